@@ -6,5 +6,5 @@ BIN := $(VENV)/bin
 .PHONY: demo test core clean
 
 core:
-	cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$$(command -v $(PYTHON)) -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/pycooldown
+	cmake -S . -B build/dev -G Ninja -DPYCOOLDOWN_WERROR=ON -DPython_EXECUTABLE=$$(command -v $(PYTHON)) -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/pycooldown
 	cmake --build build/dev

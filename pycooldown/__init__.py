@@ -1,0 +1,28 @@
+"""Domain mixtures for training on imbalanced data: temperature sampling, scalarization and Cooldown."""
+
+try:
+    from pycooldown import _core as _core
+except ImportError as error:  # a source tree without the compiled core
+    raise ImportError(
+        "pycooldown's compiled core is missing or was built for another Python: run `pip install .` in the source "
+        "tree, or `pip install -e .` to develop"
+    ) from error
+
+from pycooldown import schedules, theory
+from pycooldown._core import AliasTable
+from pycooldown.mixture import Mixture, temperature
+from pycooldown.sampler import BatchPlan, DomainBatchSampler, Exposure
+from pycooldown.schedules import Schedule
+
+__version__ = "0.1.0"
+__all__ = [
+    "AliasTable",
+    "BatchPlan",
+    "DomainBatchSampler",
+    "Exposure",
+    "Mixture",
+    "Schedule",
+    "schedules",
+    "temperature",
+    "theory",
+]

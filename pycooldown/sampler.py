@@ -1,0 +1,296 @@
+"""Turns a schedule into batches of sample indices, each a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pycooldown import _core
+from pycooldown.mixture import Mixture
+from pycooldown.schedules import Schedule
+
+AllocationName = Literal["multinomial", "systematic"]
+Integers = npt.NDArray[np.int64]
+
+# How many past positions are remembered, so that a state a little behind the newest batch costs no replay from step 0.
+_MAX_SNAPSHOTS = 16
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The samples of one global batch, in slot order; rank r of R takes slots [r B / R, (r + 1) B / R).
+
+    Attributes:
+        domain_ids: int32 (B,), positions in ``mixture.domains``.
+        indices: int64 (B,), sample indices into the domains laid end to end.
+        epochs: int64 (B,), the pass through its domain that a sample belongs to, from 0.
+        mixture: the mixture in force.
+    """
+
+    domain_ids: npt.NDArray[np.int32]
+    indices: Integers
+    epochs: Integers
+    mixture: Mixture
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """How often each domain has been drawn.
+
+    Attributes:
+        domains: K names.
+        draws: int64 (K,), samples drawn.
+        epochs: float64 (K,), draws over domain size.
+    """
+
+    domains: tuple[str, ...]
+    draws: Integers
+    epochs: npt.NDArray[np.float64]
+
+
+class DomainBatchSampler:
+    """A batch sampler that mixes domains by a schedule, for ``DataLoader(dataset, batch_sampler=...)``.
+
+    The dataset holds the domains laid end to end, in the order of the schedule's domains (as ``ConcatDataset`` does).
+    The *global* batch of a step is planned first and then sliced, so the order of samples depends on the seed and the
+    schedule alone, not on ranks, workers or prefetching, and a job can go on with another number of ranks. Within a
+    domain, samples are drawn without replacement: each epoch of a domain is a permutation of it.
+
+    Args:
+        schedule: the mixture at each step, from `pycooldown.schedules`.
+        batch_size: size B of the global batch in samples, over all ranks.
+        seed: integer in [0, 2^64).
+        num_steps: stop after this step; ``None`` to go on for ever.
+        rank: this process's position among ``world_size``.
+        world_size: number of processes that share the batch.
+        allocation: "multinomial" draws each slot's domain independently; "systematic" gives domain i floor(B q_i) or
+            ceil(B q_i) slots, which is unbiased too and has less variance.
+        shuffle: ``False`` takes each domain's samples in their own order.
+
+    Raises:
+        ValueError: if an argument is out of range, or a batch would on average hold more samples of a domain than the
+            domain has.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        batch_size: int,
+        seed: int,
+        num_steps: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        allocation: AllocationName = "multinomial",
+        shuffle: bool = True,
+    ) -> None:
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule is a {type(schedule).__name__}; expected one made by pycooldown.schedules")
+        if not 0 < batch_size < 2**31:
+            raise ValueError(f"batch_size = {batch_size}; expected 1 to 2^31 - 1 samples")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed = {seed}; expected an integer in [0, 2^64)")
+        if num_steps is not None and num_steps < 0:
+            raise ValueError(f"num_steps = {num_steps}; expected a number >= 0, or None for no end")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank = {rank} of world_size = {world_size}; expected 0 <= rank < world_size")
+        if world_size > batch_size:
+            raise ValueError(f"world_size = {world_size} is above batch_size = {batch_size}; some ranks would be idle")
+        if allocation not in _core.Allocation.__members__:
+            names = ", ".join(map(repr, _core.Allocation.__members__))
+            raise ValueError(f"allocation = {allocation!r}; expected one of {names}")
+        self.schedule = schedule
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_steps = num_steps
+        self.rank = rank
+        self.world_size = world_size
+        self.allocation = allocation
+        self.shuffle = shuffle
+
+        first = schedule.mixture(0)
+        self.domains, self.sizes = first.domains, first.sizes
+        self._check_batches_fit()
+        self._table_of: tuple[Mixture, _core.AliasTable] | None = None
+        self._cursors = _core.DomainCursors(self.sizes, seed=seed, shuffle=shuffle)
+        self._step = 0  # of the cursors
+        self._next_step = 0  # where iteration starts
+        self._snapshots: dict[int, Integers] = {0: self._cursors.counts}
+
+    def __len__(self) -> int:
+        """Steps left of ``num_steps``."""
+        if self.num_steps is None:
+            raise TypeError("the sampler has no end: give num_steps to have a length")
+        return max(0, self.num_steps - self._next_step)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yields this rank's sample indices, step after step, from the step of the last loaded state."""
+        step = self._next_step
+        while self.num_steps is None or step < self.num_steps:
+            plan = self._plan(step, *self._slice())
+            step += 1
+            self._next_step = step
+            yield plan.indices.tolist()
+        self._next_step = 0  # a further pass starts anew
+
+    def plan(self, step: int) -> BatchPlan:
+        """The global batch of any step; far from the current one, the steps between are counted first."""
+        if step < 0:
+            raise ValueError(f"step = {step}; expected a step >= 0")
+        return self._plan(step, 0, self.batch_size)
+
+    def exposure(self, step: int | None = None) -> Exposure:
+        """What the steps before ``step`` draw: a count for past steps, an exact forecast for those to come.
+
+        Args:
+            step: the end of the count; by default ``num_steps``, or the current step if there is no end.
+        """
+        if step is None:
+            step = self._next_step if self.num_steps is None else self.num_steps
+        counts = self._counts_before(step)
+        return Exposure(self.domains, counts, counts / self.sizes)
+
+    def state_dict(self, step: int | None = None) -> dict[str, Any]:
+        """What is needed to go on from ``step``, as JSON values.
+
+        Args:
+            step: number of batches that training has consumed; by default those that iteration has yielded, which a
+                prefetching ``DataLoader`` asks for ahead of their use.
+        """
+        step = self._next_step if step is None else step
+        counts = self._counts_before(step)
+        self._remember(step, counts)
+        return {
+            "version": 1,
+            "step": step,
+            "draws": dict(zip(self.domains, counts.tolist(), strict=True)),
+            **self._identity(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a saved state; rank and world size may be other ones.
+
+        Raises:
+            ValueError: if the state belongs to another job, saying what differs. Nothing is changed then.
+        """
+        missing = {"version", "step", "draws", *self._identity()} - set(state)
+        if missing:
+            raise ValueError(f"state lacks {sorted(missing)}; expected a value of DomainBatchSampler.state_dict()")
+        if state["version"] != 1:
+            raise ValueError(f"state has version {state['version']!r}; this pycooldown reads version 1")
+        for name, mine in self._identity().items():
+            if state[name] != mine:
+                raise ValueError(f"state is of another job: {_difference(name, state[name], mine)}")
+        if set(state["draws"]) != set(self.domains):
+            raise ValueError("state is damaged: 'draws' and 'sizes' name different domains")
+        counts = np.array([state["draws"][name] for name in self.domains], dtype=np.int64)
+        step = state["step"]
+        if step < 0 or (counts < 0).any() or counts.sum() != step * self.batch_size:
+            raise ValueError(
+                f"state is damaged: {int(counts.sum())} draws in {step} steps of {self.batch_size} samples each"
+            )
+        self._snapshots = {0: np.zeros_like(counts), step: counts}
+        self._seek(step)
+        self._next_step = step
+
+    def _identity(self) -> dict[str, Any]:
+        """What decides the order of samples, but for the position in it."""
+        return {
+            "sizes": dict(zip(self.domains, self.sizes.tolist(), strict=True)),
+            "schedule": self.schedule.describe(),
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "allocation": self.allocation,
+            "shuffle": self.shuffle,
+        }
+
+    def _slice(self) -> tuple[int, int]:
+        return (
+            self.batch_size * self.rank // self.world_size,
+            self.batch_size * (self.rank + 1) // self.world_size,
+        )
+
+    def _plan(self, step: int, begin: int, end: int) -> BatchPlan:
+        self._seek(step)
+        mixture, table = self._mixture_and_table(step)
+        domain_ids = _core.allocate(
+            table, _core.Allocation[self.allocation], seed=self.seed, step=step, batch_size=self.batch_size
+        )
+        indices, epochs = self._cursors.advance(domain_ids, begin, end)
+        self._step = step + 1
+        return BatchPlan(domain_ids[begin:end], indices, epochs, mixture)
+
+    def _mixture_and_table(self, step: int) -> tuple[Mixture, _core.AliasTable]:
+        mixture = self.schedule.mixture(step)
+        if self._table_of is None or self._table_of[0] is not mixture:
+            if mixture.domains != self.domains or (mixture.sizes != self.sizes).any():
+                raise ValueError(f"the schedule's mixture at step {step} has other domains or sizes than at step 0")
+            self._table_of = mixture, _core.AliasTable(mixture.sampling)
+        return self._table_of
+
+    def _counts_before(self, step: int) -> Integers:
+        here = self._step
+        self._remember(here, self._cursors.counts)
+        self._seek(step)
+        counts = self._cursors.counts
+        self._seek(here)
+        return counts
+
+    def _seek(self, step: int) -> None:
+        """Moves the cursors to the start of ``step``, from the nearest position known before it."""
+        if step < 0:
+            raise ValueError(f"step = {step}; expected a step >= 0")
+        start = max(s for s in self._snapshots if s <= step)
+        if not start <= self._step <= step:
+            self._cursors.counts = self._snapshots[start]
+            self._step = start
+        while self._step < step:
+            _, table = self._mixture_and_table(self._step)
+            change = self.schedule.next_change(self._step)
+            last = step if change is None else min(step, change)
+            self._cursors.skip(
+                table,
+                _core.Allocation[self.allocation],
+                seed=self.seed,
+                first_step=self._step,
+                last_step=last,
+                batch_size=self.batch_size,
+            )
+            self._step = last
+
+    def _remember(self, step: int, counts: Integers) -> None:
+        self._snapshots[step] = counts
+        for oldest in sorted(self._snapshots)[1:-_MAX_SNAPSHOTS]:
+            del self._snapshots[oldest]
+
+    def _check_batches_fit(self) -> None:
+        """Looks at the first and last mixture and at the first ones that follow a change."""
+        step: int | None = 0
+        for _ in range(_MAX_SNAPSHOTS):
+            if step is None or (self.num_steps is not None and step >= self.num_steps):
+                return
+            mixture = self.schedule.mixture(step)
+            draws = self.batch_size * mixture.sampling
+            if (draws > self.sizes).any():
+                i = int((draws / self.sizes).argmax())
+                raise ValueError(
+                    f"batch_size = {self.batch_size} would draw domain {self.domains[i]!r} {draws[i]:.1f} times on "
+                    f"average in a batch at step {step}, but it has {self.sizes[i]} samples: every batch would repeat "
+                    "some; use a smaller batch_size, a lower sampling probability, or merge the domain with another"
+                )
+            step = self.schedule.next_change(step)
+
+
+def _difference(name: str, theirs: Any, mine: Any) -> str:
+    if name == "sizes" and isinstance(theirs, Mapping):
+        if only := set(theirs) ^ set(mine):
+            where = "the state" if next(iter(sorted(only))) in theirs else "this job"
+            return f"domain {min(only)!r} is only in {where}"
+        if changed := [d for d in mine if theirs[d] != mine[d]]:
+            return f"domain {changed[0]!r} has {theirs[changed[0]]} samples in the state and {mine[changed[0]]} here"
+        return "the domains are in another order"
+    return f"{name} is {theirs!r} in the state and {mine!r} here"
