@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Vector = npt.NDArray[np.float64]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 def temperature(sizes: npt.ArrayLike, tau: float) -> Vector:
@@ -30,7 +32,7 @@ def temperature(sizes: npt.ArrayLike, tau: float) -> Vector:
     n = np.asarray(sizes, dtype=np.float64)
     if n.ndim != 1 or n.size == 0:
         raise ValueError(f"sizes has shape {n.shape}; expected a vector with one size for each domain, at least one")
-    if not (bad := np.flatnonzero(~(np.isfinite(n) & (n > 0)))).size == 0:
+    if (bad := np.flatnonzero(~(np.isfinite(n) & (n > 0)))).size:
         raise ValueError(f"sizes[{bad[0]}] = {n[bad[0]]}; expected a positive finite number: leave empty domains out")
     if not tau > 0:
         raise ValueError(f"tau = {tau}; expected a temperature > 0 (1: proportional to size, inf: uniform)")
@@ -188,6 +190,6 @@ def _check_length(name: str, domains: Sequence[str], values: npt.NDArray[np.gene
         raise ValueError(f"{name} has shape {values.shape}; expected one entry for each of {len(domains)} domains")
 
 
-def _frozen(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+def _frozen(array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
     array.flags.writeable = False
     return array

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, Protocol, runtime_checkable
 
 from pycooldown.mixture import Mixture
@@ -47,7 +48,7 @@ def staircase(stages: Sequence[tuple[int, Mixture]]) -> Schedule:
     if not stages:
         raise ValueError("stages is empty; expected at least one (start_step, mixture) pair")
     starts, mixtures = zip(*stages, strict=True)
-    if starts[0] != 0 or any(a >= b for a, b in zip(starts, starts[1:], strict=False)):
+    if starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
         raise ValueError(f"stages start at steps {list(starts)}; expected 0 and then increasing steps")
     for start, mixture in stages[1:]:
         _check_same_domains(mixtures[0], mixture, f"the stage at step {start}")
