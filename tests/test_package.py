@@ -61,8 +61,8 @@ def test_imports_point_down(path):
             assert allowed, f"{relative} ({room}) imports {module}: imports point down only"
 
 
-def run(code, **env):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=None if not env else env)
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
 def test_import_loads_nothing_heavy():

@@ -15,8 +15,8 @@ void allocate_systematic(const AliasTable& table, std::uint64_t seed, std::uint6
   const Permutation slot(seed, Stream::slots, step, 0, batch_size);
   const Block random = random_block(seed, Stream::systematic, step);
 
-  // The order of the domains: i -> (multiplier * i + start) mod K with a random multiplier coprime to K, which costs one
-  // addition per domain.
+  // The order of the domains: i -> (multiplier * i + start) mod K with a random multiplier coprime to K, which costs
+  // one addition per domain.
   std::uint64_t multiplier = random.word[2] % num_domains;
   while (std::gcd(multiplier, num_domains) != 1) multiplier = (multiplier + 1) % num_domains;
   std::uint64_t domain = random.word[1] % num_domains;

@@ -1,6 +1,6 @@
-// Which samples make up the global batch of a step. Two independent parts: an allocation chooses the domain of every slot
-// as a function of (seed, step); cursors then turn the n-th use of a domain into a sample, each epoch of a domain being a
-// permutation of it.
+// Which samples make up the global batch of a step. Two independent parts: an allocation chooses the domain of every
+// slot as a function of (seed, step); cursors then turn the n-th use of a domain into a sample, each epoch of a domain
+// being a permutation of it.
 #pragma once
 
 #include <cstdint>

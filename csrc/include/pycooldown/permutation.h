@@ -1,6 +1,7 @@
-// A keyed bijection on [0, n): a shuffle without memory. A Feistel network on pairs (high, low) with low < 2^b and high < h,
-// where h is the least number with h 2^b >= n; the few pairs beyond n walk on along their cycle (Black and Rogaway, "Ciphers
-// with arbitrary finite domains", CT-RSA 2002). Since h need not be a power of two, hardly any value walks.
+// A keyed bijection on [0, n): a shuffle without memory. A Feistel network on pairs (high, low) with low < 2^b and high
+// < h, where h is the least number with h 2^b >= n; the few pairs beyond n walk on along their cycle (Black and
+// Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002). Since h need not be a power of two, hardly any value
+// walks.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,10 @@ class Permutation {
  public:
   // n in [1, 2^62]. (stream, index, lane) name the permutation, as they do a random block.
   PYCOOLDOWN_HD Permutation(std::uint64_t seed, Stream stream, std::uint64_t index, std::uint32_t lane, std::uint64_t n)
-      : size_(n), rounds_(n < 64 ? 24 : n < 4096 ? 8 : 6) {
+      : size_(n),
+        rounds_(n < 64     ? 24
+                : n < 4096 ? 8
+                           : 6) {
     int bits = 1;
     while (bits < 62 && (n - 1) >> bits) ++bits;
     low_bits_ = bits / 2;
@@ -47,7 +51,8 @@ class Permutation {
     return keys_[round & 7] + std::uint64_t{0x9E3779B9} * static_cast<std::uint64_t>(round >> 3);
   }
 
-  // 32 random bits. The high bits of a product depend on all bits of its factors, the low ones do not: hence the shifts.
+  // 32 random bits. The high bits of a product depend on all bits of its factors, the low ones do not: hence the
+  // shifts.
   PYCOOLDOWN_HD static std::uint64_t mix(std::uint64_t half, std::uint64_t key) {
     std::uint64_t x = ((half + key) ^ key << 32) * 0x9E3779B97F4A7C15u;
     x ^= x >> 32;
