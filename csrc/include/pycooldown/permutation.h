@@ -38,7 +38,8 @@ class Permutation {
       std::uint64_t low = i & low_mask_, high = i >> low_bits_;
       for (int round = 0; round < rounds_; round += 2) {  // small sets need more rounds to be uniform
         high += (mix(low, key(round)) * high_size_) >> 32;
-        high -= high >= high_size_ ? high_size_ : 0;
+        const std::uint64_t wrapped = high - high_size_;  // huge if there is nothing to wrap
+        high = wrapped < high ? wrapped : high;
         low ^= mix(high, key(round + 1)) & low_mask_;
       }
       i = high << low_bits_ | low;
