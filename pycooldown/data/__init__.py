@@ -1,0 +1,1 @@
+"""Reading, packing and mixing samples on disk."""
