@@ -233,10 +233,10 @@ def test_bad_options(corpus: Path, tmp_path: Path, options: dict, message: str) 
 
 
 def test_missing_files_are_named(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no <domain>/train.jsonl"):
+    with pytest.raises(ValueError, match=r"has no <domain>/train\.jsonl"):
         pack(tmp_path / "nowhere", tmp_path / "packed")
     (corpus / "fa" / "validation.jsonl").unlink()
-    with pytest.raises(FileNotFoundError, match="validation.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"validation\.jsonl"):
         pack(corpus, tmp_path / "packed")
 
 
