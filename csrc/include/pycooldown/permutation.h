@@ -15,10 +15,7 @@ class Permutation {
  public:
   // n in [1, 2^62]. (stream, index, lane) name the permutation, as they do a random block.
   PYCOOLDOWN_HD Permutation(std::uint64_t seed, Stream stream, std::uint64_t index, std::uint32_t lane, std::uint64_t n)
-      : size_(n),
-        rounds_(n < 64     ? 24
-                : n < 4096 ? 8
-                           : 6) {
+      : size_(n) {
     int bits = 1;
     while (bits < 62 && (n - 1) >> bits) ++bits;
     low_bits_ = bits / 2;
@@ -35,33 +32,38 @@ class Permutation {
 
   PYCOOLDOWN_HD std::uint64_t operator()(std::uint64_t i) const {
     do {
-      std::uint64_t low = i & low_mask_, high = i >> low_bits_;
-      for (int round = 0; round < rounds_; round += 2) {  // small sets need more rounds to be uniform
-        high += (mix(low, key(round)) * high_size_) >> 32;
-        const std::uint64_t wrapped = high - high_size_;  // huge if there is nothing to wrap
-        high = wrapped < high ? wrapped : high;
-        low ^= mix(high, key(round + 1)) & low_mask_;
-      }
-      i = high << low_bits_ | low;
+      i = size_ >= 4096 ? network<6>(i) : size_ >= 64 ? network<8>(i) : network<24>(i);
     } while (i >= size_);
     return i;
   }
 
  private:
+  // Small sets need more rounds to be uniform.
+  template <int kRounds>
+  PYCOOLDOWN_HD std::uint64_t network(std::uint64_t i) const {
+    std::uint64_t low = i & low_mask_, high = i >> low_bits_;
+    for (int round = 0; round < kRounds; round += 2) {
+      high += (mix(low + key(round)) * high_size_) >> 32;
+      const std::uint64_t wrapped = high - high_size_;  // huge if there is nothing to wrap
+      high = wrapped < high ? wrapped : high;
+      low ^= mix(high + key(round + 1)) & low_mask_;
+    }
+    return high << low_bits_ | low;
+  }
+
   PYCOOLDOWN_HD std::uint64_t key(int round) const {
     return keys_[round & 7] + std::uint64_t{0x9E3779B9} * static_cast<std::uint64_t>(round >> 3);
   }
 
-  // 32 random bits. The high bits of a product depend on all bits of its factors, the low ones do not: hence the
-  // shifts.
-  PYCOOLDOWN_HD static std::uint64_t mix(std::uint64_t half, std::uint64_t key) {
-    std::uint64_t x = ((half + key) ^ key << 32) * 0x9E3779B97F4A7C15u;
+  // 32 random bits. The high bits of a product depend on all bits of its factors, the low ones do not: hence the shifts.
+  PYCOOLDOWN_HD static std::uint64_t mix(std::uint64_t x) {
+    x *= 0x9E3779B97F4A7C15u;
     x ^= x >> 32;
     return (x * 0xD6E8FEB86659FD93u) >> 32;
   }
 
   std::uint64_t size_, low_mask_, high_size_;
-  int low_bits_, rounds_;
+  int low_bits_;
   std::uint32_t keys_[8];
 };
 
