@@ -18,24 +18,18 @@ class AliasTable:
 class Allocation(enum.Enum):
     multinomial = 0
     systematic = 1
+    quota = 2
 
-def allocate(
-    table: AliasTable, allocation: Allocation, *, seed: int, step: int, batch_size: int
-) -> npt.NDArray[np.int32]: ...
-
-class DomainCursors:
-    def __init__(self, sizes: npt.ArrayLike, *, seed: int, shuffle: bool) -> None: ...
-    counts: npt.NDArray[np.int64]
-    def advance(
-        self, domain_ids: npt.NDArray[np.int32], begin: int, end: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
-    def skip(
-        self,
-        table: AliasTable,
-        allocation: Allocation,
-        *,
-        seed: int,
-        first_step: int,
-        last_step: int,
-        batch_size: int,
+class BatchPlanner:
+    def __init__(
+        self, sizes: npt.ArrayLike, allocation: Allocation, *, batch_size: int, seed: int, shuffle: bool
     ) -> None: ...
+    @property
+    def counts(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def credits(self) -> npt.NDArray[np.int64]: ...
+    def seek(self, counts: npt.ArrayLike, credits: npt.ArrayLike) -> None: ...
+    def plan(
+        self, stages: Sequence[tuple[AliasTable, int]], step: int, begin: int, end: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
+    def skip(self, stages: Sequence[tuple[AliasTable, int]], first_step: int, last_step: int) -> None: ...

@@ -10,7 +10,7 @@ import pytest
 from pycooldown import DomainBatchSampler, Mixture, schedules, temperature
 
 SIZES = {"zh": 1500, "de": 700, "gl": 90, "fa": 17}
-ALLOCATIONS = ("multinomial", "systematic")
+ALLOCATIONS = ("multinomial", "systematic", "quota")
 SCHEDULES = {
     "constant": schedules.constant(Mixture.temperature_sampling(SIZES, 5)),
     "scalarization": schedules.constant(Mixture.scalarization(SIZES, 5)),
@@ -90,7 +90,7 @@ class TestContract:
         assert list(islice(late, 9)) == batches[21:]
         assert next(iter(ahead)) == make(schedule, allocation=allocation).plan(30).indices.tolist()
 
-    def test_multinomial_and_systematic_are_unbiased(self, schedule, allocation):
+    def test_is_unbiased(self, schedule, allocation):
         counts = np.zeros(4)
         steps = 4_000
         sampler = make(schedule, allocation=allocation, num_steps=None)
@@ -112,6 +112,33 @@ def test_systematic_gives_floor_or_ceil(schedule):
         assert counts.sum() == 30
         assert np.all(counts >= np.floor(wanted - 1e-6))
         assert np.all(counts <= np.ceil(wanted + 1e-6))
+
+
+def random_schedule(rng, num_domains, kind):
+    sizes = {f"d{i}": int(n) + 40 for i, n in enumerate(10 ** rng.uniform(1, 6, num_domains))}
+    if kind == "anneal":
+        return schedules.anneal(sizes, tau=5, final_tau=1, num_steps=150, shape=rng.choice(["linear", "exponential"]))
+    starts = [0, *np.cumsum(rng.integers(1, 60, 12)).tolist()]
+    names, n = list(sizes), list(sizes.values())
+    mixtures = [Mixture(names, n, q, q) for q in rng.dirichlet(np.full(num_domains, 0.3), len(starts))]
+    return schedules.staircase(list(zip(starts, mixtures, strict=True)))
+
+
+@pytest.mark.parametrize("kind", ["staircase", "anneal"])
+@pytest.mark.parametrize("case", range(12))
+def test_quota_stays_within_one_sample(kind, case):
+    """At the end of every batch, under any schedule."""
+    rng = np.random.default_rng(case)
+    num_domains, batch_size = [(2, 7), (5, 1), (9, 64), (60, 16), (300, 13), (1_000, 256)][case % 6]
+    schedule = random_schedule(rng, num_domains, kind)
+    sampler = DomainBatchSampler(schedule, batch_size=batch_size, seed=case, allocation="quota")
+    earned, drawn, worst = np.zeros(num_domains), np.zeros(num_domains), 0.0
+    for step in range(200):
+        plan = sampler.plan(step)
+        earned += batch_size * plan.mixture.sampling
+        drawn += np.bincount(plan.domain_ids, minlength=num_domains)
+        worst = max(worst, np.abs(earned - drawn).max())
+    assert worst < 1 + 1e-6 * num_domains  # sampling probabilities are rounded to multiples of 2^-32
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)

@@ -55,7 +55,8 @@ class Permutation {
     return keys_[round & 7] + std::uint64_t{0x9E3779B9} * static_cast<std::uint64_t>(round >> 3);
   }
 
-  // 32 random bits. The high bits of a product depend on all bits of its factors, the low ones do not: hence the shifts.
+  // 32 random bits. The high bits of a product depend on all bits of its factors, the low ones do not: hence the
+  // shifts.
   PYCOOLDOWN_HD static std::uint64_t mix(std::uint64_t x) {
     x *= 0x9E3779B97F4A7C15u;
     x ^= x >> 32;
