@@ -9,6 +9,7 @@ namespace pycooldown {
 
 namespace {
 
+constexpr std::size_t kAhead = 12;
 constexpr auto kUnits = static_cast<std::int64_t>(AliasTable::kUnits);
 
 // In how many batches after that of `step` a domain will have earned `need` more units, as far ahead as can be told.
@@ -87,6 +88,11 @@ void BatchPlanner::plan(std::span<const Stage> stages, std::uint64_t step, std::
   for (std::size_t slot = 0; slot < batch_size(); ++slot) {
     const auto lane = static_cast<std::uint32_t>(domain_ids_[slot]);
     Domain& d = domains_[lane];
+    if (slot + kAhead < batch_size()) {  // with thousands of domains, each is a cache miss
+      const char* next = reinterpret_cast<const char*>(&domains_[static_cast<std::size_t>(domain_ids_[slot + kAhead])]);
+      __builtin_prefetch(next);
+      __builtin_prefetch(next + sizeof(Domain) - 1);
+    }
     if (slot - begin < indices.size()) {  // also false before begin, where the difference wraps
       std::uint64_t position = d.position;
       if (shuffle_) {
