@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -115,7 +116,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | None]:
         """The micro-batches of one optimizer step and the number of valid tokens in its global batch."""
-        batches = [batch for batch, _ in zip(epoch_iterator, range(num_batches), strict=False)]
+        batches = list(itertools.islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
         count = torch.stack([(_next_tokens(batch["labels"]) != -100).sum() for batch in batches]).sum().to(device)
