@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 from torch.utils.tensorboard import SummaryWriter
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from pycooldown.data.manifest import Manifest, load_manifest
@@ -182,7 +182,7 @@ def _trainer(
 ) -> MixtureTrainer:
     set_seed(recipe.training.seed)
     shards, validation = manifest.shards("train"), manifest.shards("validation")
-    return MixtureTrainer(
+    trainer = MixtureTrainer(
         _model(recipe, manifest),
         args,
         schedule=build_schedule(recipe, sizes),
@@ -191,6 +191,8 @@ def _trainer(
         eval_dataset={d: _spread(TarDataset({d: validation[d]}), recipe.data.eval_samples) for d in sizes},
         data_collator=PackedText(recipe.data.max_length),
     )
+    trainer.remove_callback(PrinterCallback)  # metrics.jsonl has what it would print
+    return trainer
 
 
 def _model(recipe: Recipe, manifest: Manifest) -> LlamaForCausalLM:
