@@ -14,9 +14,9 @@ pytest.importorskip("typer")
 pytest.importorskip("transformers")
 pytest.importorskip("sentencepiece")
 
-from typer.testing import CliRunner  # noqa: E402
+from typer.testing import CliRunner
 
-from pycooldown import cli  # noqa: E402
+from pycooldown import cli
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
 SIZES = {"aa": 120, "bb": 40, "cc": 12}
@@ -96,7 +96,9 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(tmp_path, recipe):
     assert resumed.returncode == 0, resumed.stderr
     assert invoke("train", recipe, "--output", whole).returncode == 0
 
-    assert metrics(killed) == [{**entry, "epoch": other["epoch"]} for entry, other in zip(metrics(whole), metrics(killed))]
+    assert metrics(killed) == [
+        {**entry, "epoch": other["epoch"]} for entry, other in zip(metrics(whole), metrics(killed))
+    ]
     assert len(metrics(whole)) == 120 + 12
     weights = "model/model.safetensors"
     assert (killed / weights).read_bytes() == (whole / weights).read_bytes()
@@ -116,14 +118,20 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(tmp_path, recipe):
 def test_report_compares_runs(tmp_path, recipe):
     runs = []
     for name, method in (("tau5", "temperature"), ("weighted", "scalarization")):
-        text = recipe.read_text().replace("{method: cooldown, tau: 5, final_tau: 1, switch_at: 0.5}", f"{{method: {method}, tau: 5}}")
+        text = recipe.read_text().replace(
+            "{method: cooldown, tau: 5, final_tau: 1, switch_at: 0.5}", f"{{method: {method}, tau: 5}}"
+        )
         path = tmp_path / f"{name}.yaml"
         path.write_text(text)
-        result = CliRunner().invoke(cli.app, ["train", str(path), "training.steps=20", "--output", str(tmp_path / name)])
+        result = CliRunner().invoke(
+            cli.app, ["train", str(path), "training.steps=20", "--output", str(tmp_path / name)]
+        )
         assert result.exit_code == 0, result.output
         runs.append(str(tmp_path / name))
     assert metrics(tmp_path / "weighted")[0]["v/cc"] > 1 > metrics(tmp_path / "weighted")[0]["v/aa"]
-    result = CliRunner().invoke(cli.app, ["report", *runs, "--figures", str(tmp_path / "figures")], env={"COLUMNS": "160"})
+    result = CliRunner().invoke(
+        cli.app, ["report", *runs, "--figures", str(tmp_path / "figures")], env={"COLUMNS": "160"}
+    )
     assert result.exit_code == 0, result.output
     for word in ("aa", "bb", "cc", "low-resource", "tau5", "weighted", "lowest loss"):
         assert word in result.output

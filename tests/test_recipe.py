@@ -34,7 +34,9 @@ def load(tmp_path, text, overrides=()):
         ("{method: anneal, shape: cosine}", schedules.anneal(SIZES, tau=5, final_tau=1, num_steps=100, shape="cosine")),
         (
             "{method: staircase, stages: [[0, 5], [0.5, 2], [0.75, 1]]}",
-            schedules.staircase([(s, Mixture.temperature_sampling(SIZES, t)) for s, t in ((0, 5.0), (50, 2.0), (75, 1.0))]),
+            schedules.staircase(
+                [(s, Mixture.temperature_sampling(SIZES, t)) for s, t in ((0, 5.0), (50, 2.0), (75, 1.0))]
+            ),
         ),
     ],
 )
@@ -83,7 +85,7 @@ def test_mistakes_name_file_and_key_and_what_is_accepted(tmp_path, old, new, mes
 @pytest.mark.parametrize("switch_at", [0.0, 1.0, -0.5, float("nan")])
 def test_switch_must_lie_within_the_run(tmp_path, switch_at):
     recipe = load(tmp_path, GOOD, [f"mixture.switch_at={switch_at}"])
-    with pytest.raises(ValueError, match="switch_at = .* expected a share of the steps"):
+    with pytest.raises(ValueError, match=r"switch_at = .* expected a share of the steps"):
         recipe.mixture.schedule(SIZES, 100)
 
 

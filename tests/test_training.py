@@ -1,7 +1,12 @@
 """MixtureTrainer on a tiny model: what each step trains on, with which weights, and what checkpoints are trusted."""
 
+import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,9 +83,7 @@ def make_trainer(output, schedule, *, steps=6, batch_size=12, accumulation=1, ev
 
 def switching():
     """From scalarization to temperature sampling at step 3: sampling and weights both change."""
-    return schedules.staircase(
-        [(0, Mixture.scalarization(SIZES, 5.0)), (3, Mixture.temperature_sampling(SIZES, 2.0))]
-    )
+    return schedules.staircase([(0, Mixture.scalarization(SIZES, 5.0)), (3, Mixture.temperature_sampling(SIZES, 2.0))])
 
 
 def losses(trainer):
@@ -107,7 +110,7 @@ def test_every_step_trains_on_its_planned_global_batch(tmp_path, accumulation, w
     for step, micro_batches in seen.items():
         plan = plans.plan(step)
         assert len(micro_batches) == accumulation
-        assert sum(micro_batches, []) == list(zip(plan.indices.tolist(), plan.domain_ids.tolist()))
+        assert list(itertools.chain(*micro_batches)) == list(zip(plan.indices.tolist(), plan.domain_ids.tolist()))
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -140,6 +143,22 @@ def test_weights_do_not_depend_on_accumulation(tmp_path):
         moved = (value - start[name]).abs().max()
         for other in states[1:]:
             assert (other[name] - value).abs().max() <= 1e-4 * moved
+
+
+def test_weights_do_not_depend_on_the_number_of_processes(tmp_path):
+    options = {"accumulation": 2, "learning_rate": 0.05, "optim": "sgd", "evaluate": True}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ranks = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, check=False)
+    assert ranks.returncode == 0, ranks.stderr
+    one = make_trainer(tmp_path / "one", switching(), **options)
+    one.train()
+    assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(
+        [*losses(one), one.evaluate()["eval_loss"]]
+    )
+    start, two = tiny_model().state_dict(), torch.load(tmp_path / "two.pt", weights_only=True)
+    for name, value in one.model.state_dict().items():
+        assert (two[name] - value).abs().max() <= 1e-4 * (value - start[name]).abs().max()
 
 
 def test_logs_and_evaluation_by_domain(tmp_path):
@@ -276,3 +295,15 @@ def test_dataset_must_be_the_schedules_domains(tmp_path):
     other = schedules.constant(Mixture.proportional({"big": 3, "small": 2}))
     with pytest.raises(ValueError, match=f"train_dataset has {VOCABULARY} samples, the schedule's domains 5"):
         make_trainer(tmp_path, other)
+
+
+if __name__ == "__main__":  # one of two processes, started by torch.distributed.run in a test above
+    folder = Path(sys.argv[1])
+    of_rank = make_trainer(
+        folder / "two", switching(), batch_size=6, accumulation=2, learning_rate=0.05, optim="sgd", evaluate=True
+    )
+    of_rank.train()
+    evaluation = of_rank.evaluate()["eval_loss"]
+    if of_rank.is_world_process_zero():
+        (folder / "losses.json").write_text(json.dumps([*losses(of_rank), evaluation]))
+        torch.save(of_rank.model.state_dict(), folder / "two.pt")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,17 @@ from pycooldown.sampler import DomainBatchSampler
 Collator = Callable[[list[Any]], dict[str, torch.Tensor]]
 
 
-class WithDomains(Dataset[Any]):
-    """A dataset of domains laid end to end whose items are (sample, domain id) pairs; see `collator`."""
+class Samples(Protocol):
+    """A map-style dataset; `__getitems__`, which reads many at once, is used where there is one."""
 
-    def __init__(self, dataset: Dataset[Any], sizes: npt.NDArray[np.int64]) -> None:
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Any: ...
+
+
+class WithDomains(Dataset[Any]):
+    """A map-style dataset of domains laid end to end whose items are (sample, domain id) pairs; see `collator`."""
+
+    def __init__(self, dataset: Any, sizes: npt.NDArray[np.int64]) -> None:
         self.dataset = dataset
         self._ends = np.cumsum(sizes)
 
@@ -57,12 +64,13 @@ class _CollateWithDomains:  # a class, as workers that are spawned must be able 
 class EvaluationBatches(WithDomains):
     """Evaluation sets of some of a mixture's domains, end to end."""
 
-    def __init__(self, datasets: Mapping[str, Dataset[Any]], domains: Sequence[str]) -> None:
+    def __init__(self, datasets: Mapping[str, Samples], domains: Sequence[str]) -> None:
         names = [name for name in domains if name in datasets]
-        sizes = np.array([len(datasets[name]) for name in names], dtype=np.int64)  # type: ignore[arg-type]
+        sizes = np.array([len(datasets[name]) for name in names], dtype=np.int64)
         if empty := [name for name, size in zip(names, sizes.tolist(), strict=True) if not size]:
             raise ValueError(f"eval_dataset of domain {empty[0]!r} is empty; leave it out")
-        super().__init__(ConcatDataset([datasets[name] for name in names]) if names else _Nothing(), sizes)
+        chosen: list[Any] = [datasets[name] for name in names]
+        super().__init__(ConcatDataset(chosen) if chosen else [], sizes)
         self._positions = [list(domains).index(name) for name in names]
 
     def _domain_ids(self, indices: Sequence[int]) -> list[int]:
@@ -72,11 +80,6 @@ class EvaluationBatches(WithDomains):
         """This rank's batches: every world_size-th of those over all sets."""
         starts = range(0, len(self), batch_size)
         return [list(range(s, min(s + batch_size, len(self)))) for s in starts][rank::world_size]
-
-
-class _Nothing(Dataset[Any]):
-    def __len__(self) -> int:
-        return 0
 
 
 class MicroBatches:

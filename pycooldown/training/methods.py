@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pycooldown import schedules
 from pycooldown.mixture import Mixture
@@ -18,7 +18,7 @@ from pycooldown.schedules import Schedule, Shape
 class Method(Protocol):
     """The options of a mixing method, checked by the schedule that they make."""
 
-    __dataclass_fields__: ClassVar[dict[str, object]]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int) -> Schedule:
         """The schedule over ``num_steps`` steps for domains of these sizes."""
@@ -75,9 +75,7 @@ class Anneal:
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int) -> Schedule:
         """A temperature for each step."""
-        return schedules.anneal(
-            sizes, tau=self.tau, final_tau=self.final_tau, num_steps=num_steps, shape=self.shape
-        )
+        return schedules.anneal(sizes, tau=self.tau, final_tau=self.final_tau, num_steps=num_steps, shape=self.shape)
 
 
 @dataclass(frozen=True)

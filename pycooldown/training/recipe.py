@@ -190,7 +190,9 @@ def _named(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(repr, arguments))}"
     if get_origin(kind) is tuple:
-        return f"a list of {_named(arguments[0])}" if arguments[-1] is Ellipsis else f"a list of {len(arguments)} values"
+        return (
+            f"a list of {_named(arguments[0])}" if arguments[-1] is Ellipsis else f"a list of {len(arguments)} values"
+        )
     return {int: "a whole number", float: "a number", str: "a text"}[kind]
 
 

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 from torch.utils.tensorboard import SummaryWriter
-from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from pycooldown.data.manifest import Manifest, load_manifest
 from pycooldown.data.shards import TarDataset
 from pycooldown.training.batches import PackedText
+from pycooldown.training.callbacks import MetricsFile
 from pycooldown.training.checkpoints import complete_checkpoint, write_atomically
 from pycooldown.training.history import METRICS, RECIPE, SUMMARY, Run
 from pycooldown.training.planning import build_schedule, domain_sizes
@@ -83,34 +83,18 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
             "eval_loss": final["eval_loss"],
             "domains": {
-                domain: {"size": size, "draws": int(draws), "epochs": float(epochs), "loss": final[f"eval_loss/{domain}"]}
+                domain: {
+                    "size": size,
+                    "draws": int(draws),
+                    "epochs": float(epochs),
+                    "loss": final[f"eval_loss/{domain}"],
+                }
                 for (domain, size), draws, epochs in zip(sizes.items(), exposure.draws, exposure.epochs, strict=True)
             },
         }
         write_atomically(output / SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False))
     trainer.accelerator.wait_for_everyone()
     return Run.read(output)
-
-
-class MetricsFile(TrainerCallback):  # type: ignore[misc]
-    """Appends what Trainer logs of training and evaluation to a file, one JSON object in a line.
-
-    A run that is resumed first drops the lines beyond its checkpoint.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() and state.global_step else []
-        # A line that the end of the process cut short is the last one, of a step beyond the checkpoint.
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
-        write_atomically(self.path, "".join(f"{line}\n" for line in kept))
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if "loss" in logs or "eval_loss" in logs:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}, ensure_ascii=False) + "\n")
 
 
 def _is_finished(output: Path, resolved: dict[str, Any], resume: bool) -> bool:
@@ -177,9 +161,7 @@ def _arguments(recipe: Recipe, output: Path, progress: bool) -> TrainingArgument
     return args
 
 
-def _trainer(
-    recipe: Recipe, manifest: Manifest, sizes: dict[str, int], args: TrainingArguments
-) -> MixtureTrainer:
+def _trainer(recipe: Recipe, manifest: Manifest, sizes: dict[str, int], args: TrainingArguments) -> MixtureTrainer:
     set_seed(recipe.training.seed)
     shards, validation = manifest.shards("train"), manifest.shards("validation")
     trainer = MixtureTrainer(
@@ -214,7 +196,7 @@ def _model(recipe: Recipe, manifest: Manifest) -> LlamaForCausalLM:
     )
 
 
-def _spread(dataset: Any, count: int) -> Dataset[Any]:
+def _spread(dataset: Any, count: int) -> Subset[Any]:
     """At most ``count`` samples, evenly spread."""
     return Subset(dataset, np.unique(np.linspace(0, len(dataset) - 1, count).astype(np.int64)).tolist())
 

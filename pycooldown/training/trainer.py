@@ -9,14 +9,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
-from transformers import ProgressCallback, Trainer, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainerControl, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from pycooldown.losses import cross_entropy
 from pycooldown.mixture import Mixture
 from pycooldown.sampler import AllocationName, DomainBatchSampler
 from pycooldown.schedules import Schedule
-from pycooldown.training.batches import EvaluationBatches, MicroBatches, WithDomains
+from pycooldown.training.batches import EvaluationBatches, MicroBatches, Samples, WithDomains
+from pycooldown.training.callbacks import MixtureProgress
 from pycooldown.training.checkpoints import complete_checkpoint, discard_incomplete, seal, unseal
 
 
@@ -52,14 +53,14 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         args: TrainingArguments,
         *,
         schedule: Schedule,
-        train_dataset: Dataset[Any],
+        train_dataset: Samples,
         data_collator: Any,
-        eval_dataset: Mapping[str, Dataset[Any]] | None = None,
+        eval_dataset: Mapping[str, Samples] | None = None,
         allocation: AllocationName = "multinomial",
         **kwargs: Any,
     ) -> None:
         first = schedule.mixture(0)
-        self._check(args, first, len(train_dataset), eval_dataset)  # type: ignore[arg-type]
+        self._check(args, first, len(train_dataset), eval_dataset)
         self.schedule = schedule
         self.domains = first.domains
         self.allocation = allocation
@@ -74,10 +75,11 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         )
         if any(type(callback) is ProgressCallback for callback in self.callback_handler.callbacks):
             self.remove_callback(ProgressCallback)
-            self.add_callback(_MixtureProgress)
+            self.add_callback(MixtureProgress)
         # The loss is already a share of the global batch's, so Trainer must not divide it by the micro-batches.
         self.loss_is_scaled_for_ga = True
         self.sampler = self._new_sampler()
+        self.control: TrainerControl
         self._weights: tuple[Mixture, torch.Tensor] | None = None
         self._stats = self._no_stats()
 
@@ -85,8 +87,8 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         """Trains, from the start or from a checkpoint.
 
         Args:
-            resume_from_checkpoint: a checkpoint, or ``True`` for the newest one in ``args.output_dir`` that is complete;
-                one that was being written when its process died is discarded.
+            resume_from_checkpoint: a checkpoint, or ``True`` for the newest complete one in ``args.output_dir``; one
+                that was being written when its process died is discarded.
             **kwargs: further arguments of `Trainer.train`.
 
         Raises:
@@ -157,7 +159,9 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
             ValueError: if the trainer has no evaluation sets or others are given.
         """
         if eval_dataset is not None or not len(self._evaluation):
-            raise ValueError("evaluation needs a dataset for each domain: pass eval_dataset={name: dataset, ...} at first")
+            raise ValueError(
+                "evaluation needs a dataset for each domain: pass eval_dataset={name: dataset, ...} at first"
+            )
         loader = self._loader(
             self._evaluation,
             self._evaluation.batches(self.args.eval_batch_size, self.args.process_index, self.args.world_size),
@@ -261,15 +265,15 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         )
 
     @staticmethod
-    def _check(
-        args: TrainingArguments, mixture: Mixture, length: int, evaluation: Mapping[str, Any] | None
-    ) -> None:
+    def _check(args: TrainingArguments, mixture: Mixture, length: int, evaluation: Mapping[str, Any] | None) -> None:
         if args.max_steps <= 0:
             raise ValueError(f"max_steps = {args.max_steps}; expected a number of steps: a mixture has no single epoch")
         if args.n_gpu > 1:
             raise ValueError(f"{args.n_gpu} GPUs in one process: start one for each, with torchrun --nproc-per-node")
         if args.auto_find_batch_size:
-            raise ValueError("auto_find_batch_size would change the mixture's batches; set the batch size and leave it off")
+            raise ValueError(
+                "auto_find_batch_size would change the mixture's batches; set the batch size and leave it off"
+            )
         if not args.ignore_data_skip:
             args.ignore_data_skip = True  # the loader itself goes on from the right place
         if args.save_total_limit is not None and args.save_total_limit < 2:
@@ -279,8 +283,8 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
             )
         if length != mixture.sizes.sum():
             raise ValueError(
-                f"train_dataset has {length} samples, the schedule's domains {mixture.sizes.sum()}; expected the domains "
-                "laid end to end"
+                f"train_dataset has {length} samples, the schedule's domains {mixture.sizes.sum()}; expected the "
+                "domains laid end to end"
             )
         if unknown := sorted(set(evaluation or {}) - set(mixture.domains)):
             raise ValueError(f"eval_dataset names {unknown[0]!r}; expected domains of the mixture")
@@ -289,19 +293,3 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
 def _next_tokens(labels: torch.Tensor) -> torch.Tensor:
     """Labels (N, T) of the inputs as targets (N, T) of the logits: each position's next token, none for the last."""
     return F.pad(labels[:, 1:], (0, 1), value=-100)
-
-
-class _MixtureProgress(ProgressCallback):  # type: ignore[misc]
-    """The progress bar with loss and temperature beside it, in place of a line for each log."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.update(state.global_step)
-            self.current_step = state.global_step
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self.training_bar is not None:
-            shown = {k: f"{v:.4g}" for k, v in logs.items() if k in ("loss", "eval_loss", "tau")}
-            self._shown = {**getattr(self, "_shown", {}), **shown}
-            self.training_bar.set_postfix(self._shown)
