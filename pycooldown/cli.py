@@ -8,14 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-try:
-    import typer
-    from rich.console import Console
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
-    from rich.table import Column, Table
-except ImportError as error:
-    raise ImportError(f"the command line needs {error.name}: pip install 'pycooldown[cli]'") from error
+from pycooldown._extras import require
+
+require("cli", "typer", "rich", "yaml")
+
+import typer  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import Progress as RichProgress  # noqa: E402
+from rich.progress import TaskID  # noqa: E402
+from rich.table import Column, Table  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pycooldown._extras import require
+
+require("plots", "matplotlib")
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -26,7 +30,11 @@ class Curve(NamedTuple):
 
 
 def loss_curves(
-    curves: Mapping[str, Mapping[str, Curve]], *, x_label: str, y_label: str = "validation loss", log_x: bool = False
+    curves: Mapping[str, Mapping[str, Curve]],
+    *,
+    x_label: str,
+    y_label: str = "validation loss (nats a token)",
+    log_x: bool = False,
 ) -> Figure:
     """One panel for each domain with a line for each run.
 
@@ -53,6 +61,7 @@ def loss_curves(
         panel.set_title(domain, fontsize=10, fontweight="bold", loc="left")
         if log_x:
             panel.set_xscale("log")
+            panel.xaxis.set_major_formatter("{x:g}")
         panel.grid(alpha=0.25, linewidth=0.6)
     for panel in panels[len(domains) :]:
         panel.set_visible(False)
@@ -88,10 +97,8 @@ def sampling_over_time(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
 
 
 def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'pycooldown[plots]'") from error
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 

@@ -9,6 +9,10 @@ Names are imported on first use, so that reading a recipe or a run does not impo
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pycooldown._extras import require
+
+require("train", "torch", "transformers", "accelerate", "tensorboard", "yaml")
+
 if TYPE_CHECKING:
     from pycooldown.training.planning import plan
     from pycooldown.training.recipe import Recipe, load_recipe
@@ -30,9 +34,4 @@ __all__ = ["MixtureTrainer", "Recipe", "compare", "load_recipe", "plan", "train"
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("pycooldown"):
-            raise
-        raise ImportError(f"{name} needs {error.name}: pip install 'pycooldown[train]'") from error
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
