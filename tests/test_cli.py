@@ -111,6 +111,13 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(tmp_path, recipe):
     assert again.exit_code == 0
     assert "finished" in again.output
     assert (killed / "summary.json").stat().st_mtime_ns == before
+    (killed / "summary.json").unlink()  # as if killed between the last checkpoint and the end
+    (killed / weights).unlink()
+    again = CliRunner().invoke(cli.app, ["train", str(recipe), "--output", str(killed), "--resume"])
+    assert again.exit_code == 0, again.output
+    assert (killed / weights).read_bytes() == (whole / weights).read_bytes()
+    assert metrics(killed)[-1] == {**metrics(whole)[-1], "epoch": metrics(killed)[-1]["epoch"]}
+    assert len(metrics(killed)) == 120 + 12
     other = CliRunner().invoke(cli.app, ["train", str(recipe), "training.steps=60", "--output", str(killed)])
     assert "training.steps is 120 there and 60 here" in str(other.exception)
 

@@ -21,7 +21,7 @@ from pycooldown.data.manifest import Manifest, load_manifest
 from pycooldown.data.shards import TarDataset
 from pycooldown.training.batches import PackedText
 from pycooldown.training.callbacks import MetricsFile
-from pycooldown.training.checkpoints import complete_checkpoint, write_atomically
+from pycooldown.training.checkpoints import complete_checkpoint, discard_incomplete, write_atomically
 from pycooldown.training.history import METRICS, RECIPE, SUMMARY, Run
 from pycooldown.training.planning import build_schedule, domain_sizes
 from pycooldown.training.recipe import Recipe
@@ -61,6 +61,8 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
             checkpoint, _ = complete_checkpoint(output)
         except ValueError as error:
             print(f"starting anew: {error}")
+            if args.should_save:
+                discard_incomplete(output)
     if args.should_save:
         output.mkdir(parents=True, exist_ok=True)
         write_atomically(output / RECIPE, json.dumps(resolved, indent=1, ensure_ascii=False))
@@ -100,7 +102,7 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
 def _is_finished(output: Path, resolved: dict[str, Any], resume: bool) -> bool:
     """Whether ``output`` holds the finished run; raises where training would spoil what it holds."""
     if not (output / RECIPE).exists():
-        if output.is_dir() and any(output.iterdir()):
+        if output.is_dir() and any(path.suffix != ".partial" for path in output.iterdir()):
             raise ValueError(f"{output} is not empty and holds no run; choose another folder")
         return False
     stored = json.loads((output / RECIPE).read_text(encoding="utf-8"))
