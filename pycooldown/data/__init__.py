@@ -7,11 +7,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .shards import TarDataset as TarDataset
+    from pycooldown.data.packing import Packed as Packed
+    from pycooldown.data.packing import pack_sequences as pack_sequences
+    from pycooldown.data.pipeline import mix as mix
+    from pycooldown.data.prefetch import DevicePrefetcher as DevicePrefetcher
+    from pycooldown.data.shards import TarDataset as TarDataset
 
-_HOMES = {"TarDataset": "shards"}
+_HOMES = {
+    "DevicePrefetcher": "prefetch",
+    "Packed": "packing",
+    "TarDataset": "shards",
+    "mix": "pipeline",
+    "pack_sequences": "packing",
+}
 
-__all__ = ["TarDataset"]
+__all__ = ["DevicePrefetcher", "Packed", "TarDataset", "mix", "pack_sequences"]
 
 
 def __getattr__(name: str) -> Any:
