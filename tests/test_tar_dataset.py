@@ -1,6 +1,7 @@
 """TarDataset: order, workers, pickling, bounds on what is open, the flat form."""
 
 import io
+import itertools
 import os
 import pickle
 import tarfile
@@ -80,7 +81,7 @@ def test_flat_form_holds_the_same_bytes(shards):
     buffer, offsets = dataset.flat(order, "txt")
     assert buffer.dtype == np.uint8
     assert offsets.dtype == np.int64
-    assert [buffer[a:b].tobytes().decode() for a, b in zip(offsets, offsets[1:])] == [KEYS[i] for i in order]
+    assert [buffer[a:b].tobytes().decode() for a, b in itertools.pairwise(offsets)] == [KEYS[i] for i in order]
     with pytest.raises(KeyError, match=r"sample 'en/0/0' of .*en-0\.tar has no 'jpg'"):
         dataset.flat([0], "jpg")
     assert [part.size for part in dataset.flat([], "txt")] == [0, 1]
