@@ -23,6 +23,8 @@ using namespace py::literals;
 
 namespace pycooldown {
 
+void register_tar(py::module_& m);  // in tar_bindings.cpp
+
 namespace {
 
 // Inputs are converted to contiguous arrays of the wanted type; a lossy conversion is an error of NumPy's.
@@ -196,6 +198,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("isa", [] { return isa_name(active_isa()); }, "The instruction set in use: baseline, avx2 or avx512.");
   register_philox(m);
   register_sampling(m);
+  register_tar(m);
 }
 
 }  // namespace pycooldown

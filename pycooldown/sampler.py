@@ -204,7 +204,7 @@ class DomainBatchSampler:
         if state["version"] != 1:
             raise ValueError(f"state has version {state['version']!r}; this pycooldown reads version 1")
         for name, mine in self._identity().items():
-            if state[name] != mine:
+            if state[name] != mine or (name == "sizes" and list(state[name]) != list(self.domains)):
                 raise ValueError(f"state is of another job: {_difference(name, state[name], mine)}")
         counts, credits = (self._by_position(name, state) for name in ("draws", "credits"))
         step = state["step"]

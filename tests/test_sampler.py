@@ -218,6 +218,7 @@ STATE = make().state_dict(step=7)
         ({"sizes": SIZES | {"fa": 18}}, "domain 'fa' has 18 samples in the state and 17 here"),
         ({"sizes": SIZES | {"ug": 5}}, "domain 'ug' is only in the state"),
         ({"sizes": {"zh": 1500, "de": 700, "gl": 90}}, "domain 'fa' is only in this job"),
+        ({"sizes": dict(reversed(SIZES.items()))}, "the domains are in another order"),
         ({"step": 8}, "210 draws in 8 steps of 30"),
         ({"draws": {"zh": 210}}, "different domains"),
     ],
