@@ -78,11 +78,11 @@ class Logits(torch.autograd.Function):
     gradient: torch.Tensor | None = None
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, logits: torch.Tensor) -> torch.Tensor:  # noqa: D102
         return logits.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> None:
+    def backward(ctx: Any, gradient: torch.Tensor) -> None:  # noqa: D102
         Logits.gradient = gradient
 
 
@@ -275,7 +275,8 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     if not on_gpu and not options.check:
         sys.exit(
-            "gpu_cross_entropy: no CUDA device (torch.cuda.is_available() is False). Run it on a machine with one, or with --check here"
+            "gpu_cross_entropy: torch.cuda.is_available() is False, and timing needs a CUDA GPU. "
+            "Without one, --check compares the numbers"
         )
 
     device = "cuda" if on_gpu else "cpu"

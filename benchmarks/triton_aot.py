@@ -2,12 +2,14 @@
 
     python benchmarks/triton_aot.py [--targets 80 90 100] [--jobs N]
 
-Needs triton, which brings its assembler and disassembler, and no GPU. Prints the worst figures of each group of variants
-and exits with 1 if any variant
+Needs triton, which brings its assembler and disassembler, and no GPU. Prints the worst figures of each group of
+variants and exits with 1 if any variant
 
 * needs more than 64 registers per thread, spills, or leaves room for fewer than 32 warps on a multiprocessor;
-* moves the body of a row other than in 128-bit loads and stores. Rows are split by their own address at run time, so that
-  one variant serves every V, 50,257 too; only the edges of a row and scalars, counted here, may move in narrow accesses.
+* takes 4 KiB of shared memory, the size of the smallest tile: tiles belong in registers;
+* moves the body of a row other than in 128-bit loads and stores. Rows are split by their own address at run time, so
+  that one variant serves every V, 50,257 too. Only scalars and the edges of a row, counted here, may move in narrow
+  accesses, and the loads of logits whose rows are aligned otherwise than those of the gradient ("unlike").
 
 No speed is measured: that takes a GPU and benchmarks/gpu_cross_entropy.py.
 """
@@ -40,7 +42,8 @@ from pycooldown.losses import _triton, _triton_kernels
 
 MAX_REGISTERS = 64
 MIN_WARPS = 32
-# Shared memory in bytes, blocks and warps of a multiprocessor (CUDA C++ Programming Guide, table of compute capabilities).
+MAX_SHARED = 4096
+# Shared memory in bytes, blocks and warps of a multiprocessor (CUDA C++ Programming Guide, compute capabilities).
 MULTIPROCESSOR = {80: (164 << 10, 32, 64), 90: (228 << 10, 32, 64), 100: (228 << 10, 32, 64)}
 BINARIES = Path(triton.__file__).parent / "backends/nvidia/bin"
 POINTERS = {
@@ -55,6 +58,7 @@ class Variant(NamedTuple):
     """One compilation and how many narrow accesses it may have; None: any, as it has no wide ones to make."""
 
     kernel: str
+    group: str
     dtype: str
     num_warps: int
     constants: tuple[tuple[str, int], ...]
@@ -82,10 +86,12 @@ def variants() -> Iterator[Variant]:
             # Loads: target, scale, the target's logit, the edges. Stores: loss, lse and whether correct, with
             # and without exponentials; the edges with a gradient, without weight and ignored.
             loads, stores = 4 if same else None, 9 if grad else None
-            yield Variant("rows", dtype, lanes // 32, (*constants.items(), ("LANES", lanes)), loads, stores)
-        yield Variant("scale", dtype, lanes // 32, (("LANES", lanes),), 2, 1)  # the factor and the edges
+            group = ("unlike" if not same else "grad" if grad else "loss") + " +options" * (smoothing or softcap)
+            flags = (*constants.items(), ("LANES", lanes))
+            yield Variant("rows", f"rows {group}", dtype, lanes // 32, flags, loads, stores)
+        yield Variant("scale", "scale", dtype, lanes // 32, (("LANES", lanes),), 2, 1)  # the factor and the edges
     for has_domains in (0, 1):
-        yield Variant("stats", "fp32", _triton.STATS_WARPS, (("HAS_DOMAINS", has_domains),), None, None)
+        yield Variant("stats", "stats", "fp32", _triton.STATS_WARPS, (("HAS_DOMAINS", has_domains),), None, None)
 
 
 def compile_variant(variant: Variant, target: int) -> Any:
@@ -139,6 +145,8 @@ def violations(variant: Variant, figures: Figures) -> list[str]:
         found.append(f"{figures.registers} registers > {MAX_REGISTERS}")
     if figures.spills:
         found.append("spills")
+    if figures.shared >= MAX_SHARED:
+        found.append(f"{figures.shared} bytes of shared memory, not less than {MAX_SHARED}")
     if figures.warps < MIN_WARPS:
         found.append(f"{figures.warps} warps < {MIN_WARPS}")
     for name in ("loads", "stores"):
@@ -167,17 +175,16 @@ def main() -> None:
 
     groups = defaultdict(list)
     for (variant, target), figures in results:
-        groups[variant.kernel, variant.dtype, target].append(figures)
-    print(
-        f"triton {triton.__version__}; the worst of each group. wide: 128 bits; narrow: the edges of a row and scalars"
-    )
-    print("kernel dtype target variants registers spills shared warps/SM  wide loads stores  narrow loads stores")
-    for (kernel, dtype, target), group in groups.items():
-        registers, spills, shared, *_, narrow_loads, narrow_stores = map(max, zip(*group))
-        warps, wide_loads, wide_stores = map(min, list(zip(*group))[3:6])
+        groups[variant.group, variant.dtype, target].append(figures)
+    print(f"triton {triton.__version__}; the worst of each group; wide: 128-bit accesses of a row's body")
+    print(f"{'':21}{'':12}variants registers spills shared warps/SM  wide loads stores  narrow loads stores")
+    for (group, dtype, target), group_figures in sorted(groups.items()):
+        columns = list(zip(*group_figures))
+        registers, spills, shared, narrow_loads, narrow_stores = (max(columns[i]) for i in (0, 1, 2, 6, 7))
+        warps, wide_loads, wide_stores = (min(columns[i]) for i in (3, 4, 5))
         print(
-            f"{kernel:6} {dtype:5}  sm_{target:<3} {len(group):8} {registers:9} {spills:6} {shared:6} {warps:8}"
-            f"  {wide_loads:10} {wide_stores:6}  {narrow_loads:12} {narrow_stores:6}"
+            f"{group:21}{dtype} sm_{target:<4}{len(group_figures):8}{registers:10}{spills:7}{shared:7}{warps:9}"
+            f"{wide_loads:12}{wide_stores:7}{narrow_loads:14}{narrow_stores:7}"
         )
     failed = 0
     for (variant, target), figures in results:

@@ -88,7 +88,7 @@ def test_rows_of_every_width_class_and_alignment(num_classes):
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("view", ["offset", "padded", "transposed"])
 def test_any_strides(view, inplace):
-    """Rows that start anywhere, rows aligned otherwise than those of the gradient, and columns that are not contiguous."""
+    """Rows that start anywhere or are aligned otherwise than those of the gradient; columns that are not contiguous."""
     logits, *rest = problem(9, 45, torch.bfloat16)
     storage = torch.full((10, 50), 7.0, dtype=logits.dtype, device=DEVICE)
     flat = torch.full((3 + logits.numel(),), 7.0, dtype=logits.dtype, device=DEVICE)

@@ -1,15 +1,21 @@
 """Cross-entropy of rows on a GPU, in Triton: the contract is that of `_reference`.
 
-Nothing here waits for the device and nothing is tuned at run time. A target that is no class gives a loss and a gradient
-of NaN; an id outside [0, num_domains) is counted in no domain. Logits whose last dimension is not contiguous are copied.
+Nothing here waits for the device and nothing is tuned at run time. A target that is no class gives a loss and a
+gradient of NaN; an id outside [0, num_domains) is counted in no domain. Logits whose last dimension is not contiguous
+are copied.
 """
 
 from __future__ import annotations
 
 import torch
-import triton
 
-from ._triton_kernels import STATS_ROWS, STATS_TILE, rows_kernel, scale_kernel, stats_kernel
+from .._extras import require
+
+require("all", "triton")
+
+import triton  # noqa: E402
+
+from ._triton_kernels import STATS_ROWS, STATS_TILE, rows_kernel, scale_kernel, stats_kernel  # noqa: E402
 
 INTERPRETED = not isinstance(rows_kernel, triton.runtime.JITFunction)  # TRITON_INTERPRET=1: runs on the CPU, slowly
 
@@ -72,7 +78,7 @@ def rows(
     target, scale = target.contiguous(), scale.contiguous()
     loss, lse = torch.empty_like(scale), torch.empty_like(scale)
     correct = target.new_empty(num_rows, dtype=torch.int8)
-    with torch.cuda.device_of(x):
+    with torch.cuda.device(x.get_device()):
         if num_rows:
             rows_kernel[(num_rows,)](
                 x, target, scale, loss, lse, correct, out, x.stride(0), out.stride(0), num_classes, ignore_index,
@@ -110,5 +116,5 @@ def scale_(grad: torch.Tensor, factor: torch.Tensor) -> None:
     if grad.stride(1) != 1:
         grad.mul_(factor)
     elif grad.numel():
-        with torch.cuda.device_of(grad):
+        with torch.cuda.device(grad.get_device()):
             scale_kernel[(len(grad),)](grad, factor.float(), grad.stride(0), grad.size(1), **_launch(grad))

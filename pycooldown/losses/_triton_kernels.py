@@ -1,14 +1,14 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 """The Triton kernels of `_triton`, which launches them.
 
-One program per row. A first pass keeps a running maximum and sum of exponentials in every lane (online softmax, Milakov
-and Gimelshein, arXiv 1805.02867) and reduces them across lanes once, at the end of the row. A second pass, from the end
-of the row to its start, while what was read last is still in cache, writes the gradient.
+One program per row. A first pass keeps a running maximum and sum of exponentials in every lane (online softmax,
+Milakov and Gimelshein, arXiv 1805.02867) and reduces them across lanes once, at the end of the row. A second pass, from
+the end of the row to its start, while what was read last is still in cache, writes the gradient.
 
-A row need not start on a 16-byte boundary (with V = 50,257 and 2 bytes each, seven rows of eight do not). Each is split,
-by its own address, into a head and a tail of less than 16 bytes, the edges, and an aligned body between them, so that the
-body moves in 128-bit accesses at any V. The edges stay in registers between the passes: when the gradient overwrites the
-logits, one warp may have written them while another still has to read.
+A row need not start on a 16-byte boundary (with V = 50,257 and 2 bytes each, seven rows of eight do not). Each is
+split, by its own address, into a head and a tail of less than 16 bytes, the edges, and an aligned body between them, so
+that the body moves in 128-bit accesses at any V. The edges stay in registers between the passes: when the gradient
+overwrites the logits, one warp may have written them while another still has to read.
 
 No integer is specialized and no pointer assumed aligned, so a variant depends on the dtype, the flags and LANES alone;
 benchmarks/triton_aot.py compiles each of them. Only `tl` is used, no inline assembly and no libdevice.
