@@ -55,6 +55,6 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def gpu_code(session: nox.Session) -> None:
-    """Registers, spills, shared memory and access widths of the Triton kernels, compiled for GPUs that are not there."""
+    """Registers, spills, shared memory and access widths of the Triton kernels, compiled without a GPU."""
     install(session, "all")
     session.run("python", "benchmarks/triton_aot.py", *session.posargs)
