@@ -47,7 +47,7 @@ def in_float64(logits, target, scale, ids, num_domains, *, ignore_index, label_s
     weighted = valid & (scale != 0)
     ((loss + z_loss * lse**2) * scale)[weighted].sum().backward()
     grad = x.grad.where(weighted[:, None], 0)
-    hit = valid & (y.gather(1, target.where(valid, 0)[:, None])[:, 0] >= y.amax(1))
+    hit = valid & ~loss.isnan() & (y.gather(1, target.where(valid, 0)[:, None])[:, 0] >= y.amax(1))
     ids = torch.zeros_like(target) if ids is None else ids
     one_hot = torch.nn.functional.one_hot(ids, num_domains).bool()
     sums = [loss[valid & of].sum() for of in one_hot.T]

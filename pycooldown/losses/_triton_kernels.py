@@ -164,7 +164,7 @@ def rows_kernel(
         row_loss = (1 - label_smoothing) * row_loss + label_smoothing * (log_sum - (row_total / num_classes - m))
     tl.store(loss + n, row_loss)
     tl.store(lse + n, row_lse)
-    tl.store(correct + n, (in_range & (x_target >= row_max) & (row_lse == row_lse)).to(tl.int8))
+    tl.store(correct + n, (in_range & (x_target >= row_max) & (row_loss == row_loss)).to(tl.int8))
 
     if GRAD:
         if weight == 0:
