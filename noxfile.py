@@ -51,3 +51,10 @@ def docs(session: nox.Session) -> None:
     """Every relative link of the Markdown pages leads somewhere, and every Python snippet of the README runs."""
     install(session, "all", "test")
     session.run("pytest", "tests/test_docs.py", *session.posargs)
+
+
+@nox.session
+def gpu_code(session: nox.Session) -> None:
+    """Registers, spills, shared memory and access widths of the Triton kernels, compiled without a GPU."""
+    install(session, "all")
+    session.run("python", "benchmarks/triton_aot.py", *session.posargs)
