@@ -14,6 +14,24 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell git ls-files cs
 test: .venv/.installed
 	$(BIN)/pytest
 
+# Each step continues where an interrupted run stopped, and does nothing when its result is there.
+LANGUAGES := zh-Hans,de,fr,ro,uk,gl,sl,hr,is,fa
+RUNS := temperature1 temperature5 cooldown
+
+demo: .venv/.installed
+	$(BIN)/pycooldown corpus demo/corpus --languages $(LANGUAGES)
+	$(BIN)/pycooldown pack demo/corpus demo/packed
+	for run in $(RUNS); do $(BIN)/pycooldown train recipes/demo/$$run.yaml --output demo/runs/$$run --resume || exit 1; done
+	$(BIN)/pycooldown report $(RUNS:%=demo/runs/%) --figures demo/report
+
+smoke: .venv/.installed  ## the demo with few steps
+	$(BIN)/pycooldown corpus demo/corpus --languages $(LANGUAGES)
+	$(BIN)/pycooldown pack demo/corpus demo/packed
+	rm -rf demo/smoke
+	$(BIN)/pycooldown train recipes/demo/cooldown.yaml --output demo/smoke/cooldown \
+	  training.steps=30 training.eval_every=15 training.save_every=15 training.log_every=5 mixture.switch_step=15
+	$(BIN)/pycooldown report demo/smoke/cooldown --figures demo/smoke/report
+
 types: .venv/.installed
 	$(BIN)/mypy
 
