@@ -29,7 +29,7 @@ smoke: .venv/.installed  ## the demo with few steps
 	$(BIN)/pycooldown pack demo/corpus demo/packed
 	rm -rf demo/smoke
 	$(BIN)/pycooldown train recipes/demo/cooldown.yaml --output demo/smoke/cooldown \
-	  training.steps=30 training.eval_every=15 training.save_every=15 training.log_every=5 mixture.switch_step=15
+	  training.steps=30 training.eval_every=15 training.save_every=15 training.log_every=5
 	$(BIN)/pycooldown report demo/smoke/cooldown --figures demo/smoke/report
 
 types: .venv/.installed
