@@ -1,5 +1,6 @@
 import enum
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,3 +40,25 @@ class DomainCursors:
         last_step: int,
         batch_size: int,
     ) -> None: ...
+
+def cross_entropy(
+    logits: npt.NDArray[Any],
+    grad: npt.NDArray[Any] | None,
+    target: npt.NDArray[np.int64],
+    scale: npt.NDArray[np.float32],
+    domain_ids: npt.NDArray[np.int64] | None,
+    num_domains: int,
+    *,
+    want_stats: bool,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    num_threads: int,
+) -> tuple[
+    npt.NDArray[np.float32],
+    npt.NDArray[np.float32],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.int64],
+    npt.NDArray[np.int64],
+]: ...
