@@ -95,8 +95,9 @@ struct RowSums {
   float largest;
 };
 
-template <bool kKeep, bool kSumLogits, class T>
-RowSums sum_row(const T* x, std::int64_t num_classes, Scratch& scratch) {
+// Calls after_block(j) after reading the block that begins at element j.
+template <bool kKeep, bool kSumLogits, class T, class AfterBlock>
+RowSums sum_row(const T* x, std::int64_t num_classes, Scratch& scratch, const AfterBlock& after_block) {
   float* out = scratch.exponential.data()->value;
   float reference = -kInfinity, row_largest = -kInfinity;
   double sum = 0, logits = 0;
@@ -120,15 +121,21 @@ RowSums sum_row(const T* x, std::int64_t num_classes, Scratch& scratch) {
     sum += block.exponentials;
     logits += block.logits;
     row_largest = std::max(row_largest, block.largest);
+    after_block(j);
   }
   const double lse = reference == -kInfinity ? std::nan("") : reference + std::log(sum);
   return {lse, logits, row_largest};
 }
 
+template <class T>
+PYCOOLDOWN_INLINE void prefetch(const T* p, std::int64_t n) {
+  for (std::int64_t j = 0; j < n; j += 64 / static_cast<std::int64_t>(sizeof(T))) __builtin_prefetch(p + j, 0, 2);
+}
+
 // grad[j] = exponential[j] * factor + shift, times 1 - (capped[j] / softcap)^2 if there is a cap
 template <bool kStream, bool kCap, class T>
 void scale_block(T* grad, std::int64_t n, const float* exponential, float factor, float shift, const float* capped,
-                 float softcap) {
+                 float softcap, const T* next) {
   const Vec f = splat(factor), s = splat(shift), c = splat(kCap ? 1.0f / softcap : 0.0f);
   const auto value = [&](Vec power, std::int64_t j) {
     Vec g = fma(power, f, s);
@@ -149,12 +156,15 @@ void scale_block(T* grad, std::int64_t n, const float* exponential, float factor
     }
   }
   for (; j + kStep <= n; j += kStep) {
-    for (int k = 0; k < kUnroll; ++k) {
-      const Vec g = value(load(exponential + j + k * kWidth), j + k * kWidth);
+    prefetch(next + j, kStep);
+    Vec g[kUnroll];
+    for (int k = 0; k < kUnroll; ++k) g[k] = value(load(exponential + j + k * kWidth), j + k * kWidth);
+    for (int k = 0; k < kUnroll; k += 2) {
       if constexpr (kStream) {
-        stream(grad + j + k * kWidth, g);
+        stream(grad + j + k * kWidth, g[k], g[k + 1]);
       } else {
-        store(grad + j + k * kWidth, g);
+        store(grad + j + k * kWidth, g[k]);
+        store(grad + j + (k + 1) * kWidth, g[k + 1]);
       }
     }
   }
@@ -170,36 +180,41 @@ const float* cap(const T* x, std::int64_t n, float softcap, float* out) {
   return out;
 }
 
-template <bool kSumLogits, class T>
-RowSums sum_row(const T* x, std::int64_t num_classes, bool keep, Scratch& scratch) {
-  return keep ? sum_row<true, kSumLogits>(x, num_classes, scratch) : sum_row<false, kSumLogits>(x, num_classes, scratch);
-}
-
+// A row whose exponentials are known and whose gradient is still to be written.
 template <class T>
-void write_grad(T* grad, bool streamed, std::int64_t num_classes, double scale, double lse, float shift, float softcap,
-                Scratch& scratch) {
-  float reference = std::numeric_limits<float>::quiet_NaN(), factor = 0;
-  for (std::int64_t j = 0; j < num_classes; j += kBlock) {
-    const float block_reference = scratch.reference[static_cast<std::size_t>(j / kBlock)];
+struct Pending {
+  T* grad = nullptr;  // nullptr: none
+  const Scratch* scratch = nullptr;
+  std::int64_t num_classes = 0;
+  double scale = 0, lse = 0;
+  float shift = 0, softcap = 0;
+  bool streamed = false;
+  float reference = std::numeric_limits<float>::quiet_NaN(), factor = 0;  // of the block last written
+
+  // Writes the block that begins at element j, and prefetches as much from `next`.
+  void write_block(std::int64_t j, const T* next) {
+    const float block_reference = scratch->reference[static_cast<std::size_t>(j / kBlock)];
     if (block_reference != reference) {
       reference = block_reference;
       factor = static_cast<float>(scale * std::exp(reference - lse));
     }
     const auto write = softcap != 0 ? (streamed ? scale_block<true, true, T> : scale_block<false, true, T>)
                                     : (streamed ? scale_block<true, false, T> : scale_block<false, false, T>);
-    write(grad + j, std::min(kBlock, num_classes - j), scratch.exponential.data()->value + j, factor, shift,
-          softcap != 0 ? scratch.capped.data()->value + j : nullptr, softcap);
+    write(grad + j, std::min(kBlock, num_classes - j), scratch->exponential.data()->value + j, factor, shift,
+          softcap != 0 ? scratch->capped.data()->value + j : nullptr, softcap, next);
   }
-}
+};
 
 template <class T>
 void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* correct) {
-  thread_local Scratch scratch;
-  scratch.reserve(job.num_classes, job.softcap != 0);
+  thread_local std::array<Scratch, 2> scratches;
+  for (Scratch& scratch : scratches) scratch.reserve(job.num_classes, job.softcap != 0);
+  Scratch* scratch = &scratches[0];
+  Scratch* other = &scratches[1];
   const double smoothing = job.label_smoothing, num_classes = static_cast<double>(job.num_classes);
   const auto softcap = static_cast<float>(job.softcap);
-  const bool streamed = job.grad != job.logits;
   std::vector<std::pair<T*, T>> at_target;  // written last, as streamed stores are not ordered with others
+  Pending<T> pending;
 
   for (std::int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(job.logits) + row * job.logits_stride;
@@ -210,33 +225,47 @@ void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* c
     job.loss[row] = job.lse[row] = 0;
     const bool ignored = target == job.ignore_index;
     const bool differentiated = grad && !ignored && scale != 0;
-    if (!ignored && (scale != 0 || job.loss_sum)) {
-      const float* capped = softcap != 0 ? cap(x, job.num_classes, softcap, scratch.capped.data()->value) : nullptr;
-      const double x_target = capped ? capped[target] : to_float(x[target]);
-      const auto sum = [&](const auto* source) {
-        return smoothing != 0 ? sum_row<true>(source, job.num_classes, differentiated, scratch)
-                              : sum_row<false>(source, job.num_classes, differentiated, scratch);
-      };
-      const RowSums sums = capped ? sum(capped) : sum(x);
-      const double nll = sums.lse - x_target;
-      const double loss = smoothing != 0 ? (1 - smoothing) * nll + smoothing * (sums.lse - sums.logits / num_classes) : nll;
-      job.loss[row] = static_cast<float>(loss);
-      job.lse[row] = static_cast<float>(sums.lse);
-      correct[row] = x_target >= static_cast<double>(sums.largest) && !std::isnan(loss);
-      if (differentiated) {
-        const double z = 2 * job.z_loss * sums.lse;
-        const double shift = smoothing / num_classes;
-        // At the target p - 1 as expm1, which does not cancel.
-        double g = std::expm1(-nll) + smoothing - shift;
-        if (z != 0) g += z * std::exp(-nll);
-        if (capped) g *= 1 - (x_target / job.softcap) * (x_target / job.softcap);
-        write_grad(grad, streamed, job.num_classes, scale * (1 + z), sums.lse, static_cast<float>(-scale * shift), softcap,
-                   scratch);
-        at_target.emplace_back(grad + target, from_float<T>(static_cast<float>(scale * g)));
-      }
-    }
     if (grad && !differentiated) std::fill_n(grad, job.num_classes, T{});
+    if (ignored || (scale == 0 && !job.loss_sum)) continue;
+
+    const float* capped = softcap != 0 ? cap(x, job.num_classes, softcap, scratch->capped.data()->value) : nullptr;
+    const double x_target = capped ? capped[target] : to_float(x[target]);
+    // The gradient of the row before is written between the blocks of this one: memory is read and written at once.
+    const auto after_block = [&](std::int64_t j) {
+      if (pending.grad) pending.write_block(j, x + std::min(j + kBlock, job.num_classes));
+    };
+    const auto sum = [&](const auto* source) {
+      if (!differentiated) return sum_row<false, true>(source, job.num_classes, *scratch, after_block);
+      return smoothing != 0 ? sum_row<true, true>(source, job.num_classes, *scratch, after_block)
+                            : sum_row<true, false>(source, job.num_classes, *scratch, after_block);
+    };
+    const RowSums sums = capped ? sum(capped) : sum(x);
+    pending.grad = nullptr;
+    const double nll = sums.lse - x_target;
+    const double loss = smoothing != 0 ? (1 - smoothing) * nll + smoothing * (sums.lse - sums.logits / num_classes) : nll;
+    job.loss[row] = static_cast<float>(loss);
+    job.lse[row] = static_cast<float>(sums.lse);
+    correct[row] = x_target >= static_cast<double>(sums.largest) && !std::isnan(loss);
+    if (!differentiated) continue;
+
+    const double z = 2 * job.z_loss * sums.lse;
+    const double shift = smoothing / num_classes;
+    pending = {.grad = grad,
+               .scratch = scratch,
+               .num_classes = job.num_classes,
+               .scale = scale * (1 + z),
+               .lse = sums.lse,
+               .shift = static_cast<float>(-scale * shift),
+               .softcap = softcap,
+               .streamed = job.grad != job.logits};
+    // At the target p - 1 as expm1, which does not cancel.
+    double g = std::expm1(-nll) + smoothing - shift;
+    if (z != 0) g += z * std::exp(-nll);
+    if (capped) g *= 1 - (x_target / job.softcap) * (x_target / job.softcap);
+    at_target.emplace_back(grad + target, from_float<T>(static_cast<float>(scale * g)));
+    std::swap(scratch, other);
   }
+  for (std::int64_t j = 0; pending.grad && j < job.num_classes; j += kBlock) pending.write_block(j, nullptr);
   stream_fence();
   for (const auto& [place, value] : at_target) *place = value;
 }

@@ -160,24 +160,30 @@ PYCOOLDOWN_INLINE void store(T* p, Vec v) {
   std::memcpy(static_cast<void*>(p), &bits, sizeof bits);
 }
 
-// Store past the caches; p must be aligned to kWidth elements.
+// Store a and b one after the other past the caches; p must be aligned to 2 * kWidth elements.
 template <class T>
-PYCOOLDOWN_INLINE void stream(T* p, Vec v) {
-  const auto bits = rounded(v, p);
+PYCOOLDOWN_INLINE void stream(T* p, Vec a, Vec b) {
+  const auto low = rounded(a, p), high = rounded(b, p);
 #if defined(PYCOOLDOWN_ISA_avx512)
   if constexpr (sizeof(T) == 4) {
-    _mm512_stream_ps(reinterpret_cast<float*>(p), reinterpret_cast<__m512>(bits));
-  } else {
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(bits));
+    _mm512_stream_ps(reinterpret_cast<float*>(p), low);
+    _mm512_stream_ps(reinterpret_cast<float*>(p) + kWidth, high);
+  } else {  // a full line at once
+    const __m512i both = _mm512_castsi256_si512(reinterpret_cast<__m256i>(low));
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), _mm512_inserti64x4(both, reinterpret_cast<__m256i>(high), 1));
   }
 #elif defined(PYCOOLDOWN_ISA_avx2)
   if constexpr (sizeof(T) == 4) {
-    _mm256_stream_ps(reinterpret_cast<float*>(p), reinterpret_cast<__m256>(bits));
+    _mm256_stream_ps(reinterpret_cast<float*>(p), low);
+    _mm256_stream_ps(reinterpret_cast<float*>(p) + kWidth, high);
   } else {
-    _mm_stream_si128(reinterpret_cast<__m128i*>(p), reinterpret_cast<__m128i>(bits));
+    const __m256i both = _mm256_castsi128_si256(reinterpret_cast<__m128i>(low));
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p),
+                        _mm256_inserti128_si256(both, reinterpret_cast<__m128i>(high), 1));
   }
 #else
-  std::memcpy(static_cast<void*>(p), &bits, sizeof bits);
+  std::memcpy(static_cast<void*>(p), &low, sizeof low);
+  std::memcpy(static_cast<void*>(p + kWidth), &high, sizeof high);
 #endif
 }
 
