@@ -190,7 +190,7 @@ void register_sampling(py::module_& m) {
 
 // Rows of contiguous elements, at any distance from each other.
 std::int64_t row_stride(const py::array& rows, const char* name) {
-  if (rows.ndim() != 2 || (rows.shape(1) > 1 && rows.strides(1) != rows.itemsize())) {
+  if (rows.ndim() != 2 || (rows.shape(1) > 1 && rows.size() > 0 && rows.strides(1) != rows.itemsize())) {
     throw std::invalid_argument(std::string(name) + " must have two dimensions, the last of them contiguous");
   }
   return rows.strides(0) / rows.itemsize();

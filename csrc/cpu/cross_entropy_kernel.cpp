@@ -265,7 +265,7 @@ void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* c
     at_target.emplace_back(grad + target, from_float<T>(static_cast<float>(scale * g)));
     std::swap(scratch, other);
   }
-  for (std::int64_t j = 0; pending.grad && j < job.num_classes; j += kBlock) pending.write_block(j, nullptr);
+  for (std::int64_t j = 0; pending.grad && j < job.num_classes; j += kBlock) pending.write_block(j, pending.grad + j);
   stream_fence();
   for (const auto& [place, value] : at_target) *place = value;
 }
