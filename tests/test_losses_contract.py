@@ -38,6 +38,14 @@ def backend(request, monkeypatch):
     return name
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def outcome(logits, target, backend, output_weights=None, **options):
     """Loss, gradient and statistics; unreduced losses are differentiated with `output_weights`."""
     logits = logits.detach().requires_grad_()
@@ -56,7 +64,13 @@ def assert_agrees(logits, target, backend, **options):
     scale = exact_grad.nan_to_num().abs().amax() if exact_grad.numel() else 0.0
     ulp = 2 * HALF_ULP[logits.dtype]
     for got, exact, eager, size, unit in (
-        (loss, exact_loss, eager_loss, exact_loss.nan_to_num(0, 0, 0).abs().amax() if exact_loss.numel() else 0.0, 2e-7),
+        (
+            loss,
+            exact_loss,
+            eager_loss,
+            exact_loss.nan_to_num(0, 0, 0).abs().amax() if exact_loss.numel() else 0.0,
+            2e-7,
+        ),
         (grad, exact_grad, eager_grad, scale, ulp),
     ):
         error = (eager - exact).nan_to_num(0, 0, 0).abs().amax() if exact.numel() else 0.0
@@ -162,13 +176,10 @@ def test_offsets_beyond_32_bits(backend):
 def test_the_same_bits_on_any_number_of_threads(isa, monkeypatch):
     monkeypatch.setenv("PYCOOLDOWN_ISA", isa)
     logits, target = problem(50, 3001)
-    before, results = torch.get_num_threads(), []
-    try:
-        for num_threads in (1, 2, 5):
-            torch.set_num_threads(num_threads)
-            results.append(outcome(logits, target, "cpp", label_smoothing=0.1))
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    for num_threads in (1, 2, 5):
+        torch.set_num_threads(num_threads)
+        results.append(outcome(logits, target, "cpp", label_smoothing=0.1))
     for loss, grad, stats in results[1:]:
         assert torch.equal(loss, results[0][0])
         assert torch.equal(grad, results[0][1])
