@@ -26,7 +26,7 @@ def rows(
     want_grad: bool,
     want_stats: bool,
     inplace: bool,
-) -> tuple[torch.Tensor, ...]:
+) -> tuple[torch.Tensor | None, ...]:
     """Loss, gradient and sums of rows; `_reference` has the meaning of each."""
     rows = logits.detach()
     if rows.shape[1] > 1 and rows.stride(1) != 1:

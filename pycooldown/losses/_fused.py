@@ -176,7 +176,7 @@ def _backward(
             logits.detach(), target, rescaled, None, 1, *ctx.options, want_grad=True, want_stats=False
         )[2]
     if torch.is_grad_enabled():  # create_graph=True
-        grad = _FirstDerivative.apply(grad, logits, grad_total, grad_losses)
+        grad = _FirstDerivative.apply(grad, logits, grad_total, grad_losses)  # type: ignore[no-untyped-call]
     return (grad, *(None,) * 11)
 
 
@@ -203,7 +203,8 @@ class InplaceCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, *args: Any) -> Outputs:
         *options, want_stats = args
-        outputs = _run(logits, *options, want_grad=True, want_stats=want_stats, inplace=True)
+        run: Any = _run
+        outputs: Outputs = run(logits, *options, want_grad=True, want_stats=want_stats, inplace=True)
         torch.autograd.graph.increment_version(logits)
         ctx.grad = logits.detach()
         ctx.backend = args[-2]
@@ -220,5 +221,5 @@ class InplaceCrossEntropy(torch.autograd.Function):
         with torch.no_grad():
             scale_(grad, grad_total.detach(), ctx.backend)
         if torch.is_grad_enabled():
-            grad = _FirstDerivative.apply(grad, grad_total)
+            grad = _FirstDerivative.apply(grad, grad_total)  # type: ignore[no-untyped-call]
         return (grad, *(None,) * 10)

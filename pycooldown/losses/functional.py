@@ -116,7 +116,9 @@ def cross_entropy(
         if want_grad and inplace and not torch.compiler.is_compiling():
             if input.is_leaf:
                 raise ValueError("inplace=True would overwrite input, a leaf that requires grad; use inplace=False")
-            total, losses, _, *sums = _fused.InplaceCrossEntropy.apply(*args, chosen, return_stats)
+            total, losses, _, *sums = _fused.InplaceCrossEntropy.apply(  # type: ignore[no-untyped-call]
+                *args, chosen, return_stats
+            )
         else:
             total, losses, _, *sums = _fused.cross_entropy(*args, chosen, want_grad, return_stats)
         if reduction == "none":
