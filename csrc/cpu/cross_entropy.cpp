@@ -5,6 +5,10 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "cross_entropy_rows.h"
 #include "dispatch.h"
 #include "parallel.h"
@@ -19,12 +23,28 @@ void check(const char* name, const std::int64_t* values, std::int64_t bound, std
                           " is not in [0, " + std::to_string(bound) + "), the number of " + what);
 }
 
+// A gradient is large and mostly fresh: with pages of 2 MiB the first write to it faults 512 times less often.
+void prefer_huge_pages([[maybe_unused]] void* begin, [[maybe_unused]] std::size_t bytes) {
+#if defined(__linux__)
+  constexpr std::uintptr_t kHugePage = 2 << 20;
+  const auto address = reinterpret_cast<std::uintptr_t>(begin);
+  const std::uintptr_t first = (address + kHugePage - 1) / kHugePage * kHugePage;
+  const std::uintptr_t last = (address + bytes) / kHugePage * kHugePage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: failure is harmless
+#endif
+}
+
 }  // namespace
 
 void cross_entropy(const CrossEntropy& job, int num_threads) {
   for (std::int64_t row = 0; row < job.num_rows; ++row) {
     if (job.target[row] != job.ignore_index) check("target", job.target, job.num_classes, row, "classes");
     if (job.domain_ids) check("domain_ids", job.domain_ids, job.num_domains, row, "domains");
+  }
+
+  if (job.grad && job.grad != job.logits && job.grad_stride == job.num_classes) {
+    const std::int64_t element = job.format == Format::f32 ? 4 : 2;
+    prefer_huge_pages(job.grad, static_cast<std::size_t>(job.num_rows * job.num_classes * element));
   }
 
   // A chunk is large enough to amortize its start and small enough to balance the load.
