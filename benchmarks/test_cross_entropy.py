@@ -28,7 +28,7 @@ ROUNDS = 7
 def stream_copy(tmp_path_factory):
     library = tmp_path_factory.mktemp("copy") / "stream_copy.so"
     source = Path(__file__).with_name("stream_copy.c")
-    subprocess.run(["cc", "-O3", "-shared", "-fPIC", "-o", library, source], check=True)
+    subprocess.run(["cc", "-O3", "-march=native", "-shared", "-fPIC", "-o", library, source], check=True)
     function = ctypes.CDLL(str(library)).stream_copy
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads)

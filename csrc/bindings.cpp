@@ -70,7 +70,8 @@ void register_philox(py::module_& m) {
 
 // ---- sampling ------------------------------------------------------------------------------------------------------
 
-constexpr const char* kAliasTableDoc = R"(Draws outcomes with given probabilities in constant time (Walker's alias method).
+constexpr const char* kAliasTableDoc =
+    R"(Draws outcomes with given probabilities in constant time (Walker's alias method).
 
 Draw number ``i`` is a pure function of ``(seed, i)``, the same on every instruction set, thread count and device.
 
@@ -127,7 +128,8 @@ void register_sampling(py::module_& m) {
           [](const AliasTable& table) {
             py::array_t<double> out(static_cast<py::ssize_t>(table.weights().size()));
             auto values = view(out);
-            for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<double>(table.weights()[i]) * 0x1p-32;
+            for (std::size_t i = 0; i < values.size(); ++i)
+              values[i] = static_cast<double>(table.weights()[i]) * 0x1p-32;
             return out;
           },
           "float64 array of shape (K,): the probabilities that the draws have exactly, multiples of 2^-32.")
@@ -143,14 +145,16 @@ void register_sampling(py::module_& m) {
 
   m.def(
       "allocate",
-      [](const AliasTable& table, Allocation allocation, std::uint64_t seed, std::uint64_t step, std::int64_t batch_size) {
+      [](const AliasTable& table, Allocation allocation, std::uint64_t seed, std::uint64_t step,
+         std::int64_t batch_size) {
         py::array_t<std::int32_t> out(batch_size);
         const auto values = view(out);
         py::gil_scoped_release release;
         allocate(table, allocation, seed, step, values);
         return out;
       },
-      "table"_a, "allocation"_a, py::kw_only(), "seed"_a, "step"_a, "batch_size"_a, "The domain of every slot of a batch.");
+      "table"_a, "allocation"_a, py::kw_only(), "seed"_a, "step"_a, "batch_size"_a,
+      "The domain of every slot of a batch.");
 
   py::class_<DomainCursors>(m, "DomainCursors", "How often each domain has been drawn, and which sample comes next.")
       .def(py::init([](const Input<std::int64_t>& sizes, std::uint64_t seed, bool shuffle) {
@@ -170,7 +174,8 @@ void register_sampling(py::module_& m) {
             cursors.advance(ids, begin, end, to_indices, to_epochs);
             return std::pair(indices, epochs);
           },
-          "domain_ids"_a, "begin"_a, "end"_a, "Moves past domain_ids; returns (indices, epochs) of the slots in [begin, end).")
+          "domain_ids"_a, "begin"_a, "end"_a,
+          "Moves past domain_ids; returns (indices, epochs) of the slots in [begin, end).")
       .def(
           "skip",
           [](DomainCursors& cursors, const AliasTable& table, Allocation allocation, std::uint64_t seed,
@@ -199,7 +204,8 @@ std::int64_t row_stride(const py::array& rows, const char* name) {
 template <class T>
 void check_length(const Input<T>& array, std::int64_t length, const char* name) {
   if (array.ndim() == 1 && array.size() == length) return;
-  throw std::invalid_argument(std::string(name) + " must have one value for each of the " + std::to_string(length) + " rows");
+  throw std::invalid_argument(std::string(name) + " must have one value for each of the " + std::to_string(length) +
+                              " rows");
 }
 
 Format format_of(const py::array& logits) {
@@ -261,8 +267,7 @@ py::tuple cross_entropy_of_arrays(const py::array& logits, std::optional<py::arr
 void register_losses(py::module_& m) {
   m.def("cross_entropy", &cross_entropy_of_arrays, "logits"_a, "grad"_a, "target"_a, "scale"_a, "domain_ids"_a,
         "num_domains"_a, py::kw_only(), "want_stats"_a, "ignore_index"_a, "label_smoothing"_a, "z_loss"_a, "softcap"_a,
-        "num_threads"_a,
-        "Writes the gradient of rows of logits; returns (loss, lse, loss_sum, token_count, correct).");
+        "num_threads"_a, "Writes the gradient of rows of logits; returns (loss, lse, loss_sum, token_count, correct).");
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// One sweep reads a row of logits, finds its log-sum-exp and keeps the exponentials, relative to a running reference, in
-// a scratch row that stays in cache. A second sweep scales them into the gradient, written past the caches.
+// One sweep reads a row of logits, finds its log-sum-exp and keeps the exponentials, relative to a running reference,
+// in a scratch row that stays in cache. A second sweep scales them into the gradient, written past the caches.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -168,7 +168,8 @@ void scale_block(T* grad, std::int64_t n, const float* exponential, float factor
       }
     }
   }
-  for (; j < n; j += kWidth) store_first(grad + j, std::min<std::int64_t>(n - j, kWidth), value(load(exponential + j), j));
+  for (; j < n; j += kWidth)
+    store_first(grad + j, std::min<std::int64_t>(n - j, kWidth), value(load(exponential + j), j));
 }
 
 template <class T>
@@ -242,7 +243,8 @@ void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* c
     const RowSums sums = capped ? sum(capped) : sum(x);
     pending.grad = nullptr;
     const double nll = sums.lse - x_target;
-    const double loss = smoothing != 0 ? (1 - smoothing) * nll + smoothing * (sums.lse - sums.logits / num_classes) : nll;
+    const double loss =
+        smoothing != 0 ? (1 - smoothing) * nll + smoothing * (sums.lse - sums.logits / num_classes) : nll;
     job.loss[row] = static_cast<float>(loss);
     job.lse[row] = static_cast<float>(sums.lse);
     correct[row] = x_target >= static_cast<double>(sums.largest) && !std::isnan(loss);

@@ -116,9 +116,16 @@ PYCOOLDOWN_INLINE Vec load(const float* p) {
 }
 
 PYCOOLDOWN_INLINE Vec load(const Bf16* p) {
-  HalfVec v;
-  std::memcpy(&v, p, sizeof v);
-  return reinterpret_cast<Vec>(__builtin_convertvector(v, IntVec) << 16);
+#if defined(PYCOOLDOWN_ISA_avx512)
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(PYCOOLDOWN_ISA_avx2)
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  HalfVec narrow;
+  std::memcpy(&narrow, p, sizeof narrow);
+  const IntVec wide = __builtin_convertvector(narrow, IntVec);
+#endif
+  return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(wide) << 16);
 }
 
 PYCOOLDOWN_INLINE Vec load(const F16* p) {
@@ -139,7 +146,15 @@ PYCOOLDOWN_INLINE HalfVec rounded(Vec v, const Bf16*) {
   const IntVec bits = reinterpret_cast<IntVec>(v);
   const IntVec even = (bits >> 16) & 1;
   const IntVec high = (bits + even + 0x7fff) >> 16;  // a NaN of the format keeps its high bits
+#if defined(PYCOOLDOWN_ISA_avx512)
+  return reinterpret_cast<HalfVec>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(high)));
+#elif defined(PYCOOLDOWN_ISA_avx2)
+  const __m256i low = reinterpret_cast<__m256i>(high & 0xffff);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, low), 0b1000);
+  return reinterpret_cast<HalfVec>(_mm256_castsi256_si128(packed));
+#else
   return __builtin_convertvector(high, HalfVec);
+#endif
 }
 
 PYCOOLDOWN_INLINE HalfVec rounded(Vec v, const F16*) {

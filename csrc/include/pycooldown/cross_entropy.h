@@ -14,8 +14,8 @@ enum class Format { f32, bf16, f16 };
 // Ignored rows give 0 throughout, and so do rows of scale 0 unless sums are wanted.
 struct CrossEntropy {
   std::int64_t num_rows, num_classes, num_domains;
-  const void* logits;  // of the format, num_classes contiguous elements a row
-  void* grad;          // of the format; nullptr for none; may be the logits
+  const void* logits;                       // of the format, num_classes contiguous elements a row
+  void* grad;                               // of the format; nullptr for none; may be the logits
   std::int64_t logits_stride, grad_stride;  // elements from row to row
   Format format;
   const std::int64_t* target;
