@@ -1,10 +1,44 @@
-# `make demo` and `make test` set up everything they need in .venv; `make core` builds the C++ core in place.
+# `make demo` and `make test` set up all they need in .venv, from nothing but Python, a C++ compiler and pip.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
+BIN := .venv/bin
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell git ls-files csrc pycooldown)
 
-.PHONY: demo test core clean
+.PHONY: demo smoke test types bench core clean
 
-core:
-	cmake -S . -B build/dev -G Ninja -DPYCOOLDOWN_WERROR=ON -DPython_EXECUTABLE=$$(command -v $(PYTHON)) -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/pycooldown
+.venv/.installed: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt pip
+	$(BIN)/pip install --quiet --constraint constraints.txt '.[all]' --group test --group lint
+	touch $@
+
+test: .venv/.installed
+	$(BIN)/pytest
+
+# Each step continues where an interrupted run stopped, and does nothing when its result is there.
+LANGUAGES := zh-Hans,de,fr,ro,uk,gl,sl,hr,is,fa
+RUNS := temperature1 temperature5 cooldown
+
+demo: .venv/.installed
+	$(BIN)/pycooldown corpus demo/corpus --languages $(LANGUAGES)
+	$(BIN)/pycooldown pack demo/corpus demo/packed
+	for run in $(RUNS); do $(BIN)/pycooldown train recipes/demo/$$run.yaml --output demo/runs/$$run --resume || exit 1; done
+	$(BIN)/pycooldown report $(RUNS:%=demo/runs/%) --figures demo/report
+
+smoke: .venv/.installed  ## the demo with few steps
+	$(BIN)/pycooldown corpus demo/corpus --languages $(LANGUAGES)
+	$(BIN)/pycooldown pack demo/corpus demo/packed
+	rm -rf demo/smoke
+	$(BIN)/pycooldown train recipes/demo/cooldown.yaml --output demo/smoke/cooldown \
+	  training.steps=30 training.eval_every=15 training.save_every=15 training.log_every=5 mixture.switch_step=15
+	$(BIN)/pycooldown report demo/smoke/cooldown --figures demo/smoke/report
+
+types: .venv/.installed
+	$(BIN)/mypy
+
+core:  ## builds the C++ core in place, for development
+	cmake -S . -B build/dev -G Ninja -DPYCOOLDOWN_WERROR=ON -DPython_EXECUTABLE=$$(command -v $(PYTHON)) \
+	  -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/pycooldown
 	cmake --build build/dev
+
+clean:
+	rm -rf .venv .nox build

@@ -9,6 +9,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -22,6 +23,8 @@ namespace py = pybind11;
 using namespace py::literals;
 
 namespace pycooldown {
+
+void register_tar(py::module_& m);  // in tar_bindings.cpp
 
 namespace {
 
@@ -42,6 +45,15 @@ std::span<T> view(py::array_t<T>& array) {
 template <class T>
 py::array_t<T> to_array(std::span<const T> values) {
   return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+// (table, end) pairs: the mixture in force until step `end`.
+using Stages = std::vector<std::pair<const AliasTable*, std::uint64_t>>;
+
+std::vector<Stage> stages_of(const Stages& pairs) {
+  std::vector<Stage> stages;
+  for (const auto& [table, end] : pairs) stages.push_back({table, end});
+  return stages;
 }
 
 // ---- random numbers ------------------------------------------------------------------------------------------------
@@ -141,54 +153,43 @@ void register_sampling(py::module_& m) {
   py::native_enum<Allocation>(m, "Allocation", "enum.Enum")
       .value("multinomial", Allocation::multinomial)
       .value("systematic", Allocation::systematic)
+      .value("quota", Allocation::quota)
       .finalize();
 
-  m.def(
-      "allocate",
-      [](const AliasTable& table, Allocation allocation, std::uint64_t seed, std::uint64_t step,
-         std::int64_t batch_size) {
-        py::array_t<std::int32_t> out(batch_size);
-        const auto values = view(out);
-        py::gil_scoped_release release;
-        allocate(table, allocation, seed, step, values);
-        return out;
-      },
-      "table"_a, "allocation"_a, py::kw_only(), "seed"_a, "step"_a, "batch_size"_a,
-      "The domain of every slot of a batch.");
-
-  py::class_<DomainCursors>(m, "DomainCursors", "How often each domain has been drawn, and which sample comes next.")
-      .def(py::init([](const Input<std::int64_t>& sizes, std::uint64_t seed, bool shuffle) {
-             return DomainCursors(view(sizes), seed, shuffle);
-           }),
-           "sizes"_a, py::kw_only(), "seed"_a, "shuffle"_a)
-      .def_property(
-          "counts", [](const DomainCursors& cursors) { return to_array<std::int64_t>(cursors.counts()); },
-          [](DomainCursors& cursors, const Input<std::int64_t>& counts) { cursors.set_counts(view(counts)); })
+  py::class_<BatchPlanner>(m, "BatchPlanner", "Plans batch after batch; knows how often each domain has been drawn.")
+      .def(py::init([](const Input<std::int64_t>& sizes, Allocation allocation, std::int64_t batch_size,
+                       std::uint64_t seed,
+                       bool shuffle) { return BatchPlanner(view(sizes), allocation, batch_size, seed, shuffle); }),
+           "sizes"_a, "allocation"_a, py::kw_only(), "batch_size"_a, "seed"_a, "shuffle"_a)
+      .def_property_readonly("counts", [](const BatchPlanner& p) { return to_array<std::int64_t>(p.counts()); })
+      .def_property_readonly("credits", [](const BatchPlanner& p) { return to_array<std::int64_t>(p.credits()); })
       .def(
-          "advance",
-          [](DomainCursors& cursors, const Input<std::int32_t>& domain_ids, std::size_t begin, std::size_t end) {
-            py::array_t<std::int64_t> indices(static_cast<py::ssize_t>(end - begin)), epochs(indices.size());
-            const auto ids = view(domain_ids);
-            const auto to_indices = view(indices), to_epochs = view(epochs);
-            py::gil_scoped_release release;
-            cursors.advance(ids, begin, end, to_indices, to_epochs);
-            return std::pair(indices, epochs);
+          "seek",
+          [](BatchPlanner& planner, const Input<std::int64_t>& counts, const Input<std::int64_t>& credits) {
+            planner.seek(view(counts), view(credits));
           },
-          "domain_ids"_a, "begin"_a, "end"_a,
-          "Moves past domain_ids; returns (indices, epochs) of the slots in [begin, end).")
+          "counts"_a, "credits"_a)
+      .def(
+          "plan",
+          [](BatchPlanner& planner, const Stages& stages, std::uint64_t step, std::size_t begin, std::size_t end) {
+            py::array_t<std::int64_t> indices(static_cast<py::ssize_t>(end - begin)), epochs(indices.size());
+            const auto to_indices = view(indices), to_epochs = view(epochs);
+            {
+              py::gil_scoped_release release;
+              planner.plan(stages_of(stages), step, begin, to_indices, to_epochs);
+            }
+            return std::tuple(to_array(planner.domain_ids().subspan(begin, end - begin)), indices, epochs);
+          },
+          "stages"_a, "step"_a, "begin"_a, "end"_a,
+          "Plans a step and moves past it; returns (domain_ids, indices, epochs) of the slots in [begin, end).")
       .def(
           "skip",
-          [](DomainCursors& cursors, const AliasTable& table, Allocation allocation, std::uint64_t seed,
-             std::uint64_t first_step, std::uint64_t last_step, std::int64_t batch_size) {
-            std::vector<std::int32_t> domain_ids(static_cast<std::size_t>(batch_size));
+          [](BatchPlanner& planner, const Stages& stages, std::uint64_t first_step, std::uint64_t last_step) {
+            const auto known = stages_of(stages);
             py::gil_scoped_release release;
-            for (std::uint64_t step = first_step; step < last_step; ++step) {
-              allocate(table, allocation, seed, step, domain_ids);
-              cursors.advance(domain_ids);
-            }
+            for (std::uint64_t step = first_step; step < last_step; ++step) planner.plan(known, step, 0, {}, {});
           },
-          "table"_a, "allocation"_a, py::kw_only(), "seed"_a, "first_step"_a, "last_step"_a, "batch_size"_a,
-          "Moves past the batches of steps [first_step, last_step).");
+          "stages"_a, "first_step"_a, "last_step"_a, "Moves past the batches of steps [first_step, last_step).");
 }
 
 // ---- losses --------------------------------------------------------------------------------------------------------
@@ -277,6 +278,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("isa", [] { return isa_name(active_isa()); }, "The instruction set in use: baseline, avx2 or avx512.");
   register_philox(m);
   register_sampling(m);
+  register_tar(m);
   register_losses(m);
 }
 

@@ -13,11 +13,17 @@ from pycooldown import _core
 from pycooldown.mixture import Mixture
 from pycooldown.schedules import Schedule
 
-AllocationName = Literal["multinomial", "systematic"]
+AllocationName = Literal["multinomial", "systematic", "quota"]
 Integers = npt.NDArray[np.int64]
 
 # How many past positions are remembered, so that a state a little behind the newest batch costs no replay from step 0.
 _MAX_SNAPSHOTS = 16
+# How many changes of the mixture quota allocation looks ahead to see deadlines.
+_MAX_STAGES = 32
+_NEVER = 2**64 - 1
+
+
+_Position = tuple[Integers, Integers]  # draws, and credits in 2^-32 samples
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,16 @@ class Exposure:
     epochs: npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class _Stage:
+    """The mixture in force in steps [start, end), and its alias table."""
+
+    start: int
+    end: int
+    mixture: Mixture
+    table: _core.AliasTable
+
+
 class DomainBatchSampler:
     """A batch sampler that mixes domains by a schedule, for ``DataLoader(dataset, batch_sampler=...)``.
 
@@ -68,7 +84,10 @@ class DomainBatchSampler:
         rank: this process's position among ``world_size``.
         world_size: number of processes that share the batch.
         allocation: "multinomial" draws each slot's domain independently; "systematic" gives domain i floor(B q_i) or
-            ceil(B q_i) slots, which is unbiased too and has less variance.
+            ceil(B q_i) slots, which is unbiased too and has less variance; "quota" carries the rounding error over, so
+            that after any number of steps each domain has been drawn within one sample of the sum of its B q_i
+            (under a schedule that changes at every step, as far as 32 steps ahead tell, and under an adaptive one, as
+            far as it is decided).
         shuffle: ``False`` takes each domain's samples in their own order.
 
     Raises:
@@ -115,11 +134,14 @@ class DomainBatchSampler:
         first = schedule.mixture(0)
         self.domains, self.sizes = first.domains, first.sizes
         self._check_batches_fit()
-        self._table_of: tuple[Mixture, _core.AliasTable] | None = None
-        self._cursors = _core.DomainCursors(self.sizes, seed=seed, shuffle=shuffle)
-        self._step = 0  # of the cursors
+        self._stages: list[_Stage] = []
+        self._planner = _core.BatchPlanner(
+            self.sizes, _core.Allocation[allocation], batch_size=batch_size, seed=seed, shuffle=shuffle
+        )
+        self._step = 0  # where the planner stands
         self._next_step = 0  # where iteration starts
-        self._snapshots: dict[int, Integers] = {0: self._cursors.counts}
+        nothing = np.zeros(len(self.sizes), dtype=np.int64)
+        self._snapshots: dict[int, _Position] = {0: (nothing, nothing)}
 
     def __len__(self) -> int:
         """Steps left of ``num_steps``."""
@@ -151,7 +173,7 @@ class DomainBatchSampler:
         """
         if step is None:
             step = self._next_step if self.num_steps is None else self.num_steps
-        counts = self._counts_before(step)
+        counts, _ = self._position_before(step)
         return Exposure(self.domains, counts, counts / self.sizes)
 
     def state_dict(self, step: int | None = None) -> dict[str, Any]:
@@ -162,14 +184,12 @@ class DomainBatchSampler:
                 prefetching ``DataLoader`` asks for ahead of their use.
         """
         step = self._next_step if step is None else step
-        counts = self._counts_before(step)
-        self._remember(step, counts)
-        return {
-            "version": 1,
-            "step": step,
-            "draws": dict(zip(self.domains, counts.tolist(), strict=True)),
-            **self._identity(),
-        }
+        counts, credits = self._position_before(step)
+        self._remember(step, (counts, credits))
+        state = {"version": 1, "step": step, "draws": self._by_name(counts), **self._identity()}
+        if self.allocation == "quota":  # what each domain has earned and not been given, in 2^-32 samples
+            state["credits"] = self._by_name(credits)
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a saved state; rank and world size may be other ones.
@@ -177,30 +197,29 @@ class DomainBatchSampler:
         Raises:
             ValueError: if the state belongs to another job, saying what differs. Nothing is changed then.
         """
-        missing = {"version", "step", "draws", *self._identity()} - set(state)
+        needed = {"version", "step", "draws", *self._identity(), *(["credits"] if self.allocation == "quota" else [])}
+        missing = needed - set(state)
         if missing:
             raise ValueError(f"state lacks {sorted(missing)}; expected a value of DomainBatchSampler.state_dict()")
         if state["version"] != 1:
             raise ValueError(f"state has version {state['version']!r}; this pycooldown reads version 1")
         for name, mine in self._identity().items():
-            if state[name] != mine:
+            if state[name] != mine or (name == "sizes" and list(state[name]) != list(self.domains)):
                 raise ValueError(f"state is of another job: {_difference(name, state[name], mine)}")
-        if set(state["draws"]) != set(self.domains):
-            raise ValueError("state is damaged: 'draws' and 'sizes' name different domains")
-        counts = np.array([state["draws"][name] for name in self.domains], dtype=np.int64)
+        counts, credits = (self._by_position(name, state) for name in ("draws", "credits"))
         step = state["step"]
-        if step < 0 or (counts < 0).any() or counts.sum() != step * self.batch_size:
+        if step < 0 or (counts < 0).any() or counts.sum() != step * self.batch_size or credits.sum() != 0:
             raise ValueError(
                 f"state is damaged: {int(counts.sum())} draws in {step} steps of {self.batch_size} samples each"
             )
-        self._snapshots = {0: np.zeros_like(counts), step: counts}
+        self._snapshots = {0: self._snapshots[0], step: (counts, credits)}
         self._seek(step)
         self._next_step = step
 
     def _identity(self) -> dict[str, Any]:
         """What decides the order of samples, but for the position in it."""
         return {
-            "sizes": dict(zip(self.domains, self.sizes.tolist(), strict=True)),
+            "sizes": self._by_name(self.sizes),
             "schedule": self.schedule.describe(),
             "batch_size": self.batch_size,
             "seed": self.seed,
@@ -214,56 +233,62 @@ class DomainBatchSampler:
             self.batch_size * (self.rank + 1) // self.world_size,
         )
 
+    def _by_name(self, values: Integers) -> dict[str, int]:
+        return dict(zip(self.domains, values.tolist(), strict=True))
+
+    def _by_position(self, name: str, state: Mapping[str, Any]) -> Integers:
+        values = state.get(name, dict.fromkeys(self.domains, 0))
+        if set(values) != set(self.domains):
+            raise ValueError(f"state is damaged: {name!r} and 'sizes' name different domains")
+        return np.array([values[domain] for domain in self.domains], dtype=np.int64)
+
     def _plan(self, step: int, begin: int, end: int) -> BatchPlan:
         self._seek(step)
-        mixture, table = self._mixture_and_table(step)
-        domain_ids = _core.allocate(
-            table, _core.Allocation[self.allocation], seed=self.seed, step=step, batch_size=self.batch_size
-        )
-        indices, epochs = self._cursors.advance(domain_ids, begin, end)
+        stages = self._stages_from(step)
+        plan = BatchPlan(*self._planner.plan(_pairs(stages), step, begin, end), stages[0].mixture)
         self._step = step + 1
-        return BatchPlan(domain_ids[begin:end], indices, epochs, mixture)
+        return plan
 
-    def _mixture_and_table(self, step: int) -> tuple[Mixture, _core.AliasTable]:
-        mixture = self.schedule.mixture(step)
-        if self._table_of is None or self._table_of[0] is not mixture:
-            if mixture.domains != self.domains or (mixture.sizes != self.sizes).any():
-                raise ValueError(f"the schedule's mixture at step {step} has other domains or sizes than at step 0")
-            self._table_of = mixture, _core.AliasTable(mixture.sampling)
-        return self._table_of
+    def _stages_from(self, step: int) -> list[_Stage]:
+        """The stage of ``step`` and, for quota allocation, those that follow."""
+        stages = [stage for stage in self._stages if stage.end > step]
+        if not stages or stages[0].start > step:
+            stages = [self._stage(step)]
+        while self.allocation == "quota" and len(stages) < _MAX_STAGES and stages[-1].end != _NEVER:
+            stages.append(self._stage(stages[-1].end))
+        self._stages = stages
+        return stages
 
-    def _counts_before(self, step: int) -> Integers:
+    def _stage(self, step: int) -> _Stage:
+        mixture, change = self.schedule.mixture(step), self.schedule.next_change(step)
+        if mixture.domains != self.domains or (mixture.sizes != self.sizes).any():
+            raise ValueError(f"the schedule's mixture at step {step} has other domains or sizes than at step 0")
+        return _Stage(step, _NEVER if change is None else change, mixture, _core.AliasTable(mixture.sampling))
+
+    def _position_before(self, step: int) -> _Position:
         here = self._step
-        self._remember(here, self._cursors.counts)
+        self._remember(here, (self._planner.counts, self._planner.credits))
         self._seek(step)
-        counts = self._cursors.counts
+        position = self._planner.counts, self._planner.credits
         self._seek(here)
-        return counts
+        return position
 
     def _seek(self, step: int) -> None:
-        """Moves the cursors to the start of ``step``, from the nearest position known before it."""
+        """Moves the planner to the start of ``step``, from the nearest position known before it."""
         if step < 0:
             raise ValueError(f"step = {step}; expected a step >= 0")
         start = max(s for s in self._snapshots if s <= step)
         if not start <= self._step <= step:
-            self._cursors.counts = self._snapshots[start]
+            self._planner.seek(*self._snapshots[start])
             self._step = start
         while self._step < step:
-            _, table = self._mixture_and_table(self._step)
-            change = self.schedule.next_change(self._step)
-            last = step if change is None else min(step, change)
-            self._cursors.skip(
-                table,
-                _core.Allocation[self.allocation],
-                seed=self.seed,
-                first_step=self._step,
-                last_step=last,
-                batch_size=self.batch_size,
-            )
+            stages = self._stages_from(self._step)
+            last = min(step, stages[0].end)
+            self._planner.skip(_pairs(stages), self._step, last)
             self._step = last
 
-    def _remember(self, step: int, counts: Integers) -> None:
-        self._snapshots[step] = counts
+    def _remember(self, step: int, position: _Position) -> None:
+        self._snapshots[step] = position
         for oldest in sorted(self._snapshots)[1:-_MAX_SNAPSHOTS]:
             del self._snapshots[oldest]
 
@@ -283,6 +308,10 @@ class DomainBatchSampler:
                     "some; use a smaller batch_size, a lower sampling probability, or merge the domain with another"
                 )
             step = self.schedule.next_change(step)
+
+
+def _pairs(stages: list[_Stage]) -> list[tuple[_core.AliasTable, int]]:
+    return [(stage.table, stage.end) for stage in stages]
 
 
 def _difference(name: str, theirs: Any, mine: Any) -> str:

@@ -1,5 +1,6 @@
 #include "pycooldown/batch_plan.h"
 
+#include <algorithm>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -8,44 +9,36 @@ namespace pycooldown {
 
 namespace {
 
-void allocate_systematic(const AliasTable& table, std::uint64_t seed, std::uint64_t step,
-                         std::span<std::int32_t> domain_ids) {
-  const auto weights = table.weights();
-  const std::uint64_t num_domains = weights.size(), batch_size = domain_ids.size();
-  const Permutation slot(seed, Stream::slots, step, 0, batch_size);
-  const Block random = random_block(seed, Stream::systematic, step);
+constexpr std::size_t kAhead = 12;
+constexpr auto kUnits = static_cast<std::int64_t>(AliasTable::kUnits);
 
-  // The order of the domains: i -> (multiplier * i + start) mod K with a random multiplier coprime to K, which costs one
-  // addition per domain.
-  std::uint64_t multiplier = random.word[2] % num_domains;
-  while (std::gcd(multiplier, num_domains) != 1) multiplier = (multiplier + 1) % num_domains;
-  std::uint64_t domain = random.word[1] % num_domains;
-
-  // In units of 2^-32 samples: domain i owns [C_{i-1}, C_i) with C = cumsum(B q) + offset, and gets as many samples as
-  // this interval has whole numbers. B * weight cannot overflow: batch_size < 2^31 and weights sum to 2^32.
-  std::uint64_t cumulative = random.word[0], filled = 0;
-  for (std::uint64_t i = 0; i < num_domains; ++i) {
-    cumulative += batch_size * weights[domain];
-    for (; filled < cumulative >> 32; ++filled) domain_ids[slot(filled)] = static_cast<std::int32_t>(domain);
-    domain += multiplier;
-    if (domain >= num_domains) domain -= num_domains;
+// In how many batches after that of `step` a domain will have earned `need` more units, as far ahead as can be told.
+std::uint64_t batches_left(std::span<const Stage> stages, std::uint64_t step, std::uint64_t batch_size,
+                           std::size_t domain, std::uint64_t need) {
+  constexpr std::uint64_t kForever = (std::uint64_t{1} << 39) - 1;
+  std::uint64_t begin = step + 1;
+  for (const Stage& stage : stages) {
+    const bool last = &stage == &stages.back();
+    if (stage.end <= begin && !last) continue;
+    if (const std::uint64_t rate = batch_size * stage.table->weights()[domain]; rate > 0) {
+      const std::uint64_t batches = (need + rate - 1) / rate;
+      if (last || batches <= stage.end - begin) return std::min(begin - (step + 1) + batches, kForever);
+      need -= rate * (stage.end - begin);
+    }
+    begin = stage.end;
   }
+  return kForever;
 }
 
 }  // namespace
 
-void allocate(const AliasTable& table, Allocation allocation, std::uint64_t seed, std::uint64_t step,
-              std::span<std::int32_t> domain_ids) {
-  switch (allocation) {
-    case Allocation::multinomial:
-      return draw(table.view(), seed, step * domain_ids.size(), domain_ids, 1);
-    case Allocation::systematic:
-      return allocate_systematic(table, seed, step, domain_ids);
+BatchPlanner::BatchPlanner(std::span<const std::int64_t> sizes, Allocation allocation, std::int64_t batch_size,
+                           std::uint64_t seed, bool shuffle)
+    : credits_(sizes.size(), 0), allocation_(allocation), seed_(seed), shuffle_(shuffle) {
+  if (batch_size < 1 || batch_size >= std::int64_t{1} << 31) {
+    throw std::invalid_argument("batch_size = " + std::to_string(batch_size) + "; expected 1 to 2^31 - 1");
   }
-}
-
-DomainCursors::DomainCursors(std::span<const std::int64_t> sizes, std::uint64_t seed, bool shuffle)
-    : seed_(seed), shuffle_(shuffle) {
+  domain_ids_.resize(static_cast<std::size_t>(batch_size));
   std::uint64_t first_index = 0;
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     if (sizes[i] <= 0) {
@@ -59,33 +52,48 @@ DomainCursors::DomainCursors(std::span<const std::int64_t> sizes, std::uint64_t 
   }
 }
 
-std::vector<std::int64_t> DomainCursors::counts() const {
+std::vector<std::int64_t> BatchPlanner::counts() const {
   std::vector<std::int64_t> counts;
+  counts.reserve(domains_.size());
   for (const Domain& d : domains_) counts.push_back(static_cast<std::int64_t>(d.epoch * d.size + d.position));
   return counts;
 }
 
-void DomainCursors::set_counts(std::span<const std::int64_t> counts) {
-  if (counts.size() != domains_.size()) {
-    throw std::invalid_argument("counts has " + std::to_string(counts.size()) + " entries; expected one for each of " +
-                                std::to_string(domains_.size()) + " domains");
+void BatchPlanner::seek(std::span<const std::int64_t> counts, std::span<const std::int64_t> credits) {
+  if (counts.size() != num_domains() || credits.size() != num_domains()) {
+    throw std::invalid_argument("got " + std::to_string(counts.size()) + " counts and " +
+                                std::to_string(credits.size()) + " credits; expected one for each of " +
+                                std::to_string(num_domains()) + " domains");
+  }
+  if (const auto negative = std::ranges::find_if(counts, [](auto n) { return n < 0; }); negative != counts.end()) {
+    throw std::invalid_argument("counts has " + std::to_string(*negative) + "; expected numbers of draws >= 0");
+  }
+  if (const auto sum = std::accumulate(credits.begin(), credits.end(), std::int64_t{0}); sum != 0) {
+    throw std::invalid_argument("credits sum to " + std::to_string(sum) + "; expected 0");
   }
   for (std::size_t i = 0; i < counts.size(); ++i) {
-    if (counts[i] < 0) {
-      throw std::invalid_argument("counts[" + std::to_string(i) + "] = " + std::to_string(counts[i]) +
-                                  "; expected a number of draws >= 0");
-    }
     domains_[i].epoch = static_cast<std::uint64_t>(counts[i]) / domains_[i].size;
     domains_[i].position = static_cast<std::uint64_t>(counts[i]) % domains_[i].size;
   }
+  std::ranges::copy(credits, credits_.begin());
 }
 
-void DomainCursors::advance(std::span<const std::int32_t> domain_ids, std::size_t begin, std::size_t end,
-                            std::span<std::int64_t> indices, std::span<std::int64_t> epochs) {
-  for (std::size_t slot = 0; slot < domain_ids.size(); ++slot) {
-    const auto lane = static_cast<std::uint32_t>(domain_ids[slot]);
+void BatchPlanner::plan(std::span<const Stage> stages, std::uint64_t step, std::size_t begin,
+                        std::span<std::int64_t> indices, std::span<std::int64_t> epochs) {
+  const AliasTable& table = *stages.front().table;
+  if (allocation_ == Allocation::multinomial) draw(table.view(), seed_, step * batch_size(), domain_ids_, 1);
+  if (allocation_ == Allocation::systematic) allocate_systematic(table, step);
+  if (allocation_ == Allocation::quota) allocate_quota(stages, step);
+
+  for (std::size_t slot = 0; slot < batch_size(); ++slot) {
+    const auto lane = static_cast<std::uint32_t>(domain_ids_[slot]);
     Domain& d = domains_[lane];
-    if (slot >= begin && slot < end) {
+    if (slot + kAhead < batch_size()) {  // with thousands of domains, each is a cache miss
+      const char* next = reinterpret_cast<const char*>(&domains_[static_cast<std::size_t>(domain_ids_[slot + kAhead])]);
+      __builtin_prefetch(next);
+      __builtin_prefetch(next + sizeof(Domain) - 1);
+    }
+    if (slot - begin < indices.size()) {  // also false before begin, where the difference wraps
       std::uint64_t position = d.position;
       if (shuffle_) {
         if (d.permuted_epoch != d.epoch) {
@@ -104,6 +112,71 @@ void DomainCursors::advance(std::span<const std::int32_t> domain_ids, std::size_
   }
 }
 
-void DomainCursors::advance(std::span<const std::int32_t> domain_ids) { advance(domain_ids, 0, 0, {}, {}); }
+void BatchPlanner::allocate_systematic(const AliasTable& table, std::uint64_t step) {
+  const auto weights = table.weights();
+  const Block random = random_block(seed_, Stream::systematic, step);
+
+  // The domains in an order that changes with the step: i -> (multiplier * i + start) mod K with a random multiplier
+  // coprime to K, which costs one addition per domain.
+  std::uint64_t multiplier = random.word[2] % num_domains();
+  while (std::gcd(multiplier, num_domains()) != 1) multiplier = (multiplier + 1) % num_domains();
+  std::uint64_t domain = random.word[1] % num_domains();
+
+  // In units of 2^-32 samples: domain i owns [C_{i-1}, C_i) with C = cumsum(B q) + offset, and gets as many samples as
+  // this interval has whole numbers. B * weight cannot overflow: B < 2^31 and weights sum to 2^32.
+  std::uint64_t cumulative = random.word[0], filled = 0;
+  for (std::size_t i = 0; i < num_domains(); ++i) {
+    cumulative += batch_size() * weights[domain];
+    for (; filled < cumulative >> 32; ++filled) domain_ids_[filled] = static_cast<std::int32_t>(domain);
+    domain += multiplier;
+    if (domain >= num_domains()) domain -= num_domains();
+  }
+  shuffle_slots(step);
+}
+
+// Earliest deadline first. The j-th sample of a domain may be drawn once the domain has earned more than j - 1, and
+// must be by the end of the batch in which it has earned j. With all deadlines known, this order meets each of them,
+// since drawing fractions as they are earned would (Tijdeman, "The chairman assignment problem", 1980, has the bound of
+// one sample).
+void BatchPlanner::allocate_quota(std::span<const Stage> stages, std::uint64_t step) {
+  const auto weights = stages.front().table->weights();
+  claims_.clear();
+  std::size_t filled = 0;
+  for (std::size_t i = 0; i < num_domains(); ++i) {
+    credits_[i] += static_cast<std::int64_t>(batch_size() * weights[i]);
+    for (; credits_[i] >= kUnits && filled < batch_size(); credits_[i] -= kUnits) {  // due now
+      domain_ids_[filled++] = static_cast<std::int32_t>(i);
+    }
+    if (credits_[i] > 0) {
+      const auto need = static_cast<std::uint64_t>(std::max<std::int64_t>(kUnits - credits_[i], 0));
+      claims_.push_back(batches_left(stages, step, batch_size(), i, need) * AliasTable::kMaxOutcomes + i);
+    }
+  }
+  // Credits sum to zero between batches, so there are at least as many claims as slots left. The last claim that is
+  // granted is found in a copy, so that the order of domains does not depend on the library's partitioning.
+  if (const std::size_t left = batch_size() - filled; left > 0) {
+    ranked_.assign(claims_.begin(), claims_.end());
+    const auto last = ranked_.begin() + static_cast<std::ptrdiff_t>(left - 1);
+    std::nth_element(ranked_.begin(), last, ranked_.end());
+    for (const std::uint64_t claim : claims_) {
+      if (claim > *last) continue;
+      const std::uint64_t domain = claim & (AliasTable::kMaxOutcomes - 1);
+      credits_[domain] -= kUnits;
+      domain_ids_[filled++] = static_cast<std::int32_t>(domain);
+    }
+  }
+  shuffle_slots(step);
+}
+
+// Fisher and Yates's shuffle, so that a slice of the batch is a random part of it.
+void BatchPlanner::shuffle_slots(std::uint64_t step) {
+  const std::uint64_t first_block = step * (batch_size() / 4 + 1);
+  Block random = random_block(seed_, Stream::slots, first_block + batch_size() / 4);
+  for (std::size_t left = batch_size(); left > 1; --left) {
+    if (left % 4 == 3) random = random_block(seed_, Stream::slots, first_block + left / 4);
+    const std::size_t other = std::uint64_t{random.word[left % 4]} * left >> 32;
+    std::swap(domain_ids_[left - 1], domain_ids_[other]);
+  }
+}
 
 }  // namespace pycooldown

@@ -21,9 +21,7 @@ bool supported(Isa isa) {
 
 }  // namespace
 
-std::string isa_name(Isa isa) {
-  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline";
-}
+std::string isa_name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline"; }
 
 Isa active_isa() {
   if (const char* forced = std::getenv("PYCOOLDOWN_ISA"); forced && *forced) {

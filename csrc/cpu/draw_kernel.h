@@ -3,9 +3,10 @@
 
 #include "pycooldown/alias_table.h"
 
-#define PYCOOLDOWN_DECLARE(isa)                                                                                     \
-  namespace isa {                                                                                                   \
-  void draw_range(AliasTableView table, std::uint64_t seed, std::uint64_t begin, std::uint64_t end, std::int32_t* out); \
+#define PYCOOLDOWN_DECLARE(isa)                                                                     \
+  namespace isa {                                                                                   \
+  void draw_range(AliasTableView table, std::uint64_t seed, std::uint64_t begin, std::uint64_t end, \
+                  std::int32_t* out);                                                               \
   }
 
 namespace pycooldown {

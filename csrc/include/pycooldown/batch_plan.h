@@ -1,6 +1,5 @@
-// Which samples make up the global batch of a step. Two independent parts: an allocation chooses the domain of every slot
-// as a function of (seed, step); cursors then turn the n-th use of a domain into a sample, each epoch of a domain being a
-// permutation of it.
+// Which samples make up the global batch of a step. An allocation chooses the domain of every slot; cursors then turn
+// the n-th use of a domain into a sample, each epoch of a domain being a permutation of it.
 #pragma once
 
 #include <cstdint>
@@ -15,27 +14,37 @@ namespace pycooldown {
 enum class Allocation {
   multinomial,  // independent draws
   systematic,   // one uniform offset: floor(B q_i) or ceil(B q_i) samples of domain i, unbiased
+  quota,        // rounding errors are carried over: after any number of batches, within one sample of the sum of B q_i
 };
 
-// domain_ids[slot] for all slots of the batch of `step`. Systematic allocation takes the domains in an order that
-// changes with the step and spreads them over the slots at random.
-void allocate(const AliasTable& table, Allocation allocation, std::uint64_t seed, std::uint64_t step,
-              std::span<std::int32_t> domain_ids);
+// The mixture in force until step `end`.
+struct Stage {
+  const AliasTable* table;
+  std::uint64_t end;
+};
 
-// Where each domain stands. `sizes` are in samples; indices count the domains laid end to end.
-class DomainCursors {
+// Plans batch after batch. Multinomial and systematic allocation depend on (seed, step) alone, quota on its credits
+// too.
+class BatchPlanner {
  public:
-  DomainCursors(std::span<const std::int64_t> sizes, std::uint64_t seed, bool shuffle);
+  // `sizes` are in samples; sample indices count the domains laid end to end.
+  BatchPlanner(std::span<const std::int64_t> sizes, Allocation allocation, std::int64_t batch_size, std::uint64_t seed,
+               bool shuffle);
 
   std::size_t num_domains() const { return domains_.size(); }
-  // How often each domain has been drawn.
-  std::vector<std::int64_t> counts() const;
-  void set_counts(std::span<const std::int64_t> counts);
+  std::size_t batch_size() const { return domain_ids_.size(); }
 
-  // Moves past domain_ids. For the slots in [begin, end) writes the sample's index and its domain's epoch.
-  void advance(std::span<const std::int32_t> domain_ids, std::size_t begin, std::size_t end,
-               std::span<std::int64_t> indices, std::span<std::int64_t> epochs);
-  void advance(std::span<const std::int32_t> domain_ids);
+  // How often each domain has been drawn, and what quota allocation owes it, in units of 2^-32 samples.
+  std::vector<std::int64_t> counts() const;
+  std::span<const std::int64_t> credits() const { return credits_; }
+  void seek(std::span<const std::int64_t> counts, std::span<const std::int64_t> credits);
+
+  // Plans the batch of `step` and moves past it. `stages` has the mixture of this step first; the following ones, as
+  // far as they are known, let quota allocation see deadlines coming. The results hold until the next call:
+  // domain_ids() has all slots, and indices and epochs are written for the slots in [begin, begin + indices.size()).
+  void plan(std::span<const Stage> stages, std::uint64_t step, std::size_t begin, std::span<std::int64_t> indices,
+            std::span<std::int64_t> epochs);
+  std::span<const std::int32_t> domain_ids() const { return domain_ids_; }
 
  private:
   struct Domain {
@@ -44,8 +53,15 @@ class DomainCursors {
     std::uint64_t permuted_epoch;   // the epoch that `permutation` belongs to
     Permutation permutation;
   };
+  void allocate_systematic(const AliasTable& table, std::uint64_t step);
+  void allocate_quota(std::span<const Stage> stages, std::uint64_t step);
+  void shuffle_slots(std::uint64_t step);
 
   std::vector<Domain> domains_;
+  std::vector<std::int64_t> credits_;
+  std::vector<std::int32_t> domain_ids_;
+  std::vector<std::uint64_t> claims_, ranked_;  // to one more slot: batches until it must be granted, then the domain
+  Allocation allocation_;
   std::uint64_t seed_;
   bool shuffle_;
 };

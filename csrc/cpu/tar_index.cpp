@@ -1,0 +1,207 @@
+#include "pycooldown/tar_index.h"
+
+#include <algorithm>
+#include <cstring>
+#include <unordered_map>
+
+#include "tar_header.h"
+
+namespace pycooldown {
+
+namespace {
+
+constexpr std::uint64_t kWindow = 64 * 1024;
+
+// Reads headers through a window, so that small members cost one read per window and large ones are skipped.
+class Source {
+ public:
+  Source(const ReadAt& read, std::uint64_t size) : read_(read), size_(size), window_(kWindow, '\0') {}
+
+  std::uint64_t size() const { return size_; }
+
+  const char* block(std::uint64_t offset) {
+    if (offset < begin_ || offset + kBlock > end_) {
+      begin_ = offset;
+      end_ = offset + read_(offset, window_.data(), std::min(kWindow, size_ - offset));
+      if (end_ < offset + kBlock) fail(offset, "the file ends inside a block");
+    }
+    return window_.data() + (offset - begin_);
+  }
+
+  std::string bytes(std::uint64_t offset, std::uint64_t size) {
+    if (size > kMaxExtendedHeader) fail(offset - kBlock, "an extended header of " + std::to_string(size) + " bytes");
+    if (size > size_ - offset) fail(offset - kBlock, "the file ends inside an extended header");
+    std::string out(size, '\0');
+    if (read_(offset, out.data(), size) != size) fail(offset, "the file ends inside an extended header");
+    return out;
+  }
+
+ private:
+  const ReadAt& read_;
+  std::uint64_t size_;
+  std::string window_;
+  std::uint64_t begin_ = 0, end_ = 0;
+};
+
+// Builds samples out of members, by webdataset's rules (webdataset.tariterators, base_plus_ext and group_by_keys).
+class Grouper {
+ public:
+  explicit Grouper(TarIndex& index) : index_(index) {}
+
+  // `what`, where given, says why the member cannot be read; its sample is dropped and counted as a fault.
+  void add(std::string_view path, std::uint64_t header, std::uint64_t data, std::uint64_t size,
+           const char* what = nullptr) {
+    if (is_metadata(path)) return;
+    const std::size_t dot = key_length(path);
+    if (dot == 0) return;
+    const std::string_view key = path.substr(0, dot);
+    if (!open_ || key != std::string_view(index_.keys).substr(index_.samples.back().key)) {
+      close();
+      index_.keys.append(key);
+      open_ = true;
+      ++ordinal_;
+    }
+    const auto label = [&] { return std::string(1, '\'').append(path).append("' "); };
+    if (what) return drop(header, label() + what);
+    const std::uint32_t extension = extension_id(path.substr(dot + 1));
+    const std::string& spelled = index_.extensions[extension];
+    if (spelled == "__key__" || spelled == "__url__" || spelled == "__domain__")
+      return drop(header, label() + "has the extension " + spelled + ", which is reserved");
+    if (last_sample_[extension] == ordinal_)
+      return drop(header, label() + "repeats the extension '" + spelled + "' of its sample");
+    last_sample_[extension] = ordinal_;
+    index_.members.push_back({static_cast<std::uint32_t>(data / kBlock), extension, size});
+  }
+
+  // Gives up the open sample, which counts as one fault however many of its members are at fault.
+  void drop(std::uint64_t header, const std::string& what) {
+    if (!dropped_) index_.faults.push_back({header, what});
+    dropped_ = true;
+  }
+
+  // Gives up the rest of the shard, and the open sample with it, since members of it may be missing.
+  void stop(const TarFault& fault) {
+    if (dropped_) close();
+    drop(fault.offset, fault.what + "; the shard cannot be read beyond it");
+    close();
+  }
+
+  void close() {
+    if (dropped_) {
+      index_.keys.resize(index_.samples.back().key);
+      index_.members.resize(index_.samples.back().member);
+    } else if (open_) {
+      index_.samples.push_back({index_.members.size(), index_.keys.size()});
+    }
+    open_ = dropped_ = false;
+  }
+
+ private:
+  // __meta__ files and everything below a directory of such a name.
+  static bool is_metadata(std::string_view path) {
+    const std::string_view first = path.substr(0, path.find('/'));
+    return first.starts_with("__") && first.ends_with("__") && (first.size() >= 4 || first.size() == path.size());
+  }
+
+  // Length of the key that the pattern ^((?:.*/|)[^.]+)[.]([^/]*)$ finds; 0 where it does not match.
+  static std::size_t key_length(std::string_view path) {
+    const std::size_t dot = path.find('.', path.rfind('/') + 1);
+    if (dot == std::string_view::npos || dot == 0) return 0;
+    // The directory part may end at any slash before the dot and before the first line end, which `.` does not match.
+    const std::size_t limit = std::min(dot - 1, path.find('\n'));
+    const std::size_t slash = limit == 0 ? std::string_view::npos : path.rfind('/', limit - 1);
+    const std::size_t start = slash == std::string_view::npos ? 0 : slash + 1;
+    return path.find('.', start) == dot ? dot : 0;
+  }
+
+  std::uint32_t extension_id(std::string_view suffix) {
+    spelling_.assign(suffix);
+    for (char& c : spelling_)
+      if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+    const auto [entry, is_new] = ids_.try_emplace(spelling_, static_cast<std::uint32_t>(index_.extensions.size()));
+    if (is_new) {
+      index_.extensions.push_back(spelling_);
+      last_sample_.push_back(0);
+    }
+    return entry->second;
+  }
+
+  TarIndex& index_;
+  bool open_ = false, dropped_ = false;
+  std::uint64_t ordinal_ = 0;  // of the open sample, the dropped ones counted
+  std::string spelling_;
+  std::unordered_map<std::string, std::uint32_t> ids_;
+  std::vector<std::uint64_t> last_sample_;  // by extension: the ordinal of the last sample that had it
+};
+
+const char* compression(std::string_view start) {
+  if (start.starts_with("\x1f\x8b")) return "gzip";
+  if (start.starts_with("BZh")) return "bzip2";
+  if (start.starts_with("\xfd"
+                        "7zXZ"))
+    return "xz";
+  if (start.starts_with("\x28\xb5\x2f\xfd")) return "zstd";
+  return nullptr;
+}
+
+void scan(Source& source, Grouper& grouper) {
+  if (source.size() == 0) fail(0, "the file is empty");
+  if (source.size() > kMaxShard) fail(0, "the file is larger than 2 TiB; split it");
+  Extended extended;
+  bool expects_member = false;
+  for (std::uint64_t at = 0, data; at < source.size();) {
+    const char* block = source.block(at);
+    if (const char* format = at == 0 ? compression({block, 8}) : nullptr)
+      fail(0, std::string("the file is compressed (") + format +
+                  "): decompress it, or stream it with pycooldown.data.mix");
+    if (std::all_of(block, block + kBlock, [](char c) { return c == '\0'; })) {
+      if (expects_member) fail(at, "an extended header without a member");
+      return;
+    }
+    const Header header(block, at);
+    data = at + kBlock;
+    if (std::strchr("LKxXg", header.type) && header.type != '\0') {
+      const std::string bytes = source.bytes(data, header.size);
+      if (header.type == 'L' && !extended.name) extended.name = text(bytes.data(), bytes.size());
+      if (header.type == 'x' || header.type == 'X') extended.add_pax(bytes, at);
+      if (header.type == 'g') {
+        Extended global;
+        global.add_pax(bytes, at);
+        if (global.name || global.size || global.sparse) fail(at, "a global pax header that names or sizes members");
+      }
+      expects_member |= header.type != 'g';
+      at = data + padded(header.size);
+      continue;
+    }
+    const std::string name = extended.name.value_or(header.name());
+    const std::uint64_t size = extended.size.value_or(header.size);
+    const bool regular = header.regular(), has_data = header.has_data(), sparse = header.sparse() || extended.sparse;
+    for (bool more = header.sparse() && block[482]; more; data += kBlock) more = source.block(data)[504];
+    if (has_data && padded(size) > source.size() - data) {
+      fail(at, "'" + name + "' is cut off: " + std::to_string(size) + " bytes expected, " +
+                   std::to_string(source.size() - data) + " left in the file");
+    }
+    if (regular) grouper.add(name, at, data, size, sparse ? "is a sparse file; store it whole" : nullptr);
+    at = data + (has_data ? padded(size) : 0);
+    extended = Extended();
+    expects_member = false;
+  }
+  if (expects_member) fail(source.size(), "an extended header without a member");
+}
+
+}  // namespace
+
+TarIndex scan_tar(const ReadAt& read, std::uint64_t shard_size) {
+  TarIndex index;
+  index.shard_size = shard_size;
+  Source source(read, shard_size);
+  Grouper grouper(index);
+  try {
+    scan(source, grouper);
+  } catch (const Broken& fault) {
+    grouper.stop(fault);
+  }
+  grouper.close();
+  return index;
+}
+}  // namespace pycooldown

@@ -1,0 +1,186 @@
+// The Python side of the tar reader: samples are built here, by CPython's own interface, since this is the hot path.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "pycooldown/tar_index.h"
+#include "pycooldown/tar_reader.h"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace pycooldown {
+
+namespace {
+
+py::object steal(PyObject* object) {
+  if (!object) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(object);
+}
+
+// Names in a tar are bytes; like tarfile, what is not UTF-8 becomes surrogates.
+py::object decode(std::string_view text) {
+  return steal(PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "surrogateescape"));
+}
+
+py::object interned(py::object text) {
+  PyObject* object = text.release().ptr();
+  PyUnicode_InternInPlace(&object);
+  return py::reinterpret_steal<py::object>(object);
+}
+
+// TarReader with the Python strings that its samples share. Building samples is the hot path: it talks to CPython
+// itself.
+class PyTarReader {
+ public:
+  explicit PyTarReader(std::size_t max_open) : reader_(max_open) {}
+
+  void add(const std::string& path, py::str domain, std::shared_ptr<const TarIndex> index) {
+    Names names{interned(std::move(domain)), decode(path), {}};
+    for (const std::string& extension : index->extensions)
+      names.extensions.push_back(interned(decode(extension).attr("lower")()));
+    reader_.add(path, std::move(index));
+    names_.push_back(std::move(names));
+  }
+
+  std::uint64_t size() const { return reader_.size(); }
+
+  py::list getitems(const py::object& indices) {
+    const auto places = find(indices);
+    py::list out(places.size());
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      prefetch(places, i);
+      PyList_SET_ITEM(out.ptr(), static_cast<Py_ssize_t>(i), sample(places[i]).release().ptr());
+    }
+    return out;
+  }
+
+  // One member of each sample, end to end, and where each begins.
+  py::tuple flat(const py::object& indices, const std::string& extension) {
+    const auto places = find(indices);
+    py::array_t<std::int64_t> offsets(static_cast<py::ssize_t>(places.size() + 1));
+    std::int64_t* offset = offsets.mutable_data();
+    offset[0] = 0;
+    std::vector<const TarMember*> members(places.size());
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      if (i + kRowsAhead < places.size()) reader_.prefetch_row(places[i + kRowsAhead]);
+      members[i] = &member(places[i], extension);
+      offset[i + 1] = offset[i] + static_cast<std::int64_t>(members[i]->size);
+    }
+    py::array_t<std::uint8_t> buffer(offset[places.size()]);
+    std::uint8_t* out = buffer.mutable_data();
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      if (i + kBytesAhead < places.size()) reader_.prefetch_bytes(places[i + kBytesAhead]);
+      std::memcpy(out + offset[i], reader_.open(places[i].shard) + members[i]->offset(), members[i]->size);
+    }
+    return py::make_tuple(buffer, offsets);
+  }
+
+ private:
+  static constexpr std::size_t kRowsAhead = 16, kBytesAhead = 8;
+
+  struct Names {
+    py::object domain, url;
+    std::vector<py::object> extensions;
+  };
+
+  std::vector<TarReader::Place> find(const py::object& indices) const {
+    const py::object items = steal(PySequence_Fast(indices.ptr(), "indices must be a sequence of integers"));
+    std::vector<TarReader::Place> places(static_cast<std::size_t>(PySequence_Fast_GET_SIZE(items.ptr())));
+    const auto size = static_cast<std::int64_t>(reader_.size());
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      const std::int64_t index = PyLong_AsLongLong(PySequence_Fast_GET_ITEM(items.ptr(), static_cast<Py_ssize_t>(i)));
+      if (index == -1 && PyErr_Occurred()) throw py::error_already_set();
+      if (index < -size || index >= size)
+        throw py::index_error("index " + std::to_string(index) + " is out of range: the dataset has " +
+                              std::to_string(size) + " samples");
+      places[i] = reader_.find(static_cast<std::uint64_t>(index < 0 ? index + size : index));
+    }
+    return places;
+  }
+
+  void prefetch(const std::vector<TarReader::Place>& places, std::size_t i) const {
+    if (i + kRowsAhead < places.size()) reader_.prefetch_row(places[i + kRowsAhead]);
+    if (i + kBytesAhead < places.size()) reader_.prefetch_bytes(places[i + kBytesAhead]);
+  }
+
+  py::object sample(TarReader::Place place) {
+    const TarIndex& index = reader_.index(place.shard);
+    const Names& names = names_[place.shard];
+    const char* data = reader_.open(place.shard);
+    py::object out = steal(PyDict_New());
+    set(out, key_, decode(index.key(place.sample)));
+    set(out, url_, names.url);
+    set(out, domain_, names.domain);
+    for (std::uint64_t m = index.samples[place.sample].member; m < index.samples[place.sample + 1].member; ++m) {
+      const TarMember& member = index.members[m];
+      set(out, names.extensions[member.extension],
+          steal(PyBytes_FromStringAndSize(data + member.offset(), static_cast<Py_ssize_t>(member.size))));
+    }
+    return out;
+  }
+
+  static void set(const py::object& dict, const py::object& key, const py::object& value) {
+    if (PyDict_SetItem(dict.ptr(), key.ptr(), value.ptr()) != 0) throw py::error_already_set();
+  }
+
+  const TarMember& member(TarReader::Place place, const std::string& extension) const {
+    const TarIndex& index = reader_.index(place.shard);
+    for (std::uint64_t m = index.samples[place.sample].member; m < index.samples[place.sample + 1].member; ++m)
+      if (index.extensions[index.members[m].extension] == extension) return index.members[m];
+    throw py::key_error("sample '" + std::string(index.key(place.sample)) + "' of " + reader_.path(place.shard) +
+                        " has no '" + extension + "'");
+  }
+
+  TarReader reader_;
+  std::vector<Names> names_;
+  py::object key_ = interned(py::str("__key__")), url_ = interned(py::str("__url__")),
+             domain_ = interned(py::str("__domain__"));
+};
+
+}  // namespace
+
+void register_tar(py::module_& m) {
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const std::system_error& error) {
+      PyErr_SetObject(PyExc_OSError, py::make_tuple(error.code().value(), decode(error.what())).ptr());
+    }
+  });
+  py::class_<TarIndex, std::shared_ptr<TarIndex>>(m, "TarIndex")
+      .def_static("scan", &scan_tar_file, "path"_a, py::call_guard<py::gil_scoped_release>())
+      .def_static(
+          "from_bytes",
+          [](const py::bytes& bytes, std::uint64_t shard_size, std::int64_t shard_mtime_ns) {
+            const std::string_view view = bytes;
+            const py::gil_scoped_release released;
+            return index_from_bytes(view, shard_size, shard_mtime_ns);
+          },
+          "bytes"_a, "shard_size"_a, "shard_mtime_ns"_a)
+      .def("to_bytes", [](const TarIndex& index) { return py::bytes(index_to_bytes(index)); })
+      .def("__len__", &TarIndex::size)
+      .def_readonly("shard_size", &TarIndex::shard_size)
+      .def_readonly("shard_mtime_ns", &TarIndex::shard_mtime_ns)
+      .def_property_readonly("faults", [](const TarIndex& index) {
+        py::list out;
+        for (const TarFault& fault : index.faults) out.append(py::make_tuple(fault.offset, decode(fault.what)));
+        return out;
+      });
+  py::class_<PyTarReader>(m, "TarReader")
+      .def(py::init<std::size_t>(), "max_open"_a)
+      .def("add", &PyTarReader::add, "path"_a, "domain"_a, "index"_a)
+      .def("__len__", &PyTarReader::size)
+      .def("getitems", &PyTarReader::getitems, "indices"_a)
+      .def("flat", &PyTarReader::flat, "indices"_a, "extension"_a);
+}
+
+}  // namespace pycooldown

@@ -1,0 +1,60 @@
+"""Sessions for development and CI: `nox -l` lists them, `nox -s tests` runs one."""
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+CONSTRAINTS = ("-c", "constraints.txt")
+
+
+def install(session: nox.Session, extra: str, *groups: str) -> None:
+    """Installs pycooldown from a wheel built in isolation, with the pinned versions of everything else."""
+    pyproject = nox.project.load_toml("pyproject.toml")
+    session.install(*CONSTRAINTS, f".[{extra}]", *nox.project.dependency_groups(pyproject, *groups))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Formatting and lint of Python and C++."""
+    session.install(*CONSTRAINTS, "ruff", "clang-format")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    sources = session.run("git", "ls-files", "csrc", external=True, silent=True).split()
+    session.run("clang-format", "--dry-run", "-Werror", *sources)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Strict type checking of the package."""
+    install(session, "all", "lint")
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite, against an installed wheel."""
+    install(session, "all", "test")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Benchmarks against peers, side by side; run them on a quiet machine."""
+    install(session, "all", "test", "bench")
+    session.run("pytest", "benchmarks", "--benchmark-enable", "--benchmark-only", "-p", "no:timeout", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Every relative link of the Markdown pages leads somewhere, and every Python snippet of the README runs."""
+    install(session, "all", "test")
+    session.run("pytest", "tests/test_docs.py", *session.posargs)
+
+
+@nox.session
+def gpu_code(session: nox.Session) -> None:
+    """Registers, spills, shared memory and access widths of the Triton kernels, compiled without a GPU."""
+    install(session, "all")
+    session.run("python", "benchmarks/triton_aot.py", *session.posargs)

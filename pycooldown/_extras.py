@@ -1,0 +1,14 @@
+"""A clear error where an optional dependency is missing."""
+
+from importlib.util import find_spec
+
+
+def require(extra: str, *modules: str) -> None:
+    """Checks that modules are installed, without importing them.
+
+    Raises:
+        ImportError: naming the extra of pycooldown that brings the first missing one.
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            raise ImportError(f"{module} is not installed: run pip install 'pycooldown[{extra}]'", name=module)

@@ -1,0 +1,179 @@
+"""The command line: each command calls the library and prints what it returns."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pycooldown._extras import require
+
+require("cli", "typer", "rich", "yaml")
+
+import typer  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import Progress as RichProgress  # noqa: E402
+from rich.progress import TaskID  # noqa: E402
+from rich.table import Column, Table  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pycooldown.data.publish import Progress
+    from pycooldown.training.report import Comparison
+
+app = typer.Typer(
+    name="pycooldown",
+    help="Train on heavily imbalanced domains: temperature sampling, scalarization and Cooldown.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+Recipe = Annotated[Path, typer.Argument(help="A recipe, as in recipes/demo/.", metavar="RECIPE.yaml")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Values in place of the recipe's: training.steps=200 ...")]
+
+
+@app.command()
+def corpus(
+    out: Annotated[Path, typer.Argument(help="Folder for <language>/{train,validation}.jsonl.")],
+    languages: Annotated[str | None, typer.Option(help="Language codes, comma-separated; all by default.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder for the download.")] = None,
+) -> None:
+    """Fetch a real imbalanced corpus: Home Assistant's interface texts in about 48 languages, paired with English."""
+    from pycooldown.experiments.corpora import build_corpus
+
+    with _progress() as progress:
+        counts = build_corpus(out, cache=cache, languages=_names(languages), progress=progress)
+    table = Table("language", *(_right(column) for column in ("train", "validation")), title=str(out))
+    for language, splits in counts.items():
+        table.add_row(language, f"{splits['train']:,}", f"{splits['validation']:,}")
+    console.print(table)
+
+
+@app.command()
+def pack(
+    corpus: Annotated[Path, typer.Argument(help="Folder that `corpus` wrote, or one of the same form.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the tar shards, tokenizer and manifest.")],
+    domains: Annotated[str | None, typer.Option(help="Domains, comma-separated; all by default.")] = None,
+    vocabulary_size: Annotated[int, typer.Option(help="Token ids of the SentencePiece model.")] = 4000,
+) -> None:
+    """Train a tokenizer and write webdataset tar shards for each domain."""
+    from pycooldown.data.pack import pack
+
+    with _progress() as progress:
+        manifest = pack(corpus, out, domains=_names(domains), vocabulary_size=vocabulary_size, progress=progress)
+    columns = [_right(column) for column in ("train samples", "tokens", "validation samples")]
+    table = Table("domain", *columns, title=str(out))
+    tokens, validation = manifest.tokens("train"), manifest.sizes("validation")
+    for domain, size in sorted(manifest.sizes("train").items(), key=lambda item: -item[1]):
+        table.add_row(domain, f"{size:,}", f"{tokens[domain]:,}", f"{validation[domain]:,}")
+    console.print(table)
+
+
+@app.command()
+def plan(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Show what a recipe will do to each domain, before anything is trained."""
+    from pycooldown.training import load_recipe, plan
+
+    for stage in plan(load_recipe(recipe, overrides or ())):
+        mixture, exposure = stage.mixture, stage.exposure
+        tau = "" if mixture.tau is None else f"tau = {mixture.tau:g}, "
+        title = f"steps {stage.start} to {stage.end - 1}: {tau}F = {stage.variance_inflation:.3f}"
+        columns = ("size", "q", "v", f"draws by step {stage.end}", "epochs")
+        table = Table("domain", *(_right(column) for column in columns), title=title)
+        for i in (-mixture.sizes).argsort(kind="stable"):
+            q, v = mixture.sampling[i], mixture.loss_weights[i]
+            seen = f"{exposure.draws[i]:,}", f"{exposure.epochs[i]:.2f}"
+            table.add_row(mixture.domains[i], f"{mixture.sizes[i]:,}", f"{q:.4f}", f"{v:.3g}", *seen)
+        console.print(table)
+    console.print("F = sum of q v^2, the variance inflation: the effective batch size is the batch size / F.")
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="The run's folder; runs/<recipe's name> by default.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with a run that was interrupted, if there is one.")] = False,
+) -> None:
+    """Train a recipe. A folder that holds the finished run already is left as it is."""
+    from pycooldown.training import load_recipe, train
+
+    folder = output or Path("runs") / recipe.stem
+    run = train(load_recipe(recipe, overrides or ()), folder, resume=resume)
+    if int(os.environ.get("RANK", "0")) == 0:
+        loss, seconds = run.summary["eval_loss"], run.summary["seconds"]
+        console.print(f"{run.path}: finished, validation loss {loss:.3f}, trained in {seconds:.0f} s")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.", metavar="RUN...")],
+    figures: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("report"),
+) -> None:
+    """Compare runs: a table by domain, a sentence, and pictures."""
+    from pycooldown.training import compare
+
+    comparison = compare(runs)
+    console.print(_comparison_table(comparison))
+    console.print(comparison.sentence, soft_wrap=True)
+    for path in comparison.save_figures(figures):
+        console.print(f"wrote {path}", highlight=False)
+
+
+def main() -> None:
+    """Runs the command line; errors of the user are told in a line (PYCOOLDOWN_TRACEBACK=1 shows where they arose)."""
+    try:
+        app()
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        if os.environ.get("PYCOOLDOWN_TRACEBACK"):
+            raise
+        Console(stderr=True).print(f"[bold red]error:[/] {type(error).__name__}: ", end="", highlight=False)
+        Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _comparison_table(comparison: Comparison) -> Table:
+    table = Table("domain", _right("size"), title="validation loss (nats a token) and epochs of the domain")
+    for run in comparison.runs:
+        table.add_column(f"{run.name}\nloss", justify="right")
+        table.add_column("\nepochs", justify="right")
+    for rows in (comparison.rows, comparison.groups):
+        for row in rows:
+            cells: list[str] = []
+            for i, cell in enumerate(row.cells):
+                cells.append(f"[bold]{cell.loss:.3f}[/]" if i == row.best else f"{cell.loss:.3f}")
+                cells.append(f"[dim]{cell.epochs:.2f}[/]")
+            table.add_row(row.name, f"{row.size:,}", *cells)
+        table.add_section()
+    return table
+
+
+def _right(name: str) -> Column:
+    return Column(name, justify="right")
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar for each phase of a long call."""
+    with RichProgress(*RichProgress.get_default_columns(), console=console) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase, total=total)
+            bars.update(tasks[phase], completed=done, total=total)
+
+        yield show
+
+
+if __name__ == "__main__":
+    main()

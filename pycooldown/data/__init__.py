@@ -1,0 +1,30 @@
+"""Data of many domains: tar shards at random access, streams, packing and feeding.
+
+Each name is loaded when it is first used, so that `TarDataset` needs neither torch nor webdataset nor numba.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pycooldown.data.packing import Packed as Packed
+    from pycooldown.data.packing import pack_sequences as pack_sequences
+    from pycooldown.data.pipeline import mix as mix
+    from pycooldown.data.prefetch import DevicePrefetcher as DevicePrefetcher
+    from pycooldown.data.shards import TarDataset as TarDataset
+
+_HOMES = {
+    "DevicePrefetcher": "prefetch",
+    "Packed": "packing",
+    "TarDataset": "shards",
+    "mix": "pipeline",
+    "pack_sequences": "packing",
+}
+
+__all__ = ["DevicePrefetcher", "Packed", "TarDataset", "mix", "pack_sequences"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,56 @@
+"""Read JSONL files of text pairs, refusing what is malformed with its file and line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypedDict
+
+
+class Row(TypedDict):
+    """One line: a pair of texts with the key that names it in a shard."""
+
+    key: str
+    src: str
+    tgt: str
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of ``path``; fields other than ``key``, ``src`` and ``tgt`` are left out.
+
+    Raises:
+        ValueError: at a line that is not a UTF-8 JSON object with these three strings, or whose key could not be part
+            of a member's name in a shard (letters, digits, ``_`` and ``-`` can).
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line.decode("utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{path}:{number} is not UTF-8 JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{number} holds a JSON {type(row).__name__}; expected an object")
+            for field in Row.__annotations__:
+                if not isinstance(row.get(field), str):
+                    raise ValueError(f"{path}:{number} has {field} = {row.get(field)!r}; expected a string")
+            if not re.fullmatch(r"[\w-]+", row["key"], re.ASCII):
+                raise ValueError(f"{path}:{number} has key = {row['key']!r}; expected letters, digits, '_' and '-'")
+            yield Row(key=row["key"], src=row["src"], tgt=row["tgt"])
+
+
+def count_rows(path: Path) -> int:
+    """Number of rows, all of them checked.
+
+    Raises:
+        ValueError: if a row is malformed or repeats a key, or there is none.
+    """
+    keys: set[str] = set()
+    for number, row in enumerate(read_rows(path), start=1):
+        if row["key"] in keys:
+            raise ValueError(f"{path}:{number} repeats the key {row['key']!r}; expected unique keys")
+        keys.add(row["key"])
+    if not keys:
+        raise ValueError(f"{path} is empty: a domain without samples can be neither drawn nor validated; leave it out")
+    return len(keys)

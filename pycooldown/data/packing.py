@@ -1,0 +1,123 @@
+"""Packs token sequences into rows of one length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+try:
+    from numba import njit
+except ImportError as error:
+    raise ImportError("pack_sequences needs numba: run `pip install 'pycooldown[data]'`") from error
+
+__all__ = ["Packed", "pack_sequences"]
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows of tokens; all arrays are int64 of shape (rows, length).
+
+    Attributes:
+        tokens: the sequences one after another, then ``pad_id``.
+        domain_ids: the domain of each token; 0 where there is padding.
+        segment_ids: number of the sequence within its row from 1; 0 marks padding.
+        positions: place of the token in its sequence from 0; 0 where there is padding.
+    """
+
+    tokens: Integers
+    domain_ids: Integers
+    segment_ids: Integers
+    positions: Integers
+
+    @property
+    def waste(self) -> float:
+        """Share of padding among all tokens."""
+        return float((self.segment_ids == 0).mean()) if self.segment_ids.size else 0.0
+
+
+def pack_sequences(
+    sequences: Sequence[npt.ArrayLike], domain_ids: npt.ArrayLike, *, length: int, pad_id: int = 0
+) -> Packed:
+    """Pack the sequences of one step into rows, keeping nothing back for the next step.
+
+    Best fit decreasing (Johnson, 1973): each sequence, from the longest, goes to the fullest row that has room for it,
+    which needs at most 11/9 of the fewest possible rows (and 4 more). Sequences longer than a row are cut into pieces
+    of a whole row and a rest; a piece counts as a sequence of its own. Empty sequences vanish.
+
+    Args:
+        sequences: n one-dimensional integer arrays or lists of token ids.
+        domain_ids: n integers, the domain of each sequence.
+        length: tokens in a row, > 0.
+        pad_id: the token that fills up rows.
+
+    Raises:
+        ValueError: if ``length`` is not positive or there are not as many domain ids as sequences.
+    """
+    if length <= 0:
+        raise ValueError(f"length = {length}; expected at least 1 token in a row")
+    domains = np.asarray(domain_ids, dtype=np.int64)
+    if domains.shape != (len(sequences),):
+        raise ValueError(f"domain_ids has shape {domains.shape}; expected ({len(sequences)},), one for each sequence")
+    arrays = [np.asarray(sequence, dtype=np.int64).reshape(-1) for sequence in sequences]
+    flat = np.concatenate([np.empty(0, dtype=np.int64), *arrays])
+    sizes = np.array([array.size for array in arrays], dtype=np.int64)
+    starts, pieces, owners = _cut(np.cumsum(sizes) - sizes, sizes, length)
+    order = np.argsort(-pieces, kind="stable")
+    rows, columns, num_rows = _best_fit(pieces[order], length)
+    out = np.zeros((4, num_rows, length), dtype=np.int64)
+    out[0] = pad_id
+    _fill(out, flat, starts[order], pieces[order], domains[owners[order]], rows, columns)
+    return Packed(*out)
+
+
+def _cut(starts: Integers, sizes: Integers, length: int) -> tuple[Integers, Integers, Integers]:
+    """Start, size and owner of each piece of at most ``length`` tokens."""
+    counts = -(-sizes // length)
+    owners = np.repeat(np.arange(len(sizes)), counts)
+    number = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return starts[owners] + number * length, np.minimum(sizes[owners] - number * length, length), owners
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _best_fit(sizes: Integers, length: int) -> Any:
+    """Row and first column of each piece; ``sizes`` decrease. Rows with the same room left form a stack."""
+    n = len(sizes)
+    rows, columns = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)
+    below = np.empty(n, dtype=np.int64)  # the row under each row in its stack
+    top = np.full(length + 1, -1, dtype=np.int64)  # by room
+    num_rows = 0
+    for i in range(n):
+        room = sizes[i]
+        while room < length and top[room] < 0:
+            room += 1
+        if room < length:
+            row = top[room]
+            top[room] = below[row]
+        else:
+            row, num_rows, room = num_rows, num_rows + 1, length
+        rows[i], columns[i] = row, length - room
+        left = room - sizes[i]
+        below[row], top[left] = top[left], row
+    return rows, columns, num_rows
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _fill(
+    out: Any, flat: Integers, starts: Integers, sizes: Integers, domains: Integers, rows: Integers, columns: Integers
+) -> None:
+    segments = np.zeros(out.shape[1], dtype=np.int64)
+    for i in range(len(sizes)):
+        row = rows[i]
+        segments[row] += 1
+        for j in range(sizes[i]):
+            column = columns[i] + j
+            out[0, row, column] = flat[starts[i] + j]
+            out[1, row, column] = domains[i]
+            out[2, row, column] = segments[row]
+            out[3, row, column] = j

@@ -1,0 +1,110 @@
+"""Moves batches to a device ahead of their use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError("DevicePrefetcher needs torch: run `pip install 'pycooldown[data]'`") from error
+
+__all__ = ["DevicePrefetcher"]
+
+
+class DevicePrefetcher:
+    """Yields the batches of a loader on a device, copying the next one while the current one is in use.
+
+    Tensors are copied through two sets of pinned buffers (unless the loader pinned them itself) on a stream of their
+    own, so neither the host nor the compute stream waits for a transfer that has had a step's time. On the CPU batches
+    pass through as they are.
+
+    One batch is taken from the loader ahead of its use: for a checkpoint ask the sampler for the state of the step that
+    training has reached (`DomainBatchSampler.state_dict(step)`).
+
+    Args:
+        loader: Batches: tensors, or mappings, lists and tuples of batches; anything else in them passes through.
+        device: Where to, "cuda" or "cuda:1" for example.
+    """
+
+    def __init__(self, loader: Iterable[Any], device: torch.device | str) -> None:
+        self.loader = loader
+        self.device = torch.device(device)
+        if self.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"device = {device!r}; expected a CPU or CUDA device")
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader) if self.device.type == "cpu" else self._iterate()
+
+    def _iterate(self) -> Iterator[Any]:
+        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        slots = [_PinnedSlot(), _PinnedSlot()]
+
+        def upload(batch: Any, slot: _PinnedSlot) -> tuple[Any, torch.cuda.Event]:
+            slot.wait()
+            with torch.cuda.stream(stream):
+                moved = _map(batch, lambda tensor: slot.pin(tensor).to(self.device, non_blocking=True))
+                slot.copied = stream.record_event()
+            return moved, slot.copied
+
+        ahead: tuple[Any, torch.cuda.Event] | None = None
+        for number, batch in enumerate(self.loader):
+            current, ahead = ahead, upload(batch, slots[number % 2])
+            if current:
+                yield _hand_over(*current)
+        if ahead:
+            yield _hand_over(*ahead)
+
+
+class _PinnedSlot:
+    """Pinned buffers that are filled again once their last copies are done."""
+
+    def __init__(self) -> None:
+        self.buffers: list[torch.Tensor] = []
+        self.used = 0
+        self.copied: torch.cuda.Event | None = None
+
+    def wait(self) -> None:
+        if self.copied:
+            self.copied.synchronize()
+        self.used = 0
+
+    def pin(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.device.type != "cpu" or tensor.is_pinned():
+            return tensor
+        size = tensor.numel() * tensor.element_size()
+        if self.used == len(self.buffers):
+            self.buffers.append(torch.empty(0, dtype=torch.uint8))
+        if self.buffers[self.used].numel() < size:
+            self.buffers[self.used] = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        pinned = self.buffers[self.used][:size].view(tensor.dtype).view(tensor.shape)
+        self.used += 1
+        return pinned.copy_(tensor)
+
+
+def _hand_over(batch: Any, copied: torch.cuda.Event) -> Any:
+    """Lets the current stream use what the copying stream made, and the allocator know of it."""
+
+    def claim(tensor: torch.Tensor) -> torch.Tensor:
+        stream = torch.cuda.current_stream(tensor.device)
+        stream.wait_event(copied)
+        tensor.record_stream(stream)
+        return tensor
+
+    return _map(batch, claim)
+
+
+def _map(batch: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(batch, torch.Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        return {key: _map(value, function) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_map(value, function) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(_map(value, function) for value in batch)
+    return batch

@@ -1,0 +1,120 @@
+"""Cross-entropy of rows on a GPU, in Triton: the contract is that of `_reference`.
+
+Nothing here waits for the device and nothing is tuned at run time. A target that is no class gives a loss and a
+gradient of NaN; an id outside [0, num_domains) is counted in no domain. Logits whose last dimension is not contiguous
+are copied.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .._extras import require
+
+require("all", "triton")
+
+import triton  # noqa: E402
+
+from ._triton_kernels import STATS_ROWS, STATS_TILE, rows_kernel, scale_kernel, stats_kernel  # noqa: E402
+
+INTERPRETED = not isinstance(rows_kernel, triton.runtime.JITFunction)  # TRITON_INTERPRET=1: runs on the CPU, slowly
+
+# Threads per row, by the bytes of a row: wide blocks for long rows, so that the few rows under way fit into cache until
+# their second pass. Reasoned from cache sizes (H100: 256 KiB per multiprocessor, 50 MiB in all), not tuned.
+LANES = {8 << 10: 128, 64 << 10: 512, 1 << 62: 1024}
+STATS_WARPS = 8
+
+
+def _launch(tensor: torch.Tensor) -> dict[str, int]:
+    """Threads for rows like the tensor's; a warp has 32 or, on some AMD GPUs, 64."""
+    row_bytes = tensor.size(1) * tensor.element_size()
+    lanes = next(lanes for limit, lanes in LANES.items() if row_bytes <= limit)
+    warp_size = torch.cuda.get_device_properties(tensor.device).warp_size if tensor.is_cuda else 32
+    return {"LANES": lanes, "num_warps": lanes // warp_size}
+
+
+def rows(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    scale: torch.Tensor,
+    domain_ids: torch.Tensor | None,
+    num_domains: int,
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    want_grad: bool,
+    want_stats: bool,
+    inplace: bool,
+) -> tuple[torch.Tensor, ...]:
+    """Loss, log-sum-exp, scaled gradient, and sums by domain.
+
+    Raises:
+        TypeError: the logits are not float32, bfloat16 or float16.
+        ValueError: they are on the CPU and the kernels are not interpreted.
+        IndexError: interpreted, a target is out of range.
+    """
+    if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise TypeError(f"logits are {logits.dtype}; the Triton kernel takes float32, bfloat16 or float16")
+    if not (logits.is_cuda or INTERPRETED):
+        raise ValueError(
+            f"logits are on {logits.device}; the Triton kernel needs a GPU, or TRITON_INTERPRET=1 set before import"
+        )
+    num_rows, num_classes = logits.shape
+    if not logits.is_cuda:
+        bad = ((target != ignore_index) & ((target < 0) | (target >= num_classes))).nonzero()
+        if len(bad):
+            n = int(bad[0])
+            raise IndexError(f"target[{n}] is {int(target[n])}, out of range for {num_classes} classes")
+
+    inplace = inplace and want_grad
+    x = logits if logits.stride(1) == 1 else logits.contiguous()
+    grad = x if inplace else torch.empty_like(x, memory_format=torch.contiguous_format) if want_grad else None
+    out = x if grad is None else grad
+    same_alignment = not (x.data_ptr() - out.data_ptr()) % 16 and (
+        num_rows == 1 or not (x.stride(0) - out.stride(0)) * x.element_size() % 16
+    )
+    target, scale = target.contiguous(), scale.contiguous()
+    loss, lse = torch.empty_like(scale), torch.empty_like(scale)
+    correct = target.new_empty(num_rows, dtype=torch.int8)
+    with torch.cuda.device(x.get_device()):
+        if num_rows:
+            rows_kernel[(num_rows,)](
+                x, target, scale, loss, lse, correct, out, x.stride(0), out.stride(0), num_classes, ignore_index,
+                int(want_stats), label_smoothing, z_loss, softcap, SMOOTHING=label_smoothing != 0, SOFTCAP=softcap != 0,
+                GRAD=grad is not None, SAME_ALIGNMENT=same_alignment, **_launch(x),
+            )  # fmt: skip
+        stats = _stats(loss, correct, target, domain_ids, num_domains, ignore_index) if want_stats else (None,) * 3
+    if inplace and x is not logits:
+        grad = logits.copy_(x)
+    return loss, lse, grad, *stats
+
+
+def _stats(
+    loss: torch.Tensor,
+    correct: torch.Tensor,
+    target: torch.Tensor,
+    domain_ids: torch.Tensor | None,
+    num_domains: int,
+    ignore_index: int,
+) -> tuple[torch.Tensor, ...]:
+    num_rows = len(loss)
+    chunks = triton.cdiv(num_rows, STATS_ROWS)
+    loss_sum = loss.new_empty(chunks, num_domains, dtype=torch.float64)
+    counts = target.new_empty(2, chunks, num_domains)
+    if num_rows and num_domains:
+        stats_kernel[(chunks, triton.cdiv(num_domains, STATS_TILE))](
+            loss, correct, target, target if domain_ids is None else domain_ids.contiguous(), loss_sum, counts,
+            num_rows, num_domains, ignore_index, HAS_DOMAINS=domain_ids is not None, num_warps=STATS_WARPS,
+        )  # fmt: skip
+    return loss_sum.sum(0), counts[0].sum(0), counts[1].sum(0)
+
+
+def scale_(grad: torch.Tensor, factor: torch.Tensor) -> None:
+    """Multiply (N, V) gradients by a 0-dimensional tensor on their device, without waiting for it; free if it is 1."""
+    if grad.stride(1) != 1:
+        grad.mul_(factor)
+    elif grad.numel():
+        with torch.cuda.device(grad.get_device()):
+            scale_kernel[(len(grad),)](grad, factor.float(), grad.stride(0), grad.size(1), **_launch(grad))

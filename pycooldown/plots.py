@@ -1,0 +1,112 @@
+"""Pictures of what a mixture did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pycooldown._extras import require
+
+require("plots", "matplotlib")
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Vector = npt.NDArray[np.float64]
+
+# The Okabe-Ito colours, which people with colour-blindness can tell apart, without yellow.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MAX_PANELS = 12
+
+
+class Curve(NamedTuple):
+    """A quantity of one domain over a run; x and y of the same length."""
+
+    x: Vector
+    y: Vector
+
+
+def loss_curves(
+    curves: Mapping[str, Mapping[str, Curve]],
+    *,
+    x_label: str,
+    y_label: str = "validation loss (nats a token)",
+    log_x: bool = False,
+) -> Figure:
+    """One panel for each domain with a line for each run.
+
+    Args:
+        curves: by run and domain; domains in the order of the first run, largest first. Of more than 12, 12 are shown,
+            evenly spread.
+        x_label: what x is.
+        y_label: what y is.
+        log_x: logarithmic x; points at x <= 0 are left out.
+    """
+    runs, domains = list(curves), list(next(iter(curves.values())))
+    if len(domains) > _MAX_PANELS:
+        domains = [domains[i] for i in np.linspace(0, len(domains) - 1, _MAX_PANELS).round().astype(int)]
+    columns = min(5, len(domains))
+    rows = -(-len(domains) // columns)
+    figure = _figure(2.5 * columns, 2.25 * rows + 0.7)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel, domain in zip(panels, domains, strict=False):
+        for run, colour in zip(runs, _cycle(len(runs)), strict=True):
+            x, y = curves[run][domain]
+            shown = x > 0 if log_x else np.ones(x.shape, dtype=bool)
+            panel.plot(x[shown], y[shown], color=colour, linewidth=1.6, label=run)
+            panel.plot(x[shown][-1:], y[shown][-1:], "o", color=colour, markersize=3.5)
+        panel.set_title(domain, fontsize=10, fontweight="bold", loc="left")
+        if log_x:
+            panel.set_xscale("log")
+            panel.xaxis.set_major_formatter("{x:g}")
+        panel.grid(alpha=0.25, linewidth=0.6)
+    for panel in panels[len(domains) :]:
+        panel.set_visible(False)
+    figure.supxlabel(x_label, fontsize=10)
+    figure.supylabel(y_label, fontsize=10)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(runs), frameon=False, fontsize=10)
+    return figure
+
+
+def sampling_over_time(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
+    """One panel for each run: the share of samples that each domain is given, stacked, by step.
+
+    Args:
+        curves: sampling probabilities q over steps, by run and domain; the steps are shared by a run's domains.
+    """
+    runs, domains = list(curves), list(next(iter(curves.values())))
+    figure = _figure(3.4 * len(runs) + 1.2, 3.6)
+    panels = figure.subplots(1, len(runs), squeeze=False, sharey=True).ravel()
+    colours = [_shade(i, len(domains)) for i in range(len(domains))]
+    for panel, run in zip(panels, runs, strict=True):
+        steps = curves[run][domains[0]].x
+        bands = panel.stackplot(
+            steps, *(curves[run][d].y for d in domains), colors=colours, edgecolor="white", linewidth=0.5, step="post"
+        )
+        panel.set_title(run, fontsize=10, fontweight="bold", loc="left")
+        panel.set_xlim(steps[0], steps[-1])
+        panel.set_ylim(0, 1)
+        panel.set_xlabel("step")
+    panels[0].set_ylabel("sampling probability q")
+    figure.legend(bands[::-1], domains[::-1], loc="outside right center", frameon=False, fontsize=9)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _cycle(n: int) -> Sequence[str]:
+    return [_COLOURS[i % len(_COLOURS)] for i in range(n)]
+
+
+def _shade(i: int, n: int) -> Any:
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](i / max(n - 1, 1))

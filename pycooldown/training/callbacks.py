@@ -1,0 +1,53 @@
+"""What is shown and kept of a run while it trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import ProgressCallback, TrainerCallback
+
+from pycooldown.training.checkpoints import write_atomically
+
+
+class MixtureProgress(ProgressCallback):  # type: ignore[misc]
+    """The progress bar with loss and temperature beside it, in place of a line for each log."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts the bar at the step that training goes on from."""
+        super().on_train_begin(args, state, control, **kwargs)
+        self._shown: dict[str, str] = {}
+        if self.training_bar is not None:
+            self.training_bar.update(state.global_step)
+            self.current_step = state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Shows the newest values."""
+        if self.training_bar is not None:
+            shown = {k: f"{v:.4g}" for k, v in logs.items() if k in ("loss", "eval_loss", "tau")}
+            self._shown |= shown
+            self.training_bar.set_postfix(self._shown)
+
+
+class MetricsFile(TrainerCallback):  # type: ignore[misc]
+    """Appends what Trainer logs of training and evaluation to a file, one JSON object in a line.
+
+    A run that is resumed first drops the lines beyond its checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Drops what will be logged again."""
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() and state.global_step else []
+        # A line that the end of the process cut short is the last one, of a step beyond the checkpoint.
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
+        write_atomically(self.path, "".join(f"{line}\n" for line in kept))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Appends a line."""
+        if "loss" in logs or "eval_loss" in logs:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}, ensure_ascii=False) + "\n")

@@ -1,0 +1,61 @@
+"""Reading a run's folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RECIPE, METRICS, SUMMARY = "recipe.json", "metrics.jsonl", "summary.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        path: its folder.
+        recipe: as resolved, with the data's ``fingerprint`` and the ``sizes`` of the domains.
+        train: what was logged of training, one mapping for each time: ``step``, ``loss``, ``loss/{domain}``, ...
+        evaluations: the same for evaluation: ``step``, ``eval_loss``, ``eval_loss/{domain}``.
+        summary: ``steps``, ``seconds``, ``eval_loss`` and for each of ``domains`` size, draws, epochs and loss.
+    """
+
+    path: Path
+    recipe: dict[str, Any]
+    train: list[dict[str, float]]
+    evaluations: list[dict[str, float]]
+    summary: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.resolve().name
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Training samples of each domain."""
+        sizes: dict[str, int] = self.recipe["sizes"]
+        return sizes
+
+    @classmethod
+    def read(cls, path: str | Path) -> Run:
+        """Reads a run.
+
+        Raises:
+            ValueError: if the folder does not hold a finished run.
+        """
+        path = Path(path)
+        if not (path / RECIPE).exists():
+            raise ValueError(f"{path} holds no run; expected a folder that `pycooldown train` wrote")
+        if not (path / SUMMARY).exists():
+            raise ValueError(f"the run in {path} is not finished; go on with `pycooldown train ... --resume`")
+        logs = [json.loads(line) for line in (path / METRICS).read_text(encoding="utf-8").splitlines()]
+        return cls(
+            path,
+            json.loads((path / RECIPE).read_text(encoding="utf-8")),
+            [entry for entry in logs if "loss" in entry],
+            [entry for entry in logs if "eval_loss" in entry],
+            json.loads((path / SUMMARY).read_text(encoding="utf-8")),
+        )

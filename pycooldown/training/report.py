@@ -1,0 +1,181 @@
+"""Comparing finished runs: a table, a sentence and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from pycooldown import plots
+from pycooldown.training.history import Run
+
+# Differences below this, in nats a token, are called none: seeds alone differ by about as much.
+_TIE = 0.005
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run's validation loss (nats a token) and passes through a domain; of a group: their means over domains."""
+
+    loss: float
+    epochs: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A domain, or a group of domains.
+
+    Attributes:
+        name: of the domain, or "high-resource", "mid-resource", "low-resource" or "all".
+        size: training samples.
+        cells: one for each run.
+        domains: of a group; empty for a domain.
+    """
+
+    name: str
+    size: int
+    cells: tuple[Cell, ...]
+    domains: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> int:
+        """Position of the run with the lowest loss."""
+        return min(range(len(self.cells)), key=lambda i: self.cells[i].loss)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` finds.
+
+    Attributes:
+        runs: in the order given.
+        rows: domains, largest first.
+        groups: high-, mid- and low-resource thirds of the domains (fewer groups below 3 domains), then all.
+        sentence: what happened.
+    """
+
+    runs: tuple[Run, ...]
+    rows: tuple[Row, ...]
+    groups: tuple[Row, ...]
+    sentence: str
+
+    def save_figures(self, folder: str | Path) -> list[Path]:
+        """Writes ``loss_by_step.png``, ``loss_by_epoch.png`` and ``q_over_time.png``.
+
+        Raises:
+            ImportError: without matplotlib.
+        """
+        domains = [row.name for row in self.rows]
+        figures = {
+            "loss_by_step": plots.loss_curves(
+                {run.name: {d: _curve(run, "steps", d) for d in domains} for run in self.runs}, x_label="step"
+            ),
+            "loss_by_epoch": plots.loss_curves(
+                {run.name: {d: _curve(run, "epochs", d) for d in domains} for run in self.runs},
+                x_label="epochs of the domain",
+                log_x=True,
+            ),
+            "q_over_time": plots.sampling_over_time(
+                {run.name: {d: _sampling(run, d) for d in domains} for run in self.runs}
+            ),
+        }
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{name}.png" for name in figures]
+        for path, figure in zip(paths, figures.values(), strict=True):
+            figure.savefig(path)
+        return paths
+
+
+def compare(folders: Sequence[str | Path]) -> Comparison:
+    """Compares finished runs on the same data.
+
+    Raises:
+        ValueError: if there is no run, one is not finished, or their data, domains or lengths of sequences differ, so
+            that their losses cannot be compared.
+    """
+    if not folders:
+        raise ValueError("no run is given; expected folders that `pycooldown train` wrote")
+    runs = tuple(Run.read(folder) for folder in folders)
+    first = runs[0]
+    for run in runs[1:]:
+        for what, mine, theirs in (
+            ("data", first.recipe["fingerprint"], run.recipe["fingerprint"]),
+            ("domains", first.sizes, run.sizes),
+            ("data.max_length", first.recipe["data"]["max_length"], run.recipe["data"]["max_length"]),
+            ("data.eval_samples", first.recipe["data"]["eval_samples"], run.recipe["data"]["eval_samples"]),
+        ):
+            if mine != theirs:
+                raise ValueError(f"{run.path} and {first.path} differ in {what}: their losses cannot be compared")
+    if len({run.name for run in runs}) < len(runs):
+        raise ValueError(f"runs share a name: {', '.join(run.name for run in runs)}; rename a folder")
+    rows = tuple(
+        Row(domain, size, tuple(_cell(run, domain) for run in runs))
+        for domain, size in sorted(first.sizes.items(), key=lambda item: (-item[1], item[0]))
+    )
+    groups = _groups(rows)
+    return Comparison(runs, rows, groups, _sentence(runs, groups))
+
+
+def _cell(run: Run, domain: str) -> Cell:
+    entry = run.summary["domains"][domain]
+    return Cell(entry["loss"], entry["epochs"])
+
+
+def _groups(rows: Sequence[Row]) -> tuple[Row, ...]:
+    names = ("high-resource", "mid-resource", "low-resource") if len(rows) >= 3 else ()
+    thirds = np.array_split(np.arange(len(rows)), len(names)) if names else []
+    parts = [(name, [rows[i] for i in third]) for name, third in zip(names, thirds, strict=True)]
+    return tuple(_group(name, part) for name, part in [*parts, ("all", list(rows))])
+
+
+def _group(name: str, rows: Sequence[Row]) -> Row:
+    cells = tuple(
+        Cell(fmean(cell.loss for cell in column), fmean(cell.epochs for cell in column))
+        for column in zip(*(row.cells for row in rows), strict=True)
+    )
+    return Row(name, sum(row.size for row in rows), cells, tuple(row.name for row in rows))
+
+
+def _sentence(runs: Sequence[Run], groups: Sequence[Row]) -> str:
+    if len(runs) == 1:
+        return f"Mean validation loss over domains: {groups[-1].cells[0].loss:.3f} nats a token."
+    clauses = [_clause(runs, group) for group in groups if group.name in ("high-resource", "low-resource", "all")]
+    for i, run in enumerate(runs):
+        if run.recipe["mixture"]["method"] == "cooldown":
+            overall = groups[-1]
+            behind = overall.cells[i].loss - overall.cells[overall.best].loss
+            verdict = f"did not win, {behind:.3f} behind {runs[overall.best].name}" if overall.best != i else "won"
+            clauses.append(f"so over all domains {run.name} {verdict}" if len(groups) > 1 else f"{run.name} {verdict}")
+    return "; ".join(clauses) + " (nats a token, means over domains, one seed)."
+
+
+def _clause(runs: Sequence[Run], group: Row) -> str:
+    order = sorted(range(len(runs)), key=lambda i: group.cells[i].loss)
+    best, second = order[0], order[1]
+    gap = group.cells[second].loss - group.cells[best].loss
+    lead = f"{gap:.3f} below {runs[second].name}" if gap >= _TIE else f"as good as {runs[second].name}"
+    where = f"on {group.name} domains ({', '.join(group.domains)})" if group.name != "all" else "over all domains"
+    epochs = f", after {group.cells[best].epochs:.1f} epochs of them" if group.name == "low-resource" else ""
+    return f"{where} {runs[best].name} has the lowest loss, {group.cells[best].loss:.3f}, {lead}{epochs}"
+
+
+def _curve(run: Run, over: str, domain: str) -> plots.Curve:
+    """Validation loss of a domain over steps or over the domain's epochs."""
+    epochs = {entry["step"]: entry[f"epochs/{domain}"] for entry in run.train}
+    points = [
+        (entry["step"] if over == "steps" else epochs[entry["step"]], entry[f"eval_loss/{domain}"])
+        for entry in run.evaluations
+        if entry["step"] in epochs
+    ]
+    x, y = np.array(points, dtype=np.float64).reshape(-1, 2).T
+    return plots.Curve(x, y)
+
+
+def _sampling(run: Run, domain: str) -> plots.Curve:
+    x = [0.0, *(entry["step"] for entry in run.train)]
+    q = [entry[f"q/{domain}"] for entry in run.train]
+    return plots.Curve(np.array(x, dtype=np.float64), np.array([*q, q[-1]], dtype=np.float64))

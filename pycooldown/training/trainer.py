@@ -1,0 +1,295 @@
+"""`MixtureTrainer`: Hugging Face's Trainer, with a mixture deciding batches and loss weights."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+from transformers import ProgressCallback, Trainer, TrainerControl, TrainingArguments
+from transformers.trainer_utils import TrainOutput
+
+from pycooldown.losses import cross_entropy
+from pycooldown.mixture import Mixture
+from pycooldown.sampler import AllocationName, DomainBatchSampler
+from pycooldown.schedules import Schedule
+from pycooldown.training.batches import EvaluationBatches, MicroBatches, Samples, WithDomains
+from pycooldown.training.callbacks import MixtureProgress
+from pycooldown.training.checkpoints import complete_checkpoint, discard_incomplete, seal, unseal
+
+
+class MixtureTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer for causal language models whose batches and loss weights come from a mixture.
+
+    The global batch of optimizer step t, ``per_device_train_batch_size * gradient_accumulation_steps * world_size``
+    sequences, is planned as one and then sliced into ranks and micro-batches. Its loss is
+
+        sum over valid tokens of loss_weights[domain] * cross-entropy / number of valid tokens,
+
+    both over the whole global batch, so that ranks and accumulation do not change it. ``max_steps`` sets the length of
+    training; epochs are counted per domain. Logged per domain: ``loss/``, ``samples/`` and ``epochs/`` (of it, so far),
+    ``q/`` (sampling) and ``v/`` (loss weight), and ``tau``. Checkpoints hold the state of the data.
+
+    Args:
+        model: gives logits (N, T, V) for the collated inputs.
+        args: with ``max_steps`` > 0; ``data_seed`` (or else ``seed``) decides the order of samples.
+        schedule: the mixture at each step.
+        train_dataset: map-style; the domains laid end to end, in the order of the schedule's domains.
+        data_collator: makes a dictionary with ``labels`` (N, T) of samples; -100 marks tokens without a loss.
+        eval_dataset: a map-style dataset for each domain to be evaluated, by name.
+        allocation: see `pycooldown.DomainBatchSampler`.
+        **kwargs: further arguments of Trainer.
+
+    Raises:
+        ValueError: for arguments that do not fit together, saying how to mend them.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        args: TrainingArguments,
+        *,
+        schedule: Schedule,
+        train_dataset: Samples,
+        data_collator: Any,
+        eval_dataset: Mapping[str, Samples] | None = None,
+        allocation: AllocationName = "multinomial",
+        **kwargs: Any,
+    ) -> None:
+        first = schedule.mixture(0)
+        self._check(args, first, len(train_dataset), eval_dataset)
+        self.schedule = schedule
+        self.domains = first.domains
+        self.allocation = allocation
+        self._evaluation = EvaluationBatches(eval_dataset or {}, self.domains)
+        super().__init__(
+            model,
+            args,
+            train_dataset=WithDomains(train_dataset, first.sizes),
+            eval_dataset=self._evaluation if eval_dataset else None,
+            data_collator=data_collator,
+            **kwargs,
+        )
+        if any(type(callback) is ProgressCallback for callback in self.callback_handler.callbacks):
+            self.remove_callback(ProgressCallback)
+            self.add_callback(MixtureProgress)
+        # The loss is already a share of the global batch's, so Trainer must not divide it by the micro-batches.
+        self.loss_is_scaled_for_ga = True
+        self.sampler = self._new_sampler()
+        self.control: TrainerControl
+        self._weights: tuple[Mixture, torch.Tensor] | None = None
+        self._stats = self._no_stats()
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """Trains, from the start or from a checkpoint.
+
+        Args:
+            resume_from_checkpoint: a checkpoint, or ``True`` for the newest complete one in ``args.output_dir``; one
+                that was being written when its process died is discarded.
+            **kwargs: further arguments of `Trainer.train`.
+
+        Raises:
+            ValueError: if there is no complete checkpoint, or it belongs to another mixture, saying what differs.
+        """
+        self.sampler = self._new_sampler()
+        self._stats = self._no_stats()
+        checkpoint = None
+        if resume_from_checkpoint:
+            path = None if resume_from_checkpoint is True else resume_from_checkpoint
+            checkpoint, state = complete_checkpoint(self.args.output_dir, path)
+            try:
+                self.sampler.load_state_dict(state)
+            except ValueError as error:
+                raise ValueError(f"{checkpoint} cannot be resumed from: {error}") from error
+            if self.args.should_save:
+                discard_incomplete(self.args.output_dir)
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Micro-batches of this rank; not sharded again by Accelerate."""
+        return self._loader(
+            self.train_dataset, MicroBatches(self.sampler, self.args.gradient_accumulation_steps), self.data_collator
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | None]:
+        """The micro-batches of one optimizer step and the number of valid tokens in its global batch."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        if not batches:
+            return batches, None
+        count = torch.stack([(_next_tokens(batch["labels"]) != -100).sum() for batch in batches]).sum().to(device)
+        return batches, self.accelerator.reduce(count, "sum")
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """This micro-batch's part of the loss of its global batch."""
+        # Trainer takes the micro-batches of a step one after another and trains on them before it counts the step, so
+        # the step they were planned for is the current one, however far the loader has read ahead.
+        loss, stats, outputs = self._loss(model, inputs, self._loss_weights(self.state.global_step))
+        self._stats += torch.stack([stats.loss_sum, stats.token_count.double()])
+        count = stats.token_count.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = loss * self.accelerator.num_processes / count  # gradients are averaged over ranks
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds to the logs of training what was seen of each domain."""
+        if "loss" in logs and self.state.global_step > 0:
+            logs |= self._domain_logs()
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Mean loss of a token, unweighted, on each domain's evaluation set and over all of them.
+
+        Returns:
+            ``{prefix}_loss`` and ``{prefix}_loss/{domain}``, in nats.
+
+        Raises:
+            ValueError: if the trainer has no evaluation sets or others are given.
+        """
+        if eval_dataset is not None or not len(self._evaluation):
+            raise ValueError(
+                "evaluation needs a dataset for each domain: pass eval_dataset={name: dataset, ...} at first"
+            )
+        loader = self._loader(
+            self._evaluation,
+            self._evaluation.batches(self.args.eval_batch_size, self.args.process_index, self.args.world_size),
+            self.data_collator,
+        )
+        self.callback_handler.eval_dataloader = loader
+        was_training = self.model.training
+        self.model.eval()
+        sums, ones = self._no_stats(), torch.ones(len(self.domains), device=self.args.device)
+        for inputs in loader:
+            _, stats, _ = self._loss(self.model, self._prepare_inputs(inputs), ones)
+            sums += torch.stack([stats.loss_sum, stats.token_count.double()])
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        self.model.train(was_training)
+        losses = self._means(sums)
+        metrics = {f"{metric_key_prefix}_{name}": loss for name, loss in losses.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Writes the checkpoint and then, when it is whole, the data state that makes it one to resume from."""
+        folder = f"{self._get_output_dir(trial)}/checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            unseal(folder)
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            seal(folder, self.sampler.state_dict(self.state.global_step))
+
+    def _loss(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], weights: torch.Tensor) -> Any:
+        """Sum of weighted token losses, statistics by domain, and the model's outputs."""
+        inputs = dict(inputs)
+        labels, domain_ids = inputs.pop("labels"), inputs.pop("domain_ids")
+        outputs = model(**inputs)
+        loss, stats = cross_entropy(
+            outputs.logits.transpose(1, 2),
+            _next_tokens(labels),
+            domain_ids=domain_ids,
+            domain_weights=weights,
+            reduction="sum",
+            return_stats=True,
+        )
+        return loss, stats, outputs
+
+    def _loss_weights(self, step: int) -> torch.Tensor:
+        mixture = self.schedule.mixture(step)
+        if self._weights is None or self._weights[0] is not mixture:
+            values = torch.as_tensor(mixture.loss_weights, dtype=torch.float32)
+            self._weights = mixture, values.to(self.args.device)
+        return self._weights[1]
+
+    def _domain_logs(self) -> dict[str, float]:
+        step = self.state.global_step
+        mixture, exposure = self.schedule.mixture(step - 1), self.sampler.exposure(step)
+        logs = {name: loss for name, loss in self._means(self._stats).items() if name != "loss"}
+        self._stats = self._no_stats()
+        columns = {
+            "samples": exposure.draws,
+            "epochs": exposure.epochs,
+            "q": mixture.sampling,
+            "v": mixture.loss_weights,
+        }
+        for name, values in columns.items():
+            logs |= {f"{name}/{domain}": value for domain, value in zip(self.domains, values.tolist(), strict=True)}
+        return logs if mixture.tau is None else {**logs, "tau": mixture.tau}
+
+    def _means(self, sums: torch.Tensor) -> dict[str, float]:
+        """Loss of a token over all domains and in each that has any, summed over ranks."""
+        loss, count = self.accelerator.reduce(sums, "sum").tolist()
+        means = {f"loss/{d}": total / n for d, total, n in zip(self.domains, loss, count, strict=True) if n}
+        return {"loss": sum(loss) / sum(count), **means} if sum(count) else means
+
+    def _no_stats(self) -> torch.Tensor:
+        return torch.zeros(2, len(self.domains), dtype=torch.float64, device=self.args.device)
+
+    def _loader(self, dataset: Dataset[Any], batches: Any, collator: Any) -> DataLoader[Any]:
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=WithDomains.collator(collator),
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=False,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+            # Workers' seeds come from here and not from the global generator, whose state a resumed run restores.
+            generator=torch.Generator().manual_seed(self.args.seed),
+        )
+
+    def _new_sampler(self) -> DomainBatchSampler:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return DomainBatchSampler(
+            self.schedule,
+            batch_size=self.get_total_train_batch_size(self.args),
+            seed=seed,
+            num_steps=self.args.max_steps,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+            allocation=self.allocation,
+        )
+
+    @staticmethod
+    def _check(args: TrainingArguments, mixture: Mixture, length: int, evaluation: Mapping[str, Any] | None) -> None:
+        if args.max_steps <= 0:
+            raise ValueError(f"max_steps = {args.max_steps}; expected a number of steps: a mixture has no single epoch")
+        if args.n_gpu > 1:
+            raise ValueError(f"{args.n_gpu} GPUs in one process: start one for each, with torchrun --nproc-per-node")
+        if args.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size would change the mixture's batches; set the batch size and leave it off"
+            )
+        if not args.ignore_data_skip:
+            args.ignore_data_skip = True  # the loader itself goes on from the right place
+        if args.save_total_limit is not None and args.save_total_limit < 2:
+            raise ValueError(
+                f"save_total_limit = {args.save_total_limit}; expected at least 2 or None: an older checkpoint is "
+                "removed before the newer one is known to be whole"
+            )
+        if length != mixture.sizes.sum():
+            raise ValueError(
+                f"train_dataset has {length} samples, the schedule's domains {mixture.sizes.sum()}; expected the "
+                "domains laid end to end"
+            )
+        if unknown := sorted(set(evaluation or {}) - set(mixture.domains)):
+            raise ValueError(f"eval_dataset names {unknown[0]!r}; expected domains of the mixture")
+
+
+def _next_tokens(labels: torch.Tensor) -> torch.Tensor:
+    """Labels (N, T) of the inputs as targets (N, T) of the logits: each position's next token, none for the last."""
+    return F.pad(labels[:, 1:], (0, 1), value=-100)

@@ -1,0 +1,179 @@
+"""The Triton kernels, in Triton's interpreter where there is no GPU, against torch in float64."""
+
+import os
+
+import pytest
+
+torch = pytest.importorskip("torch")
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
+pytest.importorskip("triton")
+
+from pycooldown.losses import _triton  # noqa: E402
+
+if not _triton.INTERPRETED and not torch.cuda.is_available():
+    pytest.skip("needs a GPU, or TRITON_INTERPRET=1 before triton is imported", allow_module_level=True)
+DEVICE = "cpu" if _triton.INTERPRETED else "cuda"
+OPTIONS = {"ignore_index": -100, "label_smoothing": 0.0, "z_loss": 0.0, "softcap": 0.0}
+EVERYTHING = {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 5.0}
+WANT = {"want_grad": True, "want_stats": True, "inplace": False}
+# Half a unit in the last place, and a whole one for bfloat16 in the interpreter, which truncates.
+ROUNDING = {
+    torch.float32: 0.0,
+    torch.float16: 2.0**-11,
+    torch.bfloat16: 2.0**-7 if _triton.INTERPRETED else 2.0**-8,
+}
+
+
+def problem(num_rows, num_classes, dtype=torch.float32, num_domains=3):
+    """Every fourth row is ignored and every fourth of weight 0."""
+    generator = torch.Generator().manual_seed(num_classes)
+    logits = (4 * torch.randn(num_rows, num_classes, generator=generator)).to(dtype)
+    target = torch.randint(num_classes, (num_rows,), generator=generator)
+    target[1::4] = -100
+    scale = torch.rand(num_rows, generator=generator) + 0.5
+    scale[2::4] = 0
+    ids = torch.randint(num_domains, (num_rows,), generator=generator)
+    return [logits.to(DEVICE), target.to(DEVICE), scale.to(DEVICE), ids.to(DEVICE), num_domains]
+
+
+def in_float64(logits, target, scale, ids, num_domains, *, ignore_index, label_smoothing, z_loss, softcap):
+    x = logits.detach().double().requires_grad_()
+    y = softcap * torch.tanh(x / softcap) if softcap else x
+    smoothed = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": "none"}
+    loss = torch.nn.functional.cross_entropy(y, target, **smoothed)
+    valid = target != ignore_index
+    lse = y.logsumexp(1).where(valid, 0)
+    weighted = valid & (scale != 0)
+    ((loss + z_loss * lse**2) * scale)[weighted].sum().backward()
+    grad = x.grad.where(weighted[:, None], 0)
+    hit = valid & ~loss.isnan() & (y.gather(1, target.where(valid, 0)[:, None])[:, 0] >= y.amax(1))
+    ids = torch.zeros_like(target) if ids is None else ids
+    one_hot = torch.nn.functional.one_hot(ids, num_domains).bool()
+    sums = [loss[valid & of].sum() for of in one_hot.T]
+    counts = [[(rows & of).sum() for of in one_hot.T] for rows in (valid, hit)]
+    return loss.detach(), lse.detach(), grad, torch.stack(sums).detach(), *map(torch.stack, counts)
+
+
+def check(arguments, *, inplace=False, **options):
+    options = OPTIONS | options
+    loss, lse, grad, sums, tokens, correct = in_float64(*arguments, **options)
+    dtype = arguments[0].dtype
+    got = _triton.rows(*arguments, **options, **WANT | {"inplace": inplace})
+    assert [x.dtype for x in got] == [torch.float32, torch.float32, dtype, torch.float64, torch.int64, torch.int64]
+    assert (got[2] is arguments[0]) == inplace
+    near = {"rtol": 1e-6, "atol": 2e-6, "equal_nan": True, "check_dtype": False}
+    torch.testing.assert_close(got[0], loss.float(), **near)
+    torch.testing.assert_close(got[1], lse.float(), **near)
+    torch.testing.assert_close(got[3], sums, **near)
+    subnormal = 2.0**-25 if dtype == torch.float16 else 0.0
+    grad_near = {"rtol": ROUNDING[dtype] + 1e-5, "atol": 3e-7 + subnormal, "equal_nan": True}
+    torch.testing.assert_close(got[2].double(), grad, **grad_near)
+    assert torch.equal(got[4], tokens)
+    assert torch.equal(got[5], correct)
+
+
+@pytest.mark.parametrize("num_classes", [1, 7, 33, 4099])
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_rows_agree_with_torch(num_classes, dtype, options):
+    check(problem(8, num_classes, dtype), **options)
+
+
+@pytest.mark.parametrize("num_classes", [8 << 10 >> 1, (8 << 10 >> 1) + 1, (64 << 10 >> 1) + 9, 50_257])
+def test_rows_of_every_width_class_and_alignment(num_classes):
+    check(problem(9, num_classes, torch.bfloat16), inplace=num_classes == 50_257, **EVERYTHING)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("view", ["offset", "padded", "transposed"])
+def test_any_strides(view, inplace):
+    """Rows that start anywhere or are aligned otherwise than those of the gradient; columns that are not contiguous."""
+    logits, *rest = problem(9, 45, torch.bfloat16)
+    storage = torch.full((10, 50), 7.0, dtype=logits.dtype, device=DEVICE)
+    flat = torch.full((3 + logits.numel(),), 7.0, dtype=logits.dtype, device=DEVICE)
+    strided = {"offset": flat[3:].view(9, 45), "padded": storage[1:, 2:47], "transposed": logits.T.contiguous().T}[view]
+    check([strided.copy_(logits), *rest], inplace=inplace)
+    assert (flat[:3] == 7).all()
+    assert (storage[0] == 7).all()
+    assert (storage[:, :2] == 7).all()
+    assert (storage[:, 47:] == 7).all()
+
+
+def test_row_offsets_beyond_32_bits():
+    storage = torch.empty(2**31 + 100, dtype=torch.bfloat16, device=DEVICE)  # of which two pages are touched
+    logits = storage.as_strided((2, 33), (2**31 + 5, 1))
+    check([logits.normal_(), *(x[[0, 3]] for x in problem(8, 33)[1:4]), 3], inplace=True)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, from the interpreter
+@pytest.mark.parametrize("special", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 1e-2}], ids=["plain", "smoothed"])
+def test_nonfinite_logits(special, options):
+    arguments = problem(32, 37)
+    logits, target = arguments[:2]
+    logits[torch.rand(logits.shape) < 0.02] = special
+    logits[0] = special
+    logits[3, target[3]] = special
+    logits[1:3] = float("nan")  # an ignored row and one of weight 0
+    logits[7, 5:] = -float("inf")
+    logits[11, 3:5] = torch.tensor([float("inf"), float("nan")])
+    check(arguments, **options)
+
+
+def test_ties_are_correct_and_rows_without_weight_are_free():
+    arguments = problem(8, 33)
+    arguments[0][0] = 1.0
+    check(arguments)
+    arguments[0][1:3] = float("nan")
+    loss, lse, grad, *stats = _triton.rows(*arguments, **OPTIONS, **WANT | {"want_stats": False})
+    assert stats == [None] * 3
+    assert not torch.stack([loss[1:3], lse[1:3]]).any()
+    assert not grad[1:3].any()
+
+
+def test_no_gradient_no_rows_no_domains():
+    arguments = problem(8, 33)
+    full = _triton.rows(*arguments, **OPTIONS, **WANT)
+    bare = _triton.rows(*arguments, **OPTIONS, **WANT | {"want_grad": False, "inplace": True})
+    assert bare[2] is None
+    for a, b in zip(full[:2] + full[3:], bare[:2] + bare[3:]):
+        assert torch.equal(a, b)
+    check([*arguments[:3], None, 1])
+    check([x[:0] for x in arguments[:4]] + [3])
+    check([x[1:2] for x in arguments[:4]] + [3])  # one row, ignored
+
+
+def test_sums_over_many_rows_and_domains():
+    """More rows than one program of the sums has, and more domains than it looks at together."""
+    arguments = problem(1100, 3, num_domains=40)
+    arguments[1][:950] = -100
+    check(arguments)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+def test_scale(dtype):
+    for view in (lambda x: x, lambda x: x[1:, 3:40], lambda x: x[1:].T):
+        storage = torch.randn(5, 51).to(DEVICE, dtype)
+        grad = view(storage)
+        want = storage.double()
+        view(want).mul_(0.3)
+        _triton.scale_(grad, torch.tensor(0.3, device=DEVICE))
+        torch.testing.assert_close(storage.double(), want, rtol=ROUNDING[dtype] + 1e-6, atol=0)
+        once = storage.clone()
+        _triton.scale_(grad, torch.ones((), dtype=torch.float64, device=DEVICE))
+        assert torch.equal(storage, once)
+
+
+def test_bad_input():
+    arguments = problem(8, 33)
+    with pytest.raises(TypeError, match=r"float64.*takes float32"):
+        _triton.rows(arguments[0].double(), *arguments[1:], **OPTIONS, **WANT)
+    arguments[1][3] = 33
+    if DEVICE == "cpu":
+        with pytest.raises(IndexError, match=r"target\[3\] is 33, out of range for 33 classes"):
+            _triton.rows(*arguments, **OPTIONS, **WANT)
+    else:
+        loss, _, grad, *_ = _triton.rows(*arguments, **OPTIONS, **WANT)
+        assert loss.isnan().nonzero().flatten().tolist() == [3]
+        assert grad.isnan().all(1).nonzero().flatten().tolist() == [3]

@@ -1,0 +1,124 @@
+"""The shape of the package: which room imports which, what stays unloaded, what a missing part says."""
+
+import ast
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import pycooldown
+
+PACKAGE = Path(pycooldown.__file__).parent
+# From the top down: a module imports its own room and those of lower floors; rooms of one floor do not know each other.
+FLOORS = [
+    ("cli",),
+    ("experiments", "training"),
+    ("plots", "variance", "data"),
+    ("adaptive", "sampler", "losses"),
+    ("schedules", "theory"),
+    ("mixture",),
+    ("_core", "_extras"),
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+SHARED_FLOORS = {1}  # experiments run trainings, recipes name experiments' corpora
+CORE_USERS = {"__init__.py", "sampler.py", "data/index.py", "data/shards.py", "losses/_cpp.py"}
+HEAVY = ("torch", "triton", "webdataset", "numba", "transformers", "accelerate", "matplotlib", "sentencepiece", "typer")
+
+
+def room_of(module):
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imported_modules(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "pycooldown")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pycooldown":
+            if node.module == "pycooldown":
+                yield from (f"pycooldown.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    relative = path.relative_to(PACKAGE)
+    room = relative.parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    assert room in FLOOR_OF, f"{relative} is in no room; draw it into FLOORS"
+    for module in imported_modules(path):
+        target = room_of(module)
+        if target == "_core":
+            assert str(relative) in CORE_USERS, f"{relative} uses the compiled core; go through a module that wraps it"
+        elif target in FLOOR_OF and target != room:
+            allowed = FLOOR_OF[target] > FLOOR_OF[room] or (
+                FLOOR_OF[target] == FLOOR_OF[room] and FLOOR_OF[room] in SHARED_FLOORS
+            )
+            assert allowed, f"{relative} ({room}) imports {module}: imports point down only"
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_import_loads_nothing_heavy():
+    code = f"import pycooldown, sys; print(sorted(set({HEAVY}) & set(sys.modules)))"
+    assert run(code).stdout.strip() == "[]"
+
+
+def test_command_line_help_loads_nothing_heavy():
+    code = (
+        "import sys; from pycooldown.cli import main; sys.argv = ['pycooldown', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        f"print(sorted((set({HEAVY}) - {{'typer'}}) & set(sys.modules)))"
+    )
+    assert run(code).stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_missing_core_says_what_to_run():
+    code = "import sys; sys.modules['pycooldown._core'] = None; import pycooldown"
+    error = run(code).stderr.strip().splitlines()[-1]
+    assert error.startswith("ImportError: pycooldown's compiled core is missing")
+    assert "pip install ." in error
+
+
+@pytest.mark.parametrize(
+    ("module", "missing", "extra"),
+    [
+        ("losses", "torch", "losses"),
+        ("data", "torch", "data"),
+        ("training", "transformers", "train"),
+        ("plots", "matplotlib", "plots"),
+        ("cli", "typer", "cli"),
+    ],
+)
+def test_missing_extra_says_what_to_install(module, missing, extra):
+    code = f"import sys; sys.modules['{missing}'] = None; import pycooldown.{module}"
+    error = run(code).stderr.strip().splitlines()[-1]
+    assert f"pip install 'pycooldown[{extra}]'" in error
+
+
+def test_version():
+    try:
+        assert metadata.version("pycooldown") == pycooldown.__version__
+    except metadata.PackageNotFoundError:
+        pytest.skip("running from a source tree that is not installed")
+
+
+def test_public_names():
+    """Changes of this list are changes of the public surface: they belong in the CHANGELOG."""
+    assert sorted(pycooldown.__all__) == [
+        "AliasTable",
+        "BatchPlan",
+        "DomainBatchSampler",
+        "Exposure",
+        "Mixture",
+        "Schedule",
+        "schedules",
+        "temperature",
+        "theory",
+    ]

@@ -1,0 +1,102 @@
+"""Recipes: what is read, and what each mistake is answered with."""
+
+from pathlib import Path
+
+import pytest
+
+yaml = pytest.importorskip("yaml")
+
+from pycooldown import Mixture, schedules  # noqa: E402
+from pycooldown.training import load_recipe  # noqa: E402
+
+GOOD = """
+data: {path: packed}
+mixture: {method: cooldown}
+training: {steps: 100, batch_size: 8}
+"""
+SIZES = {"a": 1000, "b": 30}
+
+
+def load(tmp_path, text, overrides=()):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return load_recipe(path, overrides)
+
+
+@pytest.mark.parametrize(
+    ("mixture", "expected"),
+    [
+        ("{method: temperature, tau: 5}", schedules.constant(Mixture.temperature_sampling(SIZES, 5.0))),
+        ("{method: temperature, tau: inf}", schedules.constant(Mixture.temperature_sampling(SIZES, float("inf")))),
+        ("{method: scalarization, tau: 3.3}", schedules.constant(Mixture.scalarization(SIZES, 3.3))),
+        ("{method: cooldown}", schedules.cooldown(SIZES, tau=5.0, final_tau=1.0, switch_step=50)),
+        ("{method: cooldown, switch_at: 0.25, tau: 4}", schedules.cooldown(SIZES, tau=4.0, switch_step=25)),
+        ("{method: anneal, shape: cosine}", schedules.anneal(SIZES, tau=5, final_tau=1, num_steps=100, shape="cosine")),
+        (
+            "{method: staircase, stages: [[0, 5], [0.5, 2], [0.75, 1]]}",
+            schedules.staircase(
+                [(s, Mixture.temperature_sampling(SIZES, t)) for s, t in ((0, 5.0), (50, 2.0), (75, 1.0))]
+            ),
+        ),
+    ],
+)
+def test_mixture_methods_make_their_schedules(tmp_path, mixture, expected):
+    recipe = load(tmp_path, GOOD.replace("{method: cooldown}", mixture))
+    assert recipe.mixture.schedule(SIZES, recipe.training.steps).describe() == expected.describe()
+    again = load(tmp_path, yaml.safe_dump(_plain(recipe.to_dict())))
+    assert again == recipe
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if v is not None}
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("steps: 100", "stepz: 100", "training.stepz is unknown; expected steps, batch_size"),
+        ("steps: 100, ", "", "training.steps is missing"),
+        ("steps: 100", "steps: 0", "training.steps is 0; expected a number >= 1"),
+        ("steps: 100", "steps: 1.5", r"training.steps is 1.5 \(float\); expected a whole number"),
+        ("steps: 100", "steps: true", r"training.steps is True \(bool\); expected a whole number"),
+        ("steps: 100", "steps: 100, save_every: 15", "save_every = 15 is no multiple of log_every = 10"),
+        ("steps: 100", "steps: 100, allocation: magic", "allocation is 'magic'.*expected one of 'multinomial'"),
+        ("path: packed", "path: packed, domains: [de, no]", "domains.1. is False.*put it in quotes"),
+        ("path: packed", "path: packed, domains: de", "data.domains is 'de'.*expected a list"),
+        ("method: cooldown", "method: magic", "mixture.method is 'magic'.*expected one of temperature, scalarization"),
+        ("method: cooldown", "method: temperature", "mixture.tau is missing"),
+        ("method: cooldown", "method: cooldown, taw: 3", "mixture.taw is unknown; expected tau, final_tau, switch_at"),
+        ("method: cooldown", "method: cooldown, tau: high", "mixture.tau is 'high'.*expected a number"),
+        ("data: {path: packed}", "data: packed", "data is 'packed'.*expected keys path"),
+        ("data: {path: packed}", "dta: {path: packed}", "dta is unknown; expected data, training, mixture, model"),
+        (GOOD, "- 1", "expected sections data"),
+        (GOOD, "a: [", "is not YAML"),
+    ],
+)
+def test_mistakes_name_file_and_key_and_what_is_accepted(tmp_path, old, new, message):
+    assert old in GOOD
+    with pytest.raises(ValueError, match=message) as error:
+        load(tmp_path, GOOD.replace(old, new))
+    assert "recipe.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize("switch_at", [0.0, 1.0, -0.5, float("nan")])
+def test_switch_must_lie_within_the_run(tmp_path, switch_at):
+    recipe = load(tmp_path, GOOD, [f"mixture.switch_at={switch_at}"])
+    with pytest.raises(ValueError, match=r"switch_at = .* expected a share of the steps"):
+        recipe.mixture.schedule(SIZES, 100)
+
+
+def test_overrides_are_typed_like_the_file(tmp_path):
+    recipe = load(tmp_path, GOOD, ["training.learning_rate=1e-3", "data.domains=[de, fr]", "model.layers=2"])
+    assert recipe.training.learning_rate == 1e-3
+    assert recipe.data.domains == ("de", "fr")
+    assert recipe.model.layers == 2
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.parent.glob("recipes/**/*.yaml")), ids=lambda p: p.stem)
+def test_recipes_of_the_repository_can_be_read(path):
+    recipe = load_recipe(path)
+    recipe.mixture.schedule(SIZES, recipe.training.steps)

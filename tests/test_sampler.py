@@ -1,0 +1,264 @@
+"""The domain batch sampler: what a batch holds, that only (seed, schedule, step) decide it, and that it resumes."""
+
+import json
+import math
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from pycooldown import DomainBatchSampler, Mixture, schedules, temperature
+
+SIZES = {"zh": 1500, "de": 700, "gl": 90, "fa": 17}
+ALLOCATIONS = ("multinomial", "systematic", "quota")
+SCHEDULES = {
+    "constant": schedules.constant(Mixture.temperature_sampling(SIZES, 5)),
+    "scalarization": schedules.constant(Mixture.scalarization(SIZES, 5)),
+    "cooldown": schedules.cooldown(SIZES, switch_step=23),
+    "anneal": schedules.anneal(SIZES, tau=5, final_tau=1, num_steps=40, shape="cosine"),
+}
+OFFSETS = np.concatenate([[0], np.cumsum(list(SIZES.values()))])
+
+
+def make(schedule="cooldown", **options):
+    return DomainBatchSampler(SCHEDULES[schedule], **({"batch_size": 30, "seed": 3, "num_steps": 60} | options))
+
+
+def domain_of(indices):
+    return np.searchsorted(OFFSETS, indices, side="right") - 1
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+class TestContract:
+    """What holds for every allocation and schedule."""
+
+    def test_plan_is_consistent(self, schedule, allocation):
+        sampler = make(schedule, allocation=allocation)
+        for step, batch in enumerate(sampler):
+            plan = make(schedule, allocation=allocation).plan(step) if step % 20 == 7 else sampler.plan(step)
+            assert plan.indices.tolist() == batch
+            assert np.array_equal(domain_of(plan.indices), plan.domain_ids)
+            assert plan.mixture == SCHEDULES[schedule].mixture(step)
+
+    def test_each_epoch_of_a_domain_is_a_permutation_of_it(self, schedule, allocation):
+        sampler = make(schedule, allocation=allocation, num_steps=400)
+        plans = [sampler.plan(step) for step in range(400)]
+        indices, epochs = (np.concatenate([getattr(p, name) for p in plans]) for name in ("indices", "epochs"))
+        assert epochs.max() >= 2  # the rarest domain comes round
+        for domain, size in enumerate(SIZES.values()):
+            mine = domain_of(indices) == domain
+            for epoch in range(epochs[mine].max()):
+                seen = indices[mine & (epochs == epoch)] - OFFSETS[domain]
+                assert np.array_equal(np.sort(seen), np.arange(size))
+            last = indices[mine & (epochs == epochs[mine].max())]
+            assert len(np.unique(last)) == len(last)
+
+    @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+    def test_ranks_slice_the_global_batch(self, schedule, allocation, world_size):
+        ranks = [make(schedule, allocation=allocation, rank=r, world_size=world_size) for r in range(world_size)]
+        whole = make(schedule, allocation=allocation)
+        for step, parts in enumerate(zip(*ranks, strict=True)):
+            assert [i for part in parts for i in part] == whole.plan(step).indices.tolist()
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+    @pytest.mark.parametrize("stop", [0, 1, 22, 23, 59, 60])
+    def test_resumes_exactly_on_another_world_size(self, schedule, allocation, stop):
+        first = make(schedule, allocation=allocation, world_size=2)
+        assert len(list(islice(first, stop))) == stop
+        state = json.loads(json.dumps(first.state_dict()))
+        second = make(schedule, allocation=allocation)
+        second.load_state_dict(state)
+        assert len(second) == 60 - stop
+        assert list(second) == [make(schedule, allocation=allocation).plan(t).indices.tolist() for t in range(stop, 60)]
+
+    def test_exposure_forecasts_what_happens(self, schedule, allocation):
+        sampler = make(schedule, allocation=allocation)
+        forecast = sampler.exposure()
+        drawn = np.bincount(domain_of(np.concatenate(list(sampler))), minlength=4)
+        assert np.array_equal(forecast.draws, drawn)
+        assert forecast.epochs == pytest.approx(drawn / np.array(list(SIZES.values())))
+        assert sampler.exposure(0).draws.sum() == 0
+        assert sampler.exposure(23).draws.sum() == 23 * 30
+
+    def test_state_of_an_earlier_step(self, schedule, allocation):
+        """A DataLoader reads ahead; the state asked for is that of the batches consumed."""
+        ahead = make(schedule, allocation=allocation)
+        batches = list(islice(ahead, 30))
+        late = make(schedule, allocation=allocation)
+        late.load_state_dict(ahead.state_dict(step=21))
+        assert list(islice(late, 9)) == batches[21:]
+        assert next(iter(ahead)) == make(schedule, allocation=allocation).plan(30).indices.tolist()
+
+    def test_is_unbiased(self, schedule, allocation):
+        counts = np.zeros(4)
+        steps = 4_000
+        sampler = make(schedule, allocation=allocation, num_steps=None)
+        target = np.zeros(4)
+        for step in range(40, 40 + steps):
+            plan = sampler.plan(step)
+            counts += np.bincount(plan.domain_ids, minlength=4)
+            target += 30 * plan.mixture.sampling
+        assert np.all(np.abs(counts - target) <= 4.5 * np.sqrt(target))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_systematic_gives_floor_or_ceil(schedule):
+    sampler = make(schedule, allocation="systematic")
+    for step in range(60):
+        plan = sampler.plan(step)
+        wanted = 30 * plan.mixture.sampling
+        counts = np.bincount(plan.domain_ids, minlength=4)
+        assert counts.sum() == 30
+        assert np.all(counts >= np.floor(wanted - 1e-6))
+        assert np.all(counts <= np.ceil(wanted + 1e-6))
+
+
+def random_schedule(rng, num_domains, kind):
+    sizes = {f"d{i}": int(n) + 40 for i, n in enumerate(10 ** rng.uniform(1, 6, num_domains))}
+    if kind == "anneal":
+        return schedules.anneal(sizes, tau=5, final_tau=1, num_steps=150, shape=rng.choice(["linear", "exponential"]))
+    starts = [0, *np.cumsum(rng.integers(1, 60, 12)).tolist()]
+    names, n = list(sizes), list(sizes.values())
+    mixtures = [Mixture(names, n, q, q) for q in rng.dirichlet(np.full(num_domains, 0.3), len(starts))]
+    return schedules.staircase(list(zip(starts, mixtures, strict=True)))
+
+
+@pytest.mark.parametrize("kind", ["staircase", "anneal"])
+@pytest.mark.parametrize("case", range(12))
+def test_quota_stays_within_one_sample(kind, case):
+    """At the end of every batch, under any schedule."""
+    rng = np.random.default_rng(case)
+    num_domains, batch_size = [(2, 7), (5, 1), (9, 64), (60, 16), (300, 13), (1_000, 256)][case % 6]
+    schedule = random_schedule(rng, num_domains, kind)
+    sampler = DomainBatchSampler(schedule, batch_size=batch_size, seed=case, allocation="quota")
+    earned, drawn, worst = np.zeros(num_domains), np.zeros(num_domains), 0.0
+    for step in range(200):
+        plan = sampler.plan(step)
+        earned += batch_size * plan.mixture.sampling
+        drawn += np.bincount(plan.domain_ids, minlength=num_domains)
+        worst = max(worst, np.abs(earned - drawn).max())
+    assert worst < 1 + 1e-6 * num_domains  # sampling probabilities are rounded to multiples of 2^-32
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_slots_tell_nothing_of_the_domain(allocation):
+    """Ranks take slices of the batch: each slot must have the same mixture."""
+    sampler = DomainBatchSampler(SCHEDULES["constant"], batch_size=8, seed=1, allocation=allocation)
+    ids = np.array([sampler.plan(t).domain_ids for t in range(20_000)])
+    q = temperature(list(SIZES.values()), 5)
+    for domain in range(4):
+        share = (ids == domain).mean(axis=0)
+        assert np.all(np.abs(share - q[domain]) < 4.5 * math.sqrt(q[domain] / 20_000))
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.parametrize("num_domains", [1, 2, 10_000])
+def test_any_number_of_domains(allocation, num_domains):
+    sizes = {f"d{i}": 50_000 // (i + 1) + 5 for i in range(num_domains)}
+    schedule = schedules.cooldown(sizes, switch_step=3)
+    sampler = DomainBatchSampler(schedule, batch_size=4096, seed=0, num_steps=6, allocation=allocation)
+    batches = list(sampler)
+    assert np.bincount(np.concatenate(batches)).max() <= 2
+    assert np.array_equal(sampler.exposure(6).draws, make_counts(batches, sizes))
+
+
+def make_counts(batches, sizes):
+    edges = np.cumsum(list(sizes.values()))
+    return np.bincount(np.searchsorted(edges, np.concatenate(batches), side="right"), minlength=len(sizes))
+
+
+def test_seed_and_shuffle():
+    base = make().plan(5).indices
+    assert not np.array_equal(base, make(seed=4).plan(5).indices)
+    in_order = make(shuffle=False, schedule="constant")
+    seen = np.concatenate([in_order.plan(t).indices for t in range(20)])
+    assert np.array_equal(seen[domain_of(seen) == 0], np.arange((domain_of(seen) == 0).sum()))
+
+
+def test_far_resume_needs_no_replay():
+    sampler = make("constant", num_steps=None)
+    state = sampler.state_dict()
+    draws = {"zh": 15 * 10**9, "de": 10**10, "gl": 4 * 10**9, "fa": 10**9}
+    sampler.load_state_dict(state | {"step": 10**9, "draws": draws})
+    plan = sampler.plan(10**9)
+    zh = plan.indices[plan.domain_ids == 0]
+    assert set(plan.epochs[plan.domain_ids == 0]) == {10**7}
+    assert len(np.unique(zh)) == len(zh)
+    assert len(json.dumps(sampler.state_dict(10**9 + 1))) < 64 * 4 + 200
+
+
+def test_a_second_pass_starts_anew():
+    sampler = make(num_steps=3)
+    assert list(sampler) == list(sampler)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_order_does_not_depend_on_workers(num_workers):
+    torch = pytest.importorskip("torch")
+    loader = torch.utils.data.DataLoader(
+        torch.arange(sum(SIZES.values())), batch_sampler=make(num_steps=12), num_workers=num_workers
+    )
+    assert [batch.tolist() for batch in loader] == list(make(num_steps=12))
+
+
+STATE = make().state_dict(step=7)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "version 2"),
+        ({"seed": 4}, "seed is 4 in the state and 3 here"),
+        ({"batch_size": 10}, "batch_size is 10 in the state and 30 here"),
+        ({"allocation": "systematic"}, "allocation is 'systematic'"),
+        ({"shuffle": False}, "shuffle is False"),
+        ({"schedule": "constant"}, "schedule is 'constant' in the state and 'cooldown.tau=5.0, .*23.' here"),
+        ({"sizes": SIZES | {"fa": 18}}, "domain 'fa' has 18 samples in the state and 17 here"),
+        ({"sizes": SIZES | {"ug": 5}}, "domain 'ug' is only in the state"),
+        ({"sizes": {"zh": 1500, "de": 700, "gl": 90}}, "domain 'fa' is only in this job"),
+        ({"sizes": dict(reversed(SIZES.items()))}, "the domains are in another order"),
+        ({"step": 8}, "210 draws in 8 steps of 30"),
+        ({"draws": {"zh": 210}}, "different domains"),
+    ],
+)
+def test_state_of_another_job(change, message):
+    sampler = make()
+    before = sampler.plan(9).indices
+    with pytest.raises(ValueError, match=message):
+        sampler.load_state_dict(STATE | change)
+    assert sampler.state_dict()["step"] == 0
+    assert np.array_equal(sampler.plan(9).indices, before)
+
+
+def test_incomplete_state():
+    with pytest.raises(ValueError, match=r"state lacks \['draws', 'seed'\]"):
+        make().load_state_dict({k: v for k, v in STATE.items() if k not in ("seed", "draws")})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size = 0"),
+        ({"seed": -1}, "seed = -1"),
+        ({"seed": 2**64}, "expected an integer in"),
+        ({"num_steps": -1}, "num_steps = -1"),
+        ({"rank": 2, "world_size": 2}, "rank = 2 of world_size = 2"),
+        ({"world_size": 31}, "world_size = 31 is above batch_size = 30"),
+        ({"allocation": "greedy"}, "'greedy'; expected one of 'multinomial', 'systematic'"),
+        ({"batch_size": 120}, r"domain 'fa' 1\d\.\d times .* but it has 17 samples"),
+    ],
+)
+def test_bad_arguments(options, message):
+    if "batch_size" in options and options["batch_size"] == 120:
+        options = options | {"schedule": "constant"}
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+def test_not_a_schedule():
+    with pytest.raises(TypeError, match="schedule is a Mixture"):
+        DomainBatchSampler(Mixture.proportional(SIZES), batch_size=3, seed=0)
+    with pytest.raises(TypeError, match="no end"):
+        len(make(num_steps=None))

@@ -1,0 +1,309 @@
+"""MixtureTrainer on a tiny model: what each step trains on, with which weights, and what checkpoints are trusted."""
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from pycooldown import DomainBatchSampler, Mixture, schedules  # noqa: E402
+from pycooldown.training import MixtureTrainer  # noqa: E402
+from pycooldown.training.checkpoints import complete_checkpoint  # noqa: E402
+
+torch.set_num_threads(1)  # the model is tiny
+
+SIZES = {"big": 40, "mid": 16, "small": 8}
+VOCABULARY = sum(SIZES.values())
+
+
+class Sequences(torch.utils.data.Dataset):
+    """Sample i starts with token i, so that a batch tells which samples it holds; lengths differ."""
+
+    def __init__(self, begin=0, size=VOCABULARY):
+        self.begin, self.size = begin, size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        i = self.begin + index
+        return [(i * k) % VOCABULARY for k in (1, *range(2, 4 + i % 5))]
+
+
+def collate(samples):
+    longest = max(map(len, samples))
+    labels = torch.tensor([[*s, *[-100] * (longest - len(s))] for s in samples])
+    return {"input_ids": labels.clamp(min=0), "labels": labels}
+
+
+def tiny_model():
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        use_cache=False,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def make_trainer(output, schedule, *, steps=6, batch_size=12, accumulation=1, evaluate=False, kind=None, **options):
+    args = transformers.TrainingArguments(
+        output_dir=str(output),
+        max_steps=steps,
+        per_device_train_batch_size=batch_size // accumulation,
+        gradient_accumulation_steps=accumulation,
+        per_device_eval_batch_size=5,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        **{"save_strategy": "no", "learning_rate": 0.01, **options},
+    )
+    starts = dict(zip(SIZES, np.cumsum([0, *SIZES.values()])))
+    return (kind or MixtureTrainer)(
+        tiny_model(),
+        args,
+        schedule=schedule,
+        train_dataset=Sequences(),
+        eval_dataset={d: Sequences(starts[d], n) for d, n in SIZES.items()} if evaluate else None,
+        data_collator=collate,
+    )
+
+
+def switching():
+    """From scalarization to temperature sampling at step 3: sampling and weights both change."""
+    return schedules.staircase([(0, Mixture.scalarization(SIZES, 5.0)), (3, Mixture.temperature_sampling(SIZES, 2.0))])
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize(("accumulation", "workers"), [(1, 0), (3, 0), (2, 2)])
+def test_every_step_trains_on_its_planned_global_batch(tmp_path, accumulation, workers):
+    seen = {}
+
+    class Recording(MixtureTrainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            seen.setdefault(self.state.global_step, []).append(
+                list(zip(inputs["input_ids"][:, 0].tolist(), inputs["domain_ids"].tolist()))
+            )
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    trainer = make_trainer(
+        tmp_path, switching(), accumulation=accumulation, kind=Recording, dataloader_num_workers=workers, data_seed=7
+    )
+    trainer.train()
+    plans = DomainBatchSampler(switching(), batch_size=12, seed=7)
+    assert sorted(seen) == list(range(6))
+    for step, micro_batches in seen.items():
+        plan = plans.plan(step)
+        assert len(micro_batches) == accumulation
+        assert list(itertools.chain(*micro_batches)) == list(zip(plan.indices.tolist(), plan.domain_ids.tolist()))
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_loss_weighs_tokens_by_the_mixture_of_their_step_over_the_tokens_of_the_global_batch(tmp_path, accumulation):
+    trainer = make_trainer(tmp_path, switching(), accumulation=accumulation, learning_rate=0.0, data_seed=3)
+    trainer.train()
+    model, data = tiny_model().double(), Sequences()
+    sampler = DomainBatchSampler(switching(), batch_size=12, seed=3)
+    for step, loss in enumerate(losses(trainer)):
+        plan, expected, tokens = sampler.plan(step), 0.0, 0
+        for index, domain in zip(plan.indices.tolist(), plan.domain_ids.tolist()):
+            row = torch.tensor([data[index]])
+            with torch.no_grad():
+                logits = model(row).logits[0, :-1]
+            expected += plan.mixture.loss_weights[domain] * torch.nn.functional.cross_entropy(
+                logits, row[0, 1:], reduction="sum"
+            )
+            tokens += row.shape[1] - 1
+        assert loss == pytest.approx(float(expected / tokens), rel=1e-5)
+
+
+def test_weights_do_not_depend_on_accumulation(tmp_path):
+    states = []
+    for accumulation in (1, 2, 4):
+        trainer = make_trainer(tmp_path, switching(), accumulation=accumulation, learning_rate=0.05, optim="sgd")
+        trainer.train()
+        states.append(trainer.model.state_dict())
+    start = tiny_model().state_dict()
+    for name, value in states[0].items():
+        moved = (value - start[name]).abs().max()
+        for other in states[1:]:
+            assert (other[name] - value).abs().max() <= 1e-4 * moved
+
+
+def test_weights_do_not_depend_on_the_number_of_processes(tmp_path):
+    options = {"accumulation": 2, "learning_rate": 0.05, "optim": "sgd", "evaluate": True}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ranks = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, check=False)
+    assert ranks.returncode == 0, ranks.stderr
+    one = make_trainer(tmp_path / "one", switching(), **options)
+    one.train()
+    assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(
+        [*losses(one), one.evaluate()["eval_loss"]]
+    )
+    start, two = tiny_model().state_dict(), torch.load(tmp_path / "two.pt", weights_only=True)
+    for name, value in one.model.state_dict().items():
+        assert (two[name] - value).abs().max() <= 1e-4 * (value - start[name]).abs().max()
+
+
+def test_logs_and_evaluation_by_domain(tmp_path):
+    trainer = make_trainer(tmp_path, switching(), steps=4, evaluate=True, learning_rate=0.0, data_seed=1)
+    trainer.train()
+    last = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
+    exposure = DomainBatchSampler(switching(), batch_size=12, seed=1).exposure(4)
+    mixture = switching().mixture(3)
+    for i, domain in enumerate(SIZES):
+        assert last[f"samples/{domain}"] == exposure.draws[i]
+        assert last[f"epochs/{domain}"] == exposure.draws[i] / SIZES[domain]
+        assert last[f"q/{domain}"] == mixture.sampling[i]
+        assert last[f"v/{domain}"] == mixture.loss_weights[i]
+    assert last["tau"] == 2.0
+
+    metrics, model = trainer.evaluate(), tiny_model()
+    total, tokens, start = 0.0, 0, 0
+    for domain, size in SIZES.items():
+        rows = [torch.tensor([Sequences(start, size)[i]]) for i in range(size)]
+        with torch.no_grad():
+            sums = [float(model(r, labels=r).loss) * (r.shape[1] - 1) for r in rows]
+        count = sum(r.shape[1] - 1 for r in rows)
+        assert metrics[f"eval_loss/{domain}"] == pytest.approx(sum(sums) / count, rel=1e-5)
+        total, tokens, start = total + sum(sums), tokens + count, start + size
+    assert metrics["eval_loss"] == pytest.approx(total / tokens, rel=1e-5)
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    trainer = make_trainer(folder, switching(), steps=8, **SAVING)
+    trainer.train()
+    return folder, losses(trainer), trainer.model.state_dict()
+
+
+def damage_nothing(checkpoint):
+    return checkpoint
+
+
+def damage_unsealed(checkpoint):
+    (checkpoint / "data_state.json").unlink()
+
+
+def damage_cut_short(checkpoint):
+    path = checkpoint / "optimizer.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def damage_removed(checkpoint):
+    (checkpoint / "model.safetensors").unlink()
+
+
+def damage_seal(checkpoint):
+    (checkpoint / "data_state.json").write_text("[1]")
+
+
+@pytest.mark.parametrize(
+    ("damage", "resumed_at", "workers"),
+    [
+        (damage_nothing, 6, 0),
+        (damage_nothing, 6, 2),
+        (damage_unsealed, 4, 0),
+        (damage_cut_short, 4, 0),
+        (damage_removed, 4, 0),
+        (damage_seal, 4, 0),
+    ],
+)
+def test_resume_is_exact_and_trusts_only_whole_checkpoints(tmp_path, uninterrupted, damage, resumed_at, workers):
+    folder, expected, weights = uninterrupted
+    for step in (4, 6):
+        shutil.copytree(folder / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+    damage(tmp_path / "checkpoint-6")
+    trainer = make_trainer(tmp_path, switching(), steps=8, dataloader_num_workers=workers, **SAVING)
+    assert complete_checkpoint(tmp_path)[0] == str(tmp_path / f"checkpoint-{resumed_at}")
+    trainer.train(resume_from_checkpoint=True)
+    assert losses(trainer) == expected
+    assert all(torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items())
+    assert trainer.state.global_step == 8
+    assert complete_checkpoint(tmp_path)[0] == str(tmp_path / "checkpoint-8")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "message"),
+    [
+        (schedules.constant(Mixture.proportional(SIZES)), {}, "schedule is 'staircase"),
+        (switching(), {"data_seed": 5}, "seed is 42 in the state and 5 here"),
+        (switching(), {"batch_size": 10}, "batch_size is 12 in the state and 10 here"),
+    ],
+)
+def test_checkpoint_of_another_mixture_is_refused(uninterrupted, schedule, options, message):
+    folder = uninterrupted[0]
+    with pytest.raises(ValueError, match=message):
+        make_trainer(folder, schedule, steps=8, **options).train(resume_from_checkpoint=True)
+
+
+def test_no_whole_checkpoint_is_an_error_that_says_why(tmp_path, uninterrupted):
+    with pytest.raises(ValueError, match="there is none"):
+        make_trainer(tmp_path, switching()).train(resume_from_checkpoint=True)
+    copy = tmp_path / "checkpoint-6"
+    shutil.copytree(uninterrupted[0] / "checkpoint-6", copy)
+    damage_removed(copy)
+    for path in (True, str(copy)):
+        with pytest.raises(ValueError, match=r"lacks model\.safetensors"):
+            make_trainer(tmp_path, switching()).train(resume_from_checkpoint=path)
+
+
+def test_a_checkpoint_holds_the_state_of_its_own_step_however_far_workers_read_ahead(tmp_path):
+    trainer = make_trainer(tmp_path, switching(), steps=8, dataloader_num_workers=2, **SAVING)
+    trainer.train()
+    for step in (2, 8):
+        state = json.loads((tmp_path / f"checkpoint-{step}" / "data_state.json").read_text())["sampler"]
+        exposure = DomainBatchSampler(switching(), batch_size=12, seed=42).exposure(step)
+        assert state["step"] == step
+        assert list(state["draws"].values()) == exposure.draws.tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": -1}, "max_steps = -1; expected a number of steps"),
+        ({"save_total_limit": 1}, "save_total_limit = 1; expected at least 2"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size would change"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, switching(), **options)
+
+
+def test_dataset_must_be_the_schedules_domains(tmp_path):
+    other = schedules.constant(Mixture.proportional({"big": 3, "small": 2}))
+    with pytest.raises(ValueError, match=f"train_dataset has {VOCABULARY} samples, the schedule's domains 5"):
+        make_trainer(tmp_path, other)
+
+
+if __name__ == "__main__":  # one of two processes, started by torch.distributed.run in a test above
+    folder = Path(sys.argv[1])
+    of_rank = make_trainer(
+        folder / "two", switching(), batch_size=6, accumulation=2, learning_rate=0.05, optim="sgd", evaluate=True
+    )
+    of_rank.train()
+    evaluation = of_rank.evaluate()["eval_loss"]
+    if of_rank.is_world_process_zero():
+        (folder / "losses.json").write_text(json.dumps([*losses(of_rank), evaluation]))
+        torch.save(of_rank.model.state_dict(), folder / "two.pt")
