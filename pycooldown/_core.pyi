@@ -55,3 +55,25 @@ class TarReader:
     def __len__(self) -> int: ...
     def getitems(self, indices: Sequence[int]) -> list[dict[str, Any]]: ...
     def flat(self, indices: Sequence[int], extension: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]: ...
+
+def cross_entropy(
+    logits: npt.NDArray[Any],
+    grad: npt.NDArray[Any] | None,
+    target: npt.NDArray[np.int64],
+    scale: npt.NDArray[np.float32],
+    domain_ids: npt.NDArray[np.int64] | None,
+    num_domains: int,
+    *,
+    want_stats: bool,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    num_threads: int,
+) -> tuple[
+    npt.NDArray[np.float32],
+    npt.NDArray[np.float32],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.int64],
+    npt.NDArray[np.int64],
+]: ...

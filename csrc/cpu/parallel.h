@@ -7,9 +7,11 @@
 #include <exception>
 #include <mutex>
 #include <thread>
-#include <vector>
 
 namespace pycooldown {
+
+// Calls work(context) on num_threads threads, the caller among them, and returns when all are done.
+void run_on_threads(int num_threads, void (*work)(void*), void* context);
 
 // Calls body(chunk) for chunk = 0 ... num_chunks-1 on up to num_threads threads (0: one per hardware thread), the
 // caller among them. Rethrows the first exception after all threads have stopped.
@@ -17,6 +19,10 @@ template <class Body>
 void parallel_for(std::int64_t num_chunks, int num_threads, const Body& body) {
   if (num_threads <= 0) num_threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   num_threads = static_cast<int>(std::min<std::int64_t>(num_threads, num_chunks));
+  if (num_threads <= 1) {
+    for (std::int64_t chunk = 0; chunk < num_chunks; ++chunk) body(chunk);
+    return;
+  }
   std::atomic<std::int64_t> next{0};
   std::exception_ptr error;
   std::mutex error_mutex;
@@ -29,10 +35,7 @@ void parallel_for(std::int64_t num_chunks, int num_threads, const Body& body) {
       next = num_chunks;
     }
   };
-  std::vector<std::thread> threads;
-  for (int i = 1; i < num_threads; ++i) threads.emplace_back(work);
-  work();
-  for (auto& thread : threads) thread.join();
+  run_on_threads(num_threads, [](void* context) { (*static_cast<decltype(work)*>(context))(); }, &work);
   if (error) std::rethrow_exception(error);
 }
 

@@ -155,4 +155,6 @@ def _per_row(name: str, tensor: torch.Tensor, input: torch.Tensor) -> torch.Tens
 
 
 def _checkable(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
+        return False
+    return not torch._C._are_functorch_transforms_active()

@@ -17,7 +17,8 @@ x = logits, or softcap * tanh(logits / softcap), it gives for each row whose tar
           - label_smoothing / V) * (1 - (x_j / softcap)²), with p = softmax(x)
 
 and, if want_stats, sums over these rows by domain, reduced in a fixed order: loss_sum (K,) float64 of `loss`,
-token_count (K,) int64, and correct (K,) int64, how often x_t is the largest of its row (ties count). Otherwise None.
+token_count (K,) int64, and correct (K,) int64, how often x_t is the largest of its row (ties
+count, NaN does not). Otherwise None.
 
 Ignored rows have loss 0, lse 0 and gradient 0, whatever their logits. So have rows of scale 0, except that with
 want_stats their loss and lse are computed. A target out of range raises IndexError on the CPU and gives a loss and
@@ -71,5 +72,5 @@ def rows(
             loss = F.cross_entropy(x, target, weight, label_smoothing=label_smoothing, reduction="none")
             valid = torch.ones(len(x), dtype=torch.bool, device=x.device)
             at_target = x.detach().gather(1, target.argmax(1, keepdim=True)).squeeze(1)
-    correct = (at_target >= x.detach().amax(1)) & valid
+    correct = (at_target >= x.detach().amax(1)) & valid & ~loss.isnan()
     return loss, x.logsumexp(1), correct

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from typing import NamedTuple
 
 import torch
 
-from . import _arguments, _reference
+from . import _arguments, _fused, _reference
 
 
 class DomainStats(NamedTuple):
@@ -68,8 +70,8 @@ def cross_entropy(
             sum of theirs, as torch does), or "weight_sum", the sum of all their weights.
         return_stats: Also return the sums of each domain; of one domain in all without domain_ids.
         inplace: Let the gradient overwrite the logits, so that no memory is needed. They must not be used afterwards;
-            autograd raises if it has saved them for an earlier operation. Without effect under torch.compile and on the
-            reference backend.
+            autograd raises if it has saved them for an earlier operation. Without effect on unreduced losses, under
+            torch.compile and on the reference backend.
         backend: "auto" takes the fused kernel of input's device if that covers the arguments, and "reference", plain
             torch operations, otherwise: for class weights, class probabilities, float64, other devices and torch.func
             transforms. A backend named here never falls back. "cpp" is for the CPU, "triton" for GPUs.
@@ -106,6 +108,25 @@ def cross_entropy(
         count_weight = count_weight * row_weight
     divisor = count_weight.sum()
 
+    chosen = _choose_backend(backend, logits, weight, probabilities)
+    if chosen != "reference":
+        scale = torch.where(row_weight == 0, 0, row_weight / divisor) if reduction == "mean" else row_weight
+        want_grad = reduction != "none" and logits.requires_grad and torch.is_grad_enabled()
+        args = (logits, target, scale, domain_ids, num_domains, ignore_index, label_smoothing, z_loss, softcap or 0.0)
+        if want_grad and inplace and not torch.compiler.is_compiling():
+            if input.is_leaf:
+                raise ValueError("inplace=True would overwrite input, a leaf that requires grad; use inplace=False")
+            total, losses, _, *sums = _fused.InplaceCrossEntropy.apply(  # type: ignore[no-untyped-call]
+                *args, chosen, return_stats
+            )
+        else:
+            total, losses, _, *sums = _fused.cross_entropy(*args, chosen, want_grad, return_stats)
+        if reduction == "none":
+            result = losses.reshape(_arguments.row_shape(input))
+        else:
+            result = total.masked_fill(divisor == 0, float("nan")) if reduction == "mean" else total
+        return (result, DomainStats(*sums)) if return_stats else result
+
     loss, lse, correct = _reference.rows(
         logits, target, weight, ignore_index=ignore_index, label_smoothing=label_smoothing, softcap=softcap or 0.0
     )
@@ -125,3 +146,31 @@ def cross_entropy(
         zeros.index_add(0, ids, correct.long()),
     )
     return result, stats
+
+
+def _choose_backend(backend: str, logits: torch.Tensor, weight: torch.Tensor | None, probabilities: bool) -> str:
+    """The backend to use for "auto"; a named one if it can serve."""
+    if backend == "reference":
+        return backend
+    fused = {"cpu": "cpp", "cuda": "triton"}.get(logits.device.type)
+    if backend == "triton" and fused == "cpp" and os.environ.get("TRITON_INTERPRET") == "1":
+        fused = "triton"
+    reason = None
+    if fused is None or backend not in ("auto", fused):
+        reason = f"input on {logits.device}"
+    elif logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        reason = f"{logits.dtype} logits"
+    elif weight is not None:
+        reason = "class weights"
+    elif probabilities:
+        reason = "class probabilities as target"
+    elif not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        reason = "torch.func transforms"
+    elif fused == "triton" and importlib.util.find_spec("triton") is None:
+        reason = "running without triton installed"
+    if reason is None:
+        assert fused is not None
+        return fused
+    if backend == "auto":
+        return "reference"
+    raise ValueError(f"backend={backend!r} does not support {reason}; use backend='reference', or 'auto' to choose")

@@ -1,0 +1,223 @@
+"""`cross_entropy` as a part of torch: its own loss, autograd, compilation, transforms and errors."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pycooldown.losses import CrossEntropyLoss, _fused, cross_entropy
+
+
+def logits_and_target(*shape, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(*shape, generator=generator).to(dtype).requires_grad_()
+    rows = shape[:1] + shape[2:] if len(shape) > 1 else ()
+    return logits, torch.randint(shape[min(1, len(shape) - 1)], rows, generator=generator)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("shape", [(9,), (6, 9), (0, 9), (2, 9, 3), (2, 9, 3, 4)])
+@pytest.mark.parametrize("kind", ["classes", "class weights", "probabilities", "float64", "uint8"])
+def test_gives_torchs_answer(shape, reduction, backend, kind):
+    logits, target = logits_and_target(*shape, dtype=torch.float64 if kind == "float64" else torch.float32)
+    weight = torch.linspace(0.5, 2, 9) if kind == "class weights" else None
+    if kind == "probabilities":
+        target = logits.detach().softmax(0 if len(shape) == 1 else 1)
+    if kind == "uint8":
+        if len(shape) > 2:
+            pytest.skip("torch has no such loss")
+        target = target.byte()
+    results = []
+    options = {"reduction": reduction, "label_smoothing": 0.1}
+    if target.dtype == torch.int64 and target.dim():
+        options["ignore_index"] = 3
+    for function in (lambda *args, **kw: cross_entropy(*args, backend=backend, **kw), F.cross_entropy):
+        loss = function(logits, target, weight, **options)
+        results.append((loss, *torch.autograd.grad(loss.sum(), logits)))
+    torch.testing.assert_close(*results, equal_nan=True)
+
+
+def test_module_holds_the_functions_options():
+    logits, target = logits_and_target(6, 9)
+    ids, weights = torch.tensor([0, 1, 1, 0, 1, 0]), torch.tensor([0.5, 2.0])
+    module = CrossEntropyLoss(domain_weights=weights, z_loss=1e-3, return_stats=True)
+    loss, stats = module(logits, target, domain_ids=ids)
+    expected, _ = cross_entropy(logits, target, domain_ids=ids, domain_weights=weights, z_loss=1e-3, return_stats=True)
+    assert loss.equal(expected)
+    assert stats.token_count.tolist() == [3, 3]
+    assert "z_loss=0.001" in repr(module)
+    assert not module.state_dict()
+    assert CrossEntropyLoss()(logits, target).equal(cross_entropy(logits, target))
+
+
+def test_scalarization_has_the_gradient_of_temperature_sampling():
+    """On a full batch, weights p(i; τ) / p(i; 1) give the gradient of the sum of domain means under p(i; τ)."""
+    sizes = torch.tensor([50, 10, 4])
+    ids = torch.repeat_interleave(torch.arange(3), sizes)
+    logits, target = logits_and_target(64, 7, dtype=torch.float64)
+    proportional = sizes / sizes.sum(dtype=torch.float64)
+    target_distribution = proportional ** (1 / 5) / (proportional ** (1 / 5)).sum()
+    scalarized = cross_entropy(logits, target, domain_ids=ids, domain_weights=target_distribution / proportional)
+    losses = F.cross_entropy(logits, target, reduction="none")
+    sampled = sum(target_distribution[i] * losses[ids == i].mean() for i in range(3))
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (scalarized, sampled)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+def test_count_is_unbiased_and_weight_sum_is_not():
+    """Over all equally likely batches of 2 out of 3 rows of unlike loss and weight."""
+    logits = torch.tensor([[3.0, 0.0], [0.0, 0.0], [0.0, 3.0]], dtype=torch.float64)
+    ids, weights, target = (
+        torch.tensor([0, 1, 2]),
+        torch.tensor([0.2, 0.8, 2.0], dtype=torch.float64),
+        torch.zeros(3).long(),
+    )
+
+    def loss(rows, normalizer):
+        return cross_entropy(
+            logits[rows], target[rows], domain_ids=ids[rows], domain_weights=weights, normalizer=normalizer
+        ).item()
+
+    batches = [[i, j] for i in range(3) for j in range(3)]
+    for normalizer, unbiased in (("count", True), ("weight_sum", False)):
+        expectation = sum(loss(rows, normalizer) for rows in batches) / 9
+        full = loss([0, 1, 2], normalizer)
+        assert (abs(expectation - full) < 1e-12) == unbiased
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_operator_registration(reduction):
+    logits, target = logits_and_target(5, 9)
+    scale, ids = torch.rand(5), torch.tensor([0, 1, 1, 0, 2])
+    arguments = (logits, target, scale, ids, 3, -100, 0.1, 1e-3, 0.0, "cpp", reduction == "mean", True)
+    torch.library.opcheck(_fused.cross_entropy, arguments)
+    torch.library.opcheck(_fused.scale_, (torch.rand(2, 3), torch.tensor(2.0), "cpp"))
+
+
+def test_compiles_to_one_graph():
+    logits, target = logits_and_target(5, 9)
+    ids, weights = torch.tensor([0, 1, 1, 0, 1]), torch.tensor([0.5, 2.0])
+
+    def step(x):
+        loss, stats = cross_entropy(x * 2, target, domain_ids=ids, domain_weights=weights, return_stats=True)
+        return loss * 3, stats
+
+    expected, expected_stats = step(logits)
+    compiled, stats = torch.compile(step, fullgraph=True, backend="aot_eager")(logits)
+    torch.testing.assert_close(compiled, expected)
+    torch.testing.assert_close(tuple(stats), tuple(expected_stats))
+    torch.testing.assert_close(torch.autograd.grad(compiled, logits), torch.autograd.grad(expected, logits))
+
+
+def test_gradcheck_of_the_reference():
+    logits, target = logits_and_target(4, 6, dtype=torch.float64)
+    function = lambda x: cross_entropy(x, target, z_loss=0.1, softcap=3.0, label_smoothing=0.1)  # noqa: E731
+    assert torch.autograd.gradcheck(function, logits)
+    assert torch.autograd.gradgradcheck(function, logits)
+
+
+def test_torch_func():
+    logits, target = logits_and_target(3, 4, 6)[0].detach(), torch.tensor([[0, 1, 2, 3], [4, 5, 0, 1], [2, 3, 4, 5]])
+    for function in (
+        lambda loss: torch.func.grad(loss)(logits[0], target[0]),
+        lambda loss: torch.func.vmap(torch.func.grad(loss))(logits, target),
+        lambda loss: torch.func.jvp(lambda x: loss(x, target[0]), (logits[0],), (logits[1],))[1],
+    ):
+        torch.testing.assert_close(function(cross_entropy), function(F.cross_entropy))
+
+
+def test_autocast_gives_a_float32_loss():
+    hidden, weight = torch.randn(4, 8), torch.randn(9, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = F.linear(hidden, weight)
+        loss = cross_entropy(logits, torch.tensor([1, 2, 3, 4]))
+        expected = F.cross_entropy(logits, torch.tensor([1, 2, 3, 4]))
+    assert loss.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert weight.grad.isfinite().all()
+
+
+def test_backward_twice():
+    logits, target = logits_and_target(4, 6)
+    loss = cross_entropy(logits, target, backend="cpp") * 2
+    first, second = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for _ in range(2))
+    torch.testing.assert_close(first, second)
+
+
+def test_second_derivative_raises():
+    logits, target = logits_and_target(4, 6)
+    (grad,) = torch.autograd.grad(cross_entropy(logits, target, backend="cpp"), logits, create_graph=True)
+    with pytest.raises(NotImplementedError, match="backend='reference'"):
+        grad.sum().backward()
+
+
+class TestInplace:
+    def test_gradient_lies_in_the_logits(self):
+        leaf, target = logits_and_target(4, 6)
+        logits = leaf * 1
+        place = logits.data_ptr()
+        (cross_entropy(logits, target, inplace=True) * 2).backward()
+        expected = torch.autograd.grad(F.cross_entropy(leaf, target) * 2, leaf)[0]
+        torch.testing.assert_close(leaf.grad, expected)
+        assert logits.data_ptr() == place
+        torch.testing.assert_close(logits.detach(), expected)
+
+    def test_autograd_detects_logits_saved_before(self):
+        leaf, target = logits_and_target(4, 6)
+        logits = leaf * 1
+        penalty = logits.square().sum()
+        loss = cross_entropy(logits, target, inplace=True) + penalty
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+    def test_leaf(self):
+        logits, target = logits_and_target(4, 6)
+        with pytest.raises(ValueError, match="leaf that requires grad"):
+            cross_entropy(logits, target, inplace=True)
+
+    def test_second_backward(self):
+        leaf, target = logits_and_target(4, 6)
+        loss = cross_entropy(leaf * 1, target, inplace=True)
+        loss.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="second backward"):
+            loss.backward()
+
+    def test_nothing_is_written_without_a_gradient(self):
+        logits = logits_and_target(4, 6)[0].detach()
+        before = logits.clone()
+        cross_entropy(logits, torch.tensor([0, 1, 2, 3]), inplace=True)
+        assert logits.equal(before)
+
+
+ONES = torch.ones(2)
+IDS = torch.tensor([0, 1, 1])
+ERRORS = {
+    "target": ({"target": torch.tensor([0, 9, 1])}, IndexError, "target 9 at row 1"),
+    "target dtype": ({"target": torch.tensor([0, 1, 1]).int()}, TypeError, "int64"),
+    "target shape": ({"target": torch.tensor([0, 1])}, ValueError, r"target must have shape \(3,\)"),
+    "integer logits": ({"input": torch.zeros(3, 5).long()}, TypeError, "floating point"),
+    "domain id": ({"domain_ids": IDS + 1, "domain_weights": ONES}, IndexError, "holds 2 at row 1"),
+    "domain ids alone": ({"domain_ids": IDS}, ValueError, r"torch.ones\(num_domains\)"),
+    "domain weights alone": ({"domain_weights": ONES}, ValueError, "domain_weights needs domain_ids"),
+    "negative weight": ({"domain_ids": IDS, "domain_weights": -ONES}, ValueError, "not negative"),
+    "NaN weight": ({"token_weights": torch.full((3,), torch.nan)}, ValueError, "finite"),
+    "integer weight": ({"token_weights": IDS}, TypeError, r"token_weights.float\(\)"),
+    "weights by two": ({"token_weights": torch.ones(2)}, ValueError, "per token"),
+    "class weight": ({"weight": torch.ones(4)}, ValueError, "one weight per class"),
+    "device": ({"token_weights": torch.ones(3, device="meta")}, ValueError, "move it there"),
+    "reduction": ({"reduction": "avg"}, ValueError, "reduction must be one of"),
+    "smoothing": ({"label_smoothing": 1.5}, ValueError, "label_smoothing"),
+    "softcap": ({"softcap": 0.0}, ValueError, "None for no cap"),
+    "z-loss": ({"z_loss": -1.0}, ValueError, "z_loss"),
+    "cpp with class weights": ({"weight": torch.ones(5), "backend": "cpp"}, ValueError, "class weights"),
+    "cpp with float64": ({"input": torch.zeros(3, 5).double(), "backend": "cpp"}, ValueError, "float64"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_name_the_argument(case):
+    changed, error, match = ERRORS[case]
+    arguments = {"input": torch.zeros(3, 5), "target": torch.tensor([0, 1, 2])} | changed
+    with pytest.raises(error, match=match):
+        cross_entropy(**arguments)
