@@ -134,10 +134,12 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         """This micro-batch's part of the loss of its global batch."""
         # Trainer takes the micro-batches of a step one after another and trains on them before it counts the step, so
         # the step they were planned for is the current one, however far the loader has read ahead.
-        loss, stats, outputs = self._loss(model, inputs, self._loss_weights(self.state.global_step))
+        weights = self._loss_weights(self.state.global_step)
+        count = (_next_tokens(inputs["labels"]) != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        # Gradients are averaged over ranks. The kernel gives the gradient of what it is told to weigh, so weights that
+        # hold the divisor spare the pass over the logits' gradient that a division afterwards would cost.
+        loss, stats, outputs = self._loss(model, inputs, weights * self.accelerator.num_processes / count.clamp(min=1))
         self._stats += torch.stack([stats.loss_sum, stats.token_count.double()])
-        count = stats.token_count.sum() if num_items_in_batch is None else num_items_in_batch
-        loss = loss * self.accelerator.num_processes / count  # gradients are averaged over ranks
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
