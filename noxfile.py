@@ -43,7 +43,7 @@ def tests(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Benchmarks against peers, side by side; run them on a quiet machine."""
     install(session, "all", "test", "bench")
-    session.run("pytest", "benchmarks", "--benchmark-enable", "--benchmark-only", "-p", "no:timeout", *session.posargs)
+    session.run("pytest", "benchmarks", "--benchmark-enable", "--benchmark-only", "--timeout=0", *session.posargs)
 
 
 @nox.session
