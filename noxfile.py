@@ -58,3 +58,9 @@ def gpu_code(session: nox.Session) -> None:
     """Registers, spills, shared memory and access widths of the Triton kernels, compiled without a GPU."""
     install(session, "all")
     session.run("python", "benchmarks/triton_aot.py", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """The tar scanner on damaged input, under sanitizers; give the seconds: `nox -s fuzz -- 300`."""
+    session.run("python", "tests/fuzz/run.py", *(session.posargs or ["60"]))
