@@ -118,13 +118,15 @@ class PyTarReader {
   py::object sample(TarReader::Place place) {
     const TarIndex& index = reader_.index(place.shard);
     const Names& names = names_[place.shard];
-    const char* data = reader_.open(place.shard);
     py::object out = steal(PyDict_Copy(names.common.ptr()));
     set(out, key_, decode(index.key(place.sample)));
     for (std::uint64_t m = index.samples[place.sample].member; m < index.samples[place.sample + 1].member; ++m) {
       const TarMember& member = index.members[m];
+      // Opened anew for each copy: making a dictionary may run the garbage collector and so other threads, which may
+      // unmap the shard; making bytes never does.
       set(out, names.extensions[member.extension],
-          steal(PyBytes_FromStringAndSize(data + member.offset(), static_cast<Py_ssize_t>(member.size))));
+          steal(PyBytes_FromStringAndSize(reader_.open(place.shard) + member.offset(),
+                                          static_cast<Py_ssize_t>(member.size))));
     }
     return out;
   }
