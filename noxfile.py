@@ -43,7 +43,7 @@ def tests(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Benchmarks against peers, side by side; run them on a quiet machine."""
     install(session, "all", "test", "bench")
-    session.run("pytest", "benchmarks", "--benchmark-enable", "--benchmark-only", "-p", "no:timeout", *session.posargs)
+    session.run("pytest", "benchmarks", "--benchmark-enable", "--benchmark-only", "--timeout=0", *session.posargs)
 
 
 @nox.session
@@ -58,3 +58,9 @@ def gpu_code(session: nox.Session) -> None:
     """Registers, spills, shared memory and access widths of the Triton kernels, compiled without a GPU."""
     install(session, "all")
     session.run("python", "benchmarks/triton_aot.py", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """The tar scanner on damaged input, under sanitizers; give the seconds: `nox -s fuzz -- 300`."""
+    session.run("python", "tests/fuzz/run.py", *(session.posargs or ["60"]))

@@ -44,7 +44,10 @@ class PyTarReader {
   explicit PyTarReader(std::size_t max_open) : reader_(max_open) {}
 
   void add(const std::string& path, py::str domain, std::shared_ptr<const TarIndex> index) {
-    Names names{interned(std::move(domain)), decode(path), {}};
+    Names names{py::dict(), {}};
+    names.common[key_] = py::none();
+    names.common[url_] = decode(path);
+    names.common[domain_] = interned(std::move(domain));
     for (const std::string& extension : index->extensions)
       names.extensions.push_back(interned(decode(extension).attr("lower")()));
     reader_.add(path, std::move(index));
@@ -88,7 +91,7 @@ class PyTarReader {
   static constexpr std::size_t kRowsAhead = 16, kBytesAhead = 8;
 
   struct Names {
-    py::object domain, url;
+    py::dict common;  // what each sample of the shard starts from: copying it is cheaper than filling a new one
     std::vector<py::object> extensions;
   };
 
@@ -115,15 +118,15 @@ class PyTarReader {
   py::object sample(TarReader::Place place) {
     const TarIndex& index = reader_.index(place.shard);
     const Names& names = names_[place.shard];
-    const char* data = reader_.open(place.shard);
-    py::object out = steal(PyDict_New());
+    py::object out = steal(PyDict_Copy(names.common.ptr()));
     set(out, key_, decode(index.key(place.sample)));
-    set(out, url_, names.url);
-    set(out, domain_, names.domain);
     for (std::uint64_t m = index.samples[place.sample].member; m < index.samples[place.sample + 1].member; ++m) {
       const TarMember& member = index.members[m];
+      // Opened anew for each copy: making a dictionary may run the garbage collector and so other threads, which may
+      // unmap the shard; making bytes never does.
       set(out, names.extensions[member.extension],
-          steal(PyBytes_FromStringAndSize(data + member.offset(), static_cast<Py_ssize_t>(member.size))));
+          steal(PyBytes_FromStringAndSize(reader_.open(place.shard) + member.offset(),
+                                          static_cast<Py_ssize_t>(member.size))));
     }
     return out;
   }

@@ -1,11 +1,13 @@
 """TarDataset: order, workers, pickling, bounds on what is open, the flat form."""
 
+import gc
 import io
 import itertools
 import os
 import pickle
 import tarfile
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -121,8 +123,13 @@ def test_shard_that_changes_under_the_dataset_is_refused(shards):
         dataset[65]
 
 
+def yield_to_other_threads(phase, info):
+    time.sleep(0)
+
+
 def test_threads_may_share_a_dataset(shards):
     dataset = TarDataset(shards, max_open=1)
+    gc.callbacks.append(yield_to_other_threads)  # in the middle of making a sample
     wrong = []
 
     def read(seed):
@@ -135,6 +142,7 @@ def test_threads_may_share_a_dataset(shards):
         thread.start()
     for thread in threads:
         thread.join()
+    gc.callbacks.remove(yield_to_other_threads)
     assert not wrong
 
 

@@ -38,7 +38,9 @@ class TarDataset:
         shards: Paths of uncompressed tar files by domain, or the one path.
         on_error: `"raise"` refuses shards with faults; `"skip"` leaves the samples out, lists them in `skipped` and
             warns once.
-        max_open: How many shards are mapped into memory at a time. No file stays open.
+        max_open: How many shards are mapped into memory at a time; no file stays open. Where batches touch more shards
+            than that, mapping them again dominates: raise it, up to the kernel's `vm.max_map_count`. Pages of mapped
+            shards count as resident memory, though the kernel can take them back.
 
     Raises:
         ValueError: If a shard has faults and `on_error="raise"`, naming shard and offset.

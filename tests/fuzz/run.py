@@ -1,0 +1,50 @@
+"""Builds the fuzzer with the sanitizers of addresses and undefined behaviour and runs it: ``run.py SECONDS``."""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def seeds(folder: Path) -> list[str]:
+    """Small tars of every format, with every kind of member."""
+    for format in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(folder / f"{format}.tar", "w", format=format) as tar:
+            for name in ("a.txt", "a.cls", "d/b.txt", "n" * 90 + ".txt", "ü.txt", "__meta__/x", "d/" * 60 + "c.txt"):
+                info = tarfile.TarInfo(name)
+                info.size = len(name)
+                tar.addfile(info, io.BytesIO(name.encode().ljust(200)))
+            for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE):
+                info = tarfile.TarInfo(f"kind{kind.decode()}.txt")
+                info.type, info.linkname = kind, "elsewhere"
+                tar.addfile(info)
+    return [str(path) for path in sorted(folder.iterdir())]
+
+
+def main() -> None:
+    """Compiles and runs; a failure leaves a sanitizer's report and a non-zero status."""
+    with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder, "fuzz")
+        sources = ["tests/fuzz/fuzz_tar_index.cpp", "csrc/cpu/tar_index.cpp", "csrc/cpu/tar_index_file.cpp"]
+        flags = [
+            "-std=c++20",
+            "-O1",
+            "-g",
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=all",
+            "-Icsrc/include",
+        ]
+        compiler = os.environ.get("CXX", "c++")
+        subprocess.run([compiler, *flags, "-Icsrc/cpu", *sources, "-o", binary], cwd=ROOT, check=True)
+        corpus = Path(folder, "corpus")
+        corpus.mkdir()
+        subprocess.run([binary, sys.argv[1] if len(sys.argv) > 1 else "60", *seeds(corpus)], check=True)
+
+
+if __name__ == "__main__":
+    main()
