@@ -90,7 +90,8 @@ def test_missing_core_says_what_to_run():
     ("module", "missing", "extra"),
     [
         ("losses", "torch", "losses"),
-        ("data", "torch", "data"),
+        ("data.pack", "webdataset", "data"),
+        ("data.packing", "numba", "data"),
         ("training", "transformers", "train"),
         ("plots", "matplotlib", "plots"),
         ("cli", "typer", "cli"),

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from pycooldown._extras import require
 from pycooldown.data.jsonl import Row, count_rows, read_rows
 from pycooldown.data.manifest import FILENAME, FORMAT, Manifest, load_manifest
 from pycooldown.data.publish import STAGING, Progress, publish, sha256
 from pycooldown.mixture import temperature
 
-try:
-    import sentencepiece
-    from webdataset.writer import TarWriter
-except ImportError as error:
-    raise ImportError(f"packing needs {error.name}: run `pip install 'pycooldown[data]'`") from error
+require("data", "sentencepiece", "webdataset")
+
+import sentencepiece  # noqa: E402
+from webdataset.writer import TarWriter  # noqa: E402
 
 SPLITS = ("train", "validation")
 UNK, BOS, EOS, PAD = range(4)

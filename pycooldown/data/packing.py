@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-try:
-    from numba import njit
-except ImportError as error:
-    raise ImportError("pack_sequences needs numba: run `pip install 'pycooldown[data]'`") from error
+from pycooldown._extras import require
+
+require("data", "numba")
+
+from numba import njit  # noqa: E402
 
 __all__ = ["Packed", "pack_sequences"]
 

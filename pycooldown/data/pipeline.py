@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pycooldown._extras import require
 from pycooldown.sampler import AllocationName, DomainBatchSampler
 from pycooldown.schedules import Schedule
 
-try:
-    import webdataset
-    from webdataset.compat import FluidInterface
-    from webdataset.handlers import reraise_exception
-    from webdataset.utils import pytorch_worker_info
-except ImportError as error:
-    raise ImportError("mix needs webdataset: run `pip install 'pycooldown[data]'`") from error
+require("data", "webdataset")
+
+import webdataset  # noqa: E402
+from webdataset.compat import FluidInterface  # noqa: E402
+from webdataset.handlers import reraise_exception  # noqa: E402
+from webdataset.utils import pytorch_worker_info  # noqa: E402
 
 __all__ = ["MixedPipeline", "mix"]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-try:
-    import torch
-except ImportError as error:
-    raise ImportError("DevicePrefetcher needs torch: run `pip install 'pycooldown[data]'`") from error
+from pycooldown._extras import require
+
+require("data", "torch")
+
+import torch  # noqa: E402
 
 __all__ = ["DevicePrefetcher"]
 

@@ -1,11 +1,10 @@
 """Cross-entropy with per-domain weights and per-domain loss sums, in place of torch's."""
 
-try:
-    import torch as _torch  # noqa: F401
-except ImportError as error:
-    raise ImportError("pycooldown.losses needs PyTorch: pip install 'pycooldown[losses]'") from error
+from pycooldown._extras import require
 
-from .functional import DomainStats, cross_entropy
-from .module import CrossEntropyLoss
+require("losses", "torch")
+
+from .functional import DomainStats, cross_entropy  # noqa: E402
+from .module import CrossEntropyLoss  # noqa: E402
 
 __all__ = ["CrossEntropyLoss", "DomainStats", "cross_entropy"]
