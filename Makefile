@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell git ls-files csrc pycooldown)
 
-.PHONY: demo smoke test types bench core clean
+.PHONY: demo smoke test core clean
 
 .venv/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -31,9 +31,6 @@ smoke: .venv/.installed  ## the demo with few steps
 	$(BIN)/pycooldown train recipes/demo/cooldown.yaml --output demo/smoke/cooldown \
 	  training.steps=30 training.eval_every=15 training.save_every=15 training.log_every=5
 	$(BIN)/pycooldown report demo/smoke/cooldown --figures demo/smoke/report
-
-types: .venv/.installed
-	$(BIN)/mypy
 
 core:  ## builds the C++ core in place, for development
 	cmake -S . -B build/dev -G Ninja -DPYCOOLDOWN_WERROR=ON -DPython_EXECUTABLE=$$(command -v $(PYTHON)) \
