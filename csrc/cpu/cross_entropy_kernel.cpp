@@ -13,7 +13,7 @@ namespace pycooldown::PYCOOLDOWN_ISA {
 
 namespace {
 
-constexpr std::int64_t kBlock = 4096;  // elements that share a reference; a block of the scratch fits the L1 cache
+constexpr std::int64_t kBlock = 2048;  // elements that share a reference; a block of the scratch fits the L1 cache
 constexpr int kUnroll = 4;
 constexpr std::int64_t kStep = kUnroll * kWidth;
 constexpr float kLog2e = 1.44269504f;
@@ -129,7 +129,7 @@ RowSums sum_row(const T* x, std::int64_t num_classes, Scratch& scratch, const Af
 
 template <class T>
 PYCOOLDOWN_INLINE void prefetch(const T* p, std::int64_t n) {
-  for (std::int64_t j = 0; j < n; j += 64 / static_cast<std::int64_t>(sizeof(T))) __builtin_prefetch(p + j, 0, 2);
+  for (std::int64_t j = 0; j < n; j += 64 / static_cast<std::int64_t>(sizeof(T))) __builtin_prefetch(p + j, 0, 3);
 }
 
 // grad[j] = exponential[j] * factor + shift, times 1 - (capped[j] / softcap)^2 if there is a cap
