@@ -18,7 +18,7 @@ from pycooldown import Mixture  # noqa: E402
 from pycooldown.adaptive import ERMA, FGLS, DoReMi, GroupDRO, OnlineDataMixing, VarianceAware  # noqa: E402
 from pycooldown.training import MixtureTrainer  # noqa: E402
 from pycooldown.training.probe import Probe  # noqa: E402
-from pycooldown.training.trainer import _next_tokens  # noqa: E402
+from pycooldown.training.trainer import next_tokens  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -72,7 +72,7 @@ def tiny_model(seed=0):
 
 def make_probe(**options):
     datasets = {name: Sequences(i, 9, seed=1) for i, name in enumerate(SIZES)}
-    return Probe(datasets, tuple(SIZES), collate, _next_tokens, **{"size": 4, **options})
+    return Probe(datasets, tuple(SIZES), collate, next_tokens, **{"size": 4, **options})
 
 
 def make_trainer(output, schedule, *, steps=8, accumulation=1, batch_size=12, reference=True, probe=True, **options):
@@ -217,7 +217,7 @@ def test_probe_measures_losses_and_gradients_of_single_examples():
         ),
         (lambda path: make_probe(size=1), "size of probes is 1"),
         (lambda path: make_probe(parameters="nothing").measure(tiny_model(), 0, [0], gradients=True), "matches no"),
-        (lambda path: Probe({"a": Sequences(0, 1, 0)}, ("a",), collate, _next_tokens), "'a' has fewer than 2"),
+        (lambda path: Probe({"a": Sequences(0, 1, 0)}, ("a",), collate, next_tokens), "'a' has fewer than 2"),
     ],
 )
 def test_what_cannot_be_learned_from_is_refused(tmp_path, make, message):

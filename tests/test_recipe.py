@@ -42,7 +42,7 @@ def load(tmp_path, text, overrides=()):
 )
 def test_mixture_methods_make_their_schedules(tmp_path, mixture, expected):
     recipe = load(tmp_path, GOOD.replace("{method: cooldown}", mixture))
-    assert recipe.mixture.schedule(SIZES, recipe.training.steps).describe() == expected.describe()
+    assert recipe.mixture.schedule(SIZES, recipe.training.steps, 8).describe() == expected.describe()
     again = load(tmp_path, yaml.safe_dump(_plain(recipe.to_dict())))
     assert again == recipe
 
@@ -86,7 +86,7 @@ def test_mistakes_name_file_and_key_and_what_is_accepted(tmp_path, old, new, mes
 def test_switch_must_lie_within_the_run(tmp_path, switch_at):
     recipe = load(tmp_path, GOOD, [f"mixture.switch_at={switch_at}"])
     with pytest.raises(ValueError, match=r"switch_at = .* expected a share of the steps"):
-        recipe.mixture.schedule(SIZES, 100)
+        recipe.mixture.schedule(SIZES, 100, 8)
 
 
 def test_overrides_are_typed_like_the_file(tmp_path):
@@ -99,4 +99,4 @@ def test_overrides_are_typed_like_the_file(tmp_path):
 @pytest.mark.parametrize("path", sorted(Path(__file__).parent.parent.glob("recipes/**/*.yaml")), ids=lambda p: p.stem)
 def test_recipes_of_the_repository_can_be_read(path):
     recipe = load_recipe(path)
-    recipe.mixture.schedule(SIZES, recipe.training.steps)
+    recipe.mixture.schedule(SIZES, recipe.training.steps, 8)

@@ -101,6 +101,6 @@ def check_read_ahead(args: TrainingArguments, schedule: AdaptiveSchedule) -> Non
     needed = 1 if ahead == 0 else 2 + (ahead - 1) // args.gradient_accumulation_steps
     if schedule.delay < needed:
         raise ValueError(
-            f"delay = {schedule.delay}, but {args.dataloader_num_workers} workers read {ahead} micro-batches ahead, of up "
-            f"to {needed - 1} steps that are not trained yet; expected a delay of at least {needed}, or fewer workers"
+            f"delay = {schedule.delay}, but {args.dataloader_num_workers} workers read {ahead} micro-batches ahead, of "
+            f"up to {needed - 1} steps that are not trained; expected a delay of at least {needed}, or fewer workers"
         )

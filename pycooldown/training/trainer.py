@@ -138,7 +138,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         batches = list(itertools.islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
-        count = torch.stack([(_next_tokens(batch["labels"]) != -100).sum() for batch in batches]).sum().to(device)
+        count = torch.stack([(next_tokens(batch["labels"]) != -100).sum() for batch in batches]).sum().to(device)
         return batches, self.accelerator.reduce(count, "sum")
 
     def compute_loss(
@@ -152,13 +152,13 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         # Trainer takes the micro-batches of a step one after another and trains on them before it counts the step, so
         # the step they were planned for is the current one, however far the loader has read ahead.
         weights = self._loss_weights(self.state.global_step)
-        count = (_next_tokens(inputs["labels"]) != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        count = (next_tokens(inputs["labels"]) != -100).sum() if num_items_in_batch is None else num_items_in_batch
         # Gradients are averaged over ranks. The kernel gives the gradient of what it is told to weigh, so weights that
         # hold the divisor spare the pass over the logits' gradient that a division afterwards would cost.
         loss, stats, outputs = self._loss(model, inputs, weights * self.accelerator.num_processes / count.clamp(min=1))
         self._stats += torch.stack([stats.loss_sum, stats.token_count.double()])
         if self._learner is not None:
-            self._learner.add(stats, outputs.logits, inputs, _next_tokens(inputs["labels"]))
+            self._learner.add(stats, outputs.logits, inputs, next_tokens(inputs["labels"]))
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -221,7 +221,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         outputs = model(**inputs)
         loss, stats = cross_entropy(
             outputs.logits.transpose(1, 2),
-            _next_tokens(labels),
+            next_tokens(labels),
             domain_ids=domain_ids,
             domain_weights=weights,
             reduction="sum",
@@ -313,6 +313,6 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
             raise ValueError(f"eval_dataset names {unknown[0]!r}; expected domains of the mixture")
 
 
-def _next_tokens(labels: torch.Tensor) -> torch.Tensor:
+def next_tokens(labels: torch.Tensor) -> torch.Tensor:
     """Labels (N, T) of the inputs as targets (N, T) of the logits: each position's next token, none for the last."""
     return F.pad(labels[:, 1:], (0, 1), value=-100)
