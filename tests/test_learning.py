@@ -17,6 +17,7 @@ transformers = pytest.importorskip("transformers")
 from pycooldown import Mixture  # noqa: E402
 from pycooldown.adaptive import ERMA, FGLS, DoReMi, GroupDRO, OnlineDataMixing, VarianceAware  # noqa: E402
 from pycooldown.training import MixtureTrainer  # noqa: E402
+from pycooldown.training.checks import warn_of_lengths  # noqa: E402
 from pycooldown.training.probe import Probe  # noqa: E402
 from pycooldown.training.trainer import next_tokens  # noqa: E402
 
@@ -109,6 +110,10 @@ def test_resume_is_exact(tmp_path, method):
     whole.train()
     assert whole.schedule.num_updates == 8
     assert history(whole)[-1][1:] != history(whole)[0][1:]  # it learned something
+    last = [entry for entry in whole.state.log_history if "loss" in entry][-1]
+    assert last["clip_fraction"] == (last["grad_norm"] > whole.args.max_grad_norm)
+    v, q = (np.array([last[f"{name}/{d}"] for d in SIZES]) for name in "vq")
+    assert last["effective_sample_fraction"] == pytest.approx(1 / (q * v**2).sum())
     shutil.copytree(tmp_path / "whole/checkpoint-4", tmp_path / "part/checkpoint-4")
     resumed = make_trainer(tmp_path / "part", SCHEDULES[method]())
     resumed.train(resume_from_checkpoint=True)
@@ -204,6 +209,11 @@ def test_probe_measures_losses_and_gradients_of_single_examples():
         assert float(measured[0, i]) == pytest.approx(np.mean(losses), rel=1e-5)
         assert float(measured[1, i]) == pytest.approx(np.var(losses, ddof=1), rel=1e-4)
         assert float(measured[2, i]) == pytest.approx(float(torch.stack(gradients).var(0).sum()), rel=1e-4)
+
+
+def test_a_mixture_of_samples_that_is_another_of_tokens_is_told():
+    with pytest.warns(UserWarning, match=r"'a' has 30 tokens on average, one of 'b' 10: .* weighs 3\.0 times"):
+        warn_of_lengths({"a": 2, "b": 5, "c": 1}, {"a": 60, "b": 50, "c": 15})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from pycooldown.adaptive import Statistics
 from pycooldown.schedules import AdaptiveSchedule
@@ -90,17 +90,3 @@ class Learner(TrainerCallback):  # type: ignore[misc]
         known = {name: row.numpy() for name, row in zip(_ROWS, rows, strict=True) if name in needs or name in _ROWS[:2]}
         self.schedule.update(step, Statistics(**known))
         self._sums.zero_()
-
-
-def check_read_ahead(args: TrainingArguments, schedule: AdaptiveSchedule) -> None:
-    """Raises ValueError if the data loader would ask for batches whose mixture is not decided yet.
-
-    While step t is trained, ``workers * prefetch_factor`` micro-batches beyond it have been asked for.
-    """
-    ahead = args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
-    needed = 1 if ahead == 0 else 2 + (ahead - 1) // args.gradient_accumulation_steps
-    if schedule.delay < needed:
-        raise ValueError(
-            f"delay = {schedule.delay}, but {args.dataloader_num_workers} workers read {ahead} micro-batches ahead, of "
-            f"up to {needed - 1} steps that are not trained; expected a delay of at least {needed}, or fewer workers"
-        )

@@ -24,6 +24,7 @@ from pycooldown.data.shards import TarDataset
 from pycooldown.training.batches import PackedText
 from pycooldown.training.callbacks import MetricsFile, ResetAtStep
 from pycooldown.training.checkpoints import complete_checkpoint, discard_incomplete, write_atomically
+from pycooldown.training.checks import warn_of_lengths
 from pycooldown.training.doremi import after_proxy
 from pycooldown.training.history import METRICS, RECIPE, SUMMARY, Run
 from pycooldown.training.learning_methods import DoReMi, Probing
@@ -64,6 +65,7 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
     if args.should_save and _is_finished(output, resolved, resume):
         return Run.read(output)
 
+    warn_of_lengths(sizes, manifest.tokens("train"))
     trainer = _trainer(recipe, manifest, sizes, args)
     checkpoint = None
     if resume and any(output.glob("checkpoint-*")):

@@ -20,7 +20,8 @@ from pycooldown.theory import variance_inflation
 from pycooldown.training.batches import EvaluationBatches, MicroBatches, Samples, WithDomains
 from pycooldown.training.callbacks import MixtureProgress
 from pycooldown.training.checkpoints import complete_checkpoint, discard_incomplete, seal, unseal
-from pycooldown.training.learning import Learner, check_read_ahead
+from pycooldown.training.checks import check_arguments, check_read_ahead
+from pycooldown.training.learning import Learner
 from pycooldown.training.probe import Probe
 
 
@@ -67,7 +68,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         first = schedule.mixture(0)
-        self._check(args, first, len(train_dataset), eval_dataset)
+        check_arguments(args, first, len(train_dataset), eval_dataset)
         self.schedule = schedule
         self.domains = first.domains
         self.allocation = allocation
@@ -89,6 +90,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         self.control: TrainerControl
         self._weights: tuple[Mixture, torch.Tensor] | None = None
         self._stats = self._no_stats()
+        self._clipped: list[torch.Tensor] = []
         self._learner: Learner | None = None
         if isinstance(schedule, AdaptiveSchedule):
             check_read_ahead(args, schedule)
@@ -160,6 +162,12 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         if self._learner is not None:
             self._learner.add(stats, outputs.logits, inputs, next_tokens(inputs["labels"]))
         return (loss, outputs) if return_outputs else loss
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
+        """Also notes whether the gradient was clipped, without waiting for the device."""
+        norm = super()._clip_grad_norm(model)
+        self._clipped.append(torch.as_tensor(norm > self.args.max_grad_norm))
+        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to the logs of training what was seen of each domain."""
@@ -249,6 +257,9 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         }
         for name, values in columns.items():
             logs |= {f"{name}/{domain}": value for domain, value in zip(self.domains, values.tolist(), strict=True)}
+        if self._clipped:
+            logs["clip_fraction"] = torch.stack(self._clipped).float().mean().item()
+            self._clipped.clear()
         logs["effective_sample_fraction"] = 1 / variance_inflation(mixture)
         return logs if mixture.tau is None else {**logs, "tau": mixture.tau}
 
@@ -286,31 +297,6 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
             world_size=self.args.world_size,
             allocation=self.allocation,
         )
-
-    @staticmethod
-    def _check(args: TrainingArguments, mixture: Mixture, length: int, evaluation: Mapping[str, Any] | None) -> None:
-        if args.max_steps <= 0:
-            raise ValueError(f"max_steps = {args.max_steps}; expected a number of steps: a mixture has no single epoch")
-        if args.n_gpu > 1:
-            raise ValueError(f"{args.n_gpu} GPUs in one process: start one for each, with torchrun --nproc-per-node")
-        if args.auto_find_batch_size:
-            raise ValueError(
-                "auto_find_batch_size would change the mixture's batches; set the batch size and leave it off"
-            )
-        if not args.ignore_data_skip:
-            args.ignore_data_skip = True  # the loader itself goes on from the right place
-        if args.save_total_limit is not None and args.save_total_limit < 2:
-            raise ValueError(
-                f"save_total_limit = {args.save_total_limit}; expected at least 2 or None: an older checkpoint is "
-                "removed before the newer one is known to be whole"
-            )
-        if length != mixture.sizes.sum():
-            raise ValueError(
-                f"train_dataset has {length} samples, the schedule's domains {mixture.sizes.sum()}; expected the "
-                "domains laid end to end"
-            )
-        if unknown := sorted(set(evaluation or {}) - set(mixture.domains)):
-            raise ValueError(f"eval_dataset names {unknown[0]!r}; expected domains of the mixture")
 
 
 def next_tokens(labels: torch.Tensor) -> torch.Tensor:
