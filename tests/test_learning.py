@@ -17,7 +17,9 @@ transformers = pytest.importorskip("transformers")
 from pycooldown import Mixture  # noqa: E402
 from pycooldown.adaptive import ERMA, FGLS, DoReMi, GroupDRO, OnlineDataMixing, VarianceAware  # noqa: E402
 from pycooldown.training import MixtureTrainer  # noqa: E402
+from pycooldown.training.callbacks import ResetAtStep  # noqa: E402
 from pycooldown.training.checks import warn_of_lengths  # noqa: E402
+from pycooldown.training.methods import OrderMatters  # noqa: E402
 from pycooldown.training.probe import Probe  # noqa: E402
 from pycooldown.training.trainer import next_tokens  # noqa: E402
 
@@ -209,6 +211,18 @@ def test_probe_measures_losses_and_gradients_of_single_examples():
         assert float(measured[0, i]) == pytest.approx(np.mean(losses), rel=1e-5)
         assert float(measured[1, i]) == pytest.approx(np.var(losses, ddof=1), rel=1e-4)
         assert float(measured[2, i]) == pytest.approx(float(torch.stack(gradients).var(0).sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_order_matters_starts_optimizer_and_learning_rate_again(tmp_path, reset):
+    method = OrderMatters(switch_at=0.5, reset_optimizer=reset, reset_lr=reset)
+    trainer = make_trainer(tmp_path, method.schedule(SIZES, 8, 12), save_strategy="no", warmup_steps=2)
+    trainer.add_callback(ResetAtStep(method, 8))
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    counts = {int(state["step"]) for state in trainer.optimizer.state.values()}
+    assert counts == ({4} if reset else {8})
+    assert (rates[4:8] == rates[0:4]) == reset
 
 
 def test_a_mixture_of_samples_that_is_another_of_tokens_is_told():

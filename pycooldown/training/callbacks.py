@@ -78,3 +78,4 @@ class ResetAtStep(TrainerCallback):  # type: ignore[misc]
             rates = [base * rate(0) for base, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
             for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
+            scheduler._last_lr = rates  # what is logged

@@ -110,7 +110,7 @@ class Probe:
 
         with sdpa_kernel(SDPBackend.MATH):  # the one form of attention that vmap does not run example by example
             examples = vmap(grad(loss), in_dims=(None, 0))(chosen, inputs)
-        return float(sum(gradient.double().var(dim=0).sum().item() for gradient in examples.values()))
+        return float(sum(g.var(dim=0).sum(dtype=torch.float64).item() for g in examples.values()))
 
 
 def _example_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
