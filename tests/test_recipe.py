@@ -172,4 +172,5 @@ def test_overrides_are_typed_like_the_file(tmp_path):
 @pytest.mark.parametrize("path", sorted(Path(__file__).parent.parent.glob("recipes/**/*.yaml")), ids=lambda p: p.stem)
 def test_recipes_of_the_repository_can_be_read(path):
     recipe = load_recipe(path)
-    recipe.mixture.schedule(SIZES, recipe.training.steps, 8)
+    sizes = {"en": 2_700_000_000, "it": 160_000_000, "zh": 38_000_000, "sw": 1_000_000}
+    recipe.mixture.schedule(sizes, recipe.training.steps, recipe.training.batch_size)
