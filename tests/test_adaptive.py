@@ -106,10 +106,11 @@ class TestContract:
             assert np.allclose(mixture.target, 0.25, atol=1e-12)
             assert np.allclose(mixture.sampling, 0.25, atol=1e-12)
 
-    def test_a_prefetching_sampler_draws_the_same_whatever_its_lead_and_resumes(self, method):
+    @pytest.mark.parametrize("allocation", ["multinomial", "systematic", "quota"])
+    def test_a_prefetching_sampler_draws_the_same_whatever_its_lead_and_resumes(self, method, allocation):
         def run(lead, first=0, last=30, state=None):
             schedule = METHODS[method](delay=6)
-            sampler = DomainBatchSampler(schedule, batch_size=12, seed=1, num_steps=30, allocation="systematic")
+            sampler = DomainBatchSampler(schedule, batch_size=12, seed=1, num_steps=30, allocation=allocation)
             if state:
                 schedule.load_state_dict(state[0])
                 sampler.load_state_dict(state[1])
