@@ -125,6 +125,32 @@ def report(
         console.print(f"wrote {path}", highlight=False)
 
 
+@app.command()
+def compare(
+    recipes: Annotated[list[Path], typer.Argument(help="Recipes on the same data.", metavar="RECIPE.yaml...")],
+    output: Annotated[Path, typer.Option(help="Folder for the runs and their comparison.")] = Path("comparison"),
+    seeds: Annotated[str, typer.Option(help="Seeds, comma-separated.")] = "0",
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="Value in place of each recipe's: training.steps=200")
+    ] = None,
+) -> None:
+    """Train recipes over seeds and compare them: a table with mean ± sd and a picture. Interrupted, it goes on."""
+    from pycooldown.training import load_recipe, train
+    from pycooldown.training.study import run_study
+
+    loaded = {path.stem: load_recipe(path, override or ()) for path in recipes}
+    if len(loaded) < len(recipes):
+        raise ValueError(f"recipes share a name: {', '.join(path.stem for path in recipes)}; rename a file")
+    numbers = [int(seed) for seed in _names(seeds) or ()]
+    study = run_study(loaded, numbers, output, lambda recipe, folder: train(recipe, folder, resume=True))
+    table = Table("domain", _right("size"), title="validation loss, mean ± sd (epochs of the domain)")
+    for name in study.recipes:
+        table.add_column(name, justify="right")
+    for name, size, cells in study.rows:
+        table.add_row(name, f"{size:,}", *map(str, cells))
+    console.print(table)
+
+
 def main() -> None:
     """Runs the command line; errors of the user are told in a line (PYCOOLDOWN_TRACEBACK=1 shows where they arose)."""
     try:

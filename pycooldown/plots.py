@@ -96,6 +96,29 @@ def sampling_over_time(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
     return figure
 
 
+def losses_with_spread(runs: Sequence[str], losses: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
+    """One panel for each group of domains: a dot for each run, with a bar of one standard deviation to each side.
+
+    Args:
+        runs: their names, from the top down.
+        losses: (mean, standard deviation) of each run, by group.
+    """
+    figure = _figure(2.6 * len(losses) + 1.4, 0.32 * len(runs) + 1.2)
+    panels = figure.subplots(1, len(losses), squeeze=False, sharey=True).ravel()
+    heights = np.arange(len(runs))
+    for panel, (group, values) in zip(panels, losses.items(), strict=True):
+        mean, deviation = np.array(values, dtype=np.float64).T
+        panel.errorbar(mean, heights, xerr=deviation, fmt="o", color=_COLOURS[0], markersize=4, capsize=2)
+        best = int(mean.argmin())
+        panel.plot(mean[best], best, "o", color=_COLOURS[1], markersize=6)
+        panel.set_title(group, fontsize=10, fontweight="bold", loc="left")
+        panel.grid(alpha=0.25, linewidth=0.6)
+    panels[0].set_yticks(heights, labels=list(runs))
+    panels[0].invert_yaxis()
+    figure.supxlabel("validation loss (nats a token); the lowest mean in red", fontsize=10)
+    return figure
+
+
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -72,7 +73,16 @@ def metrics(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_killed_run_resumes_to_the_same_losses_and_weights(tmp_path, recipe):
+@pytest.mark.parametrize(
+    "mixture",
+    [
+        "{method: cooldown, tau: 5, final_tau: 1, switch_at: 0.5}",
+        "{method: erma, interval: 4, hold_out: 0.2, probe_size: 2, variance_aware: true}",
+    ],
+    ids=["cooldown", "learned"],
+)
+def test_a_killed_run_resumes_to_the_same_losses_and_weights(tmp_path, recipe, mixture):
+    recipe.write_text(re.sub("mixture: .*", f"mixture: {mixture}", recipe.read_text()))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = subprocess.Popen(
         [sys.executable, "-m", "pycooldown.cli", "train", str(recipe), "--output", str(killed)],

@@ -1,13 +1,18 @@
 """Recipes: what is read, and what each mistake is answered with."""
 
+from math import inf
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 yaml = pytest.importorskip("yaml")
 
 from pycooldown import Mixture, schedules  # noqa: E402
+from pycooldown.adaptive import ERMA, FGLS, DoReMi, GroupDRO, OnlineDataMixing, VarianceAware  # noqa: E402
 from pycooldown.training import load_recipe  # noqa: E402
+from pycooldown.training.doremi import after_proxy  # noqa: E402
+from pycooldown.training.planning import training_sizes  # noqa: E402
 
 GOOD = """
 data: {path: packed}
@@ -15,6 +20,10 @@ mixture: {method: cooldown}
 training: {steps: 100, batch_size: 8}
 """
 SIZES = {"a": 1000, "b": 30}
+
+
+def _start(tau):
+    return Mixture.temperature_sampling(SIZES, tau)
 
 
 def load(tmp_path, text, overrides=()):
@@ -38,11 +47,30 @@ def load(tmp_path, text, overrides=()):
                 [(s, Mixture.temperature_sampling(SIZES, t)) for s, t in ((0, 5.0), (50, 2.0), (75, 1.0))]
             ),
         ),
+        ("{method: unimax, max_epochs: 40}", schedules.unimax(SIZES, budget=800, max_epochs=40)),
+        (
+            "{method: unimax, max_epochs: 40, mode: frontload}",
+            schedules.unimax(SIZES, budget=800, max_epochs=40, mode="frontload", num_steps=100),
+        ),
+        (
+            "{method: order_matters, tau: 3, switch_at: 0.2, reset_lr: true}",
+            schedules.order_matters(SIZES, switch_step=20, tau=3.0),
+        ),
+        ("{method: group_dro, step_size: 0.5}", GroupDRO(_start(inf), step_size=0.5)),
+        ("{method: doremi, delay: 2}", DoReMi(_start(inf), delay=2)),
+        ("{method: odm, momentum: 0.9}", OnlineDataMixing(_start(inf), momentum=0.9)),
+        ("{method: fgls, interval: 5, warmup: 9}", FGLS(_start(5), interval=5, warmup=9)),
+        (
+            "{method: fgls, variance_aware: true}",
+            VarianceAware(FGLS(_start(5)), interval=20, least=1 / 8),
+        ),
+        ("{method: erma, bias_rate: 0.1}", ERMA(_start(5), bias_rate=0.1)),
+        ("{method: variance_aware, tau: 2}", VarianceAware(_start(2), least=1 / 8)),
     ],
 )
 def test_mixture_methods_make_their_schedules(tmp_path, mixture, expected):
     recipe = load(tmp_path, GOOD.replace("{method: cooldown}", mixture))
-    assert recipe.mixture.schedule(SIZES, recipe.training.steps).describe() == expected.describe()
+    assert recipe.mixture.schedule(SIZES, recipe.training.steps, 8).describe() == expected.describe()
     again = load(tmp_path, yaml.safe_dump(_plain(recipe.to_dict())))
     assert again == recipe
 
@@ -82,11 +110,56 @@ def test_mistakes_name_file_and_key_and_what_is_accepted(tmp_path, old, new, mes
     assert "recipe.yaml" in str(error.value)
 
 
+def test_weights_are_taken_by_name(tmp_path):
+    reversed_order = [[name, 1.0 + i] for i, name in enumerate(reversed(SIZES))]
+    mixture = load(tmp_path, GOOD, ["mixture.method=weights", f"mixture.weights={reversed_order}"]).mixture
+    p = mixture.schedule(SIZES, 100, 8).mixture(0)
+    total = sum(weight for _, weight in reversed_order)
+    assert dict(zip(p.domains, p.sampling)) == pytest.approx({name: w / total for name, w in reversed_order})
+    with pytest.raises(ValueError, match="only in one of the two"):
+        mixture.schedule({**SIZES, "xx": 3}, 100, 8)
+
+
+def test_probes_are_kept_out_of_training(tmp_path):
+    recipe = load(tmp_path, GOOD, ["mixture.method=fgls", "mixture.hold_out=0.1"])
+    assert training_sizes(recipe, {"a": 1000, "b": 5}) == {"a": 900, "b": 3}
+    with pytest.raises(ValueError, match="domain 'b' has 2 samples, all kept out"):
+        training_sizes(recipe, {"a": 1000, "b": 2})
+    assert training_sizes(load(tmp_path, GOOD), {"b": 2}) == {"b": 2}
+
+
+class Stages:
+    """Stands for training: notes what is trained, and breaks off if told to."""
+
+    def __init__(self, break_off_at=None):
+        self.done, self.break_off_at = [], break_off_at
+
+    def __call__(self, recipe, folder):
+        if folder.name == self.break_off_at:
+            raise KeyboardInterrupt
+        self.done.append((folder.name, recipe))
+        return SimpleNamespace(summary={"learned": {"target": {"b": 0.25, "a": 0.75}}})
+
+
+def test_doremi_trains_reference_and_proxy_and_then_takes_the_weights_by_name(tmp_path):
+    recipe = load(tmp_path, GOOD, ["mixture.method=doremi", "mixture.reference_tau=2"])
+    with pytest.raises(KeyboardInterrupt):
+        after_proxy(recipe, tmp_path / "run", Stages(break_off_at="run-proxy"))
+    stages = Stages()
+    last = after_proxy(recipe, tmp_path / "run", stages)
+    (reference, first), (proxy, second) = stages.done
+    assert (reference, proxy) == ("run-reference", "run-proxy")
+    assert first.mixture.tau == 2
+    assert second.mixture.reference == str(tmp_path / "run-reference")
+    assert last.mixture.schedule({"a": 5, "b": 9}, 10, 2).mixture(0).target.tolist() == [0.75, 0.25]
+    assert first.training == second.training == last.training
+
+
 @pytest.mark.parametrize("switch_at", [0.0, 1.0, -0.5, float("nan")])
 def test_switch_must_lie_within_the_run(tmp_path, switch_at):
     recipe = load(tmp_path, GOOD, [f"mixture.switch_at={switch_at}"])
     with pytest.raises(ValueError, match=r"switch_at = .* expected a share of the steps"):
-        recipe.mixture.schedule(SIZES, 100)
+        recipe.mixture.schedule(SIZES, 100, 8)
 
 
 def test_overrides_are_typed_like_the_file(tmp_path):
@@ -99,4 +172,5 @@ def test_overrides_are_typed_like_the_file(tmp_path):
 @pytest.mark.parametrize("path", sorted(Path(__file__).parent.parent.glob("recipes/**/*.yaml")), ids=lambda p: p.stem)
 def test_recipes_of_the_repository_can_be_read(path):
     recipe = load_recipe(path)
-    recipe.mixture.schedule(SIZES, recipe.training.steps)
+    sizes = {"en": 2_700_000_000, "it": 160_000_000, "zh": 38_000_000, "sw": 1_000_000}
+    recipe.mixture.schedule(sizes, recipe.training.steps, recipe.training.batch_size)

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import ProgressCallback, TrainerCallback
 
 from pycooldown.training.checkpoints import write_atomically
+from pycooldown.training.methods import OrderMatters
 
 
 class MixtureProgress(ProgressCallback):  # type: ignore[misc]
@@ -51,3 +52,30 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         if "loss" in logs or "eval_loss" in logs:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}, ensure_ascii=False) + "\n")
+
+
+class ResetAtStep(TrainerCallback):  # type: ignore[misc]
+    """Empties the optimizer's state or starts the learning rate again before the step at which Order Matters switches.
+
+    A run that is resumed finds the outcome in its checkpoint; one from the very step of the switch resets once more.
+    """
+
+    def __init__(self, method: OrderMatters, num_steps: int) -> None:
+        self.method = method
+        self.step = method.switch_step(num_steps)
+
+    def on_step_begin(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **kwargs: Any
+    ) -> None:
+        """Resets at the switch."""
+        if state.global_step != self.step:
+            return
+        if self.method.reset_optimizer:
+            getattr(optimizer, "optimizer", optimizer).state.clear()
+        if self.method.reset_lr:
+            scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)
+            scheduler.last_epoch = 0
+            rates = [base * rate(0) for base, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+            for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            scheduler._last_lr = rates  # what is logged

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from pycooldown import schedules
 from pycooldown.mixture import Mixture
 from pycooldown.schedules import Schedule, Shape
+from pycooldown.training.learning_methods import LEARNING_METHODS
 
 
 class Method(Protocol):
@@ -20,8 +21,8 @@ class Method(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def schedule(self, sizes: Mapping[str, int], num_steps: int) -> Schedule:
-        """The schedule over ``num_steps`` steps for domains of these sizes."""
+    def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
+        """The schedule over ``num_steps`` steps of ``batch_size`` samples for domains of these sizes."""
         ...
 
 
@@ -31,7 +32,7 @@ class Temperature:
 
     tau: float
 
-    def schedule(self, sizes: Mapping[str, int], num_steps: int) -> Schedule:
+    def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
         """One mixture throughout."""
         return schedules.constant(Mixture.temperature_sampling(sizes, self.tau))
 
@@ -42,7 +43,7 @@ class Scalarization:
 
     tau: float
 
-    def schedule(self, sizes: Mapping[str, int], num_steps: int) -> Schedule:
+    def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
         """One mixture throughout."""
         return schedules.constant(Mixture.scalarization(sizes, self.tau))
 
@@ -55,7 +56,7 @@ class Cooldown:
     final_tau: float = 1.0
     switch_at: float = 0.5
 
-    def schedule(self, sizes: Mapping[str, int], num_steps: int) -> Schedule:
+    def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
         """Two stages."""
         return schedules.cooldown(
             sizes,
@@ -73,7 +74,7 @@ class Anneal:
     final_tau: float = 1.0
     shape: Shape = "linear"
 
-    def schedule(self, sizes: Mapping[str, int], num_steps: int) -> Schedule:
+    def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
         """A temperature for each step."""
         return schedules.anneal(sizes, tau=self.tau, final_tau=self.final_tau, num_steps=num_steps, shape=self.shape)
 
@@ -84,7 +85,7 @@ class Staircase:
 
     stages: tuple[tuple[float, float], ...]
 
-    def schedule(self, sizes: Mapping[str, int], num_steps: int) -> Schedule:
+    def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
         """One mixture for each stage."""
         return schedules.staircase(
             [
@@ -94,12 +95,70 @@ class Staircase:
         )
 
 
+@dataclass(frozen=True)
+class UniMax:
+    """As even as can be with no domain passed through more than ``max_epochs`` times."""
+
+    max_epochs: float = 1.0
+    mode: Literal["static", "frontload"] = "static"
+
+    def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
+        """One mixture, or one for each domain that is dropped."""
+        budget = num_steps * batch_size
+        return schedules.unimax(sizes, budget=budget, max_epochs=self.max_epochs, mode=self.mode, num_steps=num_steps)
+
+
+@dataclass(frozen=True)
+class OrderMatters:
+    """The high-resource domains alone until ``switch_at``, a share of the steps, then all with ``tau``.
+
+    ``reset_optimizer`` empties the optimizer's state at the switch, ``reset_lr`` starts the learning rate again.
+    """
+
+    tau: float = 5.0
+    switch_at: float = 0.5
+    high_resource: tuple[str, ...] | None = None
+    reset_optimizer: bool = False
+    reset_lr: bool = False
+
+    def switch_step(self, num_steps: int) -> int:
+        """First step with all domains."""
+        return _step_at("switch_at", self.switch_at, num_steps, smallest=1)
+
+    def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
+        """Two stages."""
+        return schedules.order_matters(
+            sizes, high_resource=self.high_resource, switch_step=self.switch_step(num_steps), tau=self.tau
+        )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Fixed probabilities, each ``[domain, weight]``, from another run or a publication; domains in any order."""
+
+    weights: tuple[tuple[str, float], ...]
+
+    def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
+        """One mixture throughout."""
+        weights = dict(self.weights)
+        if set(weights) != set(sizes):
+            differ = sorted(set(weights) ^ set(sizes))
+            raise ValueError(f"weights are for other domains than the data: {differ} are only in one of the two")
+        total = sum(weights.values())
+        p = [weights[domain] / total if total > 0 else math.nan for domain in sizes]
+        return schedules.constant(Mixture(tuple(sizes), list(sizes.values()), p, p))  # type: ignore[arg-type]
+
+
 METHODS: dict[str, type[Method]] = {
     "temperature": Temperature,
     "scalarization": Scalarization,
     "cooldown": Cooldown,
     "anneal": Anneal,
     "staircase": Staircase,
+    "unimax": UniMax,
+    "order_matters": OrderMatters,
+    "weights": Weights,
+    **LEARNING_METHODS,
 }
 
 

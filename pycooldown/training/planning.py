@@ -9,8 +9,9 @@ from pathlib import Path
 from pycooldown.data.manifest import load_manifest
 from pycooldown.mixture import Mixture
 from pycooldown.sampler import DomainBatchSampler, Exposure
-from pycooldown.schedules import Schedule
+from pycooldown.schedules import AdaptiveSchedule, Schedule, constant
 from pycooldown.theory import variance_inflation
+from pycooldown.training.learning_methods import Probing
 from pycooldown.training.recipe import Recipe
 
 # A schedule that changes more often is shown at the quarters of the run.
@@ -43,7 +44,9 @@ def plan(recipe: Recipe) -> list[Stage]:
         FileNotFoundError: if the recipe's data are not there.
         ValueError: if it names domains that the data do not have, or its mixture does not fit them.
     """
-    schedule = build_schedule(recipe, domain_sizes(recipe))
+    schedule = build_schedule(recipe, training_sizes(recipe, domain_sizes(recipe)))
+    if isinstance(schedule, AdaptiveSchedule):  # what it will learn is not known: shown is what it starts with
+        schedule = constant(schedule.mixture(0))
     training = recipe.training
     sampler = DomainBatchSampler(
         schedule,
@@ -77,9 +80,22 @@ def domain_sizes(recipe: Recipe) -> dict[str, int]:
     return {domain: sizes[domain] for domain in names}
 
 
+def training_sizes(recipe: Recipe, sizes: Mapping[str, int]) -> dict[str, int]:
+    """``sizes`` without the samples that the recipe's method keeps out of training.
+
+    Raises:
+        ValueError: if they are all of a domain.
+    """
+    method = recipe.mixture
+    left = {d: n - method.held_out(n) if isinstance(method, Probing) else n for d, n in sizes.items()}
+    if empty := [domain for domain, n in left.items() if n <= 0]:
+        raise ValueError(f"domain {empty[0]!r} has {sizes[empty[0]]} samples, all kept out for probes; leave it out")
+    return left
+
+
 def build_schedule(recipe: Recipe, sizes: Mapping[str, int]) -> Schedule:
     """The recipe's mixture over its steps."""
     try:
-        return recipe.mixture.schedule(sizes, recipe.training.steps)
+        return recipe.mixture.schedule(sizes, recipe.training.steps, recipe.training.batch_size)
     except ValueError as error:
         raise ValueError(f"mixture: {error}") from error

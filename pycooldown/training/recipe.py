@@ -174,6 +174,8 @@ def _value(kind: Any, value: Any, where: str) -> Any:
             return float(value)
         except ValueError:
             pass
+    if kind is bool and isinstance(value, bool):
+        return value
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         smallest = 0 if where.rpartition(".")[2] in ("warmup", "workers", "seed") else 1
         if value < smallest:
@@ -193,7 +195,7 @@ def _named(kind: Any) -> str:
         return (
             f"a list of {_named(arguments[0])}" if arguments[-1] is Ellipsis else f"a list of {len(arguments)} values"
         )
-    return {int: "a whole number", float: "a number", str: "a text"}[kind]
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
 
 
 def _keys(kind: type) -> list[str]:

@@ -17,15 +17,22 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 
+from pycooldown import adaptive
+from pycooldown.adaptive import LearnedSchedule
 from pycooldown.data.manifest import Manifest, load_manifest
 from pycooldown.data.shards import TarDataset
 from pycooldown.training.batches import PackedText
-from pycooldown.training.callbacks import MetricsFile
+from pycooldown.training.callbacks import MetricsFile, ResetAtStep
 from pycooldown.training.checkpoints import complete_checkpoint, discard_incomplete, write_atomically
+from pycooldown.training.checks import warn_of_lengths
+from pycooldown.training.doremi import after_proxy
 from pycooldown.training.history import METRICS, RECIPE, SUMMARY, Run
-from pycooldown.training.planning import build_schedule, domain_sizes
+from pycooldown.training.learning_methods import DoReMi, Probing
+from pycooldown.training.methods import OrderMatters
+from pycooldown.training.planning import build_schedule, domain_sizes, training_sizes
+from pycooldown.training.probe import Probe
 from pycooldown.training.recipe import Recipe
-from pycooldown.training.trainer import MixtureTrainer
+from pycooldown.training.trainer import MixtureTrainer, next_tokens
 
 
 def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress: bool = True) -> Run:
@@ -47,6 +54,10 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
             one that was interrupted and ``resume`` is not set.
     """
     output = Path(output)
+    if isinstance(recipe.mixture, DoReMi) and recipe.mixture.reference is None:
+        recipe = after_proxy(
+            recipe, output, lambda stage, folder: train(stage, folder, resume=resume, progress=progress)
+        )
     manifest = load_manifest(Path(recipe.data.path))
     sizes = domain_sizes(recipe)
     resolved = {**recipe.to_dict(), "fingerprint": manifest.fingerprint, "sizes": sizes}
@@ -54,6 +65,7 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
     if args.should_save and _is_finished(output, resolved, resume):
         return Run.read(output)
 
+    warn_of_lengths(sizes, manifest.tokens("train"))
     trainer = _trainer(recipe, manifest, sizes, args)
     checkpoint = None
     if resume and any(output.glob("checkpoint-*")):
@@ -94,9 +106,18 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
                 for (domain, size), draws, epochs in zip(sizes.items(), exposure.draws, exposure.epochs, strict=True)
             },
         }
+        if isinstance(trainer.schedule, LearnedSchedule):
+            summary["learned"] = _learned(trainer.schedule)
         write_atomically(output / SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False))
     trainer.accelerator.wait_for_everyone()
     return Run.read(output)
+
+
+def _learned(schedule: LearnedSchedule) -> dict[str, dict[str, float]]:
+    """What the run ended with; of DoReMi the average, which is its outcome."""
+    mixture = schedule.average if isinstance(schedule, adaptive.DoReMi) else schedule.current
+    columns = {"target": mixture.target, "sampling": mixture.sampling}
+    return {name: dict(zip(mixture.domains, values.tolist(), strict=True)) for name, values in columns.items()}
 
 
 def _is_finished(output: Path, resolved: dict[str, Any], resume: bool) -> bool:
@@ -166,17 +187,56 @@ def _arguments(recipe: Recipe, output: Path, progress: bool) -> TrainingArgument
 def _trainer(recipe: Recipe, manifest: Manifest, sizes: dict[str, int], args: TrainingArguments) -> MixtureTrainer:
     set_seed(recipe.training.seed)
     shards, validation = manifest.shards("train"), manifest.shards("validation")
+    dataset: Any = TarDataset({domain: shards[domain] for domain in sizes})
+    collate = PackedText(recipe.data.max_length)
+    kept, probe = training_sizes(recipe, sizes), None
+    if isinstance(recipe.mixture, Probing):
+        dataset, probe = _hold_out(dataset, sizes, kept, recipe.mixture, collate, recipe.training.seed)
     trainer = MixtureTrainer(
         _model(recipe, manifest),
         args,
-        schedule=build_schedule(recipe, sizes),
+        schedule=build_schedule(recipe, kept),
         allocation=recipe.training.allocation,
-        train_dataset=TarDataset({domain: shards[domain] for domain in sizes}),
+        train_dataset=dataset,
         eval_dataset={d: _spread(TarDataset({d: validation[d]}), recipe.data.eval_samples) for d in sizes},
-        data_collator=PackedText(recipe.data.max_length),
+        data_collator=collate,
+        reference_model=_reference(recipe),
+        probe=probe,
     )
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has what it would print
+    if isinstance(recipe.mixture, OrderMatters):
+        trainer.add_callback(ResetAtStep(recipe.mixture, recipe.training.steps))
     return trainer
+
+
+def _hold_out(
+    dataset: Any, sizes: dict[str, int], kept: dict[str, int], method: Probing, collate: PackedText, seed: int
+) -> tuple[Subset[Any], Probe]:
+    """The training samples, and a probe of the others, which are spread evenly over each domain."""
+    train: list[int] = []
+    probes, begin = {}, 0
+    for domain, size in sizes.items():
+        out = begin + np.unique(np.linspace(0, size - 1, size - kept[domain]).astype(np.int64))
+        probes[domain] = Subset(dataset, out.tolist())
+        train += np.setdiff1d(np.arange(begin, begin + size), out).tolist()
+        begin += size
+    probe = Probe(
+        probes,
+        tuple(sizes),
+        collate,
+        next_tokens,
+        size=method.probe_size,
+        parameters=method.probe_parameters or "",
+        seed=seed,
+    )
+    return Subset(dataset, train), probe
+
+
+def _reference(recipe: Recipe) -> LlamaForCausalLM | None:
+    if not isinstance(recipe.mixture, DoReMi):
+        return None
+    assert recipe.mixture.reference is not None  # `after_proxy` has filled it in
+    return LlamaForCausalLM.from_pretrained(Path(recipe.mixture.reference) / "model")
 
 
 def _model(recipe: Recipe, manifest: Manifest) -> LlamaForCausalLM:

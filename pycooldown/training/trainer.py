@@ -15,10 +15,14 @@ from transformers.trainer_utils import TrainOutput
 from pycooldown.losses import cross_entropy
 from pycooldown.mixture import Mixture
 from pycooldown.sampler import AllocationName, DomainBatchSampler
-from pycooldown.schedules import Schedule
+from pycooldown.schedules import AdaptiveSchedule, Schedule
+from pycooldown.theory import variance_inflation
 from pycooldown.training.batches import EvaluationBatches, MicroBatches, Samples, WithDomains
 from pycooldown.training.callbacks import MixtureProgress
 from pycooldown.training.checkpoints import complete_checkpoint, discard_incomplete, seal, unseal
+from pycooldown.training.checks import check_arguments, check_read_ahead
+from pycooldown.training.learning import Learner
+from pycooldown.training.probe import Probe
 
 
 class MixtureTrainer(Trainer):  # type: ignore[misc]
@@ -41,6 +45,8 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         data_collator: makes a dictionary with ``labels`` (N, T) of samples; -100 marks tokens without a loss.
         eval_dataset: a map-style dataset for each domain to be evaluated, by name.
         allocation: see `pycooldown.DomainBatchSampler`.
+        reference_model: whose losses DoReMi's excess is taken over.
+        probe: examples that are kept out of training, for the schedules that learn from them.
         **kwargs: further arguments of Trainer.
 
     Raises:
@@ -57,10 +63,12 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         data_collator: Any,
         eval_dataset: Mapping[str, Samples] | None = None,
         allocation: AllocationName = "multinomial",
+        reference_model: torch.nn.Module | None = None,
+        probe: Probe | None = None,
         **kwargs: Any,
     ) -> None:
         first = schedule.mixture(0)
-        self._check(args, first, len(train_dataset), eval_dataset)
+        check_arguments(args, first, len(train_dataset), eval_dataset)
         self.schedule = schedule
         self.domains = first.domains
         self.allocation = allocation
@@ -82,6 +90,13 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         self.control: TrainerControl
         self._weights: tuple[Mixture, torch.Tensor] | None = None
         self._stats = self._no_stats()
+        self._clipped: list[torch.Tensor] = []
+        self._learner: Learner | None = None
+        if isinstance(schedule, AdaptiveSchedule):
+            check_read_ahead(args, schedule)
+            self._untrained = schedule.state_dict()
+            self._learner = Learner(schedule, len(self.domains), self.accelerator, reference_model, probe)
+            self.callback_handler.callbacks.insert(0, self._learner)  # learns before others look
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Trains, from the start or from a checkpoint.
@@ -94,6 +109,8 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         Raises:
             ValueError: if there is no complete checkpoint, or it belongs to another mixture, saying what differs.
         """
+        if self._learner is not None:
+            self._learner.schedule.load_state_dict(self._untrained)
         self.sampler = self._new_sampler()
         self._stats = self._no_stats()
         checkpoint = None
@@ -101,6 +118,8 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
             path = None if resume_from_checkpoint is True else resume_from_checkpoint
             checkpoint, state = complete_checkpoint(self.args.output_dir, path)
             try:
+                if self._learner is not None:
+                    self._learner.schedule.load_state_dict(state.get("learned", {}))
                 self.sampler.load_state_dict(state)
             except ValueError as error:
                 raise ValueError(f"{checkpoint} cannot be resumed from: {error}") from error
@@ -121,7 +140,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         batches = list(itertools.islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
-        count = torch.stack([(_next_tokens(batch["labels"]) != -100).sum() for batch in batches]).sum().to(device)
+        count = torch.stack([(next_tokens(batch["labels"]) != -100).sum() for batch in batches]).sum().to(device)
         return batches, self.accelerator.reduce(count, "sum")
 
     def compute_loss(
@@ -135,12 +154,20 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         # Trainer takes the micro-batches of a step one after another and trains on them before it counts the step, so
         # the step they were planned for is the current one, however far the loader has read ahead.
         weights = self._loss_weights(self.state.global_step)
-        count = (_next_tokens(inputs["labels"]) != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        count = (next_tokens(inputs["labels"]) != -100).sum() if num_items_in_batch is None else num_items_in_batch
         # Gradients are averaged over ranks. The kernel gives the gradient of what it is told to weigh, so weights that
         # hold the divisor spare the pass over the logits' gradient that a division afterwards would cost.
         loss, stats, outputs = self._loss(model, inputs, weights * self.accelerator.num_processes / count.clamp(min=1))
         self._stats += torch.stack([stats.loss_sum, stats.token_count.double()])
+        if self._learner is not None:
+            self._learner.add(stats, outputs.logits, inputs, next_tokens(inputs["labels"]))
         return (loss, outputs) if return_outputs else loss
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
+        """Also notes whether the gradient was clipped, without waiting for the device."""
+        norm = super()._clip_grad_norm(model)
+        self._clipped.append(torch.as_tensor(norm > self.args.max_grad_norm))
+        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to the logs of training what was seen of each domain."""
@@ -192,7 +219,8 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            seal(folder, self.sampler.state_dict(self.state.global_step))
+            learned = {} if self._learner is None else {"learned": self._learner.schedule.state_dict()}
+            seal(folder, self.sampler.state_dict(self.state.global_step) | learned)
 
     def _loss(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], weights: torch.Tensor) -> Any:
         """Sum of weighted token losses, statistics by domain, and the model's outputs."""
@@ -201,7 +229,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         outputs = model(**inputs)
         loss, stats = cross_entropy(
             outputs.logits.transpose(1, 2),
-            _next_tokens(labels),
+            next_tokens(labels),
             domain_ids=domain_ids,
             domain_weights=weights,
             reduction="sum",
@@ -229,6 +257,10 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         }
         for name, values in columns.items():
             logs |= {f"{name}/{domain}": value for domain, value in zip(self.domains, values.tolist(), strict=True)}
+        if self._clipped:
+            logs["clip_fraction"] = torch.stack(self._clipped).float().mean().item()
+            self._clipped.clear()
+        logs["effective_sample_fraction"] = 1 / variance_inflation(mixture)
         return logs if mixture.tau is None else {**logs, "tau": mixture.tau}
 
     def _means(self, sums: torch.Tensor) -> dict[str, float]:
@@ -266,32 +298,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
             allocation=self.allocation,
         )
 
-    @staticmethod
-    def _check(args: TrainingArguments, mixture: Mixture, length: int, evaluation: Mapping[str, Any] | None) -> None:
-        if args.max_steps <= 0:
-            raise ValueError(f"max_steps = {args.max_steps}; expected a number of steps: a mixture has no single epoch")
-        if args.n_gpu > 1:
-            raise ValueError(f"{args.n_gpu} GPUs in one process: start one for each, with torchrun --nproc-per-node")
-        if args.auto_find_batch_size:
-            raise ValueError(
-                "auto_find_batch_size would change the mixture's batches; set the batch size and leave it off"
-            )
-        if not args.ignore_data_skip:
-            args.ignore_data_skip = True  # the loader itself goes on from the right place
-        if args.save_total_limit is not None and args.save_total_limit < 2:
-            raise ValueError(
-                f"save_total_limit = {args.save_total_limit}; expected at least 2 or None: an older checkpoint is "
-                "removed before the newer one is known to be whole"
-            )
-        if length != mixture.sizes.sum():
-            raise ValueError(
-                f"train_dataset has {length} samples, the schedule's domains {mixture.sizes.sum()}; expected the "
-                "domains laid end to end"
-            )
-        if unknown := sorted(set(evaluation or {}) - set(mixture.domains)):
-            raise ValueError(f"eval_dataset names {unknown[0]!r}; expected domains of the mixture")
 
-
-def _next_tokens(labels: torch.Tensor) -> torch.Tensor:
+def next_tokens(labels: torch.Tensor) -> torch.Tensor:
     """Labels (N, T) of the inputs as targets (N, T) of the logits: each position's next token, none for the last."""
     return F.pad(labels[:, 1:], (0, 1), value=-100)

@@ -1,0 +1,71 @@
+"""What cannot work, or works otherwise than it seems, told before a run begins."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import TrainingArguments
+
+from pycooldown.mixture import Mixture
+from pycooldown.schedules import AdaptiveSchedule
+
+_LENGTH_RATIO = 2.0
+
+
+def check_arguments(
+    args: TrainingArguments, mixture: Mixture, length: int, evaluation: Mapping[str, Any] | None
+) -> None:
+    """Raises ValueError for arguments of Trainer, or datasets, that a mixture cannot work with."""
+    if args.max_steps <= 0:
+        raise ValueError(f"max_steps = {args.max_steps}; expected a number of steps: a mixture has no single epoch")
+    if args.n_gpu > 1:
+        raise ValueError(f"{args.n_gpu} GPUs in one process: start one for each, with torchrun --nproc-per-node")
+    if args.auto_find_batch_size:
+        raise ValueError("auto_find_batch_size would change the mixture's batches; set the batch size and leave it off")
+    if not args.ignore_data_skip:
+        args.ignore_data_skip = True  # the loader itself goes on from the right place
+    if args.save_total_limit is not None and args.save_total_limit < 2:
+        raise ValueError(
+            f"save_total_limit = {args.save_total_limit}; expected at least 2 or None: an older checkpoint is "
+            "removed before the newer one is known to be whole"
+        )
+    if length != mixture.sizes.sum():
+        raise ValueError(
+            f"train_dataset has {length} samples, the schedule's domains {mixture.sizes.sum()}; expected the "
+            "domains laid end to end"
+        )
+    if unknown := sorted(set(evaluation or {}) - set(mixture.domains)):
+        raise ValueError(f"eval_dataset names {unknown[0]!r}; expected domains of the mixture")
+
+
+def check_read_ahead(args: TrainingArguments, schedule: AdaptiveSchedule) -> None:
+    """Raises ValueError if the data loader would ask for batches whose mixture is not decided yet.
+
+    While step t is trained, ``workers * prefetch_factor`` micro-batches beyond it have been asked for.
+    """
+    ahead = args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
+    needed = 1 if ahead == 0 else 2 + (ahead - 1) // args.gradient_accumulation_steps
+    if schedule.delay < needed:
+        raise ValueError(
+            f"delay = {schedule.delay}, but {args.dataloader_num_workers} workers read {ahead} micro-batches ahead, of "
+            f"up to {needed - 1} steps that are not trained; expected a delay of at least {needed}, or fewer workers"
+        )
+
+
+def warn_of_lengths(samples: Mapping[str, int], tokens: Mapping[str, int]) -> None:
+    """Warns if domains differ so much in tokens a sample that a mixture of samples is another one of tokens.
+
+    Domains are drawn by the sample, but the loss is a mean over tokens: domain i weighs p_i times its mean length.
+    """
+    lengths = {domain: tokens[domain] / n for domain, n in samples.items()}
+    longest, shortest = max(lengths, key=lengths.__getitem__), min(lengths, key=lengths.__getitem__)
+    if lengths[longest] > _LENGTH_RATIO * lengths[shortest]:
+        warnings.warn(
+            f"a sample of {longest!r} has {lengths[longest]:.0f} tokens on average, one of {shortest!r} "
+            f"{lengths[shortest]:.0f}: sampling counts samples but the loss counts tokens, so {longest!r} weighs "
+            f"{lengths[longest] / lengths[shortest]:.1f} times as much as its share of the mixture says; pack samples "
+            "to one length to have one unit",
+            stacklevel=2,
+        )
