@@ -18,6 +18,7 @@ FLOORS = [
     ("plots", "variance", "data"),
     ("adaptive", "sampler", "losses"),
     ("schedules", "theory"),
+    ("moments",),
     ("mixture",),
     ("_core", "_extras"),
 ]
