@@ -20,7 +20,7 @@ from pycooldown.mixture import Mixture, Vector
 from pycooldown.moments import CountSketch, Interval, StreamingMoments, bootstrap
 from pycooldown.sampler import AllocationName, DomainBatchSampler
 
-Loss = Callable[[torch.nn.Module, list[Any]], torch.Tensor]
+Loss = Callable[[Any, list[Any]], torch.Tensor]
 Vectorize = Callable[[Sequence[torch.Tensor | None]], torch.Tensor]
 
 
