@@ -7,9 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from pycooldown._extras import require
 from pycooldown.mixture import Vector
+
+require("losses", "torch")
+
+import torch  # noqa: E402
 
 _CHUNK = 1 << 20  # coordinates that are hashed at once
 _RESAMPLES = 2000
