@@ -36,7 +36,7 @@ class Schedule(Protocol):
 
 @runtime_checkable
 class AdaptiveSchedule(Schedule, Protocol):
-    """A schedule that learns during training (`pycooldown.adaptive`), so that mixtures are known some steps ahead only."""
+    """A schedule that learns (`pycooldown.adaptive`): its mixtures are known only ``delay`` steps ahead of training."""
 
     delay: int
 
@@ -146,9 +146,9 @@ def unimax(
         sizes: number of samples of each domain.
         budget: number of samples that the whole run draws: batch size times steps.
         max_epochs: cap on the number of passes through a domain; 1, 5 and 10 in the paper.
-        mode: "static" keeps one mixture throughout (Chung et al., ICLR 2023); "frontload" draws uniformly and drops each
-            domain when it reaches the cap, as Li et al. (NAACL 2025) describe UniMax: the same totals, the rare domains
-            early.
+        mode: "static" keeps one mixture throughout (Chung et al., ICLR 2023); "frontload" draws uniformly and drops
+            each domain when it reaches the cap, as Li et al. (NAACL 2025) describe UniMax: the same totals, the rare
+            domains early.
         num_steps: number of steps that the budget lasts; for "frontload" only, which needs it.
 
     Raises:
@@ -162,7 +162,7 @@ def unimax(
         stages = [(0, budgets / budgets.sum())]
     elif mode == "frontload":
         if num_steps is None or num_steps < 1:
-            raise ValueError(f"num_steps = {num_steps}; mode 'frontload' needs the number of steps that the budget lasts")
+            raise ValueError(f"num_steps = {num_steps}; 'frontload' needs the number of steps that the budget lasts")
         stages = front_loaded(budgets, num_steps)
         text += f", num_steps={num_steps}"
     else:
@@ -194,7 +194,7 @@ def order_matters(
     if unknown := sorted(set(high_resource) - set(joint.domains)):
         raise ValueError(f"high_resource names {unknown}, which sizes lacks; expected some of {list(joint.domains)}")
     if not high_resource:
-        raise ValueError("high_resource is empty; expected at least one domain, or None for those of median size and up")
+        raise ValueError("high_resource is empty; expected a domain, or None for those of median size and up")
     if switch_step <= 0:
         raise ValueError(f"switch_step = {switch_step}; expected a step > 0")
     first = np.where(np.isin(joint.domains, list(high_resource)), joint.sizes, 0) / joint.sizes.sum()

@@ -33,8 +33,8 @@ def unimax_budgets(sizes: npt.ArrayLike, *, budget: float, max_epochs: float) ->
     if budget > capacity * (1 + 1e-12):
         raise ValueError(
             f"budget = {budget:.6g} is more than max_epochs = {max_epochs:g} passes through all domains, "
-            f"{capacity:.6g}: part of it would be left over; expected max_epochs >= {budget / n.sum():.6g} or a smaller "
-            "budget"
+            f"{capacity:.6g}: part of it would be left over; expected max_epochs >= {budget / n.sum():.6g}, or a "
+            "smaller budget"
         )
     budgets = np.empty_like(n)
     left = float(budget)
@@ -56,10 +56,10 @@ def front_loaded(budgets: Vector, num_steps: int) -> list[tuple[int, Vector]]:
 
     def drawn(share: float) -> Vector:
         """Each domain's draws when this share of the budget is spent."""
-        return np.minimum(budgets, np.interp(share * spent[-1], spent, used))
+        return np.minimum(budgets, float(np.interp(share * spent[-1], spent, used)))
 
     switches = np.unique(np.clip(spent[1:-1] / spent[-1] * num_steps, 0, num_steps))
-    starts = {0} | {f(x) for x in switches.tolist() for f in (lambda x: int(x), lambda x: int(x) + 1)}
+    starts = {0, *(int(switch) + after for switch in switches for after in (0, 1))}
     stages: list[tuple[int, Vector]] = []
     for start in sorted(s for s in starts if s < num_steps):
         rate = drawn((start + 1) / num_steps) - drawn(start / num_steps)

@@ -18,6 +18,7 @@ FLOORS = [
     ("plots", "variance", "data"),
     ("adaptive", "sampler", "losses"),
     ("schedules", "theory"),
+    ("unimax",),
     ("mixture",),
     ("_core", "_extras"),
 ]

@@ -15,12 +15,12 @@ class DoReMi(LearnedSchedule):
     """The proxy stage: target_i <- target_i exp(eta * excess_i), normalised and smoothed; sampling as at the start.
 
     Xie et al., "DoReMi: Optimizing Data Mixtures Speeds Up Language Model Pretraining", NeurIPS 2023, algorithm 1. The
-    excess of a domain is the mean over its tokens of max(loss - reference loss, 0), clipped at each token. A hard domain
-    that the reference finds as hard gains nothing. The weights for the main model are the average over the steps,
-    `average`; the average does not count the start.
+    excess of a domain is the mean over its tokens of max(loss - reference loss, 0), clipped at each token. Domains that
+    are as hard for the reference gain nothing. The weights for the main model are their `average` over the steps,
+    which does not count the start.
 
-    Differences from the public code, both ours: a domain that a batch lacks has excess 0 (there: its last excess, at
-    first the logarithm of the vocabulary), and the target that weighs step t is ``delay`` steps old (there: none).
+    Differences from the public code, both ours: a domain that a batch lacks keeps its target (there: its last excess
+    counts again, at first the logarithm of the vocabulary), and the target of step t is ``delay`` steps old (there: 0).
 
     Args:
         start: uniform in the paper: ``Mixture.temperature_sampling(sizes, math.inf)``.
@@ -66,7 +66,9 @@ class DoReMi(LearnedSchedule):
 
     def _learn(self, step: int, stats: dict[str, Vector]) -> Mixture:
         excess = mean_loss(stats["excess_loss_sum"], stats["token_count"])
-        target = exponentiated_gradient(self.current.target, excess, self.step_size, self.smoothing)
+        target = exponentiated_gradient(
+            self.current.target, excess, self.step_size, self.smoothing, present=~np.isnan(excess)
+        )
         average = self.decay * self._state["moving_average"] + (1 - self.decay) * target
         self._state = {"target_sum": self._state["target_sum"] + target, "moving_average": average}
         return self._mixture(target)

@@ -18,7 +18,7 @@ def erma_step(
 ) -> Vector:
     """One step of mirror descent on a variance-based bound of the generalisation error.
 
-    w_i <- w_i exp(gamma_1 pi_i G L_i - gamma_2 pi_i w_i Var_i), G = sum_i pi_i (1 - w_i) L_i, followed by the projection
+    w_i <- w_i exp(gamma_1 pi_i G L_i - gamma_2 pi_i w_i Var_i), G = sum_i pi_i (1 - w_i) L_i, and then the projection
     onto sum_i pi_i w_i = 1 in the Kullback-Leibler divergence, which multiplies by exp(-mu pi_i). With gamma_1 = 0 the
     fixed point is w_i proportional to 1 / Var_i. The exponent is kept within +-1.
 

@@ -23,7 +23,7 @@ def aitken_weights(target: Vector, variance: Vector) -> Vector:
 
 
 def moving_average(old: Vector, new: Vector, decay: float) -> Vector:
-    """decay * old + (1 - decay) * new for each domain; the new value where there is no old one, and the reverse."""
+    """Exponential moving average of each domain, where NaN means that there is no value yet."""
     mixed = np.where(np.isnan(old), new, decay * old + (1 - decay) * new)
     return np.where(np.isnan(new), old, mixed)
 

@@ -5,39 +5,51 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pycooldown.adaptive.schedule import LearnedSchedule
 from pycooldown.mixture import Mixture, Vector
 
 
-def exponentiated_gradient(weights: Vector, scores: Vector, step_size: float, smoothing: float = 0.0) -> Vector:
+def exponentiated_gradient(
+    weights: Vector,
+    scores: Vector,
+    step_size: float,
+    smoothing: float = 0.0,
+    present: npt.NDArray[np.bool_] | None = None,
+) -> Vector:
     """weights_i exp(step_size * scores_i), normalised and then mixed with the uniform distribution.
 
-    Computed in log space, so that no score overflows. Domains with weight 0 keep it but for the smoothing.
+    Computed in log space, so that no score overflows. Domains that are not present keep their weight, and the others
+    share the rest: nobody loses weight by being absent. A weight of 0 stays 0 but for the smoothing.
 
     Args:
         weights: (K,) on the simplex.
-        scores: (K,) finite.
+        scores: (K,) finite where present.
         step_size: eta >= 0.
         smoothing: c in [0, 1): the result is (1 - c) * normalised + c / K.
+        present: (K,) which domains have a score; by default all.
     """
-    with np.errstate(divide="ignore"):
-        log_weights = np.log(weights) + step_size * scores
-    grown = np.exp(log_weights - log_weights.max())
-    return np.asarray((1 - smoothing) * grown / grown.sum() + smoothing / len(weights))
+    present = np.ones(len(weights), dtype=np.bool_) if present is None else present & (weights > 0)
+    grown = np.where(present, weights, 0.0)
+    if grown.any():
+        scores = np.where(grown > 0, step_size * scores, -np.inf)
+        grown = grown * np.exp(scores - scores.max())
+        grown *= weights[present].sum() / grown.sum()
+    return np.asarray((1 - smoothing) * np.where(present, grown, weights) + smoothing / len(weights))
 
 
 def mean_loss(loss_sum: Vector, count: Vector) -> Vector:
-    """Loss of each domain, and 0 for those without data: an exponentiated step then leaves their log weight alone."""
-    return np.divide(loss_sum, count, out=np.zeros_like(loss_sum), where=count > 0)
+    """Loss of each domain, NaN for those without data."""
+    return np.divide(loss_sum, count, out=np.full_like(loss_sum, np.nan), where=count > 0)
 
 
 class GroupDRO(LearnedSchedule):
     """target_i grows with the loss: target_i <- target_i exp(eta L_i), normalised; sampling stays as at the start.
 
-    Sagawa et al., "Distributionally Robust Neural Networks for Group Shifts", ICLR 2020, algorithm 1; DoReMi is the same
-    with the excess over a reference in place of the loss. L_i is the mean loss of domain i in the batch. A domain that a
-    batch lacks keeps its logarithm, which loses ground to the others: use batches that hold all domains.
+    Sagawa et al., "Distributionally Robust Neural Networks for Group Shifts", ICLR 2020, algorithm 1; DoReMi is the
+    same with the excess over a reference in place of the loss. L_i is the mean loss of domain i in the batch; a domain
+    that a batch lacks keeps its target.
 
     Args:
         start: first mixture; ``Mixture.temperature_sampling(sizes, math.inf)`` draws all domains alike.
@@ -58,7 +70,10 @@ class GroupDRO(LearnedSchedule):
 
     def _learn(self, step: int, stats: dict[str, Vector]) -> Mixture:
         loss = mean_loss(stats["loss_sum"], stats["token_count"])
-        return self._mixture(exponentiated_gradient(self.current.target, loss, self.step_size, self.smoothing))
+        target = exponentiated_gradient(
+            self.current.target, loss, self.step_size, self.smoothing, present=~np.isnan(loss)
+        )
+        return self._mixture(target)
 
 
 def check_steps(start: Mixture, step_size: float, smoothing: float) -> None:

@@ -92,15 +92,15 @@ class LearnedSchedule(ABC):
         """Learns from the statistics of a trained step, which decides the mixture of step ``step + delay``.
 
         Raises:
-            ValueError: if steps are left out or repeated, or a statistic is missing, misshapen or not finite. Nothing is
-                changed then.
+            ValueError: if steps are left out or repeated, or a statistic is missing, misshapen or not finite. Nothing
+                is changed then.
         """
         if step != self.num_updates:
             raise ValueError(f"update of step {step}; expected step {self.num_updates}: every step once and in order")
         read = read_statistics(stats, self.needs(step), self.start.domains, step)
         mixture = self._learn(step, read)
         self.num_updates += 1
-        if mixture is not self.current:
+        if mixture != self.current:
             self._changes.append((step + self.delay, mixture))
             self.current = mixture
         while len(self._changes) > 1 and self._changes[1][0] <= step:
@@ -176,8 +176,8 @@ class LearnedSchedule(ABC):
         if self.current.target[i] > max(NEAR_ONE_HOT, self.start.target[i]) and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{type(self).__name__} gives domain {self.start.domains[i]!r} a target of {self.current.target[i]:.3f} "
-                f"after {self.num_updates} steps: the others are hardly trained; lower the step size, raise the "
-                "smoothing, or use batches that hold all domains",
+                f"{type(self).__name__} gives domain {self.start.domains[i]!r} {self.current.target[i]:.3f} of the "
+                f"target after {self.num_updates} steps: the others are hardly trained; lower the step size, raise "
+                "the smoothing, or use batches that hold all domains",
                 stacklevel=3,
             )

@@ -26,6 +26,8 @@ def neyman_allocation(target: Vector, variance: Vector, least: float = 0.0) -> V
     """
     drawn = target > 0
     need = np.where(drawn, target * np.sqrt(variance), 0.0)
+    if not need.any():
+        return np.array(target)
     q = np.where(drawn, least, 0.0)
     free = need > 0
     while free.any():
@@ -35,14 +37,14 @@ def neyman_allocation(target: Vector, variance: Vector, least: float = 0.0) -> V
             q[free] = share[free]
             break
         free &= ~low
-    return np.asarray(q / q.sum()) if q.sum() > 0 else target.copy()
+    return np.asarray(q / q.sum())
 
 
 class VarianceAware(LearnedSchedule):
     """sampling_i proportional to target_i v_i, with v_i^2 the variance of domain i's gradients in probe batches.
 
-    Variance-aware sampling of Salmani et al., arXiv 2511.06913, which is Neyman's allocation of the batch. The target is
-    that of ``objective``; if this one learns too (FGLS or ERMA: the paper's joint methods), it learns first and the
+    Variance-aware sampling of Salmani et al., arXiv 2511.06913, which is Neyman's allocation of the batch. The target
+    is that of ``objective``; if this one learns too (FGLS or ERMA: the paper's joint methods), it learns first and the
     sampling follows its new target. The moving average and its start are our reconstruction.
 
     Args:
@@ -114,8 +116,6 @@ class VarianceAware(LearnedSchedule):
         if self._is_due(step):
             old = self._state["gradient_variance"]
             self._state = {"gradient_variance": moving_average(old, stats["probe_gradient_variance"], self.decay)}
-        elif (target == self.current.target).all():
-            return self.current
         variance = self._state["gradient_variance"]
         if np.isnan(variance).any():  # no probe yet
             return self._mixture(target)
