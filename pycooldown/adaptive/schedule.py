@@ -13,7 +13,7 @@ import numpy as np
 from pycooldown.adaptive.statistics import DomainStats, read_statistics
 from pycooldown.mixture import Mixture, Vector
 
-NEAR_ONE_HOT = 0.95
+NEAR_ONE_HOT = 0.99
 
 
 class LearnedSchedule(ABC):

@@ -73,6 +73,7 @@ class VarianceAware(LearnedSchedule):
             raise ValueError(f"delay = {delay}, but objective has {objective.delay}; expected the same")
         if not 0 < least <= 1 / start.num_domains:
             raise ValueError(f"least = {least}; expected a probability > 0, at most 1/K = {1 / start.num_domains:.4g}")
+        self._warned = True  # the objective warns where its target needs it
         self.objective = objective
         self.interval = interval
         self.decay = decay
