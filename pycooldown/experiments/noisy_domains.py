@@ -1,6 +1,6 @@
 """Small problems with a bad domain, on which loss weights and variance-aware sampling show what they can do.
 
-The settings of Salmani et al., arXiv 2511.06913, figures 1 to 3, reconstructed: two domains that share the parameters to
+The settings of Salmani et al., arXiv 2511.06913, figures 1 to 3, reconstructed: two domains share the parameters to
 be found, one of them with more noise, other inputs, or wrong labels. Everything is NumPy and takes seconds.
 """
 
