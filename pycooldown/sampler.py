@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pycooldown import _core
 from pycooldown.mixture import Mixture
-from pycooldown.schedules import Schedule
+from pycooldown.schedules import AdaptiveSchedule, Schedule
 
 AllocationName = Literal["multinomial", "systematic", "quota"]
 Integers = npt.NDArray[np.int64]
@@ -131,6 +131,8 @@ class DomainBatchSampler:
         self.allocation = allocation
         self.shuffle = shuffle
 
+        self._is_adaptive = isinstance(schedule, AdaptiveSchedule)
+        self._max_snapshots = _MAX_SNAPSHOTS + (schedule.delay if isinstance(schedule, AdaptiveSchedule) else 0)
         first = schedule.mixture(0)
         self.domains, self.sizes = first.domains, first.sizes
         self._check_batches_fit()
@@ -244,17 +246,20 @@ class DomainBatchSampler:
 
     def _plan(self, step: int, begin: int, end: int) -> BatchPlan:
         self._seek(step)
+        if self._is_adaptive:  # the schedule forgets the mixtures that a replay would need
+            self._remember(step, (self._planner.counts, self._planner.credits))
         stages = self._stages_from(step)
         plan = BatchPlan(*self._planner.plan(_pairs(stages), step, begin, end), stages[0].mixture)
         self._step = step + 1
         return plan
 
     def _stages_from(self, step: int) -> list[_Stage]:
-        """The stage of ``step`` and, for quota allocation, those that follow."""
+        """The stage of ``step`` and, for quota allocation, those that follow as far as they are decided for good."""
         stages = [stage for stage in self._stages if stage.end > step]
         if not stages or stages[0].start > step:
             stages = [self._stage(step)]
-        while self.allocation == "quota" and len(stages) < _MAX_STAGES and stages[-1].end != _NEVER:
+        look_ahead = self.allocation == "quota" and not self._is_adaptive
+        while look_ahead and len(stages) < _MAX_STAGES and stages[-1].end != _NEVER:
             stages.append(self._stage(stages[-1].end))
         self._stages = stages
         return stages
@@ -289,11 +294,11 @@ class DomainBatchSampler:
 
     def _remember(self, step: int, position: _Position) -> None:
         self._snapshots[step] = position
-        for oldest in sorted(self._snapshots)[1:-_MAX_SNAPSHOTS]:
+        for oldest in sorted(self._snapshots)[1 : -self._max_snapshots]:
             del self._snapshots[oldest]
 
     def _check_batches_fit(self) -> None:
-        """Looks at the first and last mixture and at the first ones that follow a change."""
+        """Looks at the first mixtures; of an adaptive schedule, at the one that it starts with."""
         step: int | None = 0
         for _ in range(_MAX_SNAPSHOTS):
             if step is None or (self.num_steps is not None and step >= self.num_steps):
@@ -307,7 +312,7 @@ class DomainBatchSampler:
                     f"average in a batch at step {step}, but it has {self.sizes[i]} samples: every batch would repeat "
                     "some; use a smaller batch_size, a lower sampling probability, or merge the domain with another"
                 )
-            step = self.schedule.next_change(step)
+            step = None if self._is_adaptive else self.schedule.next_change(step)
 
 
 def _pairs(stages: list[_Stage]) -> list[tuple[_core.AliasTable, int]]:

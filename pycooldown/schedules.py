@@ -7,9 +7,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
 
 from pycooldown.mixture import Mixture
+from pycooldown.unimax import front_loaded, unimax_budgets
 
 Shape = Literal["linear", "cosine", "exponential"]
 
@@ -28,6 +31,29 @@ class Schedule(Protocol):
 
     def describe(self) -> str:
         """A text that is equal for equal schedules over the same sizes; saved states are checked against it."""
+        ...
+
+
+@runtime_checkable
+class AdaptiveSchedule(Schedule, Protocol):
+    """A schedule that learns (`pycooldown.adaptive`): its mixtures are known only ``delay`` steps ahead of training."""
+
+    delay: int
+
+    def needs(self, step: int) -> frozenset[str]:
+        """The statistics that the update of ``step`` reads beside losses and counts."""
+        ...
+
+    def update(self, step: int, stats: Any) -> None:
+        """Learns from the statistics of ``step``; decides the mixture of step ``step + delay``."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been learned, as JSON values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a saved state."""
         ...
 
 
@@ -104,6 +130,79 @@ def anneal(
         raise ValueError(f"shape = {shape!r}; expected one of {', '.join(map(repr, _SHAPES))}")
     Mixture.temperature_sampling(sizes, tau)  # reports bad sizes now, not in the middle of a run
     return _Anneal(dict(sizes), float(tau), float(final_tau), num_steps, shape)
+
+
+def unimax(
+    sizes: Mapping[str, int],
+    *,
+    budget: float,
+    max_epochs: float = 1.0,
+    mode: Literal["static", "frontload"] = "static",
+    num_steps: int | None = None,
+) -> Schedule:
+    """Draws as evenly as can be without passing through any domain more than ``max_epochs`` times: `unimax_budgets`.
+
+    Args:
+        sizes: number of samples of each domain.
+        budget: number of samples that the whole run draws: batch size times steps.
+        max_epochs: cap on the number of passes through a domain; 1, 5 and 10 in the paper.
+        mode: "static" keeps one mixture throughout (Chung et al., ICLR 2023); "frontload" draws uniformly and drops
+            each domain when it reaches the cap, as Li et al. (NAACL 2025) describe UniMax: the same totals, the rare
+            domains early.
+        num_steps: number of steps that the budget lasts; for "frontload" only, which needs it.
+
+    Raises:
+        ValueError: if the caps leave part of the budget over, an argument is not positive, ``mode`` is unknown, or
+            ``num_steps`` is missing.
+    """
+    uniform = Mixture.temperature_sampling(sizes, math.inf)
+    budgets = unimax_budgets(uniform.sizes, budget=budget, max_epochs=max_epochs)
+    text = f"unimax(budget={float(budget)}, max_epochs={float(max_epochs)}, mode={mode}"
+    if mode == "static":
+        stages = [(0, budgets / budgets.sum())]
+    elif mode == "frontload":
+        if num_steps is None or num_steps < 1:
+            raise ValueError(f"num_steps = {num_steps}; 'frontload' needs the number of steps that the budget lasts")
+        stages = front_loaded(budgets, num_steps)
+        text += f", num_steps={num_steps}"
+    else:
+        raise ValueError(f"mode = {mode!r}; expected 'static' or 'frontload'")
+    mixtures = tuple(Mixture(uniform.domains, uniform.sizes, p, p) for _, p in stages)
+    return _Staircase(tuple(start for start, _ in stages), mixtures, text + ")")
+
+
+def order_matters(
+    sizes: Mapping[str, int], *, high_resource: Sequence[str] | None = None, switch_step: int, tau: float = 5.0
+) -> Schedule:
+    """High-resource domains alone, in proportion to size, until ``switch_step``; then all, with temperature ``tau``.
+
+    Choi et al., "Order Matters in the Presence of Dataset Imbalance for Multilingual Learning", NeurIPS 2023, who also
+    reset the optimizer and the learning rate at the switch, which is the trainer's part.
+
+    Args:
+        sizes: number of samples of each domain.
+        high_resource: names of the domains of the first phase; by default those with at least the median size (ours).
+        switch_step: first step with all domains, > 0.
+        tau: temperature of the second phase, > 0; the paper sweeps over mixtures.
+
+    Raises:
+        ValueError: if a name in ``high_resource`` is unknown, it is empty, or a number is not positive.
+    """
+    joint = Mixture.temperature_sampling(sizes, tau)
+    if high_resource is None:
+        high_resource = [d for d, n in zip(joint.domains, joint.sizes, strict=True) if n >= np.median(joint.sizes)]
+    if unknown := sorted(set(high_resource) - set(joint.domains)):
+        raise ValueError(f"high_resource names {unknown}, which sizes lacks; expected some of {list(joint.domains)}")
+    if not high_resource:
+        raise ValueError("high_resource is empty; expected a domain, or None for those of median size and up")
+    if switch_step <= 0:
+        raise ValueError(f"switch_step = {switch_step}; expected a step > 0")
+    first = np.where(np.isin(joint.domains, list(high_resource)), joint.sizes, 0) / joint.sizes.sum()
+    first = first / first.sum()
+    phases = Mixture(joint.domains, joint.sizes, first, first), joint
+    names = ",".join(d for d in joint.domains if d in set(high_resource))
+    text = f"order_matters(high_resource={names}, switch_step={switch_step}, tau={float(tau)})"
+    return _Staircase((0, switch_step), phases, text)
 
 
 _SHAPES: dict[str, Callable[[float, float, float], float]] = {

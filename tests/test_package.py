@@ -18,7 +18,7 @@ FLOORS = [
     ("plots", "variance", "data"),
     ("adaptive", "sampler", "losses"),
     ("schedules", "theory"),
-    ("moments",),
+    ("moments", "unimax"),
     ("mixture",),
     ("_core", "_extras"),
 ]

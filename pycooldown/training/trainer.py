@@ -15,10 +15,13 @@ from transformers.trainer_utils import TrainOutput
 from pycooldown.losses import cross_entropy
 from pycooldown.mixture import Mixture
 from pycooldown.sampler import AllocationName, DomainBatchSampler
-from pycooldown.schedules import Schedule
+from pycooldown.schedules import AdaptiveSchedule, Schedule
+from pycooldown.theory import variance_inflation
 from pycooldown.training.batches import EvaluationBatches, MicroBatches, Samples, WithDomains
 from pycooldown.training.callbacks import MixtureProgress
 from pycooldown.training.checkpoints import complete_checkpoint, discard_incomplete, seal, unseal
+from pycooldown.training.learning import Learner, check_read_ahead
+from pycooldown.training.probe import Probe
 
 
 class MixtureTrainer(Trainer):  # type: ignore[misc]
@@ -41,6 +44,8 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         data_collator: makes a dictionary with ``labels`` (N, T) of samples; -100 marks tokens without a loss.
         eval_dataset: a map-style dataset for each domain to be evaluated, by name.
         allocation: see `pycooldown.DomainBatchSampler`.
+        reference_model: whose losses DoReMi's excess is taken over.
+        probe: examples that are kept out of training, for the schedules that learn from them.
         **kwargs: further arguments of Trainer.
 
     Raises:
@@ -57,6 +62,8 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         data_collator: Any,
         eval_dataset: Mapping[str, Samples] | None = None,
         allocation: AllocationName = "multinomial",
+        reference_model: torch.nn.Module | None = None,
+        probe: Probe | None = None,
         **kwargs: Any,
     ) -> None:
         first = schedule.mixture(0)
@@ -82,6 +89,12 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         self.control: TrainerControl
         self._weights: tuple[Mixture, torch.Tensor] | None = None
         self._stats = self._no_stats()
+        self._learner: Learner | None = None
+        if isinstance(schedule, AdaptiveSchedule):
+            check_read_ahead(args, schedule)
+            self._untrained = schedule.state_dict()
+            self._learner = Learner(schedule, len(self.domains), self.accelerator, reference_model, probe)
+            self.callback_handler.callbacks.insert(0, self._learner)  # learns before others look
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Trains, from the start or from a checkpoint.
@@ -94,6 +107,8 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         Raises:
             ValueError: if there is no complete checkpoint, or it belongs to another mixture, saying what differs.
         """
+        if self._learner is not None:
+            self._learner.schedule.load_state_dict(self._untrained)
         self.sampler = self._new_sampler()
         self._stats = self._no_stats()
         checkpoint = None
@@ -101,6 +116,8 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
             path = None if resume_from_checkpoint is True else resume_from_checkpoint
             checkpoint, state = complete_checkpoint(self.args.output_dir, path)
             try:
+                if self._learner is not None:
+                    self._learner.schedule.load_state_dict(state.get("learned", {}))
                 self.sampler.load_state_dict(state)
             except ValueError as error:
                 raise ValueError(f"{checkpoint} cannot be resumed from: {error}") from error
@@ -136,6 +153,8 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         # the step they were planned for is the current one, however far the loader has read ahead.
         loss, stats, outputs = self._loss(model, inputs, self._loss_weights(self.state.global_step))
         self._stats += torch.stack([stats.loss_sum, stats.token_count.double()])
+        if self._learner is not None:
+            self._learner.add(stats, outputs.logits, inputs, _next_tokens(inputs["labels"]))
         count = stats.token_count.sum() if num_items_in_batch is None else num_items_in_batch
         loss = loss * self.accelerator.num_processes / count  # gradients are averaged over ranks
         return (loss, outputs) if return_outputs else loss
@@ -190,7 +209,8 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            seal(folder, self.sampler.state_dict(self.state.global_step))
+            learned = {} if self._learner is None else {"learned": self._learner.schedule.state_dict()}
+            seal(folder, self.sampler.state_dict(self.state.global_step) | learned)
 
     def _loss(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], weights: torch.Tensor) -> Any:
         """Sum of weighted token losses, statistics by domain, and the model's outputs."""
@@ -227,6 +247,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         }
         for name, values in columns.items():
             logs |= {f"{name}/{domain}": value for domain, value in zip(self.domains, values.tolist(), strict=True)}
+        logs["effective_sample_fraction"] = 1 / variance_inflation(mixture)
         return logs if mixture.tau is None else {**logs, "tau": mixture.tau}
 
     def _means(self, sums: torch.Tensor) -> dict[str, float]:

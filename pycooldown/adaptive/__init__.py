@@ -1,0 +1,22 @@
+"""Mixing methods that learn during training: schedules with an `update` and a state."""
+
+from pycooldown.adaptive.doremi import DoReMi
+from pycooldown.adaptive.erma import ERMA
+from pycooldown.adaptive.fgls import FGLS
+from pycooldown.adaptive.group_dro import GroupDRO
+from pycooldown.adaptive.odm import OnlineDataMixing
+from pycooldown.adaptive.schedule import LearnedSchedule
+from pycooldown.adaptive.statistics import DomainStats, Statistics
+from pycooldown.adaptive.variance_aware import VarianceAware
+
+__all__ = [
+    "ERMA",
+    "FGLS",
+    "DoReMi",
+    "DomainStats",
+    "GroupDRO",
+    "LearnedSchedule",
+    "OnlineDataMixing",
+    "Statistics",
+    "VarianceAware",
+]

@@ -1,0 +1,183 @@
+"""What all methods share: mixtures that are learned during training, known a fixed number of steps ahead."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pycooldown.adaptive.statistics import DomainStats, read_statistics
+from pycooldown.mixture import Mixture, Vector
+
+NEAR_ONE_HOT = 0.99
+
+
+class LearnedSchedule(ABC):
+    """A schedule whose mixture of step t is a function of the statistics of the steps up to t - delay.
+
+    A data loader asks for batches before the steps that precede them have been trained. So that a mixture never changes
+    once it has been used, and so that the order of samples does not depend on how far ahead the loader happens to run,
+    the delay is a fixed number: steps 0 to delay - 1 have the start mixture, and the update of step s decides step
+    s + delay. A mixture that is not decided yet is an error, never a guess.
+
+    The trainer calls `update` once after every optimizer step, with the statistics of the *global* batch: summed over
+    micro-batches, and over ranks by one all-reduce, so that all ranks learn the same weights.
+
+    Args:
+        start: the mixture to begin with.
+        delay: steps from the statistics to the mixture they decide, at least 1. A loader may ask for at most this many
+            batches that are not trained yet.
+
+    Attributes:
+        current: the mixture that the statistics seen so far lead to, `delay` steps before it comes into force.
+        num_updates: how many steps have been learned from.
+    """
+
+    def __init__(self, start: Mixture, *, delay: int) -> None:
+        if delay < 1:
+            raise ValueError(f"delay = {delay}; expected at least 1: a step cannot use its own statistics")
+        self.start = start
+        self.delay = delay
+        self.current = start
+        self.num_updates = 0
+        self._changes: list[tuple[int, Mixture]] = [(0, start)]  # first steps and their mixtures
+        self._state: dict[str, Vector] = {}  # what the method has learned: vectors over the domains
+        self._warned = False
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The method's hyper-parameters, as JSON values: those of a state must equal those of the job that loads it."""
+
+    @abstractmethod
+    def _learn(self, step: int, stats: dict[str, Vector]) -> Mixture:
+        """Updates ``self._state`` and returns the new mixture; ``self.current`` itself where nothing changes."""
+
+    def needs(self, step: int) -> frozenset[str]:
+        """The names of the `Statistics` that ``update(step, ...)`` reads beside ``loss_sum`` and ``token_count``."""
+        return frozenset()
+
+    def mixture(self, step: int) -> Mixture:
+        """The mixture of a step that is decided and not long past.
+
+        Raises:
+            LookupError: if the step lies more than ``delay`` beyond the last update, or before the last one.
+        """
+        if step >= self._horizon:
+            raise LookupError(
+                f"the mixture of step {step} depends on the statistics of step {step - self.delay}, which is not "
+                f"trained yet: the data loader runs more than delay = {self.delay} steps ahead; raise the delay, or "
+                "lower num_workers * prefetch_factor (an adaptive schedule's exposure cannot be forecast)"
+            )
+        if step < self._changes[0][0]:
+            raise LookupError(
+                f"the mixture of step {step} is forgotten: {self.num_updates} steps are trained, and only those from "
+                f"{self._changes[0][0]} on are kept"
+            )
+        return self._changes[bisect_right(self._changes, step, key=lambda change: change[0]) - 1][1]
+
+    def next_change(self, step: int) -> int | None:
+        """The first step after ``step`` whose mixture differs, or is not decided yet."""
+        return next((first for first, _ in self._changes if first > step), max(self._horizon, step + 1))
+
+    def describe(self) -> str:
+        """A text that is equal for equal methods with equal settings and start."""
+        settings = {**self.settings(), "delay": self.delay}
+        return f"{type(self).__name__}({self.start.describe()}, {', '.join(f'{k}={v}' for k, v in settings.items())})"
+
+    def update(self, step: int, stats: DomainStats) -> None:
+        """Learns from the statistics of a trained step, which decides the mixture of step ``step + delay``.
+
+        Raises:
+            ValueError: if steps are left out or repeated, or a statistic is missing, misshapen or not finite. Nothing
+                is changed then.
+        """
+        if step != self.num_updates:
+            raise ValueError(f"update of step {step}; expected step {self.num_updates}: every step once and in order")
+        read = read_statistics(stats, self.needs(step), self.start.domains, step)
+        mixture = self._learn(step, read)
+        self.num_updates += 1
+        if mixture != self.current:
+            self._changes.append((step + self.delay, mixture))
+            self.current = mixture
+        while len(self._changes) > 1 and self._changes[1][0] <= step:
+            del self._changes[0]
+        self._warn_if_one_hot()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been learned, as JSON values, domains by name."""
+        return {
+            "version": 1,
+            "method": type(self).__name__,
+            "settings": {**self.settings(), "delay": self.delay},
+            "num_updates": self.num_updates,
+            "learned": {name: self._by_name(vector) for name, vector in self._state.items()},
+            "mixtures": [
+                {"step": step, "target": self._by_name(m.target), "sampling": self._by_name(m.sampling)}
+                for step, m in self._changes
+            ],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a saved state; the domains may be in another order.
+
+        Raises:
+            ValueError: if the state is of another method, has other settings or other domains. Nothing is changed then.
+        """
+        mine = self.state_dict()
+        if missing := set(mine) - set(state):
+            raise ValueError(f"state lacks {sorted(missing)}; expected a value of {type(self).__name__}.state_dict()")
+        for name in ("version", "method", "settings"):
+            if state[name] != mine[name]:
+                raise ValueError(f"{name} is {state[name]!r} in the state and {mine[name]!r} here")
+        vectors = {name: self._by_position(name, values) for name, values in state["learned"].items()}
+        if set(vectors) != set(self._state):
+            raise ValueError(f"state holds {sorted(vectors)}; expected {sorted(self._state)}")
+        changes = [
+            (
+                int(change["step"]),
+                Mixture(
+                    self.start.domains,
+                    self.start.sizes,
+                    self._by_position("target", change["target"]),
+                    self._by_position("sampling", change["sampling"]),
+                ),
+            )
+            for change in state["mixtures"]
+        ]
+        self._state, self._changes, self.num_updates = vectors, changes, int(state["num_updates"])
+        self.current = changes[-1][1]
+
+    @property
+    def _horizon(self) -> int:
+        return self.num_updates + self.delay
+
+    def _mixture(self, target: Vector, sampling: Vector | None = None) -> Mixture:
+        """``target`` over the start's domains, drawn as at the start unless told otherwise."""
+        return Mixture(
+            self.start.domains, self.start.sizes, target, self.start.sampling if sampling is None else sampling
+        )
+
+    def _by_name(self, vector: Vector) -> dict[str, float | None]:
+        values = (None if np.isnan(x) else x for x in vector.tolist())  # JSON has no NaN
+        return dict(zip(self.start.domains, values, strict=True))
+
+    def _by_position(self, name: str, values: Mapping[str, float | None]) -> Vector:
+        if set(values) != set(self.start.domains):
+            differ = sorted(set(values) ^ set(self.start.domains))
+            raise ValueError(f"{name} in the state is of other domains; {differ} are only in one of the two")
+        return np.array([np.nan if values[d] is None else values[d] for d in self.start.domains], dtype=np.float64)
+
+    def _warn_if_one_hot(self) -> None:
+        i = int(self.current.target.argmax())
+        if self.current.target[i] > max(NEAR_ONE_HOT, self.start.target[i]) and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{type(self).__name__} gives domain {self.start.domains[i]!r} {self.current.target[i]:.3f} of the "
+                f"target after {self.num_updates} steps: the others are hardly trained; lower the step size, raise "
+                "the smoothing, or use batches that hold all domains",
+                stacklevel=3,
+            )

@@ -1,0 +1,122 @@
+"""Probe batches: losses and gradients of single examples, from which the variance-based methods learn."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pycooldown.training.batches import Samples
+
+Inputs = dict[str, torch.Tensor]
+
+
+class Probe:
+    """Measures a model on a few examples of each domain, drawn anew at each step from data kept out of training.
+
+    An example's loss is the mean over its tokens; its gradient is that of the sum over its tokens, which is what one
+    draw adds to the gradient of a batch. Dropout is off. The draws depend on seed, step and the domain's name alone.
+
+    The gradients of the examples of a domain are formed side by side (`torch.func`), which takes memory for ``size``
+    copies of the parameters that ``parameters`` selects and about the time of ``size`` examples of training. For large
+    models select the last layers, whose gradients stand for all: methods only need how domains compare.
+
+    Args:
+        datasets: examples of each domain, by name, at least two each.
+        domains: the names in order.
+        collate: makes ``labels`` (N, T) and the model's other inputs of samples.
+        targets: gives what the logits predict, (N, T) with -100 where nothing, from the labels.
+        size: examples of each domain in a probe, at least 2.
+        parameters: a regular expression; those whose name it matches somewhere are differentiated.
+        seed: of the draws.
+
+    Raises:
+        ValueError: if a domain has no or one example, or ``size`` is below 2.
+    """
+
+    def __init__(
+        self,
+        datasets: Mapping[str, Samples],
+        domains: Sequence[str],
+        collate: Callable[[list[Any]], Inputs],
+        targets: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        size: int = 8,
+        parameters: str = "",
+        seed: int = 0,
+    ) -> None:
+        if size < 2:
+            raise ValueError(f"the size of probes is {size}; expected at least 2 examples, as one has no variance")
+        for domain in domains:
+            if domain not in datasets or len(datasets[domain]) < 2:
+                raise ValueError(f"domain {domain!r} has fewer than 2 examples to probe; keep more out of training")
+        self.datasets = [datasets[domain] for domain in domains]
+        self.domains = tuple(domains)
+        self.collate = collate
+        self.targets = targets
+        self.size = size
+        self.parameters = parameters
+        self.seed = seed
+
+    def measure(self, model: torch.nn.Module, step: int, positions: Sequence[int], *, gradients: bool) -> torch.Tensor:
+        """Mean loss, variance of the loss and, if asked for, trace of the gradients' covariance, (3, K) float64.
+
+        Args:
+            model: is left as it was.
+            step: decides the examples.
+            positions: of the domains to be measured; 0 for the others.
+            gradients: whether to form them, or leave 0.
+
+        Raises:
+            ValueError: if ``parameters`` matches no parameter that is trained.
+        """
+        result = torch.zeros(3, len(self.domains), dtype=torch.float64)
+        device = next(model.parameters()).device
+        was_training = model.training
+        model.eval()
+        for i in positions:
+            inputs = {name: value.to(device) for name, value in self._draw(step, i).items()}
+            with torch.no_grad():
+                loss = _example_losses(model(**_without_labels(inputs)).logits, self.targets(inputs["labels"]))
+            result[0, i], result[1, i] = loss.double().mean().cpu(), loss.double().var().cpu()
+            if gradients:
+                result[2, i] = self._gradient_variance(model, inputs)
+        model.train(was_training)
+        return result
+
+    def _draw(self, step: int, position: int) -> Inputs:
+        dataset = self.datasets[position]
+        key = [self.seed, step, *self.domains[position].encode()]
+        chosen = np.random.default_rng(key).choice(len(dataset), size=min(self.size, len(dataset)), replace=False)
+        return self.collate([dataset[i] for i in chosen.tolist()])
+
+    def _gradient_variance(self, model: torch.nn.Module, inputs: Inputs) -> float:
+        trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+        chosen = {name: p.detach() for name, p in trained if re.search(self.parameters, name)}
+        if not chosen:
+            raise ValueError(f"parameters = {self.parameters!r} matches no parameter of the model")
+
+        def loss(parameters: Mapping[str, torch.Tensor], example: Inputs) -> torch.Tensor:
+            one = {name: value.unsqueeze(0) for name, value in example.items()}
+            logits = functional_call(model, dict(parameters), kwargs=_without_labels(one)).logits[0]
+            target = self.targets(one["labels"])[0]
+            return F.cross_entropy(logits.float(), target, ignore_index=-100, reduction="sum")
+
+        with sdpa_kernel(SDPBackend.MATH):  # the one form of attention that vmap does not run example by example
+            examples = vmap(grad(loss), in_dims=(None, 0))(chosen, inputs)
+        return float(sum(gradient.double().var(dim=0).sum().item() for gradient in examples.values()))
+
+
+def _example_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    losses = F.cross_entropy(logits.transpose(1, 2).float(), targets, ignore_index=-100, reduction="none")
+    return losses.sum(dim=1) / (targets != -100).sum(dim=1).clamp(min=1)
+
+
+def _without_labels(inputs: Inputs) -> Inputs:
+    return {name: value for name, value in inputs.items() if name != "labels"}

@@ -1,0 +1,233 @@
+"""Adaptive schedules in MixtureTrainer: what they learn from on any number of ranks, and resuming."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from pycooldown import Mixture  # noqa: E402
+from pycooldown.adaptive import ERMA, FGLS, DoReMi, GroupDRO, OnlineDataMixing, VarianceAware  # noqa: E402
+from pycooldown.training import MixtureTrainer  # noqa: E402
+from pycooldown.training.probe import Probe  # noqa: E402
+from pycooldown.training.trainer import _next_tokens  # noqa: E402
+
+torch.set_num_threads(1)
+
+SIZES = {"big": 40, "mid": 24, "small": 12}
+VOCABULARY = 16
+UNIFORM = Mixture.temperature_sampling(SIZES, math.inf)
+SCHEDULES = {
+    "group_dro": lambda: GroupDRO(UNIFORM, step_size=0.5, delay=3),
+    "doremi": lambda: DoReMi(UNIFORM, delay=3),
+    "odm": lambda: OnlineDataMixing(UNIFORM, delay=3),
+    "fgls": lambda: FGLS(UNIFORM, interval=2, delay=3),
+    "erma": lambda: ERMA(UNIFORM, interval=2, variance_rate=1.0, delay=3),
+    "va": lambda: VarianceAware(UNIFORM, interval=2, delay=3),
+    "fgls_va": lambda: VarianceAware(FGLS(UNIFORM, interval=2, delay=3), interval=2, delay=3),
+}
+
+
+class Sequences(torch.utils.data.Dataset):
+    """Texts of a domain: the larger its number, the more its tokens are at random."""
+
+    def __init__(self, domain, size, seed):
+        rng = np.random.default_rng([domain, seed])
+        length = rng.integers(4, 9, size)
+        self.rows = [(np.arange(n) * 3 + rng.integers(0, 1 + 7 * domain, n)) % VOCABULARY for n in length]
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index].tolist()
+
+
+def collate(samples):
+    longest = max(map(len, samples))
+    labels = torch.tensor([[*s, *[-100] * (longest - len(s))] for s in samples])
+    return {"input_ids": labels.clamp(min=0), "labels": labels}
+
+
+def tiny_model(seed=0):
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        use_cache=False,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def make_probe(**options):
+    datasets = {name: Sequences(i, 9, seed=1) for i, name in enumerate(SIZES)}
+    return Probe(datasets, tuple(SIZES), collate, _next_tokens, **{"size": 4, **options})
+
+
+def make_trainer(output, schedule, *, steps=8, accumulation=1, batch_size=12, reference=True, probe=True, **options):
+    args = transformers.TrainingArguments(
+        output_dir=str(output),
+        max_steps=steps,
+        per_device_train_batch_size=batch_size // accumulation,
+        gradient_accumulation_steps=accumulation,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        **{"save_strategy": "steps", "save_steps": 2, "learning_rate": 0.02, **options},
+    )
+    return MixtureTrainer(
+        tiny_model(),
+        args,
+        schedule=schedule,
+        train_dataset=torch.utils.data.ConcatDataset([Sequences(i, n, 0) for i, n in enumerate(SIZES.values())]),
+        data_collator=collate,
+        reference_model=tiny_model(1) if reference else None,
+        probe=make_probe() if probe else None,
+    )
+
+
+def history(trainer):
+    keys = ("loss", *(f"{x}/{d}" for x in "qv" for d in SIZES))
+    return [[entry[key] for key in keys] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("method", SCHEDULES)
+def test_resume_is_exact(tmp_path, method):
+    whole = make_trainer(tmp_path / "whole", SCHEDULES[method]())
+    whole.train()
+    assert whole.schedule.num_updates == 8
+    assert history(whole)[-1][1:] != history(whole)[0][1:]  # it learned something
+    shutil.copytree(tmp_path / "whole/checkpoint-4", tmp_path / "part/checkpoint-4")
+    resumed = make_trainer(tmp_path / "part", SCHEDULES[method]())
+    resumed.train(resume_from_checkpoint=True)
+    assert history(resumed) == history(whole)
+    assert resumed.schedule.state_dict() == whole.schedule.state_dict()
+    weights = whole.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in resumed.model.state_dict().items())
+    resumed.train()  # from step 0 again
+    assert resumed.schedule.num_updates == 8
+
+
+@pytest.mark.parametrize("method", ["doremi", "fgls_va"])
+def test_what_is_learned_does_not_depend_on_accumulation_or_workers(tmp_path, method):
+    states = []
+    for i, options in enumerate([{}, {"accumulation": 3}, {"accumulation": 2, "dataloader_num_workers": 1}]):
+        trainer = make_trainer(tmp_path / str(i), SCHEDULES[method](), save_strategy="no", **options)
+        trainer.train()
+        states.append(trainer.schedule.current)
+    for other in states[1:]:
+        assert np.allclose(other.target, states[0].target, rtol=1e-3)
+        assert np.allclose(other.sampling, states[0].sampling, rtol=1e-3)
+
+
+def test_two_processes_learn_what_one_does_and_one_goes_on_from_two(tmp_path):
+    """Rank r's slice is micro-batch r of one process, so that the two agree but for the order of float32 sums."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ranks = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, check=False)
+    assert ranks.returncode == 0, ranks.stderr
+    states = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert states[0] == states[1]
+    one = make_trainer(tmp_path / "one", SCHEDULES["fgls_va"](), accumulation=2)
+    one.train()
+    for mine, theirs in zip(one.schedule.state_dict()["mixtures"], states[0]["mixtures"], strict=True):
+        assert mine["sampling"] == pytest.approx(theirs["sampling"], rel=1e-4)
+    shutil.rmtree(tmp_path / "two/checkpoint-8")
+    resumed = make_trainer(tmp_path / "two", SCHEDULES["fgls_va"](), accumulation=2)
+    resumed.train(resume_from_checkpoint=True)
+    for mine, theirs in zip(resumed.schedule.state_dict()["mixtures"], states[0]["mixtures"], strict=True):
+        assert mine["sampling"] == pytest.approx(theirs["sampling"], rel=1e-4)
+
+
+def test_doremi_learns_from_the_excess_of_each_token(tmp_path):
+    seen = []
+
+    class Recording(DoReMi):
+        def update(self, step, stats):
+            seen.append(stats)
+            super().update(step, stats)
+
+    trainer = make_trainer(tmp_path, Recording(UNIFORM, delay=1), steps=1, save_strategy="no", accumulation=2)
+    trainer.train()
+    batch = DomainBatch(trainer)
+    losses = [batch.losses(model) for model in (tiny_model(), tiny_model(1))]
+    excess = [(a - b).clamp(min=0).sum() for a, b in zip(*losses)]
+    expected = [sum(e for e, d in zip(excess, batch.domain_ids) if d == i) for i in range(3)]
+    assert seen[0].excess_loss_sum == pytest.approx([float(e) for e in expected], rel=1e-5)
+
+
+class DomainBatch:
+    """The samples of a trainer's first step, one by one."""
+
+    def __init__(self, trainer):
+        plan = trainer.sampler.plan(0)
+        self.domain_ids = plan.domain_ids.tolist()
+        self.rows = [torch.tensor([trainer.train_dataset.dataset[i]]) for i in plan.indices.tolist()]
+
+    def losses(self, model):
+        with torch.no_grad():
+            return [
+                torch.nn.functional.cross_entropy(model(r).logits[0, :-1], r[0, 1:], reduction="none")
+                for r in self.rows
+            ]
+
+
+def test_probe_measures_losses_and_gradients_of_single_examples():
+    model, probe = tiny_model().train(), make_probe(parameters="layers|lm_head")
+    measured = probe.measure(model, 5, [0, 2], gradients=True)
+    assert model.training
+    assert not measured[:, 1].any()
+    assert torch.equal(measured, probe.measure(model, 5, [0, 2], gradients=True))
+    assert not torch.equal(measured, probe.measure(model, 6, [0, 2], gradients=True))
+    for i in (0, 2):
+        inputs, losses, gradients = probe._draw(5, i), [], []
+        for row in inputs["labels"]:
+            row = row[row != -100][None]
+            model.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(row).logits[0, :-1], row[0, 1:], reduction="sum")
+            loss.backward()
+            losses.append(loss.item() / (row.shape[1] - 1))
+            chosen = [p.grad.flatten() for n, p in model.named_parameters() if "layers" in n or "lm_head" in n]
+            gradients.append(torch.cat(chosen).double())
+        assert float(measured[0, i]) == pytest.approx(np.mean(losses), rel=1e-5)
+        assert float(measured[1, i]) == pytest.approx(np.var(losses, ddof=1), rel=1e-4)
+        assert float(measured[2, i]) == pytest.approx(float(torch.stack(gradients).var(0).sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: make_trainer(path, SCHEDULES["doremi"](), reference=False), "pass reference_model"),
+        (lambda path: make_trainer(path, SCHEDULES["va"](), probe=False), "pass probe"),
+        (
+            lambda path: make_trainer(path, SCHEDULES["odm"](), dataloader_num_workers=2),
+            r"delay = 3, but 2 workers read 4 micro-batches ahead.* at least 5",
+        ),
+        (lambda path: make_probe(size=1), "size of probes is 1"),
+        (lambda path: make_probe(parameters="nothing").measure(tiny_model(), 0, [0], gradients=True), "matches no"),
+        (lambda path: Probe({"a": Sequences(0, 1, 0)}, ("a",), collate, _next_tokens), "'a' has fewer than 2"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_refused(tmp_path, make, message):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path)
+
+
+if __name__ == "__main__":  # one of two processes, started by torch.distributed.run in a test above
+    folder = Path(sys.argv[1])
+    of_rank = make_trainer(folder / "two", SCHEDULES["fgls_va"](), batch_size=6)
+    of_rank.train()
+    state = of_rank.schedule.state_dict()
+    (folder / f"rank{of_rank.args.process_index}.json").write_text(json.dumps(state))
