@@ -96,6 +96,27 @@ def sampling_over_time(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
     return figure
 
 
+def inflation(curves: Mapping[str, Curve]) -> Figure:
+    """Variance inflation F of scalarization over tau, a line for each corpus (Li et al., NAACL 2025, figure 2)."""
+    figure = _figure(4.5, 3.2)
+    axes = figure.subplots()
+    for (name, (x, y)), colour in zip(curves.items(), _cycle(len(curves)), strict=True):
+        axes.plot(x, y, color=colour, label=name)
+    axes.set(xscale="log", xlabel="temperature", ylabel="variance inflation F")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def gradient_norms(norms: Mapping[str, Vector]) -> Figure:
+    """Norms of minibatch gradients at the same parameters, a box for each mixture (figure 3 of the same paper)."""
+    figure = _figure(1.3 + 1.1 * len(norms), 3.6)
+    axes = figure.subplots()
+    axes.boxplot(list(norms.values()), tick_labels=list(norms), widths=0.6, medianprops={"color": _COLOURS[1]})
+    axes.tick_params(axis="x", labelsize=8, rotation=30)
+    axes.set_ylabel("norm of the minibatch gradient")
+    return figure
+
+
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 

@@ -11,8 +11,7 @@ import io
 import json
 import math
 import os
-import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from pycooldown import schedules
 from pycooldown.data.manifest import load_manifest
+from pycooldown.data.shards import TarDataset
 from pycooldown.mixture import Mixture
 from pycooldown.sampler import AllocationName, DomainBatchSampler
 from pycooldown.schedules import Schedule
@@ -248,22 +248,16 @@ def _evaluate(model: Decoder, samples: list[Sample]) -> float:
         )
 
 
-def _read(paths: Iterable[Path]) -> list[Sample]:
+def _read(paths: Sequence[Path]) -> list[Sample]:
+    dataset = TarDataset({"all": paths})
     samples = []
-    for path in paths:
-        with tarfile.open(path) as tar:
-            parts: dict[str, Any] = {}
-            for member in tar:
-                kind = member.name.partition(".")[2]
-                file = tar.extractfile(member)
-                if file is None or kind not in ("src.npy", "tgt.npy"):
-                    continue
-                parts[kind] = np.load(io.BytesIO(file.read()), allow_pickle=False).astype(np.int64)
-                if len(parts) == 2:
-                    source = parts["src.npy"][: MAX_LENGTH // 2]
-                    target = parts["tgt.npy"][1:]  # without its start, as the end of the source is one
-                    samples.append((np.concatenate([source, target])[:MAX_LENGTH], len(source)))
-                    parts = {}
+    for packed in dataset.__getitems__(list(range(len(dataset)))):
+        source, target = (
+            np.load(io.BytesIO(packed[f"{side}.npy"]), allow_pickle=False).astype(np.int64) for side in ("src", "tgt")
+        )
+        source = source[: MAX_LENGTH // 2]
+        # The target goes on without its start token, as the end token of the source is there.
+        samples.append((np.concatenate([source, target[1:]])[:MAX_LENGTH], len(source)))
     return samples
 
 
