@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,9 @@ class Texts:
     vocabulary_size: int
 
 
+@cache
 def read_texts(folder: Path) -> Texts:
-    """Reads packed data that hold both languages."""
+    """Reads packed data that hold both languages, once in a process."""
     manifest = load_manifest(folder)
     missing = {HIGH, LOW} - set(manifest.domains)
     if missing:
