@@ -182,7 +182,8 @@ def reproduce(
     results = experiment.reproduce(folder, data=data, claims=claims or (), seeds=seeds, workers=workers, progress=show)
     page = folder / "claims.md"
     page.write_text(experiment.page(results), encoding="utf-8")
-    console.print(f"wrote {page}", highlight=False)
+    for path in (page, *experiment.save_figures(folder)):
+        console.print(f"wrote {path}", highlight=False)
 
 
 def main() -> None:

@@ -12,8 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
+from pycooldown import plots
 from pycooldown.experiments import claims_analytic, claims_noisy, claims_translation
 from pycooldown.experiments.claim import Bench, Claim, Outcome, Quantity
+from pycooldown.experiments.translation import systems
 
 CLAIMS: dict[str, Claim] = {
     c.name: c for c in (*claims_analytic.CLAIMS, *claims_translation.CLAIMS, *claims_noisy.CLAIMS)
@@ -105,6 +109,33 @@ def page(results: Sequence[Result]) -> str:
             for system, epochs in r.outcome.epochs.items():
                 lines.append(f"| {system} | " + " | ".join(f"{epochs[d]:.2f}" for d in domains) + " |")
     return "\n".join(lines) + "\n"
+
+
+def save_figures(folder: Path) -> list[Path]:
+    """Writes the mean validation losses of the translation runs in ``folder`` by step; none if there are no runs.
+
+    Pictures in the form of Li et al. (NAACL 2025), figures 1, 6 and 7 (schedules) and 4 and 8 (sampling and weighting).
+    """
+    curves: dict[str, dict[str, plots.Curve]] = {}
+    for system in systems(1, 1):
+        paths = sorted((folder / "translation").glob(f"{system.replace(' ', '-')}-multinomial-*.json"))
+        runs = [json.loads(path.read_text(encoding="utf-8"))["run"] for path in paths]
+        if runs:
+            curves[system] = {
+                domain: plots.Curve(np.array(runs[0]["steps"]), np.mean([r["losses"][domain] for r in runs], axis=0))
+                for domain in runs[0]["losses"]
+            }
+    pictures = {
+        "schedules.png": [s for s in curves if not s.startswith("scalarization")],
+        "sampling_and_weighting.png": [s for s in curves if s.split()[-1] in ("5", "100")],
+    }
+    written = []
+    for name, shown in pictures.items():
+        if shown:
+            figure = plots.loss_curves({s: curves[s] for s in shown}, x_label="step")
+            figure.savefig(folder / name)
+            written.append(folder / name)
+    return written
 
 
 def _save(path: Path, identity: Mapping[str, object], result: Result) -> None:
