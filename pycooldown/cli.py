@@ -180,9 +180,9 @@ def reproduce(
         console.print(f"{result.claim}: {result.outcome.verdict}: {claim.statement}", soft_wrap=True, highlight=False)
 
     results = experiment.reproduce(folder, data=data, claims=claims or (), seeds=seeds, workers=workers, progress=show)
-    page = folder / "claims.md"
-    page.write_text(experiment.page(results), encoding="utf-8")
-    for path in (page, *experiment.save_figures(folder)):
+    page, pictures = folder / "claims.md", experiment.save_figures(folder)
+    page.write_text(experiment.page(results, [path.name for path in pictures]), encoding="utf-8")
+    for path in (page, *pictures):
         console.print(f"wrote {path}", highlight=False)
 
 

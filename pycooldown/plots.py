@@ -68,7 +68,8 @@ def loss_curves(
     figure.supxlabel(x_label, fontsize=10)
     figure.supylabel(y_label, fontsize=10)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(runs), frameon=False, fontsize=10)
+    shown_in_a_row = min(len(runs), max(2, columns))
+    figure.legend(handles, labels, loc="outside upper center", ncols=shown_in_a_row, frameon=False, fontsize=10)
     return figure
 
 
