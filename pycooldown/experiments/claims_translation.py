@@ -76,8 +76,8 @@ def norms_vary_more(bench: Bench) -> Outcome:
     rare = SETTING.batch_size * texts.sizes[LOW] / sum(texts.sizes.values())
     note = (
         f"Predicted and measured traces {'agree' if agree else 'DISAGREE'} (10 % or overlapping intervals). Batches "
-        f"have {SETTING.batch_size} samples, so scalarization sees {rare:.2f} rare ones in each, with a large weight; the "
-        "paper's have hundreds, and its ratio is smaller. The spread is that of the batches, not of seeds."
+        f"have {SETTING.batch_size} samples, so scalarization sees {rare:.2f} rare ones in each, with a large weight; "
+        "the paper's have hundreds, and its ratio is smaller. The spread is that of the batches, not of seeds."
     )
     return Outcome(verdict(final.value > 2 and final.low > 1 and agree), measured, _epochs(trained), note)
 
