@@ -151,6 +151,67 @@ def compare(
     console.print(table)
 
 
+@app.command()
+def variance(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    tau: Annotated[
+        list[float] | None, typer.Option(help="Temperature; may be given several times. 5 by default.")
+    ] = None,
+    batches: Annotated[int, typer.Option(help="Batches for each mixture and allocation.")] = 32,
+    figures: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("variance"),
+) -> None:
+    """Measure the gradient variance of mixtures at a run's weights, beside the predicted one."""
+    from pycooldown.training.gradient_variance import measure_run, save_figures
+
+    moments, results = measure_run(run, tau or [5.0], num_batches=batches)
+    table = Table("domain", _right("tr Sigma"), _right("|mu|^2"), title="per-sample gradients")
+    for i, domain in enumerate(moments.domains):
+        table.add_row(domain, f"{moments.covariance_traces[i]:.4g}", f"{moments.mean_products[i, i]:.4g}")
+    console.print(table)
+    columns = (_right(c) for c in ("trace, predicted", "measured (95 % interval)", "variance of the norm", "seconds"))
+    table = Table("mixture", "allocation", *columns, title="minibatch gradients")
+    for r in results:
+        measured = f"{r.trace.value:.4g} ({r.trace.low:.4g} to {r.trace.high:.4g})"
+        norm = f"{r.norm_variance.value:.3g} ({r.norm_variance.low:.3g} to {r.norm_variance.high:.3g})"
+        table.add_row(r.name, r.allocation, f"{r.predicted.value:.4g}", measured, norm, f"{r.seconds:.1f}")
+    console.print(table)
+    for path in save_figures(results, figures):
+        console.print(f"wrote {path}", highlight=False)
+
+
+@app.command()
+def reproduce(
+    claims: Annotated[list[str] | None, typer.Argument(help="R1 ... R15; all by default.", metavar="[ID]...")] = None,
+    data: Annotated[Path | None, typer.Option(help="Packed data with German and Romanian, for R4 to R11.")] = None,
+    folder: Annotated[Path, typer.Option(help="For runs and results; what it has is not run again.")] = Path(
+        "reproduce"
+    ),
+    seeds: Annotated[int, typer.Option(help="Paired seeds, at least 4.")] = 4,
+    workers: Annotated[int, typer.Option(help="Processes that train at a time.")] = 1,
+    scale: Annotated[str, typer.Option(help="small runs; paper prints the papers' configurations.")] = "small",
+) -> None:
+    """Test the papers' claims by rules that were fixed beforehand, and write a page of the outcome."""
+    from pycooldown.experiments import reproduce as experiment
+
+    if scale not in ("small", "paper"):
+        raise ValueError(f"scale = {scale!r}; expected 'small' or 'paper'")
+    if scale == "paper":
+        for name in claims or experiment.CLAIMS:
+            claim = experiment.CLAIMS[name]
+            console.print(f"{name} ({claim.item}): {claim.paper_scale}", soft_wrap=True, highlight=False)
+        return
+
+    def show(result: experiment.Result) -> None:
+        claim = experiment.CLAIMS[result.claim]
+        console.print(f"{result.claim}: {result.outcome.verdict}: {claim.statement}", soft_wrap=True, highlight=False)
+
+    results = experiment.reproduce(folder, data=data, claims=claims or (), seeds=seeds, workers=workers, progress=show)
+    page, pictures = folder / "claims.md", experiment.save_figures(folder)
+    page.write_text(experiment.page(results, [path.name for path in pictures]), encoding="utf-8")
+    for path in (page, *pictures):
+        console.print(f"wrote {path}", highlight=False)
+
+
 def main() -> None:
     """Runs the command line; errors of the user are told in a line (PYCOOLDOWN_TRACEBACK=1 shows where they arose)."""
     try:

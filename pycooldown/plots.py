@@ -68,7 +68,8 @@ def loss_curves(
     figure.supxlabel(x_label, fontsize=10)
     figure.supylabel(y_label, fontsize=10)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(runs), frameon=False, fontsize=10)
+    shown_in_a_row = min(len(runs), max(2, columns))
+    figure.legend(handles, labels, loc="outside upper center", ncols=shown_in_a_row, frameon=False, fontsize=10)
     return figure
 
 
@@ -116,6 +117,27 @@ def losses_with_spread(runs: Sequence[str], losses: Mapping[str, Sequence[tuple[
     panels[0].set_yticks(heights, labels=list(runs))
     panels[0].invert_yaxis()
     figure.supxlabel("validation loss (nats a token); the lowest mean in red", fontsize=10)
+    return figure
+
+
+def inflation(curves: Mapping[str, Curve]) -> Figure:
+    """Variance inflation F of scalarization over tau, a line for each corpus (Li et al., NAACL 2025, figure 2)."""
+    figure = _figure(4.5, 3.2)
+    axes = figure.subplots()
+    for (name, (x, y)), colour in zip(curves.items(), _cycle(len(curves)), strict=True):
+        axes.plot(x, y, color=colour, label=name)
+    axes.set(xscale="log", xlabel="temperature", ylabel="variance inflation F")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def gradient_norms(norms: Mapping[str, Vector]) -> Figure:
+    """Norms of minibatch gradients at the same parameters, a box for each mixture (figure 3 of the same paper)."""
+    figure = _figure(1.3 + 1.1 * len(norms), 3.6)
+    axes = figure.subplots()
+    axes.boxplot(list(norms.values()), tick_labels=list(norms), widths=0.6, medianprops={"color": _COLOURS[1]})
+    axes.tick_params(axis="x", labelsize=8, rotation=30)
+    axes.set_ylabel("norm of the minibatch gradient")
     return figure
 
 

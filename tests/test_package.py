@@ -18,7 +18,7 @@ FLOORS = [
     ("plots", "variance", "data"),
     ("adaptive", "sampler", "losses"),
     ("schedules", "theory"),
-    ("unimax",),
+    ("moments", "unimax"),
     ("mixture",),
     ("_core", "_extras"),
 ]

@@ -1,0 +1,87 @@
+"""What a step of each mixture buys: throughput beside the variance of the minibatch gradient, on real text.
+
+The rounds are training steps of the small translation model, at its initialization and after a short training.
+``extra_info`` has the trace variance (measured, predicted) and the variance of the gradient's norm, tokens per second,
+and tokens per second over the trace: the rate at which the gradient's precision grows. Needs packed data:
+
+    PYCOOLDOWN_PACKED=demo/packed pytest benchmarks/test_variance.py --benchmark-enable
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from pycooldown import DomainBatchSampler, Mixture, schedules  # noqa: E402
+from pycooldown.experiments.translation import (  # noqa: E402
+    Setting,
+    build_model,
+    load_model,
+    read_texts,
+    sample_losses,
+    train,
+)
+from pycooldown.variance import domain_moments, measure  # noqa: E402
+
+SETTING = Setting(steps=200)
+TAU = 5
+MIXTURES = {"temperature": Mixture.temperature_sampling, "scalarization": Mixture.scalarization}
+
+
+@pytest.fixture(scope="module")
+def texts():
+    folder = os.environ.get("PYCOOLDOWN_PACKED")
+    if not folder:
+        pytest.skip("set PYCOOLDOWN_PACKED to a folder that `pycooldown pack` wrote")
+    return read_texts(Path(folder))
+
+
+@pytest.fixture(scope="module", params=["initial", "trained"])
+def model_and_moments(request, texts, tmp_path_factory):
+    if request.param == "initial":
+        model = build_model(texts, SETTING, 0)
+    else:
+        folder = tmp_path_factory.mktemp("runs")
+        train(texts, "temperature 5", 0, folder, SETTING)
+        model = load_model(texts, "temperature 5", folder, SETTING)
+    return model, domain_moments(model, sample_losses, texts.train, Mixture.proportional(texts.sizes))
+
+
+@pytest.mark.parametrize("allocation", ["multinomial", "systematic"])
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_step(benchmark, texts, model_and_moments, kind, allocation):
+    model, moments = model_and_moments
+    mixture = MIXTURES[kind](texts.sizes, TAU)
+    sampler = DomainBatchSampler(
+        schedules.constant(mixture), batch_size=SETTING.batch_size, seed=0, allocation=allocation
+    )
+    plans = [sampler.plan(step) for step in range(8)]
+
+    def steps():
+        for plan in plans:
+            weights = torch.from_numpy(mixture.loss_weights[plan.domain_ids]).float()
+            loss = (weights * sample_losses(model, [texts.train[i] for i in plan.indices])).mean()
+            torch.autograd.grad(loss, list(model.parameters()))
+
+    benchmark.group = "initial" if "initial" in benchmark.name else "trained"
+    benchmark.pedantic(steps, rounds=5, warmup_rounds=1)
+    (found,) = measure(
+        model,
+        sample_losses,
+        texts.train,
+        {kind: mixture},
+        batch_size=SETTING.batch_size,
+        allocations=[allocation],
+        moments=moments,
+    )
+    info = benchmark.extra_info
+    info["trace variance"] = found.trace._asdict()
+    info["trace variance predicted"] = found.predicted._asdict()
+    info["norm variance"] = found.norm_variance._asdict()
+    info["probe seconds"] = found.seconds
+    if benchmark.stats:  # timed, not merely run once
+        tokens = sum(len(texts.train[i][0]) for plan in plans for i in plan.indices)
+        info["tokens/s"] = tokens / benchmark.stats.stats.median
+        info["tokens/s per unit of variance"] = info["tokens/s"] / found.trace.value

@@ -1,0 +1,94 @@
+"""Gradient variance at the weights of a finished run, measured and predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import LlamaForCausalLM
+
+from pycooldown import plots, theory
+from pycooldown.data.manifest import load_manifest
+from pycooldown.data.shards import TarDataset
+from pycooldown.mixture import Mixture
+from pycooldown.training.batches import PackedText
+from pycooldown.training.history import Run
+from pycooldown.variance import DomainMoments, MixtureVariance, domain_moments, measure
+
+
+def measure_run(
+    folder: str | Path,
+    taus: Sequence[float],
+    *,
+    num_batches: int = 32,
+    num_groups: int = 32,
+    projection: int | None = 4096,
+    seed: int = 0,
+) -> tuple[DomainMoments, list[MixtureVariance]]:
+    """Measures at a run's final weights, on its data and with its batch size.
+
+    For every tau there is temperature sampling (multinomial and systematic allocation), scalarization, and
+    variance-aware sampling, which has the q that `theory.optimal_sampling` gives for the measured moments. The loss of
+    a sample is the mean over its tokens.
+
+    Args:
+        folder: of a run that `train` wrote.
+        taus: temperatures.
+        num_batches: for each mixture and allocation.
+        num_groups: of 8 samples, for the moments of each domain.
+        projection: see `pycooldown.variance.domain_moments`.
+        seed: of the samples.
+
+    Raises:
+        ValueError: if there is no finished run, or its data have changed.
+    """
+    run = Run.read(folder)
+    data = run.recipe["data"]
+    manifest = load_manifest(Path(data["path"]))
+    if manifest.fingerprint != run.recipe["fingerprint"]:
+        raise ValueError(f"{data['path']} holds other data than {folder} was trained on; pack its corpus again")
+    shards = manifest.shards("train")
+    dataset = TarDataset({domain: shards[domain] for domain in run.sizes})
+    collate = PackedText(data["max_length"])
+    model = LlamaForCausalLM.from_pretrained(run.path / "model").eval()
+
+    def loss(model: Any, samples: list[Any]) -> torch.Tensor:
+        batch = collate(samples)
+        labels = batch["labels"][:, 1:]
+        logits = model(input_ids=batch["input_ids"][:, :-1]).logits
+        losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
+        return losses.sum(1) / (labels >= 0).sum(1).clamp(min=1)
+
+    options: dict[str, Any] = {"projection": projection, "seed": seed}
+    moments = domain_moments(model, loss, dataset, Mixture.proportional(run.sizes), num_groups=num_groups, **options)
+    sampling = {f"temperature {tau:g}": Mixture.temperature_sampling(run.sizes, tau) for tau in taus}
+    others = {}
+    for tau in taus:
+        target = Mixture.temperature_sampling(run.sizes, tau)
+        best = theory.optimal_sampling(target.target, moments.second_moments)
+        others[f"scalarization {tau:g}"] = Mixture.scalarization(run.sizes, tau)
+        others[f"variance-aware {tau:g}"] = Mixture(target.domains, target.sizes, target.target, best)
+    options |= {"batch_size": run.recipe["training"]["batch_size"], "num_batches": num_batches, "moments": moments}
+    results = measure(model, loss, dataset, sampling, allocations=("multinomial", "systematic"), **options)
+    return moments, results + measure(model, loss, dataset, others, **options)
+
+
+def save_figures(results: Sequence[MixtureVariance], folder: str | Path) -> list[Path]:
+    """Writes the inflation F by tau, and the norms of the measured gradients; figures 2 and 3 of Li et al. (2025)."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    first = results[0].mixture
+    sizes = dict(zip(first.domains, first.sizes.tolist(), strict=True))
+    taus = np.geomspace(1, 100, 60)
+    inflation = [theory.variance_inflation(Mixture.scalarization(sizes, tau)) for tau in taus]
+    figures = {
+        "variance_inflation.png": plots.inflation({"this corpus": plots.Curve(taus, np.array(inflation))}),
+        "gradient_norms.png": plots.gradient_norms({f"{r.name}\n{r.allocation}": r.norms for r in results}),
+    }
+    for name, figure in figures.items():
+        figure.savefig(folder / name)
+    return [folder / name for name in figures]
