@@ -17,13 +17,15 @@ FLOORS = [
     ("experiments", "training"),
     ("plots", "variance", "data"),
     ("adaptive", "sampler", "losses"),
+    ("journal",),
+    ("plans",),
     ("schedules", "theory"),
     ("mixture",),
     ("_core", "_extras"),
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 SHARED_FLOORS = {1}  # experiments run trainings, recipes name experiments' corpora
-CORE_USERS = {"__init__.py", "sampler.py", "data/index.py", "data/shards.py", "losses/_cpp.py"}
+CORE_USERS = {"__init__.py", "plans.py", "sampler.py", "data/index.py", "data/shards.py", "losses/_cpp.py"}
 HEAVY = ("torch", "triton", "webdataset", "numba", "transformers", "accelerate", "matplotlib", "sentencepiece", "typer")
 
 

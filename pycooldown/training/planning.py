@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pycooldown.data.manifest import load_manifest
 from pycooldown.mixture import Mixture
-from pycooldown.sampler import DomainBatchSampler, Exposure
+from pycooldown.plans import Exposure
+from pycooldown.sampler import DomainBatchSampler
 from pycooldown.schedules import Schedule
 from pycooldown.theory import variance_inflation
 from pycooldown.training.recipe import Recipe
