@@ -43,7 +43,7 @@ def tests(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Benchmarks against peers, side by side; run them on a quiet machine."""
     install(session, "all", "test", "bench")
-    session.run("pytest", "benchmarks", "--benchmark-enable", "--benchmark-only", "-p", "no:timeout", *session.posargs)
+    session.run("pytest", "benchmarks", "--benchmark-enable", "--benchmark-only", "--timeout=0", *session.posargs)
 
 
 @nox.session
@@ -51,6 +51,19 @@ def docs(session: nox.Session) -> None:
     """Every relative link of the Markdown pages leads somewhere, and every Python snippet of the README runs."""
     install(session, "all", "test")
     session.run("pytest", "tests/test_docs.py", *session.posargs)
+
+
+@nox.session
+def cuda_code(session: nox.Session) -> None:
+    """Compiles the CUDA kernels for every supported architecture; needs nvcc, but no GPU."""
+    folder = session.create_tmp()
+    for sm in ("sm_80", "sm_90", "sm_100"):
+        for source in session.run("git", "ls-files", "csrc/cuda/*.cu", external=True, silent=True).split():
+            session.run(
+                *("nvcc", "-std=c++20", "-O3", f"-arch={sm}", "-Werror", "all-warnings", "-Xcompiler=-Wall,-Wextra"),
+                *("-Xptxas", "-v", "-Icsrc/include", "-Icsrc/cuda", "-c", source, "-o", f"{folder}/{sm}.o"),
+                external=True,
+            )
 
 
 @nox.session
