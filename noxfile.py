@@ -73,8 +73,8 @@ def statistics(session: nox.Session) -> None:
     """TestU01's SmallCrush over the raw random numbers; opt-in, about a minute."""
     if not Path("/usr/include/testu01/bbattery.h").exists() and "CPLUS_INCLUDE_PATH" not in session.env:
         session.error(
-            "TestU01 is missing: apt-get install libtestu01-0-dev (in Debian's non-free component), or name its place in "
-            "CPLUS_INCLUDE_PATH and LIBRARY_PATH"
+            "TestU01 is missing: apt-get install libtestu01-0-dev (in Debian's non-free component), or name its place "
+            "in CPLUS_INCLUDE_PATH and LIBRARY_PATH"
         )
     program = f"{session.create_tmp()}/small_crush"
     source = "tests/statistics/small_crush.cpp"
