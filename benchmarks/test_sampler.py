@@ -90,6 +90,8 @@ def test_planning(benchmark, num_domains):
                 sampler.plan(next(steps))
 
         contenders[allocation] = (plan, 20 * BATCH_SIZE)
+    generator = np.random.default_rng(0)
+    contenders["numpy_choice"] = (lambda: generator.choice(num_domains, BATCH_SIZE, p=mixture.sampling), BATCH_SIZE)
     medians = take_turns(benchmark, contenders)
     benchmark.extra_info.update({f"{name}_ns_per_sample": value for name, value in medians.items()})
     benchmark.extra_info.update({f"{name}_drift_in_samples": value for name, value in drifts.items()})

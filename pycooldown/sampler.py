@@ -156,8 +156,6 @@ class DomainBatchSampler:
 
     def plan(self, step: int) -> BatchPlan:
         """The global batch of any step; far from the current one, the steps between are counted first."""
-        if step < 0:
-            raise ValueError(f"step = {step}; expected a step >= 0")
         return self._plan(step, 0, self.batch_size)
 
     def exposure(self, step: int | None = None) -> Exposure:
