@@ -1,5 +1,7 @@
 """Sessions for development and CI: `nox -l` lists them, `nox -s tests` runs one."""
 
+from pathlib import Path
+
 import nox
 
 nox.options.default_venv_backend = "venv"
@@ -51,6 +53,37 @@ def docs(session: nox.Session) -> None:
     """Every relative link of the Markdown pages leads somewhere, and every Python snippet of the README runs."""
     install(session, "all", "test")
     session.run("pytest", "tests/test_docs.py", *session.posargs)
+
+
+@nox.session
+def cuda_code(session: nox.Session) -> None:
+    """Compiles the CUDA kernels for every supported architecture; needs nvcc, but no GPU."""
+    folder = session.create_tmp()
+    for sm in ("sm_80", "sm_90", "sm_100"):
+        for source in session.run("git", "ls-files", "csrc/cuda/*.cu", external=True, silent=True).split():
+            session.run(
+                *("nvcc", "-std=c++20", "-O3", f"-arch={sm}", "-Werror", "all-warnings", "-Xcompiler=-Wall,-Wextra"),
+                *("-Xptxas", "-v", "-Icsrc/include", "-Icsrc/cuda", "-c", source, "-o", f"{folder}/{sm}.o"),
+                external=True,
+            )
+
+
+@nox.session
+def statistics(session: nox.Session) -> None:
+    """TestU01's SmallCrush over the raw random numbers; opt-in, about a minute."""
+    if not Path("/usr/include/testu01/bbattery.h").exists() and "CPLUS_INCLUDE_PATH" not in session.env:
+        session.error(
+            "TestU01 is missing: apt-get install libtestu01-0-dev (in Debian's non-free component), or name its place "
+            "in CPLUS_INCLUDE_PATH and LIBRARY_PATH"
+        )
+    program = f"{session.create_tmp()}/small_crush"
+    source = "tests/statistics/small_crush.cpp"
+    session.run(
+        *("c++", "-std=c++20", "-O3", "-Icsrc/include", source, "-o", program),
+        *("-ltestu01", "-ltestu01probdist", "-ltestu01mylib", "-lm"),
+        external=True,
+    )
+    session.run(program, external=True)
 
 
 @nox.session

@@ -1,4 +1,4 @@
-// The only file that knows Python: it checks and converts arguments and registers the algorithms.
+// With tar_bindings.cpp, what knows Python: it checks and converts arguments and registers the algorithms.
 #include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -17,7 +17,11 @@
 #include "pycooldown/alias_table.h"
 #include "pycooldown/batch_plan.h"
 #include "pycooldown/cross_entropy.h"
+#include "pycooldown/device_draw.h"
 #include "pycooldown/philox.h"
+#ifdef PYCOOLDOWN_CUDA
+#include "alias_draw.h"
+#endif
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -150,6 +154,33 @@ void register_sampling(py::module_& m) {
         return "AliasTable(num_outcomes=" + std::to_string(table.weights().size()) + ")";
       });
 
+  m.def(
+      "draw_as_device",
+      [](const AliasTable& table, std::int64_t n, std::uint64_t seed, std::uint64_t offset) {
+        if (n < 0) throw std::invalid_argument("n = " + std::to_string(n) + "; expected a number of draws >= 0");
+        py::array_t<std::int32_t> out(n);
+        const auto values = view(out);
+        for (std::uint64_t thread = 0; thread < num_draw_threads(offset, values.size()); ++thread)
+          draw_as_thread(table.view(), seed, offset, values.size(), thread, values.data());
+        return out;
+      },
+      "table"_a, "n"_a, py::kw_only(), "seed"_a, "offset"_a,
+      "What the threads of the device kernel write, on the host.");
+#ifdef PYCOOLDOWN_CUDA
+  py::class_<DeviceAliasTable>(m, "DeviceAliasTable", "An alias table on the current CUDA device.")
+      .def(py::init<const AliasTable&>(), "table"_a)
+      .def_property_readonly("device", &DeviceAliasTable::device)
+      .def(
+          "draw",
+          [](const DeviceAliasTable& table, std::uintptr_t out, std::uint64_t n, std::uint64_t seed,
+             std::uint64_t offset, std::uintptr_t stream) {
+            py::gil_scoped_release release;
+            table.draw(reinterpret_cast<std::int32_t*>(out), n, seed, offset, reinterpret_cast<void*>(stream));
+          },
+          "out"_a, "n"_a, py::kw_only(), "seed"_a, "offset"_a = 0, "stream"_a = 0,
+          "Writes n draws as int32 to the device address `out` (of a tensor: data_ptr()), queued on a stream.");
+#endif
+
   py::native_enum<Allocation>(m, "Allocation", "enum.Enum")
       .value("multinomial", Allocation::multinomial)
       .value("systematic", Allocation::systematic)
@@ -163,6 +194,15 @@ void register_sampling(py::module_& m) {
            "sizes"_a, "allocation"_a, py::kw_only(), "batch_size"_a, "seed"_a, "shuffle"_a)
       .def_property_readonly("counts", [](const BatchPlanner& p) { return to_array<std::int64_t>(p.counts()); })
       .def_property_readonly("credits", [](const BatchPlanner& p) { return to_array<std::int64_t>(p.credits()); })
+      .def(
+          "set_extents",
+          [](BatchPlanner& planner, std::size_t domain,
+             const std::vector<std::pair<std::uint64_t, std::uint64_t>>& pairs) {
+            std::vector<Extent> extents;
+            for (const auto& [first_draw, size] : pairs) extents.push_back({first_draw, size});
+            planner.set_extents(domain, std::move(extents));
+          },
+          "domain"_a, "extents"_a, "(first_draw, size) pairs of a domain whose data grows: its size from an epoch on.")
       .def(
           "seek",
           [](BatchPlanner& planner, const Input<std::int64_t>& counts, const Input<std::int64_t>& credits) {

@@ -11,7 +11,8 @@ except ImportError as error:  # a source tree without the compiled core
 from pycooldown import schedules, theory
 from pycooldown._core import AliasTable
 from pycooldown.mixture import Mixture, temperature
-from pycooldown.sampler import BatchPlan, DomainBatchSampler, Exposure
+from pycooldown.plans import BatchPlan, Exposure
+from pycooldown.sampler import DomainBatchSampler
 from pycooldown.schedules import Schedule
 
 __version__ = "0.1.0"

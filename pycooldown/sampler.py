@@ -3,69 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from pycooldown import _core
+from pycooldown.journal import Journal, difference
 from pycooldown.mixture import Mixture
+from pycooldown.plans import NEVER, BatchPlan, Exposure, Integers, Stage, check_batches_fit
 from pycooldown.schedules import AdaptiveSchedule, Schedule
 
 AllocationName = Literal["multinomial", "systematic", "quota"]
-Integers = npt.NDArray[np.int64]
 
 # How many past positions are remembered, so that a state a little behind the newest batch costs no replay from step 0.
 _MAX_SNAPSHOTS = 16
 # How many changes of the mixture quota allocation looks ahead to see deadlines.
 _MAX_STAGES = 32
-_NEVER = 2**64 - 1
-
-
 _Position = tuple[Integers, Integers]  # draws, and credits in 2^-32 samples
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """The samples of one global batch, in slot order; rank r of R takes slots [r B / R, (r + 1) B / R).
-
-    Attributes:
-        domain_ids: int32 (B,), positions in ``mixture.domains``.
-        indices: int64 (B,), sample indices into the domains laid end to end.
-        epochs: int64 (B,), the pass through its domain that a sample belongs to, from 0.
-        mixture: the mixture in force.
-    """
-
-    domain_ids: npt.NDArray[np.int32]
-    indices: Integers
-    epochs: Integers
-    mixture: Mixture
-
-
-@dataclass(frozen=True)
-class Exposure:
-    """How often each domain has been drawn.
-
-    Attributes:
-        domains: K names.
-        draws: int64 (K,), samples drawn.
-        epochs: float64 (K,), draws over domain size.
-    """
-
-    domains: tuple[str, ...]
-    draws: Integers
-    epochs: npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """The mixture in force in steps [start, end), and its alias table."""
-
-    start: int
-    end: int
-    mixture: Mixture
-    table: _core.AliasTable
 
 
 class DomainBatchSampler:
@@ -86,8 +40,8 @@ class DomainBatchSampler:
         allocation: "multinomial" draws each slot's domain independently; "systematic" gives domain i floor(B q_i) or
             ceil(B q_i) slots, which is unbiased too and has less variance; "quota" carries the rounding error over, so
             that after any number of steps each domain has been drawn within one sample of the sum of its B q_i
-            (under a schedule that changes at every step, as far as 32 steps ahead tell, and under an adaptive one, as
-            far as it is decided).
+            (under a schedule that changes at every step, as far as 32 steps ahead tell, and under an adaptive one or
+            a change by `set_schedule`, as far as it is decided).
         shuffle: ``False`` takes each domain's samples in their own order.
 
     Raises:
@@ -107,8 +61,7 @@ class DomainBatchSampler:
         allocation: AllocationName = "multinomial",
         shuffle: bool = True,
     ) -> None:
-        if not isinstance(schedule, Schedule):
-            raise TypeError(f"schedule is a {type(schedule).__name__}; expected one made by pycooldown.schedules")
+        self._journal = Journal(schedule)
         if not 0 < batch_size < 2**31:
             raise ValueError(f"batch_size = {batch_size}; expected 1 to 2^31 - 1 samples")
         if not 0 <= seed < 2**64:
@@ -122,7 +75,6 @@ class DomainBatchSampler:
         if allocation not in _core.Allocation.__members__:
             names = ", ".join(map(repr, _core.Allocation.__members__))
             raise ValueError(f"allocation = {allocation!r}; expected one of {names}")
-        self.schedule = schedule
         self.batch_size = batch_size
         self.seed = seed
         self.num_steps = num_steps
@@ -131,19 +83,25 @@ class DomainBatchSampler:
         self.allocation = allocation
         self.shuffle = shuffle
 
-        self._is_adaptive = isinstance(schedule, AdaptiveSchedule)
-        self._max_snapshots = _MAX_SNAPSHOTS + (schedule.delay if isinstance(schedule, AdaptiveSchedule) else 0)
-        first = schedule.mixture(0)
-        self.domains, self.sizes = first.domains, first.sizes
-        self._check_batches_fit()
-        self._stages: list[_Stage] = []
-        self._planner = _core.BatchPlanner(
-            self.sizes, _core.Allocation[allocation], batch_size=batch_size, seed=seed, shuffle=shuffle
-        )
-        self._step = 0  # where the planner stands
+        check_batches_fit(schedule, batch_size, 0, num_steps)
         self._next_step = 0  # where iteration starts
-        nothing = np.zeros(len(self.sizes), dtype=np.int64)
-        self._snapshots: dict[int, _Position] = {0: (nothing, nothing)}
+        self._snapshots: dict[int, _Position] = {0: (np.zeros(0, np.int64), np.zeros(0, np.int64))}
+        self._take_over_journal()
+
+    def _take_over_journal(self) -> None:
+        """Makes a planner for the newest domains and sizes; it stands at step 0, from where it seeks its way."""
+        newest = self._journal.newest
+        self.schedule, self.domains, self.sizes = newest.schedule, newest.first.domains, newest.first.sizes
+        allocation = _core.Allocation[self.allocation]
+        self._planner = _core.BatchPlanner(
+            self.sizes, allocation, batch_size=self.batch_size, seed=self.seed, shuffle=self.shuffle
+        )
+        self._set_extents()
+        self._step = 0  # where the planner stands
+        self._stages: list[Stage] = []
+        for step, position in self._snapshots.items():  # domains that have joined have not been drawn before
+            counts, credits = (np.pad(values, (0, len(self.sizes) - len(values))) for values in position)
+            self._snapshots[step] = counts, credits
 
     def __len__(self) -> int:
         """Steps left of ``num_steps``."""
@@ -161,10 +119,43 @@ class DomainBatchSampler:
             yield plan.indices.tolist()
         self._next_step = 0  # a further pass starts anew
 
+    def set_schedule(self, schedule: Schedule, *, from_step: int) -> None:
+        """Mixes by another schedule from a step on, in a running job.
+
+        The change is part of the state: a job that resumes makes the same calls of ``set_schedule`` before
+        `load_state_dict`. Steps before ``from_step`` stay as they were planned, in replays too.
+
+        Domains may join, behind the old ones, which keep their order. Domains may grow: the running epoch of a domain
+        ends at its old size, and the next one is a permutation of the new size. From this call on, whatever the step,
+        indices are into the domains laid end to end *at their newest sizes*, which the dataset must hold: they stay as
+        they were if domains only join; if one grows, those of the domains behind it move up.
+
+        Args:
+            schedule: the new schedule; its steps are those of the job, not counted from the change.
+            from_step: the first step that it decides.
+
+        Raises:
+            ValueError: if iteration has handed out the batch of ``from_step``, ``from_step`` is not after the last
+                change, the schedule drops, moves or shrinks a domain, or batches do not fit; nothing is changed then.
+        """
+        if from_step < self._next_step:
+            raise ValueError(
+                f"from_step = {from_step}, but batches before step {self._next_step} have been handed out; expected a "
+                f"step >= {self._next_step}, or load an earlier state first"
+            )
+        change = self._journal.next_change(schedule, from_step)
+        check_batches_fit(schedule, self.batch_size, from_step, self.num_steps)
+        self._journal.changes.append(change)
+        self._remember(self._step, (self._planner.counts, self._planner.credits))
+        self._snapshots = {step: known for step, known in self._snapshots.items() if step <= from_step}
+        self._take_over_journal()
+
+    def mixture(self, step: int) -> Mixture:
+        """The mixture in force at a step."""
+        return self._journal.at(step).schedule.mixture(step)
+
     def plan(self, step: int) -> BatchPlan:
         """The global batch of any step; far from the current one, the steps between are counted first."""
-        if step < 0:
-            raise ValueError(f"step = {step}; expected a step >= 0")
         return self._plan(step, 0, self.batch_size)
 
     def exposure(self, step: int | None = None) -> Exposure:
@@ -191,6 +182,8 @@ class DomainBatchSampler:
         state = {"version": 1, "step": step, "draws": self._by_name(counts), **self._identity()}
         if self.allocation == "quota":  # what each domain has earned and not been given, in 2^-32 samples
             state["credits"] = self._by_name(credits)
+        if len(self._journal.changes) > 1:
+            state["changes"] = self._journal.state()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -206,23 +199,29 @@ class DomainBatchSampler:
         if state["version"] != 1:
             raise ValueError(f"state has version {state['version']!r}; this pycooldown reads version 1")
         for name, mine in self._identity().items():
-            if state[name] != mine or (name == "sizes" and list(state[name]) != list(self.domains)):
-                raise ValueError(f"state is of another job: {_difference(name, state[name], mine)}")
-        counts, credits = (self._by_position(name, state) for name in ("draws", "credits"))
+            if state[name] != mine or (name == "sizes" and list(state[name]) != list(mine)):
+                raise ValueError(f"state is of another job: {difference(name, state[name], mine)}")
         step = state["step"]
+        if type(step) is not int:
+            raise ValueError(f"state is damaged: step is {step!r}; expected an integer")
+        draws_at_changes = self._journal.draws_of(state.get("changes", []), step)
+        counts, credits = (self._by_position(name, state) for name in ("draws", "credits"))
         if step < 0 or (counts < 0).any() or counts.sum() != step * self.batch_size or credits.sum() != 0:
             raise ValueError(
                 f"state is damaged: {int(counts.sum())} draws in {step} steps of {self.batch_size} samples each"
             )
+        for change, draws in zip(self._journal.changes[1:], draws_at_changes, strict=True):
+            change.draws = draws
         self._snapshots = {0: self._snapshots[0], step: (counts, credits)}
+        self._take_over_journal()
         self._seek(step)
         self._next_step = step
 
     def _identity(self) -> dict[str, Any]:
         """What decides the order of samples, but for the position in it."""
         return {
-            "sizes": self._by_name(self.sizes),
-            "schedule": self.schedule.describe(),
+            "sizes": dict(self._journal.changes[0].sizes),
+            "schedule": self._journal.changes[0].schedule.describe(),
             "batch_size": self.batch_size,
             "seed": self.seed,
             "allocation": self.allocation,
@@ -240,35 +239,33 @@ class DomainBatchSampler:
 
     def _by_position(self, name: str, state: Mapping[str, Any]) -> Integers:
         values = state.get(name, dict.fromkeys(self.domains, 0))
-        if set(values) != set(self.domains):
-            raise ValueError(f"state is damaged: {name!r} and 'sizes' name different domains")
+        if not isinstance(values, Mapping) or set(values) != set(self.domains):
+            raise ValueError(f"state is damaged: {name!r} and the mixture name different domains")
+        if wrong := [value for value in values.values() if type(value) is not int or abs(value) >= 2**62]:
+            raise ValueError(f"state is damaged: {name!r} holds {wrong[0]!r}; expected integers")
         return np.array([values[domain] for domain in self.domains], dtype=np.int64)
 
     def _plan(self, step: int, begin: int, end: int) -> BatchPlan:
         self._seek(step)
-        if self._is_adaptive:  # the schedule forgets the mixtures that a replay would need
+        if isinstance(self.schedule, AdaptiveSchedule):  # the schedule forgets the mixtures that a replay would need
             self._remember(step, (self._planner.counts, self._planner.credits))
         stages = self._stages_from(step)
-        plan = BatchPlan(*self._planner.plan(_pairs(stages), step, begin, end), stages[0].mixture)
-        self._step = step + 1
+        plan = BatchPlan(*self._planner.plan([stage.pair for stage in stages], step, begin, end), stages[0].mixture)
+        self._arrive(step + 1)
         return plan
 
-    def _stages_from(self, step: int) -> list[_Stage]:
+    def _stages_from(self, step: int) -> list[Stage]:
         """The stage of ``step`` and, for quota allocation, those that follow as far as they are decided for good."""
-        stages = [stage for stage in self._stages if stage.end > step]
+        now = self._journal.at(step)
+        stages = [stage for stage in self._stages if stage.end > step and stage.schedule is now.schedule]
         if not stages or stages[0].start > step:
-            stages = [self._stage(step)]
-        look_ahead = self.allocation == "quota" and not self._is_adaptive
-        while look_ahead and len(stages) < _MAX_STAGES and stages[-1].end != _NEVER:
-            stages.append(self._stage(stages[-1].end))
+            stages = [Stage.at(now.schedule, step, now.first)]
+        # Changes by set_schedule() are not looked ahead to: they were not known when the steps before were planned.
+        look_ahead = self.allocation == "quota" and not isinstance(now.schedule, AdaptiveSchedule)
+        while look_ahead and len(stages) < _MAX_STAGES and stages[-1].end != NEVER:
+            stages.append(Stage.at(now.schedule, stages[-1].end, now.first))
         self._stages = stages
         return stages
-
-    def _stage(self, step: int) -> _Stage:
-        mixture, change = self.schedule.mixture(step), self.schedule.next_change(step)
-        if mixture.domains != self.domains or (mixture.sizes != self.sizes).any():
-            raise ValueError(f"the schedule's mixture at step {step} has other domains or sizes than at step 0")
-        return _Stage(step, _NEVER if change is None else change, mixture, _core.AliasTable(mixture.sampling))
 
     def _position_before(self, step: int) -> _Position:
         here = self._step
@@ -285,46 +282,27 @@ class DomainBatchSampler:
         start = max(s for s in self._snapshots if s <= step)
         if not start <= self._step <= step:
             self._planner.seek(*self._snapshots[start])
-            self._step = start
+            self._arrive(start)
         while self._step < step:
             stages = self._stages_from(self._step)
-            last = min(step, stages[0].end)
-            self._planner.skip(_pairs(stages), self._step, last)
-            self._step = last
+            last = min(step, stages[0].end, self._journal.end(self._step))
+            self._planner.skip([stage.pair for stage in stages], self._step, last)
+            self._arrive(last)
+
+    def _arrive(self, step: int) -> None:
+        """Notes where the planner stands; a domain that grows here does so from its next epoch on."""
+        self._step = step
+        if grown := self._journal.grown_at(step):
+            draws = self._by_name(self._planner.counts)
+            self._journal.at(step).draws = {domain: draws[domain] for domain in grown}
+            self._set_extents()
+
+    def _set_extents(self) -> None:
+        for domain, extents in self._journal.extents().items():
+            self._planner.set_extents(self.domains.index(domain), extents)
 
     def _remember(self, step: int, position: _Position) -> None:
         self._snapshots[step] = position
-        for oldest in sorted(self._snapshots)[1 : -self._max_snapshots]:
+        kept = _MAX_SNAPSHOTS + (self.schedule.delay if isinstance(self.schedule, AdaptiveSchedule) else 0)
+        for oldest in sorted(self._snapshots)[1:-kept]:
             del self._snapshots[oldest]
-
-    def _check_batches_fit(self) -> None:
-        """Looks at the first mixtures; of an adaptive schedule, at the one that it starts with."""
-        step: int | None = 0
-        for _ in range(_MAX_SNAPSHOTS):
-            if step is None or (self.num_steps is not None and step >= self.num_steps):
-                return
-            mixture = self.schedule.mixture(step)
-            draws = self.batch_size * mixture.sampling
-            if (draws > self.sizes).any():
-                i = int((draws / self.sizes).argmax())
-                raise ValueError(
-                    f"batch_size = {self.batch_size} would draw domain {self.domains[i]!r} {draws[i]:.1f} times on "
-                    f"average in a batch at step {step}, but it has {self.sizes[i]} samples: every batch would repeat "
-                    "some; use a smaller batch_size, a lower sampling probability, or merge the domain with another"
-                )
-            step = None if self._is_adaptive else self.schedule.next_change(step)
-
-
-def _pairs(stages: list[_Stage]) -> list[tuple[_core.AliasTable, int]]:
-    return [(stage.table, stage.end) for stage in stages]
-
-
-def _difference(name: str, theirs: Any, mine: Any) -> str:
-    if name == "sizes" and isinstance(theirs, Mapping):
-        if only := set(theirs) ^ set(mine):
-            where = "the state" if next(iter(sorted(only))) in theirs else "this job"
-            return f"domain {min(only)!r} is only in {where}"
-        if changed := [d for d in mine if theirs[d] != mine[d]]:
-            return f"domain {changed[0]!r} has {theirs[changed[0]]} samples in the state and {mine[changed[0]]} here"
-        return "the domains are in another order"
-    return f"{name} is {theirs!r} in the state and {mine!r} here"

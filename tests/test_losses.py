@@ -176,6 +176,24 @@ class TestInplace:
         with pytest.raises(ValueError, match="leaf that requires grad"):
             cross_entropy(logits, target, inplace=True)
 
+    def test_view_of_a_leaf(self):
+        logits, target = logits_and_target(28)[0], torch.tensor([0, 1, 2, 3])
+        with pytest.raises(ValueError, match="leaf that requires grad"):
+            cross_entropy(logits.view(4, 7), target, inplace=True)
+
+    def test_expanded_logits(self):
+        logits = logits_and_target(1, 6)[0] * 1
+        with pytest.raises(ValueError, match="expanded one; clone it"):
+            cross_entropy(logits.expand(4, 6), torch.tensor([0, 1, 2, 3]), inplace=True)
+
+    def test_logits_written_to_afterwards(self):
+        leaf, target = logits_and_target(4, 6)
+        logits = leaf * 1
+        loss = cross_entropy(logits, target, inplace=True)
+        logits.zero_()
+        with pytest.raises(RuntimeError, match="written to before backward"):
+            loss.backward()
+
     def test_second_backward(self):
         leaf, target = logits_and_target(4, 6)
         loss = cross_entropy(leaf * 1, target, inplace=True)
@@ -188,6 +206,23 @@ class TestInplace:
         before = logits.clone()
         cross_entropy(logits, torch.tensor([0, 1, 2, 3]), inplace=True)
         assert logits.equal(before)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("rows", [0, 2])
+def test_no_classes(rows, backend):
+    logits, target = torch.zeros(rows, 0), torch.full((rows,), -100)
+    assert cross_entropy(logits, target, backend=backend).isnan()
+    assert F.cross_entropy(logits, target).isnan()
+
+
+def test_class_weights_under_autocast():
+    logits, target = logits_and_target(6, 9, dtype=torch.bfloat16)
+    weight = torch.linspace(0.5, 2, 9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(
+            cross_entropy(logits, target, weight), F.cross_entropy(logits, target, weight).float()
+        )
 
 
 ONES = torch.ones(2)

@@ -138,6 +138,8 @@ SPECIAL = {
     "nan": lambda x: x[1, 4500].fill_(torch.nan),
     "large": lambda x: x.mul_(1e4),
     "equal": lambda x: x.fill_(7.0),
+    "equal and far": lambda x: x.fill_(1e30),
+    "equal and lowest": lambda x: x.fill_(torch.finfo(torch.float32).min),
     "rising": lambda x: x.copy_(torch.arange(x.shape[1]) * 0.01),
     "falling": lambda x: x.copy_(-torch.arange(x.shape[1]) * 0.1),
 }

@@ -221,6 +221,10 @@ STATE = make().state_dict(step=7)
         ({"sizes": dict(reversed(SIZES.items()))}, "the domains are in another order"),
         ({"step": 8}, "210 draws in 8 steps of 30"),
         ({"draws": {"zh": 210}}, "different domains"),
+        ({"draws": None}, "different domains"),
+        ({"draws": dict.fromkeys(SIZES, 52.5)}, "'draws' holds 52.5; expected integers"),
+        ({"draws": dict.fromkeys(SIZES, 2**70)}, "expected integers"),
+        ({"step": "7"}, "step is '7'; expected an integer"),
     ],
 )
 def test_state_of_another_job(change, message):
@@ -255,6 +259,13 @@ def test_bad_arguments(options, message):
         options = options | {"schedule": "constant"}
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+@pytest.mark.parametrize("num_steps", [1_000, None])
+def test_a_batch_that_will_not_fit_late_in_the_run(num_steps):
+    rising = schedules.anneal({"a": 100_000, "b": 10}, tau=1, final_tau=100, num_steps=1_000)
+    with pytest.raises(ValueError, match=r"domain 'b' \d\d\.\d times .* but it has 10 samples"):
+        DomainBatchSampler(rising, batch_size=64, seed=0, num_steps=num_steps)
 
 
 def test_not_a_schedule():

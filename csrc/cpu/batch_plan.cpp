@@ -10,6 +10,7 @@ namespace pycooldown {
 namespace {
 
 constexpr std::size_t kAhead = 12;
+constexpr std::uint64_t kNoEpoch = ~std::uint64_t{0};
 constexpr auto kUnits = static_cast<std::int64_t>(AliasTable::kUnits);
 
 // In how many batches after that of `step` a domain will have earned `need` more units, as far ahead as can be told.
@@ -34,7 +35,11 @@ std::uint64_t batches_left(std::span<const Stage> stages, std::uint64_t step, st
 
 BatchPlanner::BatchPlanner(std::span<const std::int64_t> sizes, Allocation allocation, std::int64_t batch_size,
                            std::uint64_t seed, bool shuffle)
-    : credits_(sizes.size(), 0), allocation_(allocation), seed_(seed), shuffle_(shuffle) {
+    : sizes_(sizes.begin(), sizes.end()),
+      credits_(sizes.size(), 0),
+      allocation_(allocation),
+      seed_(seed),
+      shuffle_(shuffle) {
   if (batch_size < 1 || batch_size >= std::int64_t{1} << 31) {
     throw std::invalid_argument("batch_size = " + std::to_string(batch_size) + "; expected 1 to 2^31 - 1");
   }
@@ -47,15 +52,53 @@ BatchPlanner::BatchPlanner(std::span<const std::int64_t> sizes, Allocation alloc
     }
     const auto size = static_cast<std::uint64_t>(sizes[i]);
     const auto lane = static_cast<std::uint32_t>(i);
-    domains_.push_back({size, first_index, 0, 0, 0, Permutation(seed, Stream::permutation, 0, lane, size)});
+    domains_.push_back({size, first_index, 0, 0, 0, 0, Permutation(seed, Stream::permutation, 0, lane, size)});
+    extents_.push_back({{0, size}});
     first_index += size;
   }
+}
+
+void BatchPlanner::set_extents(std::size_t domain, std::vector<Extent> extents) {
+  const auto fail = [&](const std::string& what) {
+    throw std::invalid_argument("extents of domain " + std::to_string(domain) + ": " + what);
+  };
+  if (domain >= num_domains()) fail("there are " + std::to_string(num_domains()) + " domains");
+  const auto most = static_cast<std::uint64_t>(sizes_[domain]);
+  if (extents.empty() || extents.front().first_draw != 0) fail("expected a first one from draw 0 on");
+  for (std::size_t i = 0; i < extents.size(); ++i) {
+    if (extents[i].size == 0 || extents[i].size > most) fail("expected sizes of 1 to " + std::to_string(most));
+    if (i == 0) continue;
+    const auto [first_draw, size] = extents[i - 1];
+    if (extents[i].first_draw <= first_draw || (extents[i].first_draw - first_draw) % size != 0) {
+      fail("draw " + std::to_string(extents[i].first_draw) + " begins no epoch after draw " +
+           std::to_string(first_draw) + " at a size of " + std::to_string(size));
+    }
+  }
+  extents_[domain] = std::move(extents);
+  place(domain, domains_[domain].epoch_start + domains_[domain].position);
+}
+
+// Moves a domain to where it has been drawn so often.
+void BatchPlanner::place(std::size_t domain, std::uint64_t draws) {
+  Domain& d = domains_[domain];
+  d.epoch = d.epoch_start = 0;
+  d.permuted_epoch = kNoEpoch;
+  for (const auto& [first_draw, size] : extents_[domain]) {
+    if (first_draw > draws) break;
+    if (first_draw > 0) d.epoch += (first_draw - d.epoch_start) / d.size;
+    d.epoch_start = first_draw;
+    d.size = size;
+  }
+  const std::uint64_t epochs = (draws - d.epoch_start) / d.size;
+  d.epoch += epochs;
+  d.epoch_start += epochs * d.size;
+  d.position = draws - d.epoch_start;
 }
 
 std::vector<std::int64_t> BatchPlanner::counts() const {
   std::vector<std::int64_t> counts;
   counts.reserve(domains_.size());
-  for (const Domain& d : domains_) counts.push_back(static_cast<std::int64_t>(d.epoch * d.size + d.position));
+  for (const Domain& d : domains_) counts.push_back(static_cast<std::int64_t>(d.epoch_start + d.position));
   return counts;
 }
 
@@ -71,16 +114,18 @@ void BatchPlanner::seek(std::span<const std::int64_t> counts, std::span<const st
   if (const auto sum = std::accumulate(credits.begin(), credits.end(), std::int64_t{0}); sum != 0) {
     throw std::invalid_argument("credits sum to " + std::to_string(sum) + "; expected 0");
   }
-  for (std::size_t i = 0; i < counts.size(); ++i) {
-    domains_[i].epoch = static_cast<std::uint64_t>(counts[i]) / domains_[i].size;
-    domains_[i].position = static_cast<std::uint64_t>(counts[i]) % domains_[i].size;
-  }
+  for (std::size_t i = 0; i < counts.size(); ++i) place(i, static_cast<std::uint64_t>(counts[i]));
   std::ranges::copy(credits, credits_.begin());
 }
 
 void BatchPlanner::plan(std::span<const Stage> stages, std::uint64_t step, std::size_t begin,
                         std::span<std::int64_t> indices, std::span<std::int64_t> epochs) {
   const AliasTable& table = *stages.front().table;
+  if (table.weights().size() > num_domains()) {
+    throw std::invalid_argument("the mixture of step " + std::to_string(step) + " has " +
+                                std::to_string(table.weights().size()) + " domains; expected at most " +
+                                std::to_string(num_domains()));
+  }
   if (allocation_ == Allocation::multinomial) draw(table.view(), seed_, step * batch_size(), domain_ids_, 1);
   if (allocation_ == Allocation::systematic) allocate_systematic(table, step);
   if (allocation_ == Allocation::quota) allocate_quota(stages, step);
@@ -105,31 +150,29 @@ void BatchPlanner::plan(std::span<const Stage> stages, std::uint64_t step, std::
       indices[slot - begin] = static_cast<std::int64_t>(d.first_index + position);
       epochs[slot - begin] = static_cast<std::int64_t>(d.epoch);
     }
-    if (++d.position == d.size) {
-      d.position = 0;
-      ++d.epoch;
-    }
+    if (++d.position == d.size) place(lane, d.epoch_start + d.size);
   }
 }
 
 void BatchPlanner::allocate_systematic(const AliasTable& table, std::uint64_t step) {
   const auto weights = table.weights();
+  const std::uint64_t num_domains = weights.size();
   const Block random = random_block(seed_, Stream::systematic, step);
 
   // The domains in an order that changes with the step: i -> (multiplier * i + start) mod K with a random multiplier
   // coprime to K, which costs one addition per domain.
-  std::uint64_t multiplier = random.word[2] % num_domains();
-  while (std::gcd(multiplier, num_domains()) != 1) multiplier = (multiplier + 1) % num_domains();
-  std::uint64_t domain = random.word[1] % num_domains();
+  std::uint64_t multiplier = random.word[2] % num_domains;
+  while (std::gcd(multiplier, num_domains) != 1) multiplier = (multiplier + 1) % num_domains;
+  std::uint64_t domain = random.word[1] % num_domains;
 
   // In units of 2^-32 samples: domain i owns [C_{i-1}, C_i) with C = cumsum(B q) + offset, and gets as many samples as
   // this interval has whole numbers. B * weight cannot overflow: B < 2^31 and weights sum to 2^32.
   std::uint64_t cumulative = random.word[0], filled = 0;
-  for (std::size_t i = 0; i < num_domains(); ++i) {
+  for (std::uint64_t i = 0; i < num_domains; ++i) {
     cumulative += batch_size() * weights[domain];
     for (; filled < cumulative >> 32; ++filled) domain_ids_[filled] = static_cast<std::int32_t>(domain);
     domain += multiplier;
-    if (domain >= num_domains()) domain -= num_domains();
+    if (domain >= num_domains) domain -= num_domains;
   }
   shuffle_slots(step);
 }
@@ -142,7 +185,7 @@ void BatchPlanner::allocate_quota(std::span<const Stage> stages, std::uint64_t s
   const auto weights = stages.front().table->weights();
   claims_.clear();
   std::size_t filled = 0;
-  for (std::size_t i = 0; i < num_domains(); ++i) {
+  for (std::size_t i = 0; i < weights.size(); ++i) {
     credits_[i] += static_cast<std::int64_t>(batch_size() * weights[i]);
     for (; credits_[i] >= kUnits && filled < batch_size(); credits_[i] -= kUnits) {  // due now
       domain_ids_[filled++] = static_cast<std::int32_t>(i);

@@ -90,9 +90,12 @@ BlockSums exponentials(const T* x, std::int64_t n, float reference, float* out) 
           reduce_add((s[0] + s[1]) + (s[2] + s[3]))};
 }
 
+// The log-sum-exp is reference + log_sum, kept apart: a large reference would absorb the other.
 struct RowSums {
-  double lse, logits;
+  double reference, log_sum, logits;
   float largest;
+
+  double lse() const { return reference + log_sum; }
 };
 
 // Calls after_block(j) after reading the block that begins at element j.
@@ -123,8 +126,7 @@ RowSums sum_row(const T* x, std::int64_t num_classes, Scratch& scratch, const Af
     row_largest = std::max(row_largest, block.largest);
     after_block(j);
   }
-  const double lse = reference == -kInfinity ? std::nan("") : reference + std::log(sum);
-  return {lse, logits, row_largest};
+  return {reference, reference == -kInfinity ? std::nan("") : std::log(sum), logits, row_largest};
 }
 
 template <class T>
@@ -187,7 +189,7 @@ struct Pending {
   T* grad = nullptr;  // nullptr: none
   const Scratch* scratch = nullptr;
   std::int64_t num_classes = 0;
-  double scale = 0, lse = 0;
+  double scale = 0, last_reference = 0, log_sum = 0;
   float shift = 0, softcap = 0;
   bool streamed = false;
   float reference = std::numeric_limits<float>::quiet_NaN(), factor = 0;  // of the block last written
@@ -197,7 +199,7 @@ struct Pending {
     const float block_reference = scratch->reference[static_cast<std::size_t>(j / kBlock)];
     if (block_reference != reference) {
       reference = block_reference;
-      factor = static_cast<float>(scale * std::exp(reference - lse));
+      factor = static_cast<float>(scale * std::exp((reference - last_reference) - log_sum));
     }
     const auto write = softcap != 0 ? (streamed ? scale_block<true, true, T> : scale_block<false, true, T>)
                                     : (streamed ? scale_block<true, false, T> : scale_block<false, false, T>);
@@ -242,21 +244,22 @@ void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* c
     };
     const RowSums sums = capped ? sum(capped) : sum(x);
     pending.grad = nullptr;
-    const double nll = sums.lse - x_target;
-    const double loss =
-        smoothing != 0 ? (1 - smoothing) * nll + smoothing * (sums.lse - sums.logits / num_classes) : nll;
+    const double nll = sums.log_sum + (sums.reference - x_target);
+    const double uniform = sums.log_sum + (sums.reference - sums.logits / num_classes);
+    const double loss = smoothing != 0 ? (1 - smoothing) * nll + smoothing * uniform : nll;
     job.loss[row] = static_cast<float>(loss);
-    job.lse[row] = static_cast<float>(sums.lse);
+    job.lse[row] = static_cast<float>(sums.lse());
     correct[row] = x_target >= static_cast<double>(sums.largest) && !std::isnan(loss);
     if (!differentiated) continue;
 
-    const double z = 2 * job.z_loss * sums.lse;
+    const double z = 2 * job.z_loss * sums.lse();
     const double shift = smoothing / num_classes;
     pending = {.grad = grad,
                .scratch = scratch,
                .num_classes = job.num_classes,
                .scale = scale * (1 + z),
-               .lse = sums.lse,
+               .last_reference = sums.reference,
+               .log_sum = sums.log_sum,
                .shift = static_cast<float>(-scale * shift),
                .softcap = softcap,
                .streamed = job.grad != job.logits};

@@ -15,7 +15,35 @@ namespace {
 // Eight Philox blocks at a time, one per 64-bit lane (only the low half of a lane holds a word), then 32 draws.
 constexpr std::uint64_t kBlocks = 8;
 
-void draw_blocks(AliasTableView table, std::uint64_t seed, std::uint64_t block, std::int32_t* out) {
+// Looks rows up in memory.
+struct GatheredRows {
+  const std::uint32_t* rows;
+  explicit GatheredRows(AliasTableView table) : rows(table.rows) {}
+  __m512i operator()(__m512i column) const { return _mm512_i32gather_epi32(column, rows, 4); }
+};
+
+// Up to 128 rows fit into registers, where looking up takes four permutations and a choice by the high bits.
+struct HeldRows {
+  __m512i rows[8];
+  explicit HeldRows(AliasTableView table) {
+    const std::uint32_t columns = std::uint32_t{1} << (32 - table.shift);
+    for (std::uint32_t i = 0; i < 8; ++i) {
+      const std::uint32_t left = columns > 16 * i ? columns - 16 * i : 0;
+      const auto valid = static_cast<__mmask16>(left >= 16 ? 0xFFFF : (1u << left) - 1);
+      rows[i] = _mm512_maskz_loadu_epi32(valid, table.rows + 16 * i);
+    }
+  }
+  __m512i operator()(__m512i column) const {
+    const auto quarter = [&](int i) { return _mm512_permutex2var_epi32(rows[2 * i], column, rows[2 * i + 1]); };
+    const __mmask16 odd = _mm512_test_epi32_mask(column, _mm512_set1_epi32(32));
+    const __mmask16 upper = _mm512_test_epi32_mask(column, _mm512_set1_epi32(64));
+    return _mm512_mask_blend_epi32(upper, _mm512_mask_blend_epi32(odd, quarter(0), quarter(1)),
+                                   _mm512_mask_blend_epi32(odd, quarter(2), quarter(3)));
+  }
+};
+
+template <class Rows>
+void draw_blocks(AliasTableView table, const Rows& rows, std::uint64_t seed, std::uint64_t block, std::int32_t* out) {
   const __m512i low = _mm512_set1_epi64(0xffffffff);
   const __m512i multiplier0 = _mm512_set1_epi64(0xD2511F53), multiplier1 = _mm512_set1_epi64(0xCD9E8D57);
   // Lane order 0 4 1 5 2 6 3 7, so that the interleaving below puts the blocks in sequence.
@@ -42,7 +70,7 @@ void draw_blocks(AliasTableView table, std::uint64_t seed, std::uint64_t block, 
   const __m512i mask = _mm512_set1_epi32(static_cast<int>((1u << table.shift) - 1));
   const auto pick = [&](__m512i random) {
     const __m512i column = _mm512_srl_epi32(random, shift);
-    const __m512i row = _mm512_i32gather_epi32(column, table.rows, 4);
+    const __m512i row = rows(column);
     const __mmask16 keep = _mm512_cmplt_epu32_mask(_mm512_and_si512(random, mask), _mm512_and_si512(row, mask));
     return _mm512_mask_mov_epi32(_mm512_srl_epi32(row, shift), keep, column);
   };
@@ -107,7 +135,18 @@ void draw_range(AliasTableView table, std::uint64_t seed, std::uint64_t begin, s
   };
   std::uint64_t i = begin;
   for (; i < end && i % 4 != 0; ++i) *out++ = single(i);
-  for (; i + 4 * kBlocks <= end; i += 4 * kBlocks, out += 4 * kBlocks) draw_blocks(table, seed, i / 4, out);
+  const auto whole_blocks = [&](const auto& draw) {
+    for (; i + 4 * kBlocks <= end; i += 4 * kBlocks, out += 4 * kBlocks) draw(i / 4);
+  };
+#if defined(PYCOOLDOWN_ISA_avx512)
+  if (table.shift >= 32 - 7) {
+    whole_blocks([&, rows = HeldRows(table)](std::uint64_t block) { draw_blocks(table, rows, seed, block, out); });
+  } else {
+    whole_blocks([&, rows = GatheredRows(table)](std::uint64_t block) { draw_blocks(table, rows, seed, block, out); });
+  }
+#else
+  whole_blocks([&](std::uint64_t block) { draw_blocks(table, seed, block, out); });
+#endif
   for (; i < end; ++i) *out++ = single(i);
 }
 

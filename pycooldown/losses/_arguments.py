@@ -42,7 +42,8 @@ def check_target(input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
         if tensor is not None and tensor.device != input.device:
             raise ValueError(f"{name} is on {tensor.device}, but input on {input.device}; move it there")
     num_classes = input.shape[0 if input.dim() == 1 else 1]
-    if weight is not None and (weight.shape != (num_classes,) or weight.dtype != input.dtype):
+    same_dtype = weight is None or weight.dtype == input.dtype or torch.is_autocast_enabled(input.device.type)
+    if weight is not None and (weight.shape != (num_classes,) or not same_dtype):
         raise ValueError(
             f"weight must be ({num_classes},) {input.dtype}, one weight per class in the dtype of input, "
             f"got {tuple(weight.shape)} {weight.dtype}"
@@ -69,6 +70,17 @@ def check_target(input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
                 f"target {int(target.flatten()[row])} at row {row} is not in [0, {num_classes}) and not "
                 f"ignore_index={ignore_index}"
             )
+
+
+def check_inplace(input: torch.Tensor) -> None:
+    """Check that the gradient may overwrite input."""
+    owner = input if input._base is None else input._base
+    if input.is_leaf or (owner.is_leaf and owner.requires_grad):
+        raise ValueError("inplace=True would overwrite input, a leaf that requires grad; use inplace=False")
+    if any(stride == 0 and size > 1 for stride, size in zip(input.stride(), input.shape, strict=True)):
+        raise ValueError(
+            "inplace=True needs an input whose elements do not share memory, got an expanded one; clone it"
+        )
 
 
 def row_shape(input: torch.Tensor) -> torch.Size:

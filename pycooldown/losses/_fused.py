@@ -207,6 +207,7 @@ class InplaceCrossEntropy(torch.autograd.Function):
         outputs: Outputs = run(logits, *options, want_grad=True, want_stats=want_stats, inplace=True)
         torch.autograd.graph.increment_version(logits)
         ctx.grad = logits.detach()
+        ctx.version = logits._version
         ctx.backend = args[-2]
         ctx.mark_non_differentiable(*outputs[1:])
         return outputs[0], outputs[1], logits.new_empty(0), *outputs[3:]
@@ -217,6 +218,11 @@ class InplaceCrossEntropy(torch.autograd.Function):
         if grad is None:
             raise RuntimeError(
                 "cross_entropy: a second backward needs the logits, overwritten with inplace=True; use inplace=False"
+            )
+        if grad._version != ctx.version:
+            raise RuntimeError(
+                "cross_entropy: the logits, which with inplace=True hold the gradient, were written to before "
+                "backward; use inplace=False"
             )
         with torch.no_grad():
             scale_(grad, grad_total.detach(), ctx.backend)

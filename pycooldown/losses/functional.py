@@ -70,7 +70,8 @@ def cross_entropy(
             sum of theirs, as torch does), or "weight_sum", the sum of all their weights.
         return_stats: Also return the sums of each domain; of one domain in all without domain_ids.
         inplace: Let the gradient overwrite the logits, so that no memory is needed. They must not be used afterwards;
-            autograd raises if it has saved them for an earlier operation. Without effect on unreduced losses, under
+            autograd raises if it has saved them for an earlier operation, or if they are written to before backward; a
+            later operation that only reads them sees the gradient. Without effect on unreduced losses, under
             torch.compile and on the reference backend.
         backend: "auto" takes the fused kernel of input's device if that covers the arguments, and "reference", plain
             torch operations, otherwise: for class weights, class probabilities, float64, other devices and torch.func
@@ -114,8 +115,7 @@ def cross_entropy(
         want_grad = reduction != "none" and logits.requires_grad and torch.is_grad_enabled()
         args = (logits, target, scale, domain_ids, num_domains, ignore_index, label_smoothing, z_loss, softcap or 0.0)
         if want_grad and inplace and not torch.compiler.is_compiling():
-            if input.is_leaf:
-                raise ValueError("inplace=True would overwrite input, a leaf that requires grad; use inplace=False")
+            _arguments.check_inplace(input)
             total, losses, _, *sums = _fused.InplaceCrossEntropy.apply(  # type: ignore[no-untyped-call]
                 *args, chosen, return_stats
             )

@@ -83,7 +83,7 @@ def _fault(checkpoint: Path) -> str | None:
     """What keeps a checkpoint from being trusted; ``None`` if nothing does."""
     try:
         content = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
-        files = content["files"].items()
+        files, _ = content["files"].items(), content["sampler"]
     except FileNotFoundError:
         return f"it has no {SEAL}, which is written last"
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -51,11 +51,21 @@ class Run:
             raise ValueError(f"{path} holds no run; expected a folder that `pycooldown train` wrote")
         if not (path / SUMMARY).exists():
             raise ValueError(f"the run in {path} is not finished; go on with `pycooldown train ... --resume`")
-        logs = [json.loads(line) for line in (path / METRICS).read_text(encoding="utf-8").splitlines()]
-        return cls(
-            path,
-            json.loads((path / RECIPE).read_text(encoding="utf-8")),
-            [entry for entry in logs if "loss" in entry],
-            [entry for entry in logs if "eval_loss" in entry],
-            json.loads((path / SUMMARY).read_text(encoding="utf-8")),
-        )
+        recipe, summary = _object(path / RECIPE, "sizes"), _object(path / SUMMARY, "domains")
+        try:
+            logs = [json.loads(line) for line in (path / METRICS).read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise ValueError(f"{path / METRICS} is damaged: {error}") from error
+        train, evaluations = ([entry for entry in logs if name in entry] for name in ("loss", "eval_loss"))
+        return cls(path, recipe, train, evaluations, summary)
+
+
+def _object(path: Path, key: str) -> dict[str, Any]:
+    """A JSON object that has ``key``."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(value, dict) or key not in value:
+        raise ValueError(f"{path} is damaged: expected a JSON object with {key!r}")
+    return value

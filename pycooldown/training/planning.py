@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pycooldown.data.manifest import load_manifest
 from pycooldown.mixture import Mixture
-from pycooldown.sampler import DomainBatchSampler, Exposure
+from pycooldown.plans import Exposure
+from pycooldown.sampler import DomainBatchSampler
 from pycooldown.schedules import AdaptiveSchedule, Schedule, constant
 from pycooldown.theory import variance_inflation
 from pycooldown.training.learning_methods import Probing

@@ -41,6 +41,13 @@ class Model:
     heads: int = 4
     mlp_width: int = 512
 
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width = {self.width} cannot be cut into {self.heads} heads of even width, which rotary positions "
+                f"need; expected a multiple of {2 * self.heads}"
+            )
+
 
 @dataclass(frozen=True)
 class Training:
@@ -116,7 +123,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             raise ValueError(f"override {override!r}: expected section.key=value, as in training.steps=200")
         if not isinstance(values.setdefault(section, {}), dict):
             raise ValueError(f"{path}: {section} is {_shown(values[section])}; expected a section of keys")
-        values[section][name] = yaml.safe_load(text)
+        try:
+            values[section][name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"override {override!r}: {text!r} is not YAML: {error}") from error
         source = f"{path} with {' '.join(overrides)}"
     try:
         return _recipe(values)
@@ -126,12 +136,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _recipe(values: dict[str, Any]) -> Recipe:
     mixture = values.get("mixture")
-    if not isinstance(mixture, dict) or mixture.get("method") not in METHODS:
-        method = mixture.get("method") if isinstance(mixture, dict) else mixture
+    method = mixture.get("method") if isinstance(mixture, dict) else mixture
+    if not isinstance(mixture, dict) or not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"mixture.method is {_shown(method)}; expected one of {', '.join(METHODS)}")
     options = {name: value for name, value in mixture.items() if name != "method"}
-    method = _section(METHODS[mixture["method"]], options, "mixture")
-    recipe: Recipe = _section(Recipe, {**values, "mixture": method}, "")
+    kind = _section(METHODS[method], options, "mixture")
+    recipe: Recipe = _section(Recipe, {**values, "mixture": kind}, "")
     return recipe
 
 

@@ -62,7 +62,7 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
     sizes = domain_sizes(recipe)
     resolved = {**recipe.to_dict(), "fingerprint": manifest.fingerprint, "sizes": sizes}
     args = _arguments(recipe, output, progress)
-    if args.should_save and _is_finished(output, resolved, resume):
+    if _is_finished(output, resolved, resume):  # every rank looks, before one of them writes
         return Run.read(output)
 
     warn_of_lengths(sizes, manifest.tokens("train"))
@@ -75,6 +75,7 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
             print(f"starting anew: {error}")
             if args.should_save:
                 discard_incomplete(output)
+    trainer.accelerator.wait_for_everyone()
     if args.should_save:
         output.mkdir(parents=True, exist_ok=True)
         write_atomically(output / RECIPE, json.dumps(resolved, indent=1, ensure_ascii=False))
@@ -126,7 +127,12 @@ def _is_finished(output: Path, resolved: dict[str, Any], resume: bool) -> bool:
         if output.is_dir() and any(path.suffix != ".partial" for path in output.iterdir()):
             raise ValueError(f"{output} is not empty and holds no run; choose another folder")
         return False
-    stored = json.loads((output / RECIPE).read_text(encoding="utf-8"))
+    try:
+        stored = json.loads((output / RECIPE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{output / RECIPE} is damaged: {error}; choose another folder") from error
+    if not isinstance(stored, dict):
+        raise ValueError(f"{output / RECIPE} is damaged: expected a JSON object; choose another folder")
     for section in sorted({*stored, *resolved}):
         theirs, mine = stored.get(section), resolved.get(section)
         if isinstance(theirs, dict) and isinstance(mine, dict):

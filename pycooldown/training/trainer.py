@@ -238,7 +238,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         return loss, stats, outputs
 
     def _loss_weights(self, step: int) -> torch.Tensor:
-        mixture = self.schedule.mixture(step)
+        mixture = self.sampler.mixture(step)
         if self._weights is None or self._weights[0] is not mixture:
             values = torch.as_tensor(mixture.loss_weights, dtype=torch.float32)
             self._weights = mixture, values.to(self.args.device)
@@ -246,7 +246,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
 
     def _domain_logs(self) -> dict[str, float]:
         step = self.state.global_step
-        mixture, exposure = self.schedule.mixture(step - 1), self.sampler.exposure(step)
+        mixture, exposure = self.sampler.mixture(step - 1), self.sampler.exposure(step)
         logs = {name: loss for name, loss in self._means(self._stats).items() if name != "loss"}
         self._stats = self._no_stats()
         columns = {

@@ -23,6 +23,11 @@ struct Stage {
   std::uint64_t end;
 };
 
+// From its draw number `first_draw` on, which begins an epoch, a domain has `size` samples.
+struct Extent {
+  std::uint64_t first_draw, size;
+};
+
 // Plans batch after batch. Multinomial and systematic allocation depend on (seed, step) alone, quota on its credits
 // too.
 class BatchPlanner {
@@ -30,6 +35,10 @@ class BatchPlanner {
   // `sizes` are in samples; sample indices count the domains laid end to end.
   BatchPlanner(std::span<const std::int64_t> sizes, Allocation allocation, std::int64_t batch_size, std::uint64_t seed,
                bool shuffle);
+
+  // A domain whose data grows: its extents in the order of their first draws, that of the first one being 0, none
+  // larger than its size above. A domain has one extent of that size unless told otherwise.
+  void set_extents(std::size_t domain, std::vector<Extent> extents);
 
   std::size_t num_domains() const { return domains_.size(); }
   std::size_t batch_size() const { return domain_ids_.size(); }
@@ -40,7 +49,8 @@ class BatchPlanner {
   void seek(std::span<const std::int64_t> counts, std::span<const std::int64_t> credits);
 
   // Plans the batch of `step` and moves past it. `stages` has the mixture of this step first; the following ones, as
-  // far as they are known, let quota allocation see deadlines coming. The results hold until the next call:
+  // far as they are known, let quota allocation see deadlines coming. Their tables share one number of outcomes, which
+  // may be less than that of the domains: the last domains are not drawn yet. The results hold until the next call:
   // domain_ids() has all slots, and indices and epochs are written for the slots in [begin, begin + indices.size()).
   void plan(std::span<const Stage> stages, std::uint64_t step, std::size_t begin, std::span<std::int64_t> indices,
             std::span<std::int64_t> epochs);
@@ -48,16 +58,20 @@ class BatchPlanner {
 
  private:
   struct Domain {
-    std::uint64_t size, first_index;
-    std::uint64_t epoch, position;  // position within the epoch, < size
-    std::uint64_t permuted_epoch;   // the epoch that `permutation` belongs to
+    std::uint64_t size, first_index;  // size in the running epoch
+    std::uint64_t epoch, position;    // position within the epoch, < size
+    std::uint64_t epoch_start;        // draws before the epoch
+    std::uint64_t permuted_epoch;     // the epoch that `permutation` belongs to
     Permutation permutation;
   };
+  void place(std::size_t domain, std::uint64_t draws);
   void allocate_systematic(const AliasTable& table, std::uint64_t step);
   void allocate_quota(std::span<const Stage> stages, std::uint64_t step);
   void shuffle_slots(std::uint64_t step);
 
   std::vector<Domain> domains_;
+  std::vector<std::int64_t> sizes_;
+  std::vector<std::vector<Extent>> extents_;
   std::vector<std::int64_t> credits_;
   std::vector<std::int32_t> domain_ids_;
   std::vector<std::uint64_t> claims_, ranked_;  // to one more slot: batches until it must be granted, then the domain

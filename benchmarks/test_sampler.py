@@ -1,0 +1,97 @@
+"""Draws and batch plans, side by side with NumPy, torch and the limit of writing the result.
+
+    PYCOOLDOWN_ISA=avx512 pytest benchmarks/test_sampler.py --benchmark-enable --benchmark-json=out.json
+
+Contenders take turns in one process and on one thread; extra_info has medians in ns per draw or sample, and ratios.
+"Fill" allocates and fills an array as long as the draws, page faults and all, as each of the contenders does; the
+"warm" figures draw pieces that stay in the cache, whose memory the allocator hands out again: the kernel alone.
+"""
+
+import statistics
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from pycooldown import AliasTable, DomainBatchSampler, Mixture, _core, schedules
+
+NUM_DRAWS, PIECE, PEER_DRAWS = 4_000_000, 1 << 13, 200_000
+ROUNDS = 9
+BATCH_SIZE, NUM_SAMPLES = 4_096, 1_000_000
+
+
+def take_turns(benchmark, contenders):
+    """Medians in ns of each contender, a pair of a function and how many things it makes."""
+    times = {name: [] for name in contenders}
+
+    def turn():
+        for name, (function, count) in contenders.items():
+            begin = time.perf_counter()
+            function()
+            times[name].append((time.perf_counter() - begin) * 1e9 / count)
+
+    benchmark.pedantic(turn, rounds=ROUNDS, warmup_rounds=1)
+    return {name: statistics.median(values[1:] or values) for name, values in times.items()}
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("num_outcomes", [100, 10_000])
+def test_draws(benchmark, monkeypatch, num_outcomes, isa):
+    monkeypatch.setenv("PYCOOLDOWN_ISA", isa)
+    try:
+        _core.isa()
+    except ValueError:
+        pytest.skip(f"this processor has no {isa}")
+    torch.set_num_threads(1)
+    weights = np.arange(1, num_outcomes + 1.0) ** -1.2
+    p = weights / weights.sum()
+    table, generator, probabilities = AliasTable(weights), np.random.default_rng(0), torch.tensor(p)
+
+    def pieces():
+        for offset in range(0, NUM_DRAWS, PIECE):
+            table.draw(PIECE, seed=1, offset=offset, num_threads=1)
+
+    def filled_pieces():
+        for _ in range(0, NUM_DRAWS, PIECE):
+            np.full(PIECE, 7, dtype=np.int32)
+
+    medians = take_turns(
+        benchmark,
+        {
+            "draw": (lambda: table.draw(NUM_DRAWS, seed=1, num_threads=1), NUM_DRAWS),
+            "fill": (lambda: np.full(NUM_DRAWS, 7, dtype=np.int32), NUM_DRAWS),
+            "warm_draw": (pieces, NUM_DRAWS),
+            "warm_fill": (filled_pieces, NUM_DRAWS),
+            "numpy": (lambda: generator.choice(num_outcomes, PEER_DRAWS, p=p), PEER_DRAWS),
+            "torch": (lambda: torch.multinomial(probabilities, PEER_DRAWS, replacement=True), PEER_DRAWS),
+        },
+    )
+    benchmark.extra_info.update({f"{name}_ns": value for name, value in medians.items()})
+    for peer in ("numpy", "torch"):
+        benchmark.extra_info[f"{peer}_over_draw"] = medians[peer] / medians["draw"]
+    benchmark.extra_info["draw_over_fill"] = medians["draw"] / medians["fill"]
+
+
+@pytest.mark.parametrize("num_domains", [8, 100, 10_000])
+def test_planning(benchmark, num_domains):
+    sizes = {f"d{i}": 10_000_000 // (i + 1) + BATCH_SIZE for i in range(num_domains)}
+    mixture = Mixture.temperature_sampling(sizes, 5)
+    drifts, contenders = {}, {}
+    for allocation in ("multinomial", "systematic", "quota"):
+        sampler = DomainBatchSampler(schedules.constant(mixture), batch_size=BATCH_SIZE, seed=0, allocation=allocation)
+        num_steps = -(-NUM_SAMPLES // BATCH_SIZE)
+        drawn = sampler.exposure(num_steps).draws
+        drifts[allocation] = float(np.abs(drawn - num_steps * BATCH_SIZE * mixture.sampling).max())
+        steps = iter(range(10**9))
+
+        def plan(sampler=sampler, steps=steps):
+            for _ in range(20):
+                sampler.plan(next(steps))
+
+        contenders[allocation] = (plan, 20 * BATCH_SIZE)
+    generator = np.random.default_rng(0)
+    contenders["numpy_choice"] = (lambda: generator.choice(num_domains, BATCH_SIZE, p=mixture.sampling), BATCH_SIZE)
+    medians = take_turns(benchmark, contenders)
+    benchmark.extra_info.update({f"{name}_ns_per_sample": value for name, value in medians.items()})
+    benchmark.extra_info.update({f"{name}_drift_in_samples": value for name, value in drifts.items()})

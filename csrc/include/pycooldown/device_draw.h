@@ -1,0 +1,28 @@
+// Draws on a device: what each thread of a grid does. It only needs the thread's number, so that the host can do the
+// same, thread after thread, and compare.
+#pragma once
+
+#include <cstdint>
+
+#include "pycooldown/alias_table.h"
+#include "pycooldown/philox.h"
+
+namespace pycooldown {
+
+// How many threads share draws [offset, offset + n): one for each Philox block that has some of them.
+PYCOOLDOWN_HD std::uint64_t num_draw_threads(std::uint64_t offset, std::uint64_t n) {
+  return n == 0 ? 0 : (offset % 4 + n - 1) / 4 + 1;
+}
+
+// Writes the draws of Philox block offset / 4 + thread that lie in [offset, offset + n) to out, where draw `offset` is
+// the first.
+PYCOOLDOWN_HD void draw_as_thread(AliasTableView table, std::uint64_t seed, std::uint64_t offset, std::uint64_t n,
+                                  std::uint64_t thread, std::int32_t* out) {
+  const Block random = random_block(seed, Stream::draw, offset / 4 + thread);
+  const std::uint64_t first = 4 * thread - offset % 4;  // place of the block's word 0; of thread 0 it may wrap below 0
+  for (std::uint64_t word = 0; word < 4; ++word) {
+    if (first + word < n) out[first + word] = static_cast<std::int32_t>(table.pick(random.word[word]));
+  }
+}
+
+}  // namespace pycooldown
