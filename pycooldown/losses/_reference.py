@@ -60,6 +60,8 @@ def rows(
         x = softcap * torch.tanh(x / softcap)
     if weight is not None:
         weight = weight.to(x.dtype)
+    if x.shape[1] == 0:  # all rows are ignored, as no target is in range
+        return x.sum(1), x.logsumexp(1), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     with torch.autocast(x.device.type, enabled=False):
         if target.dim() == 1:
             loss = F.cross_entropy(
@@ -72,7 +74,5 @@ def rows(
             loss = F.cross_entropy(x, target, weight, label_smoothing=label_smoothing, reduction="none")
             valid = torch.ones(len(x), dtype=torch.bool, device=x.device)
             at_target = x.detach().gather(1, target.argmax(1, keepdim=True)).squeeze(1)
-    if x.shape[1] == 0:  # torch's own loss is that of ignored rows alone
-        return loss, x.logsumexp(1), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     correct = (at_target >= x.detach().amax(1)) & valid & ~loss.isnan()
     return loss, x.logsumexp(1), correct
