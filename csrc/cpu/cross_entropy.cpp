@@ -50,8 +50,8 @@ void cross_entropy(const CrossEntropy& job, int num_threads) {
 
   // A chunk is large enough to amortize its start and small enough to balance the load.
   const std::int64_t rows_for_balance = job.num_rows / (4 * std::int64_t{std::max(num_threads, 1)});
-  const std::int64_t rows_per_chunk =
-      std::clamp<std::int64_t>((1 << 21) / std::max<std::int64_t>(job.num_classes, 1), 1, std::max<std::int64_t>(rows_for_balance, 1));
+  const std::int64_t rows_per_chunk = std::clamp<std::int64_t>((1 << 21) / std::max<std::int64_t>(job.num_classes, 1),
+                                                               1, std::max<std::int64_t>(rows_for_balance, 1));
   const std::int64_t num_chunks = (job.num_rows + rows_per_chunk - 1) / rows_per_chunk;
   const auto correct = std::make_unique<bool[]>(static_cast<std::size_t>(job.num_rows));
   const auto rows = PYCOOLDOWN_DISPATCH(cross_entropy_rows);
