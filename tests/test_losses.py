@@ -171,6 +171,15 @@ class TestInplace:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
 
+    def test_sums_of_a_domain_without_weight(self):
+        leaf, target = logits_and_target(4, 6)
+        ids, weights = torch.tensor([0, 1, 1, 0]), torch.tensor([1.0, 0.0])
+        expected, stats = (
+            cross_entropy(leaf * 1, target, domain_ids=ids, domain_weights=weights, return_stats=True, inplace=inplace)
+            for inplace in (False, True)
+        )
+        torch.testing.assert_close(expected, stats)
+
     def test_leaf(self):
         logits, target = logits_and_target(4, 6)
         with pytest.raises(ValueError, match="leaf that requires grad"):

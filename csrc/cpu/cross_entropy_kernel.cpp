@@ -228,8 +228,10 @@ void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* c
     job.loss[row] = job.lse[row] = 0;
     const bool ignored = target == job.ignore_index;
     const bool differentiated = grad && !ignored && scale != 0;
-    if (grad && !differentiated) std::fill_n(grad, job.num_classes, T{});
-    if (ignored || (scale == 0 && !job.loss_sum)) continue;
+    if (ignored || (scale == 0 && !job.loss_sum)) {
+      if (grad) std::fill_n(grad, job.num_classes, T{});
+      continue;
+    }
 
     const float* capped = softcap != 0 ? cap(x, job.num_classes, softcap, scratch->capped.data()->value) : nullptr;
     const double x_target = capped ? capped[target] : to_float(x[target]);
@@ -250,7 +252,10 @@ void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* c
     job.loss[row] = static_cast<float>(loss);
     job.lse[row] = static_cast<float>(sums.lse());
     correct[row] = x_target >= static_cast<double>(sums.largest) && !std::isnan(loss);
-    if (!differentiated) continue;
+    if (!differentiated) {
+      if (grad) std::fill_n(grad, job.num_classes, T{});  // now: these may be the logits
+      continue;
+    }
 
     const double z = 2 * job.z_loss * sums.lse();
     const double shift = smoothing / num_classes;

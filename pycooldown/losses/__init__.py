@@ -4,7 +4,15 @@ from pycooldown._extras import require
 
 require("losses", "torch")
 
-from .functional import DomainStats, cross_entropy  # noqa: E402
+from ._rows import DomainStats  # noqa: E402
+from .functional import cross_entropy  # noqa: E402
+from .linear import LinearCrossEntropyLoss, linear_cross_entropy  # noqa: E402
 from .module import CrossEntropyLoss  # noqa: E402
 
-__all__ = ["CrossEntropyLoss", "DomainStats", "cross_entropy"]
+__all__ = [
+    "CrossEntropyLoss",
+    "DomainStats",
+    "LinearCrossEntropyLoss",
+    "cross_entropy",
+    "linear_cross_entropy",
+]

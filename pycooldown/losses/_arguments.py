@@ -32,16 +32,28 @@ def check_options(
         raise ValueError(f"softcap must be finite and positive, or None for no cap, got {softcap}")
 
 
-def check_target(input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, ignore_index: int) -> None:
-    """Raise unless input (N, V, ...), target (N, ...) or (N, V, ...), and weight (V,) fit together."""
+def check_logits(input: torch.Tensor) -> None:
+    """Raise unless input is floating point and has a class dimension."""
     if not input.is_floating_point():
         raise TypeError(f"input must be floating point logits, got {input.dtype}")
     if input.dim() == 0:
         raise ValueError("input must have a class dimension: (V,), (N, V) or (N, V, ...), got a scalar")
+
+
+def check_target(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    ignore_index: int,
+    *,
+    shape: torch.Size,
+    class_dim: int,
+    num_classes: int,
+) -> None:
+    """Raise unless target has the rows' shape, or that with num_classes at class_dim, and weight is (num_classes,)."""
     for name, tensor in (("target", target), ("weight", weight)):
         if tensor is not None and tensor.device != input.device:
             raise ValueError(f"{name} is on {tensor.device}, but input on {input.device}; move it there")
-    num_classes = input.shape[0 if input.dim() == 1 else 1]
     same_dtype = weight is None or weight.dtype == input.dtype or torch.is_autocast_enabled(input.device.type)
     if weight is not None and (weight.shape != (num_classes,) or not same_dtype):
         raise ValueError(
@@ -49,18 +61,18 @@ def check_target(input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
             f"got {tuple(weight.shape)} {weight.dtype}"
         )
     if target.is_floating_point():
-        if target.shape != input.shape:
+        logits_shape = (*shape[:class_dim], num_classes, *shape[class_dim:])
+        if target.shape != logits_shape:
             raise ValueError(
-                f"target of class probabilities must have the shape of input {tuple(input.shape)}, "
+                f"target of class probabilities must have the shape of the logits {logits_shape}, "
                 f"got {tuple(target.shape)}; class indices must be int64"
             )
         return
     if target.dtype not in (torch.int64, torch.uint8):
         raise TypeError(f"target must be int64 classes or floating point probabilities, got {target.dtype}")
-    expected = row_shape(input)
-    if target.shape != expected:
+    if target.shape != shape:
         raise ValueError(
-            f"target must have shape {tuple(expected)} for input {tuple(input.shape)}, got {tuple(target.shape)}"
+            f"target must have shape {tuple(shape)} for input {tuple(input.shape)}, got {tuple(target.shape)}"
         )
     if _checkable(target):
         wrong = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
@@ -83,11 +95,6 @@ def check_inplace(input: torch.Tensor) -> None:
         )
 
 
-def row_shape(input: torch.Tensor) -> torch.Size:
-    """The shape of input without its class dimension."""
-    return input.shape[:0] if input.dim() == 1 else input.shape[:1] + input.shape[2:]
-
-
 def flatten_logits(input: torch.Tensor) -> torch.Tensor:
     """Input (N, V, ...) as (rows, V), a view where strides allow."""
     num_classes = input.shape[0 if input.dim() == 1 else 1]
@@ -100,11 +107,12 @@ def flatten_logits(input: torch.Tensor) -> torch.Tensor:
 
 def row_weights(
     input: torch.Tensor,
+    shape: torch.Size,
     domain_ids: torch.Tensor | None,
     domain_weights: torch.Tensor | None,
     token_weights: torch.Tensor | None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
-    """Check the domains and weights of input's rows.
+    """Check the domains and weights of rows of this shape, whose logits are input or are computed from it.
 
     Returns:
         weights (rows,) float32 (float64 if input is) or None for ones, domain_ids (rows,) int64 or None, and the number
@@ -124,7 +132,7 @@ def row_weights(
         if domain_weights.dim() != 1 or len(domain_weights) == 0:
             raise ValueError(f"domain_weights must be (K,), one weight per domain, got {tuple(domain_weights.shape)}")
         num_domains = len(domain_weights)
-        domain_ids = _per_row("domain_ids", domain_ids, input).long()
+        domain_ids = _per_row("domain_ids", domain_ids, input, shape).long()
         if _checkable(domain_ids) and domain_ids.numel():
             low, high = (int(bound) for bound in torch.aminmax(domain_ids))
             if low < 0 or high >= num_domains:
@@ -135,7 +143,7 @@ def row_weights(
         weights = domain_weights.detach().to(dtype).take(domain_ids)
     if token_weights is not None:
         _check_weights("token_weights", token_weights, input)
-        token_weights = _per_row("token_weights", token_weights.detach(), input).to(dtype)
+        token_weights = _per_row("token_weights", token_weights.detach(), input, shape).to(dtype)
         weights = token_weights if weights is None else weights * token_weights
     return weights, domain_ids, num_domains
 
@@ -151,11 +159,10 @@ def _check_weights(name: str, weights: torch.Tensor, input: torch.Tensor) -> Non
             raise ValueError(f"{name} must be finite and not negative, got values from {low} to {high}")
 
 
-def _per_row(name: str, tensor: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
+def _per_row(name: str, tensor: torch.Tensor, input: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """`tensor` of one value per row, or per entry of the leading dimension, as one value per row."""
     if tensor.device != input.device:
         raise ValueError(f"{name} is on {tensor.device}, but input on {input.device}; move it there")
-    shape = row_shape(input)
     if tensor.shape == shape:
         return tensor.reshape(-1)
     if tensor.shape != shape[:1]:

@@ -15,8 +15,15 @@ import torch
 Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def _module(backend: str) -> ModuleType:
+def backend_module(backend: str) -> ModuleType:
     return importlib.import_module(f"._{backend}", __package__)
+
+
+def scaled(loss: torch.Tensor, lse: torch.Tensor, scale: torch.Tensor, z_loss: float) -> torch.Tensor:
+    """The losses of rows with z-loss and weight; 0 where the weight is."""
+    if z_loss:
+        loss = torch.addcmul(loss, lse, lse, value=z_loss)
+    return torch.where(scale == 0, 0.0, scale * loss)
 
 
 def _run(
@@ -34,7 +41,7 @@ def _run(
     want_stats: bool,
     inplace: bool,
 ) -> Outputs:
-    loss, lse, grad, loss_sum, token_count, correct = _module(backend).rows(
+    loss, lse, grad, loss_sum, token_count, correct = backend_module(backend).rows(
         logits.detach(),
         target.contiguous(),
         scale.contiguous(),
@@ -48,9 +55,7 @@ def _run(
         want_stats=want_stats,
         inplace=inplace,
     )
-    if z_loss:
-        loss = torch.addcmul(loss, lse, lse, value=z_loss)
-    losses = torch.where(scale == 0, 0.0, scale * loss)
+    losses = scaled(loss, lse, scale, z_loss)
     total = losses.sum(dtype=torch.float64).float()
     if grad is None:
         grad = logits.new_empty(0)
@@ -140,7 +145,7 @@ def _(
 @torch.library.custom_op("pycooldown::scale_gradient_", mutates_args=("grad",))
 def scale_(grad: torch.Tensor, factor: torch.Tensor, backend: str) -> None:
     """Multiply `grad` by a scalar in place, without synchronization; free if that is 1."""
-    _module(backend).scale_(grad, factor)
+    backend_module(backend).scale_(grad, factor)
 
 
 @scale_.register_fake
@@ -176,11 +181,11 @@ def _backward(
             logits.detach(), target, rescaled, None, 1, *ctx.options, want_grad=True, want_stats=False
         )[2]
     if torch.is_grad_enabled():  # create_graph=True
-        grad = _FirstDerivative.apply(grad, logits, grad_total, grad_losses)  # type: ignore[no-untyped-call]
+        grad = FirstDerivative.apply(grad, logits, grad_total, grad_losses)  # type: ignore[no-untyped-call]
     return (grad, *(None,) * 11)
 
 
-class _FirstDerivative(torch.autograd.Function):
+class FirstDerivative(torch.autograd.Function):
     """The gradient, as a function of what it depends on, that says why it has no derivative."""
 
     @staticmethod
@@ -190,7 +195,7 @@ class _FirstDerivative(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         raise NotImplementedError(
-            "cross_entropy: the fused backends have first derivatives only; use backend='reference' for higher ones"
+            "the fused backends have first derivatives only; use backend='reference' for higher ones"
         )
 
 
@@ -227,5 +232,5 @@ class InplaceCrossEntropy(torch.autograd.Function):
         with torch.no_grad():
             scale_(grad, grad_total.detach(), ctx.backend)
         if torch.is_grad_enabled():
-            grad = _FirstDerivative.apply(grad, grad_total)  # type: ignore[no-untyped-call]
+            grad = FirstDerivative.apply(grad, grad_total)  # type: ignore[no-untyped-call]
         return (grad, *(None,) * 10)

@@ -2,28 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-from typing import NamedTuple
-
 import torch
 
 from . import _arguments, _fused, _reference
-
-
-class DomainStats(NamedTuple):
-    """Unweighted sums over the tokens of each domain, as an adaptive schedule reads them.
-
-    Attributes:
-        loss_sum: (K,) float64, sum of the cross-entropy: label smoothing and class weights included; z-loss, domain and
-            token weights not.
-        token_count: (K,) int64, number of tokens that are not ignored.
-        correct: (K,) int64, tokens whose target has the largest logit (ties count as correct).
-    """
-
-    loss_sum: torch.Tensor
-    token_count: torch.Tensor
-    correct: torch.Tensor
+from ._rows import DomainStats, choose_backend, prepare
 
 
 def cross_entropy(
@@ -87,90 +69,45 @@ def cross_entropy(
         NotImplementedError: On differentiating the gradient of a fused backend; use "reference" for that.
     """
     _arguments.check_options(reduction, label_smoothing, z_loss, softcap, normalizer, backend)
-    _arguments.check_target(input, target, weight, ignore_index)
-    weights, domain_ids, num_domains = _arguments.row_weights(input, domain_ids, domain_weights, token_weights)
-
+    _arguments.check_logits(input)
+    class_dim = min(input.dim() - 1, 1)
+    rows = prepare(
+        input,
+        target,
+        weight,
+        ignore_index,
+        domain_ids,
+        domain_weights,
+        token_weights,
+        normalizer,
+        shape=input.shape[:class_dim] + input.shape[class_dim + 1 :],
+        class_dim=class_dim,
+        num_classes=input.shape[class_dim],
+    )
     logits = _arguments.flatten_logits(input)
-    probabilities = target.is_floating_point()
-    if probabilities:
-        target = _arguments.flatten_logits(target)
-        valid = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+
+    chosen = choose_backend(backend, logits.device, logits.dtype, weight, rows.target)
+    if chosen == "reference":
+        loss, lse, correct = _reference.rows(
+            logits,
+            rows.target,
+            weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            softcap=softcap or 0.0,
+        )
+        result = rows.reduce(loss, lse, z_loss, reduction)
+        return (result, rows.stats(loss, correct)) if return_stats else result
+
+    want_grad = reduction != "none" and logits.requires_grad and torch.is_grad_enabled()
+    options = (ignore_index, label_smoothing, z_loss, softcap or 0.0)
+    args = (logits, rows.target, rows.scale(reduction), rows.domain_ids, rows.num_domains, *options)
+    if want_grad and inplace and not torch.compiler.is_compiling():
+        _arguments.check_inplace(input)
+        total, losses, _, *sums = _fused.InplaceCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            *args, chosen, return_stats
+        )
     else:
-        target = target.reshape(-1).long()
-        valid = target != ignore_index
-
-    # One weight per row, 0 where ignored, and the divisor of the mean.
-    ones = torch.ones(len(logits), dtype=torch.promote_types(input.dtype, torch.float32), device=input.device)
-    row_weight = torch.where(valid, ones if weights is None else weights, 0)
-    count_weight = torch.where(valid, ones, 0)
-    if weight is not None and not probabilities:
-        count_weight = count_weight * weight.detach().to(ones.dtype).take(target.where(valid, 0))
-    if normalizer == "weight_sum":
-        count_weight = count_weight * row_weight
-    divisor = count_weight.sum()
-
-    chosen = _choose_backend(backend, logits, weight, probabilities)
-    if chosen != "reference":
-        scale = torch.where(row_weight == 0, 0, row_weight / divisor) if reduction == "mean" else row_weight
-        want_grad = reduction != "none" and logits.requires_grad and torch.is_grad_enabled()
-        args = (logits, target, scale, domain_ids, num_domains, ignore_index, label_smoothing, z_loss, softcap or 0.0)
-        if want_grad and inplace and not torch.compiler.is_compiling():
-            _arguments.check_inplace(input)
-            total, losses, _, *sums = _fused.InplaceCrossEntropy.apply(  # type: ignore[no-untyped-call]
-                *args, chosen, return_stats
-            )
-        else:
-            total, losses, _, *sums = _fused.cross_entropy(*args, chosen, want_grad, return_stats)
-        if reduction == "none":
-            result = losses.reshape(_arguments.row_shape(input))
-        else:
-            result = total.masked_fill(divisor == 0, float("nan")) if reduction == "mean" else total
-        return (result, DomainStats(*sums)) if return_stats else result
-
-    loss, lse, correct = _reference.rows(
-        logits, target, weight, ignore_index=ignore_index, label_smoothing=label_smoothing, softcap=softcap or 0.0
-    )
-    total = loss + z_loss * lse.square() if z_loss else loss
-    total = torch.where(row_weight == 0, 0, row_weight * total)
-    if reduction == "none":
-        result = total.reshape(_arguments.row_shape(input))
-    else:
-        result = total.sum() / divisor if reduction == "mean" else total.sum()
-    if not return_stats:
-        return result
-    ids = domain_ids if domain_ids is not None else torch.zeros_like(valid, dtype=torch.int64)
-    zeros = torch.zeros(num_domains, dtype=torch.int64, device=input.device)
-    stats = DomainStats(
-        torch.zeros_like(zeros, dtype=torch.float64).index_add(0, ids, loss.detach().double()),
-        zeros.index_add(0, ids, valid.long()),
-        zeros.index_add(0, ids, correct.long()),
-    )
-    return result, stats
-
-
-def _choose_backend(backend: str, logits: torch.Tensor, weight: torch.Tensor | None, probabilities: bool) -> str:
-    """The backend to use for "auto"; a named one if it can serve."""
-    if backend == "reference":
-        return backend
-    fused = {"cpu": "cpp", "cuda": "triton"}.get(logits.device.type)
-    if backend == "triton" and fused == "cpp" and os.environ.get("TRITON_INTERPRET") == "1":
-        fused = "triton"
-    reason = None
-    if fused is None or backend not in ("auto", fused):
-        reason = f"input on {logits.device}"
-    elif logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        reason = f"{logits.dtype} logits"
-    elif weight is not None:
-        reason = "class weights"
-    elif probabilities:
-        reason = "class probabilities as target"
-    elif not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        reason = "torch.func transforms"
-    elif fused == "triton" and importlib.util.find_spec("triton") is None:
-        reason = "running without triton installed"
-    if reason is None:
-        assert fused is not None
-        return fused
-    if backend == "auto":
-        return "reference"
-    raise ValueError(f"backend={backend!r} does not support {reason}; use backend='reference', or 'auto' to choose")
+        total, losses, _, *sums = _fused.cross_entropy(*args, chosen, want_grad, return_stats)
+    result = rows.reduce_scaled(total, losses, reduction)
+    return (result, DomainStats(*sums)) if return_stats else result

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from .functional import DomainStats, cross_entropy
+from ._rows import DomainStats
+from .functional import cross_entropy
 
 
 class CrossEntropyLoss(torch.nn.Module):
@@ -77,22 +80,32 @@ class CrossEntropyLoss(torch.nn.Module):
             token_weights: (N, ...) or (N,), a further weight of each token or sequence.
         """
         return cross_entropy(
-            input,
-            target,
-            self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-            domain_ids=domain_ids,
-            domain_weights=self.domain_weights if domain_weights is None and domain_ids is not None else domain_weights,
-            token_weights=token_weights,
-            z_loss=self.z_loss,
-            softcap=self.softcap,
-            normalizer=self.normalizer,
-            return_stats=self.return_stats,
-            inplace=self.inplace,
-            backend=self.backend,
+            input, target, inplace=self.inplace, **self._options(domain_ids, domain_weights, token_weights)
         )
+
+    def _options(
+        self,
+        domain_ids: torch.Tensor | None,
+        domain_weights: torch.Tensor | None,
+        token_weights: torch.Tensor | None,
+    ) -> dict[str, Any]:
+        """The module's options and those of a call, as the functions' keyword arguments."""
+        return {
+            "weight": self.weight,
+            "ignore_index": self.ignore_index,
+            "reduction": self.reduction,
+            "label_smoothing": self.label_smoothing,
+            "domain_ids": domain_ids,
+            "domain_weights": self.domain_weights
+            if domain_weights is None and domain_ids is not None
+            else domain_weights,
+            "token_weights": token_weights,
+            "z_loss": self.z_loss,
+            "softcap": self.softcap,
+            "normalizer": self.normalizer,
+            "return_stats": self.return_stats,
+            "backend": self.backend,
+        }
 
     def extra_repr(self) -> str:
         """The options that differ from the defaults."""

@@ -1,0 +1,131 @@
+"""Forward and backward of a linear layer and weighted cross-entropy on the CPU, as multiples of the three products.
+
+    pytest benchmarks/test_linear_cross_entropy.py --benchmark-enable --benchmark-json=out.json
+
+The products (logits, gradient of the input, gradient of the weight, on all rows at once), torch's composition, torch's
+chunked linear_cross_entropy and ours take turns in one process; extra_info has the medians' ratios. "half" is ours with
+every other token ignored. Peak memory is that above the inputs, in MiB.
+"""
+
+import re
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pycooldown.losses import linear_cross_entropy
+
+CASES = [(torch.float32, 1024, 512, 32768), (torch.bfloat16, 1024, 1024, 32768)]  # dtype, rows, features, classes
+ROUNDS = 5
+OPTIONS = torch.nn.LinearCrossEntropyOptions()
+
+
+class Problem:
+    """Inputs, and every way to the loss and the gradients of both sides."""
+
+    def __init__(self, dtype, rows, features, classes):
+        self.hidden = torch.randn(rows, features).to(dtype).requires_grad_()
+        self.weight = (torch.randn(classes, features) / features**0.5).to(dtype).requires_grad_()
+        self.target, self.ids = torch.randint(classes, (rows,)), torch.randint(8, (rows,))
+        self.half = self.target.where(torch.arange(rows) % 2 == 0, -100)
+        self.weights = torch.linspace(0.5, 2, 8)
+        self.buffers = None
+
+    def products(self):
+        """Into memory that is already mapped, unlike that of the others."""
+        hidden, weight = self.hidden.detach(), self.weight.detach()
+        if self.buffers is None:
+            self.buffers = hidden.new_empty(len(hidden), len(weight)), hidden.clone(), weight.clone()
+        logits, grad_hidden, grad_weight = self.buffers
+        torch.mm(hidden, weight.t(), out=logits)
+        torch.mm(logits, weight, out=grad_hidden)
+        torch.mm(logits.t(), hidden, out=grad_weight)
+
+    def torch(self):
+        """The logits in memory."""
+        logits = F.linear(self.hidden, self.weight)
+        self.backward((F.cross_entropy(logits, self.target, reduction="none") * self.weights[self.ids]).mean())
+
+    def torch_chunked(self):
+        """Without weights, which torch's cannot have."""
+        self.backward(F.linear_cross_entropy(self.hidden, self.weight, self.target, options=OPTIONS))
+
+    def ours(self, target=None, **options):
+        """In chunks, with weights."""
+        target = self.target if target is None else target
+        loss = linear_cross_entropy(
+            self.hidden, self.weight, target, domain_ids=self.ids, domain_weights=self.weights, **options
+        )
+        self.backward(loss)
+
+    def backward(self, loss):
+        """Into .grad, which is then dropped."""
+        loss.backward()
+        self.hidden.grad = self.weight.grad = None
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_time(benchmark, case):
+    problem = Problem(*case)
+    contenders = {
+        "products": problem.products,
+        "ours": problem.ours,
+        "half": lambda: problem.ours(problem.half),
+        "torch": problem.torch,
+        "torch_chunked": problem.torch_chunked,
+    }
+    times = {name: [] for name in contenders}
+
+    def turn():
+        for name, contender in contenders.items():
+            if name == "torch_chunked" and len(times[name]) > 1:
+                continue  # many times slower than the rest
+            begin = time.perf_counter()
+            contender()
+            times[name].append(time.perf_counter() - begin)
+
+    benchmark.pedantic(turn, rounds=ROUNDS, warmup_rounds=1)
+    medians = {name: statistics.median(values[1:] or values) for name, values in times.items()}
+    benchmark.extra_info.update({f"{name}_over_products": t / medians["products"] for name, t in medians.items()})
+    benchmark.extra_info["torch_chunked_over_ours"] = medians["torch_chunked"] / medians["ours"]
+    benchmark.extra_info["half_over_ours"] = medians["half"] / medians["ours"]
+    benchmark.extra_info["products_seconds"] = medians["products"]
+
+
+@pytest.mark.parametrize("chunk_size", [64, 128, 256, 512, 1024])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_chunk_size(benchmark, case, chunk_size):
+    """What smaller products cost, whatever is computed between them."""
+    problem = Problem(*case)
+    times = {"products": [], "ours": []}
+
+    def turn():
+        for name, contender in (("products", problem.products), ("ours", lambda: problem.ours(chunk_size=chunk_size))):
+            begin = time.perf_counter()
+            contender()
+            times[name].append(time.perf_counter() - begin)
+
+    benchmark.pedantic(turn, rounds=3, warmup_rounds=1)
+    medians = {name: statistics.median(values[1:] or values) for name, values in times.items()}
+    benchmark.extra_info["ours_over_products"] = medians["ours"] / medians["products"]
+
+
+def resident(field):
+    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+@pytest.mark.parametrize("way", ["ours", "torch", "torch_chunked"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_peak_memory(benchmark, case, way):
+    problem, small = Problem(*case), Problem(case[0], 8, 8, 8)
+    getattr(small, way)()  # loads what is loaded once
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    benchmark.pedantic(getattr(problem, way), rounds=1)
+    peak = resident("VmHWM") - before
+    gradients = sum(t.numel() * t.element_size() for t in (problem.hidden, problem.weight))
+    benchmark.extra_info["peak_mib"] = peak / 2**20
+    benchmark.extra_info["peak_beyond_gradients_mib"] = (peak - gradients) / 2**20

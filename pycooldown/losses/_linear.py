@@ -1,0 +1,255 @@
+"""Linear layer and cross-entropy as one operator of torch: `torch.ops.pycooldown.linear_cross_entropy`.
+
+One sweep over chunks of rows, and nothing is computed twice: a product gives the logits of a chunk, the kernel of
+`_fused` overwrites them with their gradient, as all weights are known by then, and two products take it to the
+gradients of the layer's input and weight. Backward multiplies those by a scalar and gives them away. A second backward
+over the same graph, and that of unreduced losses, sweeps again.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from ._fused import FirstDerivative, backend_module, scale_, scaled
+
+Outputs = tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
+]
+
+CHUNK_BYTES = 32 << 20  # of logits
+MIN_CHUNK = 128  # rows; with fewer, the products wait for the weight to come from memory
+SLICE = 2048  # classes whose part of the weight's gradient is summed at a time, from cache
+
+
+def default_chunk_size(num_rows: int, num_classes: int, dtype: torch.dtype, float32_sum_bytes: int = 0) -> int:
+    """Rows per chunk: even chunks of at most CHUNK_BYTES of logits, or of MIN_CHUNK rows if that is more.
+
+    All rows form one chunk if that takes no more memory than a chunk and the float32 buffer that spares.
+    """
+    row_bytes = max(num_classes, 1) * dtype.itemsize
+    limit = max(CHUNK_BYTES // row_bytes, MIN_CHUNK)
+    if float32_sum_bytes and num_rows * row_bytes <= limit * row_bytes + float32_sum_bytes:
+        return max(num_rows, 1)
+    chunks = max(math.ceil(num_rows / limit), 1)
+    return max(math.ceil(num_rows / chunks), 1)
+
+
+def _add_product(total: torch.Tensor, grad: torch.Tensor, hidden: torch.Tensor, first: bool) -> None:
+    """Add gradᵀ @ hidden to total (V, D), or write it there if first; in total's dtype from chunk to chunk."""
+    if total.dtype == grad.dtype:
+        if first:
+            torch.mm(grad.t(), hidden, out=total)
+        else:
+            total.addmm_(grad.t(), hidden)
+        return
+    for part, columns in zip(torch.split(total, SLICE), torch.split(grad, SLICE, dim=1), strict=True):
+        product = torch.mm(columns.t(), hidden)
+        if first:
+            part.copy_(product)
+        else:
+            part.add_(product)
+
+
+@torch.library.custom_op("pycooldown::linear_cross_entropy", mutates_args=())
+def linear_cross_entropy(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    linear_bias: torch.Tensor | None,
+    target: torch.Tensor,
+    scale: torch.Tensor,
+    domain_ids: torch.Tensor | None,
+    num_domains: int,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    backend: str,
+    dtype: torch.dtype,
+    chunk_size: int | None,
+    want_input_grad: bool,
+    want_weight_grad: bool,
+    want_bias_grad: bool,
+    want_stats: bool,
+) -> Outputs:
+    """Sum of the scaled losses of rows, and what comes with it.
+
+    Args:
+        input: (N, D).
+        linear_weight: (V, D).
+        linear_bias: (V,) or None.
+        target: (N,) int64.
+        scale: (N,) float32, the weight of each row; 0 where ignored.
+        domain_ids: (N,) int64 or None.
+        num_domains: K.
+        ignore_index: Target of ignored rows.
+        label_smoothing: As in `pycooldown.losses.cross_entropy`.
+        z_loss: Likewise.
+        softcap: Likewise; 0 for none.
+        backend: "cpp" or "triton".
+        dtype: Of the logits and the products: float32, bfloat16 or float16.
+        chunk_size: Rows per chunk, or None for a default that fits the memory.
+        want_input_grad: Whether to compute the gradient of the sum over input along with it.
+        want_weight_grad: Likewise over linear_weight.
+        want_bias_grad: Likewise over linear_bias.
+        want_stats: Whether to compute sums by domain.
+
+    Returns:
+        The sum (), the scaled losses (N,), the gradients of the sum over input, weight and bias, and the sums by domain
+        (K,) three times; what is not wanted has no elements.
+    """
+    # Rows that count neither in the loss nor in the sums take no part in the products.
+    keep = target != ignore_index if want_stats else scale != 0
+    kept = keep.nonzero().squeeze(1)
+    num_rows, all_rows = len(kept), len(kept) == len(keep)
+    num_classes = len(linear_weight)
+    want_grad = want_input_grad or want_weight_grad or want_bias_grad
+
+    wide = torch.promote_types(dtype, torch.float32)
+    saved = linear_weight.numel() * wide.itemsize if want_weight_grad and wide != linear_weight.dtype else 0
+    step = chunk_size or default_chunk_size(num_rows, num_classes, dtype, saved)
+    one_chunk = num_rows <= step
+
+    losses = torch.zeros_like(scale)
+    logits = input.new_empty(min(step, num_rows), num_classes, dtype=dtype)
+    grad_input = input.new_empty(input.shape if want_input_grad else 0)
+    if want_input_grad and not all_rows:
+        grad_input.zero_()
+    sum_dtype = dtype if one_chunk and linear_weight.dtype == dtype else wide
+    grad_weight = linear_weight.new_empty(linear_weight.shape if want_weight_grad else 0, dtype=sum_dtype)
+    if num_rows == 0:
+        grad_weight.zero_()
+    grad_bias = scale.new_zeros(num_classes if want_bias_grad else 0)
+    loss_sum = scale.new_zeros(num_domains if want_stats else 0, dtype=torch.float64)
+    token_count, correct = (torch.zeros_like(loss_sum, dtype=torch.int64) for _ in range(2))
+
+    with torch.autocast(input.device.type, enabled=False):
+        weight = linear_weight.to(dtype)
+        bias = None if linear_bias is None else linear_bias.to(dtype)
+        for begin in range(0, num_rows, step):
+            rows = slice(begin, begin + step) if all_rows else kept[begin : begin + step]
+            hidden = input[rows].to(dtype)
+            x = logits[: len(hidden)]
+            if bias is None:
+                torch.mm(hidden, weight.t(), out=x)
+            else:
+                torch.addmm(bias, hidden, weight.t(), out=x)
+            loss, lse, grad, *sums = backend_module(backend).rows(
+                x,
+                target[rows].contiguous(),
+                scale[rows].contiguous(),
+                None if domain_ids is None else domain_ids[rows].contiguous(),
+                num_domains,
+                ignore_index=ignore_index,
+                label_smoothing=label_smoothing,
+                z_loss=z_loss,
+                softcap=softcap,
+                want_grad=want_grad,
+                want_stats=want_stats,
+                inplace=True,
+            )
+            losses[rows] = scaled(loss, lse, scale[rows], z_loss)
+            if want_stats:
+                for total, part in zip((loss_sum, token_count, correct), sums, strict=True):
+                    total += part
+            if want_input_grad and all_rows and dtype == input.dtype:
+                torch.mm(grad, weight, out=grad_input[rows])
+            elif want_input_grad:
+                grad_input[rows] = torch.mm(grad, weight).to(input.dtype)
+            if want_weight_grad:
+                _add_product(grad_weight, grad, hidden, first=begin == 0)
+            if want_bias_grad:
+                grad_bias += grad.sum(0, dtype=grad_bias.dtype)
+
+    del logits
+    total = losses.sum(dtype=torch.float64).float()
+    return (
+        total,
+        losses,
+        grad_input,
+        grad_weight.to(linear_weight.dtype),
+        grad_bias if linear_bias is None else grad_bias.to(linear_bias.dtype),
+        loss_sum,
+        token_count,
+        correct,
+    )
+
+
+@linear_cross_entropy.register_fake
+def _(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    linear_bias: torch.Tensor | None,
+    target: torch.Tensor,
+    scale: torch.Tensor,
+    domain_ids: torch.Tensor | None,
+    num_domains: int,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    backend: str,
+    dtype: torch.dtype,
+    chunk_size: int | None,
+    want_input_grad: bool,
+    want_weight_grad: bool,
+    want_bias_grad: bool,
+    want_stats: bool,
+) -> Outputs:
+    sums = num_domains if want_stats else 0
+    bias = scale if linear_bias is None else linear_bias
+    return (
+        scale.new_empty(()),
+        torch.empty_like(scale),
+        input.new_empty(input.shape if want_input_grad else 0),
+        linear_weight.new_empty(linear_weight.shape if want_weight_grad else 0),
+        bias.new_empty(len(linear_weight) if want_bias_grad else 0),
+        scale.new_empty(sums, dtype=torch.float64),
+        target.new_empty(sums),
+        target.new_empty(sums),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+    *ctx.options, want_input_grad, want_weight_grad, want_bias_grad, _want_stats = inputs[7:]
+    _total, _losses, *grads = output[:5]
+    wanted = (want_input_grad, want_weight_grad, want_bias_grad)
+    ctx.save_for_backward(*inputs[:5])
+    ctx.grads = [grad if want else None for grad, want in zip(grads, wanted, strict=True)] if any(wanted) else None
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(
+    ctx: Any, grad_total: torch.Tensor | None, grad_losses: torch.Tensor | None, *_: Any
+) -> tuple[torch.Tensor | None, ...]:
+    input, linear_weight, linear_bias, target, scale = ctx.saved_tensors
+    grads, ctx.grads = ctx.grads, None
+    if grad_total is None and grad_losses is None:
+        return (None,) * 18
+    if grads is not None and grad_losses is None:
+        assert grad_total is not None
+        backend = ctx.options[4]
+        with torch.no_grad():
+            for grad in grads:
+                if grad is not None:
+                    scale_(grad if grad.dim() == 2 else grad.unsqueeze(0), grad_total.detach(), backend)
+    else:
+        factor = sum(g for g in (grad_total, grad_losses) if g is not None)
+        rescaled = (scale * factor).detach().float()
+        wanted = [
+            tensor is not None and need
+            for tensor, need in zip((input, linear_weight, linear_bias), ctx.needs_input_grad[:3], strict=True)
+        ]
+        operands = (None if t is None else t.detach() for t in (input, linear_weight, linear_bias))
+        outputs = linear_cross_entropy(*operands, target, rescaled, None, 1, *ctx.options, *wanted, False)
+        grads = [grad if want else None for grad, want in zip(outputs[2:5], wanted, strict=True)]
+    if torch.is_grad_enabled():  # create_graph=True
+        depends_on = (input, linear_weight, linear_bias, grad_total, grad_losses)
+        grads = [None if g is None else FirstDerivative.apply(g, *depends_on) for g in grads]  # type: ignore[no-untyped-call]
+    return (*grads, *(None,) * 15)
+
+
+linear_cross_entropy.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,335 @@
+"""`linear_cross_entropy` against `cross_entropy` of the layer's outputs in float64, and as a part of torch."""
+
+import inspect
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pycooldown.losses import LinearCrossEntropyLoss, _linear, cross_entropy, linear_cross_entropy
+
+ROWS, FEATURES, CLASSES = 23, 12, 61
+IDS = torch.arange(ROWS) % 3
+WEIGHTS = torch.tensor([0.5, 0.0, 2.0])
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}  # of the largest entry
+
+
+def layer(dtype=torch.float32, rows=ROWS, seed=0, classes=CLASSES, features=FEATURES):
+    """Input, weight, bias and target; every fifth target is ignored."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [torch.randn(shape, generator=generator) for shape in ((rows, features), (classes, features), classes)]
+    target = torch.randint(classes, (rows,), generator=generator)
+    target[::5] = -100
+    return *(t.to(dtype).requires_grad_() for t in tensors), target
+
+
+def outcome(function, tensors, output_weights=None):
+    """The loss, its gradients and statistics."""
+    tensors = [t.detach().requires_grad_(t.requires_grad) for t in tensors]
+    loss, stats = function(*tensors)
+    differentiable = [t for t in tensors if t.requires_grad]
+    output = loss.sum() if output_weights is None else (loss * output_weights).sum()
+    return loss.detach(), torch.autograd.grad(output, differentiable), stats
+
+
+def assert_agrees(hidden, weight, bias, target, output_weights=None, backend="auto", chunk_size=None, **options):
+    def ours(x, w, b):
+        return linear_cross_entropy(
+            x, w, target, linear_bias=b, backend=backend, chunk_size=chunk_size, return_stats=True, **options
+        )
+
+    def exact(x, w, b):
+        logits = F.linear(x, w, b).reshape(-1, CLASSES)
+        flat = {k: v.flatten() if k in ("domain_ids", "token_weights") else v for k, v in options.items()}
+        loss, stats = cross_entropy(logits, target.flatten(), backend="reference", return_stats=True, **flat)
+        return loss.reshape(target.shape) if loss.dim() else loss, stats
+
+    loss, grads, stats = outcome(ours, (hidden, weight, bias), output_weights)
+    wide = [t.detach().double().requires_grad_(t.requires_grad) for t in (hidden, weight, bias)]
+    expected_loss, expected_grads, expected_stats = outcome(exact, wide, output_weights)
+    tolerance = TOLERANCE.get(hidden.dtype, 1e-12)
+    for got, expected in zip((loss, *grads), (expected_loss, *expected_grads), strict=True):
+        assert got.shape == expected.shape
+        size = float(expected.abs().amax()) if expected.numel() else 0.0
+        torch.testing.assert_close(got.double(), expected, rtol=0, atol=tolerance * size)
+    assert [g.dtype for g in grads] == [t.dtype for t in (hidden, weight, bias) if t.requires_grad]
+    torch.testing.assert_close(stats.loss_sum, expected_stats.loss_sum, rtol=tolerance, atol=1e-12)
+    assert stats.token_count.equal(expected_stats.token_count)
+    if hidden.dtype in (torch.float32, torch.float64):
+        assert stats.correct.equal(expected_stats.correct)
+
+
+OPTIONS = [
+    {},
+    {"domain_ids": IDS, "domain_weights": WEIGHTS},
+    {"domain_ids": IDS, "domain_weights": WEIGHTS, "normalizer": "weight_sum", "output_weights": torch.tensor(3.0)},
+    {"token_weights": torch.linspace(0, 2, ROWS), "z_loss": 1e-2, "softcap": 4.0, "label_smoothing": 0.1},
+    {"reduction": "sum", "ignore_index": 7},
+    {"reduction": "none", "output_weights": torch.linspace(-1, 2, ROWS), "z_loss": 1e-2},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "bare")
+@pytest.mark.parametrize("chunk_size", [None, 1, 7, 1000])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_options(dtype, chunk_size, options):
+    hidden, weight, bias, target = layer(dtype)
+    if "ignore_index" in options:
+        target[target == -100] = options["ignore_index"]
+    assert_agrees(hidden, weight, bias, target, chunk_size=chunk_size, **options)
+
+
+@pytest.mark.parametrize("options", OPTIONS[1:], ids=lambda options: "-".join(options))
+@pytest.mark.parametrize("chunk_size", [None, 7])
+def test_reference(chunk_size, options):
+    hidden, weight, bias, target = layer(torch.float64)
+    if "ignore_index" in options:
+        target[target == -100] = options["ignore_index"]
+    assert_agrees(hidden, weight, bias, target, chunk_size=chunk_size, **options)
+
+
+@pytest.mark.parametrize("kind", ["class weights", "probabilities"])
+def test_what_only_the_reference_computes(kind):
+    hidden, weight, bias, target = layer(rows=9)
+    options = {"weight": torch.linspace(0.5, 2, CLASSES)} if kind == "class weights" else {}
+    if kind == "probabilities":
+        target = torch.rand(9, CLASSES).softmax(1)
+    results = []
+    for function in (
+        lambda: linear_cross_entropy(hidden, weight, target, linear_bias=bias, chunk_size=4, **options),
+        lambda: F.cross_entropy(F.linear(hidden, weight, bias), target, **options),
+    ):
+        loss = function()
+        results.append((loss, *torch.autograd.grad(loss, (hidden, weight, bias))))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("frozen", ["input", "weight", "bias", "input and weight", "weight and bias"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_frozen_sides(frozen, reduction):
+    *tensors, target = layer()
+    for name, tensor in zip(("input", "weight", "bias"), tensors, strict=True):
+        tensor.requires_grad_(name not in frozen)
+    assert_agrees(*tensors, target, chunk_size=6, reduction=reduction)
+
+
+def test_frozen_sides_take_no_products(monkeypatch):
+    products = []
+    for name in ("mm", "addmm"):
+        function = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *a, _f=function, **kw: products.append(1) or _f(*a, **kw))
+    for frozen, expected in (((), 3), (("input",), 2), (("weight",), 2), (("input", "weight"), 1)):
+        hidden, weight, _, target = layer()
+        hidden.requires_grad_("input" not in frozen)
+        weight.requires_grad_("weight" not in frozen)
+        products.clear()
+        linear_cross_entropy(hidden, weight, target)
+        assert len(products) == expected
+    with torch.no_grad():
+        products.clear()
+        linear_cross_entropy(*layer()[:2], target)
+        assert len(products) == 1
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (4, 6), (2, 3, 4)])
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_leading_shapes(shape, reduction):
+    count = torch.Size(shape).numel()
+    hidden, weight, bias, target = layer(rows=count)
+    hidden = hidden.detach().reshape(*shape, FEATURES).requires_grad_()
+    ids = torch.arange(count).reshape(shape) % 3
+    assert_agrees(
+        hidden, weight, bias, target.reshape(shape), reduction=reduction, domain_ids=ids, domain_weights=WEIGHTS
+    )
+
+
+def test_a_domain_per_sequence():
+    hidden, weight, _, target = layer(rows=24)
+    ids, hidden, target = torch.tensor([0, 1, 2, 0]), hidden.view(4, 6, -1), target.view(4, 6)
+    per_sequence, per_token = (
+        linear_cross_entropy(hidden, weight, target, domain_ids=i, domain_weights=WEIGHTS)
+        for i in (ids, ids.unsqueeze(1).expand(4, 6))
+    )
+    assert per_sequence.equal(per_token)
+
+
+def test_rows_without_weight_take_no_part(monkeypatch):
+    """They are not read, and the kernel sees only the others."""
+    seen = []
+    kernel = _linear.backend_module("cpp").rows
+    monkeypatch.setattr(
+        _linear.backend_module("cpp"), "rows", lambda x, *a, **kw: seen.append(len(x)) or kernel(x, *a, **kw)
+    )
+    hidden, weight, _, target = layer(rows=10)
+    token_weights = torch.ones(10)
+    token_weights[1] = 0
+    counts = (target != -100) & (token_weights != 0)
+    assert counts.sum() == 7
+    spoilt = torch.where(counts.unsqueeze(1), hidden, torch.nan).detach().requires_grad_()
+    loss = linear_cross_entropy(spoilt, weight, target, token_weights=token_weights, reduction="sum", chunk_size=4)
+    loss.backward()
+    assert seen == [4, 3]
+    rest = F.cross_entropy(F.linear(hidden, weight)[counts], target[counts], reduction="sum")
+    expected = torch.autograd.grad(rest, (hidden, weight))
+    torch.testing.assert_close(loss, rest)
+    torch.testing.assert_close((spoilt.grad, weight.grad * 2), (expected[0], expected[1] + weight.grad))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_all_rows_ignored(reduction):
+    hidden, weight, bias, _ = layer()
+    loss = linear_cross_entropy(hidden, weight, torch.full((ROWS,), -100), linear_bias=bias, reduction=reduction)
+    loss.sum().backward()
+    assert loss.isnan().all() if reduction == "mean" else loss.eq(0).all()
+    if reduction != "mean":
+        assert all(t.grad.eq(0).all() for t in (hidden, weight, bias))
+
+
+def test_half_precision_is_summed_in_float32():
+    """With a chunk per row, a sum in bfloat16 would be off by many times its rounding."""
+    hidden, weight, _, target = layer(torch.bfloat16, rows=400, classes=5)
+
+    def gradient(x, w, **options):
+        x, w = x.detach(), w.detach().requires_grad_()
+        return torch.autograd.grad(linear_cross_entropy(x, w, target, reduction="sum", **options), w)[0].double()
+
+    exact = gradient(hidden.double(), weight.double())
+    errors = [(gradient(hidden, weight, chunk_size=size) - exact).abs().amax() for size in (1, 400)]
+    assert errors[0] <= 1.5 * errors[1] + 2.0**-9 * exact.abs().amax()
+
+
+def test_default_chunk_size():
+    mib = 2**20
+    assert _linear.default_chunk_size(100, 1000, torch.float32) == 100
+    assert _linear.default_chunk_size(1024, 32768, torch.float32) == 256
+    assert _linear.default_chunk_size(300, 32768, torch.float32) == 150  # even
+    assert _linear.default_chunk_size(4096, 128 * 1024, torch.float32) == 128
+    assert _linear.default_chunk_size(1024, 32768, torch.bfloat16, 128 * mib) == 1024  # 64 MiB against 32 + 128
+    assert _linear.default_chunk_size(8192, 32768, torch.bfloat16, 128 * mib) == 512
+    assert _linear.default_chunk_size(0, 0, torch.float32) == 1
+
+
+def test_gradients_are_given_away():
+    """What the forward pass computed becomes .grad without a copy."""
+    hidden, weight, _, target = layer()
+    loss = linear_cross_entropy(hidden, weight, target, reduction="sum")
+    assert not [t for t in (hidden, weight) if t.grad is not None]
+    stored = [grad.data_ptr() for grad in loss.grad_fn.grads if grad is not None]
+    loss.backward()
+    assert [hidden.grad.data_ptr(), weight.grad.data_ptr()] == stored
+
+
+def test_backward_twice_and_derivatives():
+    hidden, weight, bias, target = layer()
+    loss = linear_cross_entropy(hidden, weight, target, linear_bias=bias, chunk_size=5) * 2
+    first, second = (torch.autograd.grad(loss, (hidden, weight, bias), retain_graph=True) for _ in range(2))
+    torch.testing.assert_close(first, second)
+    (grad,) = torch.autograd.grad(loss, weight, create_graph=True)
+    with pytest.raises(NotImplementedError, match="backend='reference'"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_gradcheck_of_the_reference(chunk_size):
+    hidden, weight, bias, target = layer(torch.float64, rows=4, classes=5, features=3)
+
+    def function(*tensors):
+        x, w, b = tensors
+        return linear_cross_entropy(
+            x, w, target, linear_bias=b, z_loss=0.1, softcap=3.0, label_smoothing=0.1, chunk_size=chunk_size
+        )
+
+    assert torch.autograd.gradcheck(function, (hidden, weight, bias))
+    assert torch.autograd.gradgradcheck(function, (hidden, weight, bias))
+
+
+def test_operator_registration():
+    hidden, weight, bias, target = layer()
+    arguments = (hidden, weight, bias, target, torch.rand(ROWS), IDS, 3, -100, 0.1, 1e-3, 0.0, "cpp", torch.float32, 7)
+    torch.library.opcheck(_linear.linear_cross_entropy, (*arguments, True, True, True, True))
+
+
+def test_compiles_to_one_graph():
+    hidden, weight, _, target = layer()
+
+    def step(x, w):
+        return linear_cross_entropy(x * 2, w, target, domain_ids=IDS, domain_weights=WEIGHTS) * 3
+
+    results = []
+    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        loss = function(hidden, weight)
+        results.append((loss, *torch.autograd.grad(loss, (hidden, weight))))
+    torch.testing.assert_close(*results)
+
+
+def test_autocast():
+    hidden, weight, bias, target = layer()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = linear_cross_entropy(hidden, weight, target, linear_bias=bias, chunk_size=5)
+        expected = F.cross_entropy(F.linear(hidden, weight, bias), target)
+    assert loss.dtype == torch.float32
+    for got, exact in zip(
+        (loss, *torch.autograd.grad(loss, (hidden, weight, bias))),
+        (expected, *torch.autograd.grad(expected, (hidden, weight, bias))),
+        strict=True,
+    ):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, exact, rtol=0, atol=2e-2 * float(exact.detach().abs().amax()))
+
+
+class TestTorchs:
+    @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch has none")
+    def test_same_arguments(self):
+        for ours, theirs in ((linear_cross_entropy, F.linear_cross_entropy),):
+            missing = set(inspect.signature(theirs).parameters) - set(inspect.signature(ours).parameters)
+            assert not missing
+        hidden, weight, bias, target = layer()
+        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=5)
+        for kwargs in ({"linear_bias": bias}, {"options": options}, {"reduction": "sum", "ignore_index": None}):
+            ours, theirs = (f(hidden, weight, target, **kwargs) for f in (linear_cross_entropy, F.linear_cross_entropy))
+            torch.testing.assert_close(ours, theirs)
+
+    def test_module_ties_weights(self):
+        embedding = torch.nn.Embedding(CLASSES, FEATURES)
+        module = LinearCrossEntropyLoss(
+            FEATURES, CLASSES, bias=True, domain_weights=WEIGHTS, return_stats=True, z_loss=0.1
+        )
+        module.linear.weight = embedding.weight
+        _, _, _, target = layer()
+        hidden = embedding(torch.arange(ROWS)).tanh()
+        loss, stats = module(hidden, target, domain_ids=IDS)
+        logits = F.linear(hidden, embedding.weight, module.linear.bias)
+        expected, _ = cross_entropy(
+            logits, target, domain_ids=IDS, domain_weights=WEIGHTS, z_loss=0.1, return_stats=True
+        )
+        torch.testing.assert_close(loss, expected)
+        gradients = [torch.autograd.grad(x, embedding.weight, retain_graph=True)[0] for x in (loss, expected)]
+        torch.testing.assert_close(*gradients)
+        assert stats.token_count.sum() == (target != -100).sum()
+        assert set(module.state_dict()) == {"linear.weight", "linear.bias"}
+
+
+ERRORS = {
+    "features": ({"linear_weight": torch.zeros(5, 3)}, ValueError, r"\(V, D\), got \(3, 4\) and \(5, 3\)"),
+    "weight by 3": ({"linear_weight": torch.zeros(5, 2, 4)}, ValueError, r"linear_weight \(V, D\)"),
+    "bias": ({"linear_bias": torch.zeros(4)}, ValueError, r"linear_bias must be \(5,\)"),
+    "dtypes": ({"linear_weight": torch.zeros(5, 4).bfloat16()}, TypeError, "convert one, or use torch.autocast"),
+    "integer input": ({"input": torch.zeros(3, 4).long()}, TypeError, "input must be floating point"),
+    "device": ({"linear_weight": torch.zeros(5, 4, device="meta")}, ValueError, "move it there"),
+    "chunk of 0": ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1"),
+    "options": ({"options": {"chunks": 4}}, TypeError, "LinearCrossEntropyOptions"),
+    "target": ({"target": torch.tensor([0, 5, 1])}, IndexError, "target 5 at row 1"),
+    "target shape": ({"target": torch.zeros(2).long()}, ValueError, r"target must have shape \(3,\)"),
+    "probabilities": ({"target": torch.zeros(3, 4)}, ValueError, r"shape of the logits \(3, 5\)"),
+    "domain ids alone": ({"domain_ids": torch.tensor([0, 1, 1])}, ValueError, "domain_weights"),
+    "reduction": ({"reduction": "avg"}, ValueError, "reduction must be one of"),
+    "cpp with class weights": ({"weight": torch.ones(5), "backend": "cpp"}, ValueError, "class weights"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_name_the_argument(case):
+    changed, error, match = ERRORS[case]
+    arguments = {"input": torch.zeros(3, 4), "linear_weight": torch.zeros(5, 4), "target": torch.tensor([0, 1, 2])}
+    with pytest.raises(error, match=match):
+        linear_cross_entropy(**arguments | changed)
