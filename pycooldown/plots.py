@@ -45,6 +45,8 @@ def loss_curves(
         y_label: what y is.
         log_x: logarithmic x; points at x <= 0 are left out.
     """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     runs, domains = list(curves), list(next(iter(curves.values())))
     if len(domains) > _MAX_PANELS:
         domains = [domains[i] for i in np.linspace(0, len(domains) - 1, _MAX_PANELS).round().astype(int)]
@@ -61,7 +63,9 @@ def loss_curves(
         panel.set_title(domain, fontsize=10, fontweight="bold", loc="left")
         if log_x:
             panel.set_xscale("log")
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))  # a panel may span less than a decade
             panel.xaxis.set_major_formatter("{x:g}")
+            panel.xaxis.set_minor_formatter(NullFormatter())
         panel.grid(alpha=0.25, linewidth=0.6)
     for panel in panels[len(domains) :]:
         panel.set_visible(False)
