@@ -56,7 +56,7 @@ def _read(path: str) -> bytes:
 
 def _write(path: str, content: bytes) -> None:
     # A read-only data folder is no reason to stop: the index in memory serves as well.
-    with contextlib.suppress(PermissionError, OSError):
+    with contextlib.suppress(OSError):
         descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=os.path.basename(path))
         try:
             with os.fdopen(descriptor, "wb") as file:

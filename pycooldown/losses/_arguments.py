@@ -11,6 +11,7 @@ import torch
 REDUCTIONS = ("mean", "sum", "none")
 NORMALIZERS = ("count", "weight_sum")
 BACKENDS = ("auto", "reference", "cpp", "triton")
+FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the logits that the fused kernels take
 
 
 def check_options(

@@ -9,8 +9,6 @@ import torch
 
 from pycooldown import _core
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
 
 def rows(
     logits: torch.Tensor,

@@ -127,7 +127,7 @@ def choose_backend(
     reason = None
     if fused is None or backend not in ("auto", fused):
         reason = f"input on {device}"
-    elif dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    elif dtype not in _arguments.FUSED_DTYPES:
         reason = f"{dtype} logits"
     elif weight is not None:
         reason = "class weights"

@@ -15,6 +15,7 @@ require("all", "triton")
 
 import triton  # noqa: E402
 
+from ._arguments import FUSED_DTYPES  # noqa: E402
 from ._triton_kernels import STATS_ROWS, STATS_TILE, rows_kernel, scale_kernel, stats_kernel  # noqa: E402
 
 INTERPRETED = not isinstance(rows_kernel, triton.runtime.JITFunction)  # TRITON_INTERPRET=1: runs on the CPU, slowly
@@ -55,7 +56,7 @@ def rows(
         ValueError: they are on the CPU and the kernels are not interpreted.
         IndexError: interpreted, a target is out of range.
     """
-    if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if logits.dtype not in FUSED_DTYPES:
         raise TypeError(f"logits are {logits.dtype}; the Triton kernel takes float32, bfloat16 or float16")
     if not (logits.is_cuda or INTERPRETED):
         raise ValueError(

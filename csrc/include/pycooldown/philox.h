@@ -14,10 +14,6 @@ enum class Stream : std::uint32_t { draw = 0, permutation = 1, systematic = 2, s
 
 struct Block {
   std::uint32_t word[4];
-
-  PYCOOLDOWN_HD std::uint64_t wide(int half) const {
-    return static_cast<std::uint64_t>(word[2 * half + 1]) << 32 | word[2 * half];
-  }
 };
 
 PYCOOLDOWN_HD Block philox(Block counter, std::uint32_t key0, std::uint32_t key1) {

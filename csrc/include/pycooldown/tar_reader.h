@@ -34,7 +34,6 @@ class TarReader {
   void add(std::string path, std::shared_ptr<const TarIndex> index);
 
   std::uint64_t size() const { return starts_.back(); }
-  std::size_t num_shards() const { return shards_.size(); }
   const TarIndex& index(std::uint32_t shard) const { return *shards_[shard].index; }
   const std::string& path(std::uint32_t shard) const { return shards_[shard].path; }
 
