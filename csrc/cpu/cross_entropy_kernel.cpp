@@ -271,7 +271,10 @@ void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* c
     // At the target p - 1 as expm1, which does not cancel.
     double g = std::expm1(-nll) + smoothing - shift;
     if (z != 0) g += z * std::exp(-nll);
-    if (capped) g *= 1 - (x_target / job.softcap) * (x_target / job.softcap);
+    if (capped) {  // in float64, as 1 - tanh^2 cancels
+      const double t = std::tanh(to_float(x[target]) / job.softcap);
+      g *= 1 - t * t;
+    }
     at_target.emplace_back(grad + target, from_float<T>(static_cast<float>(scale * g)));
     std::swap(scratch, other);
   }
