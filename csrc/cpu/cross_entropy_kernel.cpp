@@ -1,5 +1,6 @@
 // One sweep reads a row of logits, finds its log-sum-exp and keeps the exponentials, relative to a running reference,
-// in a scratch row that stays in cache. A second sweep scales them into the gradient, written past the caches.
+// in a scratch row that stays in cache. A second sweep scales them into the gradient, written past the caches, a few
+// elements after every few of the next row's first sweep: memory is read and written all the time, beside arithmetic.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -13,30 +14,49 @@ namespace pycooldown::PYCOOLDOWN_ISA {
 
 namespace {
 
-constexpr std::int64_t kBlock = 2048;  // elements that share a reference; a block of the scratch fits the L1 cache
+constexpr std::int64_t kBlock = 2048;  // elements that share a reference
 constexpr int kUnroll = 4;
 constexpr std::int64_t kStep = kUnroll * kWidth;
-constexpr float kLog2e = 1.44269504f;
+constexpr std::int64_t kAhead = 8192;  // bytes that are prefetched ahead of a sweep
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // The exponentials of a later block stay relative to the reference of an earlier one while its largest logit exceeds
 // that by at most this: the relative error of exp(x - reference) grows with the distance.
 constexpr float kMaxExcess = 2.0f;
 
-struct alignas(64) Line {
-  float value[16];
+// What is kept of a row until its gradient is written.
+struct Row {
+  float* exponential;
+  float* capped;
+  std::vector<float> reference;  // of each block
 };
 
-// Grows to the longest row seen, then is reused by the thread.
+// Two rows that take turns. It grows to the longest row seen, then is reused by the thread.
 struct Scratch {
-  std::vector<Line> exponential, capped;
-  std::vector<float> reference;
+  struct alignas(64) Line {
+    float value[16];
+  };
+  std::vector<Line> lines;
+  std::array<Row, 2> rows;
 
   void reserve(std::int64_t num_classes, bool with_capped) {
-    const auto lines = static_cast<std::size_t>(num_classes / 16 + 2);
-    if (exponential.size() < lines) exponential.resize(lines);
-    if (with_capped && capped.size() < lines) capped.resize(lines);
-    reference.resize(static_cast<std::size_t>((num_classes + kBlock - 1) / kBlock));
+    // The same place of the two rows lies half a page apart modulo pages: processors hold a load back after a store to
+    // an address with the same low 12 bits.
+    const auto page = 4096 / sizeof(Line), pages = static_cast<std::size_t>(num_classes) / 1024 + 1;
+    const auto pitch = pages * page + page / (with_capped ? 4 : 2);
+    const auto needed = pitch * (with_capped ? 4 : 2);
+    if (lines.size() < needed) lines.resize(needed);
+    float* next = lines.data()->value;
+    for (Row& row : rows) {
+      row.exponential = next;
+      next += pitch * 16;
+      row.capped = nullptr;
+      if (with_capped) {
+        row.capped = next;
+        next += pitch * 16;
+      }
+      row.reference.resize(static_cast<std::size_t>(num_classes / kBlock + 1));
+    }
   }
 };
 
@@ -57,25 +77,93 @@ float largest(const T* x, std::int64_t n) {
   return reduce_max(max(max(m[0], m[1]), max(m[2], m[3])));
 }
 
+// A row whose exponentials are known and whose gradient is still to be written: exponential[j] * factor + shift, times
+// 1 - (capped[j] / softcap)^2 if there is a cap.
+template <class T>
+struct Pending {
+  T* grad = nullptr;
+  const Row* row = nullptr;
+  std::int64_t num_classes = 0, head = 0;
+  double scale = 0, last_reference = 0, log_sum = 0;
+  float shift = 0, softcap = 0;
+  bool streamed = false;
+
+  std::int64_t written = 0, block_end = 0;
+  float reference = std::numeric_limits<float>::quiet_NaN(), factor = 0;  // of the block that ends at block_end
+
+  // Writes the next elements.
+  PYCOOLDOWN_INLINE void step() {
+    if (block_end - written < kStep) return finish_block();
+    Vec g[kUnroll];
+    for (int k = 0; k < kUnroll; ++k) g[k] = gradient(written + k * kWidth);
+    for (int k = 0; k < kUnroll; k += 2) {
+      T* to = grad + written + k * kWidth;
+      if (streamed) {
+        stream(to, g[k], g[k + 1]);
+      } else {
+        store(to, g[k]);
+        store(to + kWidth, g[k + 1]);
+      }
+    }
+    written += kStep;
+  }
+
+  void finish() {
+    while (written < num_classes) step();
+  }
+
+ private:
+  PYCOOLDOWN_INLINE Vec gradient(std::int64_t j) const {
+    const Vec g = fma(load(row->exponential + j), splat(factor), splat(shift));
+    if (softcap == 0) return g;
+    const Vec u = load(row->capped + j) * splat(1.0f / softcap);
+    return g * (splat(1.0f) - u * u);
+  }
+
+  // Up to the end of the block, or, in a row's first block, up to where lines begin; then opens the next block.
+  __attribute__((noinline)) void finish_block() {
+    write_up_to(block_end);
+    if (written == num_classes) return;
+    const auto block = (written - head) / kBlock;
+    if (const float r = row->reference[static_cast<std::size_t>(block)]; r != reference) {
+      reference = r;
+      factor = static_cast<float>(scale * std::exp((r - last_reference) - log_sum));
+    }
+    block_end = std::min(num_classes, head + (block + 1) * kBlock);
+    if (written == 0) write_up_to(std::min(num_classes, head));
+  }
+
+  void write_up_to(std::int64_t end) {
+    while (written < end) {
+      const std::int64_t count = std::min<std::int64_t>(end - written, kWidth);
+      store_first(grad + written, count, gradient(written));
+      written += count;
+    }
+  }
+};
+
 // out[j] = exp(x[j] - reference), and sums over the block
-template <bool kKeep, bool kSumLogits, class T>
-BlockSums exponentials(const T* x, std::int64_t n, float reference, float* out) {
-  const Vec r = splat(reference), log2e = splat(kLog2e);
+template <bool kKeep, bool kSumLogits, class S, class T>
+BlockSums exponentials(const S* x, std::int64_t n, float reference, float* out, Pending<T>& pending) {
+  const Vec r = splat(reference);
   Vec m[kUnroll], e[kUnroll] = {}, s[kUnroll] = {};
   std::fill(m, m + kUnroll, splat(-kInfinity));
   const auto one = [&](std::int64_t j, int k, Vec v) {
-    const Vec power = exp2((v - r) * log2e);
+    const Vec power = exp<sizeof(S) == 2>(v - r);
     if constexpr (kKeep) store(out + j, power);
     m[k] = max(m[k], v);
     e[k] += power;
   };
   std::int64_t j = 0;
   for (; j + kStep <= n; j += kStep) {
+    const char* ahead = reinterpret_cast<const char*>(x + j) + kAhead;
+    for (int k = 0; k * 64 < kStep * static_cast<int>(sizeof(S)); ++k) __builtin_prefetch(ahead + k * 64, 0, 3);
     for (int k = 0; k < kUnroll; ++k) {
       const Vec v = load(x + j + k * kWidth);
       one(j + k * kWidth, k, v);
       if constexpr (kSumLogits) s[k] += v;
     }
+    pending.step();
   }
   for (; j + kWidth <= n; j += kWidth) {
     const Vec v = load(x + j);
@@ -98,18 +186,20 @@ struct RowSums {
   double lse() const { return reference + log_sum; }
 };
 
-// Calls after_block(j) after reading the block that begins at element j.
-template <bool kKeep, bool kSumLogits, class T, class AfterBlock>
-RowSums sum_row(const T* x, std::int64_t num_classes, Scratch& scratch, const AfterBlock& after_block) {
-  float* out = scratch.exponential.data()->value;
+// The first block is longer by `head`, so that the others begin where lines of the gradient do.
+template <bool kKeep, bool kSumLogits, class S, class T>
+RowSums sum_row(const S* x, std::int64_t num_classes, std::int64_t head, Row& row, Pending<T>& pending) {
+  float* out = row.exponential;
   float reference = -kInfinity, row_largest = -kInfinity;
   double sum = 0, logits = 0;
-  for (std::int64_t j = 0; j < num_classes; j += kBlock) {
-    const std::int64_t n = std::min(kBlock, num_classes - j);
-    float candidate = reference == -kInfinity ? largest(x + j, n) : reference;
+  std::size_t index = 0;
+  for (std::int64_t j = 0, end = 0; j < num_classes; j = end, ++index) {
+    end = std::min(num_classes, head + static_cast<std::int64_t>(index + 1) * kBlock);
+    float candidate = reference == -kInfinity ? largest(x + j, end - j) : reference;
     // A block of -infinity alone has exponentials 0 relative to any number.
     const auto sweep = [&] {
-      return exponentials<kKeep, kSumLogits>(x + j, n, candidate == -kInfinity ? 0.0f : candidate, out + j);
+      const float finite = candidate == -kInfinity ? 0.0f : candidate;
+      return exponentials<kKeep, kSumLogits>(x + j, end - j, finite, out + j, pending);
     };
     BlockSums block = sweep();
     if (block.largest > candidate + kMaxExcess) {
@@ -120,58 +210,13 @@ RowSums sum_row(const T* x, std::int64_t num_classes, Scratch& scratch, const Af
       sum = reference == -kInfinity ? 0.0 : sum * std::exp(static_cast<double>(reference) - candidate);
       reference = candidate;
     }
-    scratch.reference[static_cast<std::size_t>(j / kBlock)] = candidate;
+    row.reference[index] = candidate;
     sum += block.exponentials;
     logits += block.logits;
     row_largest = std::max(row_largest, block.largest);
-    after_block(j);
   }
+  pending.finish();
   return {reference, reference == -kInfinity ? std::nan("") : std::log(sum), logits, row_largest};
-}
-
-template <class T>
-PYCOOLDOWN_INLINE void prefetch(const T* p, std::int64_t n) {
-  for (std::int64_t j = 0; j < n; j += 64 / static_cast<std::int64_t>(sizeof(T))) __builtin_prefetch(p + j, 0, 3);
-}
-
-// grad[j] = exponential[j] * factor + shift, times 1 - (capped[j] / softcap)^2 if there is a cap
-template <bool kStream, bool kCap, class T>
-void scale_block(T* grad, std::int64_t n, const float* exponential, float factor, float shift, const float* capped,
-                 float softcap, const T* next) {
-  const Vec f = splat(factor), s = splat(shift), c = splat(kCap ? 1.0f / softcap : 0.0f);
-  const auto value = [&](Vec power, std::int64_t j) {
-    Vec g = fma(power, f, s);
-    if constexpr (kCap) {
-      const Vec u = load(capped + j) * c;
-      g = g * (splat(1.0f) - u * u);
-    }
-    return g;
-  };
-  std::int64_t j = 0;
-  if constexpr (kStream) {  // up to a line boundary
-    const auto past = reinterpret_cast<std::uintptr_t>(grad) % 64;
-    const std::int64_t head = past ? std::min<std::int64_t>(n, (64 - past) / sizeof(T)) : 0;
-    while (j < head) {
-      const std::int64_t count = std::min<std::int64_t>(head - j, kWidth);
-      store_first(grad + j, count, value(load(exponential + j), j));
-      j += count;
-    }
-  }
-  for (; j + kStep <= n; j += kStep) {
-    prefetch(next + j, kStep);
-    Vec g[kUnroll];
-    for (int k = 0; k < kUnroll; ++k) g[k] = value(load(exponential + j + k * kWidth), j + k * kWidth);
-    for (int k = 0; k < kUnroll; k += 2) {
-      if constexpr (kStream) {
-        stream(grad + j + k * kWidth, g[k], g[k + 1]);
-      } else {
-        store(grad + j + k * kWidth, g[k]);
-        store(grad + j + (k + 1) * kWidth, g[k + 1]);
-      }
-    }
-  }
-  for (; j < n; j += kWidth)
-    store_first(grad + j, std::min<std::int64_t>(n - j, kWidth), value(load(exponential + j), j));
 }
 
 template <class T>
@@ -183,37 +228,12 @@ const float* cap(const T* x, std::int64_t n, float softcap, float* out) {
   return out;
 }
 
-// A row whose exponentials are known and whose gradient is still to be written.
-template <class T>
-struct Pending {
-  T* grad = nullptr;  // nullptr: none
-  const Scratch* scratch = nullptr;
-  std::int64_t num_classes = 0;
-  double scale = 0, last_reference = 0, log_sum = 0;
-  float shift = 0, softcap = 0;
-  bool streamed = false;
-  float reference = std::numeric_limits<float>::quiet_NaN(), factor = 0;  // of the block last written
-
-  // Writes the block that begins at element j, and prefetches as much from `next`.
-  void write_block(std::int64_t j, const T* next) {
-    const float block_reference = scratch->reference[static_cast<std::size_t>(j / kBlock)];
-    if (block_reference != reference) {
-      reference = block_reference;
-      factor = static_cast<float>(scale * std::exp((reference - last_reference) - log_sum));
-    }
-    const auto write = softcap != 0 ? (streamed ? scale_block<true, true, T> : scale_block<false, true, T>)
-                                    : (streamed ? scale_block<true, false, T> : scale_block<false, false, T>);
-    write(grad + j, std::min(kBlock, num_classes - j), scratch->exponential.data()->value + j, factor, shift,
-          softcap != 0 ? scratch->capped.data()->value + j : nullptr, softcap, next);
-  }
-};
-
 template <class T>
 void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* correct) {
-  thread_local std::array<Scratch, 2> scratches;
-  for (Scratch& scratch : scratches) scratch.reserve(job.num_classes, job.softcap != 0);
-  Scratch* scratch = &scratches[0];
-  Scratch* other = &scratches[1];
+  thread_local Scratch scratch;
+  scratch.reserve(job.num_classes, job.softcap != 0);
+  Row* kept = &scratch.rows[0];
+  Row* other = &scratch.rows[1];
   const double smoothing = job.label_smoothing, num_classes = static_cast<double>(job.num_classes);
   const auto softcap = static_cast<float>(job.softcap);
   std::vector<std::pair<T*, T>> at_target;  // written last, as streamed stores are not ordered with others
@@ -233,19 +253,16 @@ void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* c
       continue;
     }
 
-    const float* capped = softcap != 0 ? cap(x, job.num_classes, softcap, scratch->capped.data()->value) : nullptr;
+    const float* capped = softcap != 0 ? cap(x, job.num_classes, softcap, kept->capped) : nullptr;
     const double x_target = capped ? capped[target] : to_float(x[target]);
-    // The gradient of the row before is written between the blocks of this one: memory is read and written at once.
-    const auto after_block = [&](std::int64_t j) {
-      if (pending.grad) pending.write_block(j, x + std::min(j + kBlock, job.num_classes));
-    };
+    const auto past = reinterpret_cast<std::uintptr_t>(grad) % 64;
+    const auto head = static_cast<std::int64_t>(past ? (64 - past) / sizeof(T) : 0);
     const auto sum = [&](const auto* source) {
-      if (!differentiated) return sum_row<false, true>(source, job.num_classes, *scratch, after_block);
-      return smoothing != 0 ? sum_row<true, true>(source, job.num_classes, *scratch, after_block)
-                            : sum_row<true, false>(source, job.num_classes, *scratch, after_block);
+      if (!differentiated) return sum_row<false, true>(source, job.num_classes, head, *kept, pending);
+      return smoothing != 0 ? sum_row<true, true>(source, job.num_classes, head, *kept, pending)
+                            : sum_row<true, false>(source, job.num_classes, head, *kept, pending);
     };
     const RowSums sums = capped ? sum(capped) : sum(x);
-    pending.grad = nullptr;
     const double nll = sums.log_sum + (sums.reference - x_target);
     const double uniform = sums.log_sum + (sums.reference - sums.logits / num_classes);
     const double loss = smoothing != 0 ? (1 - smoothing) * nll + smoothing * uniform : nll;
@@ -260,8 +277,9 @@ void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* c
     const double z = 2 * job.z_loss * sums.lse();
     const double shift = smoothing / num_classes;
     pending = {.grad = grad,
-               .scratch = scratch,
+               .row = kept,
                .num_classes = job.num_classes,
+               .head = head,
                .scale = scale * (1 + z),
                .last_reference = sums.reference,
                .log_sum = sums.log_sum,
@@ -276,9 +294,9 @@ void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* c
       g *= 1 - t * t;
     }
     at_target.emplace_back(grad + target, from_float<T>(static_cast<float>(scale * g)));
-    std::swap(scratch, other);
+    std::swap(kept, other);
   }
-  for (std::int64_t j = 0; pending.grad && j < job.num_classes; j += kBlock) pending.write_block(j, pending.grad + j);
+  pending.finish();
   stream_fence();
   for (const auto& [place, value] : at_target) *place = value;
 }

@@ -2,6 +2,7 @@
 // need, loads and stores of 16-bit formats among them. Included by *_kernel.cpp only.
 #pragma once
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -27,7 +28,7 @@ typedef float Vec __attribute__((vector_size(kWidth * sizeof(float))));
 typedef std::int32_t IntVec __attribute__((vector_size(kWidth * sizeof(float))));
 typedef std::uint16_t HalfVec __attribute__((vector_size(kWidth * sizeof(std::uint16_t))));
 
-#define PYCOOLDOWN_INLINE static inline __attribute__((always_inline))
+#define PYCOOLDOWN_INLINE inline __attribute__((always_inline))
 
 PYCOOLDOWN_INLINE Vec splat(float x) { return x - Vec{}; }
 
@@ -53,30 +54,34 @@ PYCOOLDOWN_INLINE Vec max(Vec a, Vec b) {
 #endif
 }
 
-// 2^x with a relative error of 1e-7; 0 below -126, also for -infinity; NaN for NaN. For x <= 127.
-PYCOOLDOWN_INLINE Vec exp2(Vec x) {
+// e^x with a relative error of 1e-7, or of 2e-7 by the shorter polynomial, for x <= 88; 0 where it would be below
+// 2^-126, as for -infinity; NaN for NaN
+template <bool kShort = false>
+PYCOOLDOWN_INLINE Vec exp(Vec x) {
+  const Vec log2e = splat(1.44269504f);
 #if defined(PYCOOLDOWN_ISA_avx512)
-  const Vec whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const Vec scaled = x * log2e;
+  const Vec whole = _mm512_roundscale_ps(scaled, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const Vec f = scaled - whole;
 #else
-  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits, here with the bias of the exponent added.
-  const Vec magic = splat(0x1.8p23f + 127);
-  const Vec shifted = x + magic;
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits, here with the bias of the exponent added:
+  // from -127 on these bits are 0, and so is the scale that they make.
+  const Vec magic = splat(0x1.8p23f + 127), bounded = max(splat(-88.1f), x);
+  const Vec shifted = fma(bounded, log2e, magic);
   const Vec whole = shifted - magic;
+  const Vec f = fma(bounded, log2e, -whole);
 #endif
-  const Vec f = x - whole;
-  Vec p = splat(1.5345811e-4f);
-  p = fma(p, f, splat(1.33999312e-3f));
-  p = fma(p, f, splat(9.61848896e-3f));
-  p = fma(p, f, splat(5.55032878e-2f));
-  p = fma(p, f, splat(2.40226469e-1f));
-  p = fma(p, f, splat(6.93147206e-1f));
+  constexpr std::array<float, 5> kLong{1.33999312e-3f, 9.61848896e-3f, 5.55032878e-2f, 2.40226469e-1f, 6.93147206e-1f};
+  constexpr std::array<float, 5> kBrief{1.32764720e-3f, 9.67554133e-3f, 5.55071327e-2f, 2.40221197e-1f, 6.93146967e-1f};
+  constexpr auto coefficients = kShort ? kBrief : kLong;
+  Vec p = splat(coefficients[0]);
+  if constexpr (!kShort) p = fma(splat(1.5345811e-4f), f, p);
+  for (std::size_t k = 1; k < coefficients.size(); ++k) p = fma(p, f, splat(coefficients[k]));
   p = fma(p, f, splat(1.0f));
 #if defined(PYCOOLDOWN_ISA_avx512)
   return _mm512_scalef_ps(p, whole);
 #else
-  const IntVec scale = reinterpret_cast<IntVec>(shifted) << 23;
-  const IntVec kept = ~(x < splat(-126.0f));
-  return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(p * reinterpret_cast<Vec>(scale)) & kept);
+  return p * reinterpret_cast<Vec>(reinterpret_cast<IntVec>(shifted) << 23);
 #endif
 }
 
@@ -90,7 +95,7 @@ PYCOOLDOWN_INLINE Vec tanh(Vec x) {
   small = fma(small, z, splat(-3.33332783e-1f));
   small = fma(small * z, x, x);
   const Vec bounded = x > splat(20.0f) ? splat(20.0f) : x < splat(-20.0f) ? splat(-20.0f) : x;
-  const Vec large = splat(1.0f) - splat(2.0f) / (exp2(bounded * splat(2.8853901f)) + splat(1.0f));
+  const Vec large = splat(1.0f) - splat(2.0f) / (exp(bounded + bounded) + splat(1.0f));
   return z < splat(0.4f) ? small : large;
 }
 
@@ -142,10 +147,11 @@ PYCOOLDOWN_INLINE Vec load(const F16* p) {
 
 PYCOOLDOWN_INLINE Vec rounded(Vec v, const float*) { return v; }
 
+// Bits whose high half is the nearest number of the format; ties, one in 65,536, go away from zero. An infinity stays.
+PYCOOLDOWN_INLINE IntVec rounded_bits(Vec v) { return reinterpret_cast<IntVec>(v) + 0x8000; }
+
 PYCOOLDOWN_INLINE HalfVec rounded(Vec v, const Bf16*) {
-  const IntVec bits = reinterpret_cast<IntVec>(v);
-  const IntVec even = (bits >> 16) & 1;
-  const IntVec high = (bits + even + 0x7fff) >> 16;  // a NaN of the format keeps its high bits
+  const IntVec high = rounded_bits(v) >> 16;
 #if defined(PYCOOLDOWN_ISA_avx512)
   return reinterpret_cast<HalfVec>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(high)));
 #elif defined(PYCOOLDOWN_ISA_avx2)
@@ -175,30 +181,52 @@ PYCOOLDOWN_INLINE void store(T* p, Vec v) {
   std::memcpy(static_cast<void*>(p), &bits, sizeof bits);
 }
 
-// Store a and b one after the other past the caches; p must be aligned to 2 * kWidth elements.
-template <class T>
-PYCOOLDOWN_INLINE void stream(T* p, Vec a, Vec b) {
+#if defined(PYCOOLDOWN_ISA_avx512)
+typedef __m512i Pair;
+PYCOOLDOWN_INLINE void stream_line(void* p, Pair line) { _mm512_stream_si512(static_cast<__m512i*>(p), line); }
+#elif defined(PYCOOLDOWN_ISA_avx2)
+typedef __m256i Pair;
+PYCOOLDOWN_INLINE void stream_line(void* p, Pair line) { _mm256_stream_si256(static_cast<__m256i*>(p), line); }
+#endif
+
+#if defined(PYCOOLDOWN_ISA_avx512) || defined(PYCOOLDOWN_ISA_avx2)
+PYCOOLDOWN_INLINE Pair rounded(Vec a, Vec b, const Bf16*) {
+  const auto low = reinterpret_cast<Pair>(rounded_bits(a)), high = reinterpret_cast<Pair>(rounded_bits(b));
+#if defined(PYCOOLDOWN_ISA_avx512)
+  alignas(64) static constexpr std::uint16_t kOdd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                         23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                                         45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  return _mm512_permutex2var_epi16(low, _mm512_load_si512(kOdd), high);
+#else
+  const __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32(low, 16), _mm256_srli_epi32(high, 16));
+  return _mm256_permute4x64_epi64(packed, 0b11011000);
+#endif
+}
+
+PYCOOLDOWN_INLINE Pair rounded(Vec a, Vec b, const F16* p) {
   const auto low = rounded(a, p), high = rounded(b, p);
 #if defined(PYCOOLDOWN_ISA_avx512)
-  if constexpr (sizeof(T) == 4) {
-    _mm512_stream_ps(reinterpret_cast<float*>(p), low);
-    _mm512_stream_ps(reinterpret_cast<float*>(p) + kWidth, high);
-  } else {  // a full line at once
-    const __m512i both = _mm512_castsi256_si512(reinterpret_cast<__m256i>(low));
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), _mm512_inserti64x4(both, reinterpret_cast<__m256i>(high), 1));
-  }
-#elif defined(PYCOOLDOWN_ISA_avx2)
-  if constexpr (sizeof(T) == 4) {
-    _mm256_stream_ps(reinterpret_cast<float*>(p), low);
-    _mm256_stream_ps(reinterpret_cast<float*>(p) + kWidth, high);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(reinterpret_cast<__m256i>(low)), reinterpret_cast<__m256i>(high), 1);
+#else
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(reinterpret_cast<__m128i>(low)),
+                                 reinterpret_cast<__m128i>(high), 1);
+#endif
+}
+#endif
+
+// Stores a and b one after the other past the caches; p must be aligned to 2 * kWidth elements.
+template <class T>
+PYCOOLDOWN_INLINE void stream(T* p, Vec a, Vec b) {
+#if defined(PYCOOLDOWN_ISA_avx512) || defined(PYCOOLDOWN_ISA_avx2)
+  if constexpr (sizeof(T) == 2) {  // a full line at once
+    stream_line(p, rounded(a, b, p));
   } else {
-    const __m256i both = _mm256_castsi128_si256(reinterpret_cast<__m128i>(low));
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p),
-                        _mm256_inserti128_si256(both, reinterpret_cast<__m128i>(high), 1));
+    stream_line(p, reinterpret_cast<Pair>(a));
+    stream_line(p + kWidth, reinterpret_cast<Pair>(b));
   }
 #else
-  std::memcpy(static_cast<void*>(p), &low, sizeof low);
-  std::memcpy(static_cast<void*>(p + kWidth), &high, sizeof high);
+  store(p, a);
+  store(p + kWidth, b);
 #endif
 }
 
