@@ -16,12 +16,11 @@ transformers = pytest.importorskip("transformers")
 
 from pycooldown import Mixture  # noqa: E402
 from pycooldown.adaptive import ERMA, FGLS, DoReMi, GroupDRO, OnlineDataMixing, VarianceAware  # noqa: E402
-from pycooldown.training import MixtureTrainer  # noqa: E402
+from pycooldown.training import MixtureTrainer, fuse_loss  # noqa: E402
 from pycooldown.training.callbacks import ResetAtStep  # noqa: E402
 from pycooldown.training.checks import warn_of_lengths  # noqa: E402
 from pycooldown.training.methods import OrderMatters  # noqa: E402
 from pycooldown.training.probe import Probe  # noqa: E402
-from pycooldown.training.trainer import next_tokens  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -75,7 +74,7 @@ def tiny_model(seed=0):
 
 def make_probe(**options):
     datasets = {name: Sequences(i, 9, seed=1) for i, name in enumerate(SIZES)}
-    return Probe(datasets, tuple(SIZES), collate, next_tokens, **{"size": 4, **options})
+    return Probe(datasets, tuple(SIZES), collate, **{"size": 4, **options})
 
 
 def make_trainer(output, schedule, *, steps=8, accumulation=1, batch_size=12, reference=True, probe=True, **options):
@@ -193,6 +192,7 @@ class DomainBatch:
 
 def test_probe_measures_losses_and_gradients_of_single_examples():
     model, probe = tiny_model().train(), make_probe(parameters="layers|lm_head")
+    fuse_loss(model)
     measured = probe.measure(model, 5, [0, 2], gradients=True)
     assert model.training
     assert not measured[:, 1].any()
@@ -240,8 +240,13 @@ def test_a_mixture_of_samples_that_is_another_of_tokens_is_told():
             r"delay = 3, but 2 workers read 4 micro-batches ahead.* at least 5",
         ),
         (lambda path: make_probe(size=1), "size of probes is 1"),
-        (lambda path: make_probe(parameters="nothing").measure(tiny_model(), 0, [0], gradients=True), "matches no"),
-        (lambda path: Probe({"a": Sequences(0, 1, 0)}, ("a",), collate, next_tokens), "'a' has fewer than 2"),
+        (
+            lambda path: make_probe(parameters="nothing").measure(
+                fuse_loss(tiny_model()).model, 0, [0], gradients=True
+            ),
+            "matches no",
+        ),
+        (lambda path: Probe({"a": Sequences(0, 1, 0)}, ("a",), collate), "'a' has fewer than 2"),
     ],
 )
 def test_what_cannot_be_learned_from_is_refused(tmp_path, make, message):

@@ -14,6 +14,7 @@ from pycooldown._extras import require
 require("train", "torch", "transformers", "accelerate", "tensorboard", "yaml")
 
 if TYPE_CHECKING:
+    from pycooldown.training.fused_loss import FusedLoss, fuse_loss
     from pycooldown.training.planning import plan
     from pycooldown.training.recipe import Recipe, load_recipe
     from pycooldown.training.report import compare
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
     from pycooldown.training.trainer import MixtureTrainer
 
 _HOME = {
+    "FusedLoss": "fused_loss",
     "MixtureTrainer": "trainer",
     "Recipe": "recipe",
     "compare": "report",
+    "fuse_loss": "fused_loss",
     "load_recipe": "recipe",
     "plan": "planning",
     "train": "run",
 }
-__all__ = ["MixtureTrainer", "Recipe", "compare", "load_recipe", "plan", "train"]
+__all__ = ["FusedLoss", "MixtureTrainer", "Recipe", "compare", "fuse_loss", "load_recipe", "plan", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers import TrainerCallback
 
 from pycooldown.adaptive import Statistics
 from pycooldown.schedules import AdaptiveSchedule
+from pycooldown.training.fused_loss import fuse_loss
 from pycooldown.training.probe import Probe
 
 _ROWS = ("loss_sum", "token_count", "excess_loss_sum", "probe_loss", "probe_loss_variance", "probe_gradient_variance")
@@ -41,7 +41,10 @@ class Learner(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self.schedule = schedule
         self.accelerator = accelerator
-        self.reference = None if reference is None else reference.to(accelerator.device).eval().requires_grad_(False)
+        self.reference: Any = None
+        if reference is not None:
+            self.reference = reference.to(accelerator.device).eval().requires_grad_(False)
+            fuse_loss(self.reference)
         self.probe = probe
         self._sums = torch.zeros(3, num_domains, dtype=torch.float64, device=accelerator.device)
         # The methods ask at fixed intervals: a look at the first thousand steps tells all that they will ever need.
@@ -51,28 +54,17 @@ class Learner(TrainerCallback):  # type: ignore[misc]
         if any(name.startswith("probe") for name in needs) and probe is None:
             raise ValueError("the schedule learns from examples kept out of training: pass probe_dataset")
 
-    def add(self, stats: Any, logits: torch.Tensor, inputs: dict[str, torch.Tensor], targets: torch.Tensor) -> None:
-        """Counts a micro-batch in.
+    def add(self, stats: torch.Tensor) -> None:
+        """Counts a micro-batch in, by the sum of losses and the number of tokens of each domain, (2, K)."""
+        self._sums[:2] += stats
 
-        Args:
-            stats: of the loss: ``loss_sum`` and ``token_count`` (K,).
-            logits: (N, T, V).
-            inputs: what gave the logits.
-            targets: (N, T), -100 where there is none.
-        """
-        self._sums[:2] += torch.stack([stats.loss_sum, stats.token_count.double()])
-        if self.reference is None:
-            return
-        domain_ids = inputs["domain_ids"]
+    def add_excess(self, losses: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+        """Counts in by how much the losses of tokens (N, T), which the inputs gave, exceed the reference's."""
         with torch.no_grad():
-            names = ("labels", "domain_ids")
-            theirs = self.reference(**{name: value for name, value in inputs.items() if name not in names}).logits
-            losses = [
-                F.cross_entropy(x.detach().transpose(1, 2).float(), targets, ignore_index=-100, reduction="none")
-                for x in (logits, theirs)
-            ]
-            excess = (losses[0] - losses[1]).clamp(min=0).double().sum(dim=1)
-            self._sums[2].index_add_(0, domain_ids, excess)
+            same = {name: value for name, value in inputs.items() if name != "domain_ids"}
+            theirs = self.reference(**same, reduction="none", skip_logits=True).loss
+            excess = (losses - theirs).clamp(min=0).double().sum(dim=1)
+        self._sums[2].index_add_(0, inputs["domain_ids"], excess)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Updates the schedule with the step that ended."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -31,7 +30,6 @@ class Probe:
         datasets: examples of each domain, by name, at least two each.
         domains: the names in order.
         collate: makes ``labels`` (N, T) and the model's other inputs of samples.
-        targets: gives what the logits predict, (N, T) with -100 where nothing, from the labels.
         size: examples of each domain in a probe, at least 2.
         parameters: a regular expression; those whose name it matches somewhere are differentiated.
         seed: of the draws.
@@ -45,7 +43,6 @@ class Probe:
         datasets: Mapping[str, Samples],
         domains: Sequence[str],
         collate: Callable[[list[Any]], Inputs],
-        targets: Callable[[torch.Tensor], torch.Tensor],
         *,
         size: int = 8,
         parameters: str = "",
@@ -59,7 +56,6 @@ class Probe:
         self.datasets = [datasets[domain] for domain in domains]
         self.domains = tuple(domains)
         self.collate = collate
-        self.targets = targets
         self.size = size
         self.parameters = parameters
         self.seed = seed
@@ -68,7 +64,7 @@ class Probe:
         """Mean loss, variance of the loss and, if asked for, trace of the gradients' covariance, (3, K) float64.
 
         Args:
-            model: is left as it was.
+            model: with its loss fused (`pycooldown.training.fuse_loss`); is left as it was.
             step: decides the examples.
             positions: of the domains to be measured; 0 for the others.
             gradients: whether to form them, or leave 0.
@@ -82,9 +78,12 @@ class Probe:
         model.eval()
         for i in positions:
             inputs = {name: value.to(device) for name, value in self._draw(step, i).items()}
+            each = torch.arange(len(inputs["labels"]), device=device)  # a domain of its own for each example
+            options = {"domain_ids": each, "domain_weights": torch.ones(len(each)), "return_stats": True}
             with torch.no_grad():
-                loss = _example_losses(model(**_without_labels(inputs)).logits, self.targets(inputs["labels"]))
-            result[0, i], result[1, i] = loss.double().mean().cpu(), loss.double().var().cpu()
+                stats = model(**inputs, **options, skip_logits=True).domain_stats
+            loss = stats.loss_sum / stats.token_count.clamp(min=1)
+            result[0, i], result[1, i] = loss.mean().cpu(), loss.var().cpu()
             if gradients:
                 result[2, i] = self._gradient_variance(model, inputs)
         model.train(was_training)
@@ -104,19 +103,10 @@ class Probe:
 
         def loss(parameters: Mapping[str, torch.Tensor], example: Inputs) -> torch.Tensor:
             one = {name: value.unsqueeze(0) for name, value in example.items()}
-            logits = functional_call(model, dict(parameters), kwargs=_without_labels(one)).logits[0]
-            target = self.targets(one["labels"])[0]
-            return F.cross_entropy(logits.float(), target, ignore_index=-100, reduction="sum")
+            output = functional_call(model, dict(parameters), kwargs={**one, "reduction": "sum", "skip_logits": True})
+            total: torch.Tensor = output.loss
+            return total
 
         with sdpa_kernel(SDPBackend.MATH):  # the one form of attention that vmap does not run example by example
             examples = vmap(grad(loss), in_dims=(None, 0))(chosen, inputs)
         return float(sum(g.var(dim=0).sum(dtype=torch.float64).item() for g in examples.values()))
-
-
-def _example_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    losses = F.cross_entropy(logits.transpose(1, 2).float(), targets, ignore_index=-100, reduction="none")
-    return losses.sum(dim=1) / (targets != -100).sum(dim=1).clamp(min=1)
-
-
-def _without_labels(inputs: Inputs) -> Inputs:
-    return {name: value for name, value in inputs.items() if name != "labels"}

@@ -32,7 +32,7 @@ from pycooldown.training.methods import OrderMatters
 from pycooldown.training.planning import build_schedule, domain_sizes, training_sizes
 from pycooldown.training.probe import Probe
 from pycooldown.training.recipe import Recipe
-from pycooldown.training.trainer import MixtureTrainer, next_tokens
+from pycooldown.training.trainer import MixtureTrainer
 
 
 def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress: bool = True) -> Run:
@@ -230,7 +230,6 @@ def _hold_out(
         probes,
         tuple(sizes),
         collate,
-        next_tokens,
         size=method.probe_size,
         parameters=method.probe_parameters or "",
         seed=seed,

@@ -7,12 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 from transformers import ProgressCallback, Trainer, TrainerControl, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from pycooldown.losses import cross_entropy
 from pycooldown.mixture import Mixture
 from pycooldown.sampler import AllocationName, DomainBatchSampler
 from pycooldown.schedules import AdaptiveSchedule, Schedule
@@ -21,28 +19,30 @@ from pycooldown.training.batches import EvaluationBatches, MicroBatches, Samples
 from pycooldown.training.callbacks import MixtureProgress
 from pycooldown.training.checkpoints import complete_checkpoint, discard_incomplete, seal, unseal
 from pycooldown.training.checks import check_arguments, check_read_ahead
+from pycooldown.training.fused_loss import fuse_loss
 from pycooldown.training.learning import Learner
 from pycooldown.training.probe import Probe
 
 
 class MixtureTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer for causal language models whose batches and loss weights come from a mixture.
+    """A Trainer for causal and encoder-decoder models whose batches and loss weights come from a mixture.
 
     The global batch of optimizer step t, ``per_device_train_batch_size * gradient_accumulation_steps * world_size``
     sequences, is planned as one and then sliced into ranks and micro-batches. Its loss is
 
         sum over valid tokens of loss_weights[domain] * cross-entropy / number of valid tokens,
 
-    both over the whole global batch, so that ranks and accumulation do not change it. ``max_steps`` sets the length of
-    training; epochs are counted per domain. Logged per domain: ``loss/``, ``samples/`` and ``epochs/`` (of it, so far),
-    ``q/`` (sampling) and ``v/`` (loss weight), and ``tau``. Checkpoints hold the state of the data.
+    both over the whole global batch, so that ranks and accumulation do not change it. It is computed without logits
+    (`fuse_loss`). ``max_steps`` sets the length of training; epochs are counted per domain. Logged per domain:
+    ``loss/``, ``samples/`` and ``epochs/`` (of it, so far), ``q/`` (sampling) and ``v/`` (loss weight), and ``tau``.
+    Checkpoints hold the state of the data.
 
     Args:
-        model: gives logits (N, T, V) for the collated inputs.
+        model: as `fuse_loss` takes it; it stays so.
         args: with ``max_steps`` > 0; ``data_seed`` (or else ``seed``) decides the order of samples.
         schedule: the mixture at each step.
         train_dataset: map-style; the domains laid end to end, in the order of the schedule's domains.
-        data_collator: makes a dictionary with ``labels`` (N, T) of samples; -100 marks tokens without a loss.
+        data_collator: makes the model's inputs and ``labels`` (N, T) of samples; -100 marks tokens without a loss.
         eval_dataset: a map-style dataset for each domain to be evaluated, by name.
         allocation: see `pycooldown.DomainBatchSampler`.
         reference_model: whose losses DoReMi's excess is taken over.
@@ -86,6 +86,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
             self.add_callback(MixtureProgress)
         # The loss is already a share of the global batch's, so Trainer must not divide it by the micro-batches.
         self.loss_is_scaled_for_ga = True
+        self.fused = fuse_loss(self.model, label_smoothing=args.label_smoothing_factor)
         self.sampler = self._new_sampler()
         self.control: TrainerControl
         self._weights: tuple[Mixture, torch.Tensor] | None = None
@@ -140,7 +141,8 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         batches = list(itertools.islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
-        count = torch.stack([(next_tokens(batch["labels"]) != -100).sum() for batch in batches]).sum().to(device)
+        counts = [(self.fused.targets(batch["labels"]) != -100).sum() for batch in batches]
+        count = torch.stack(counts).sum().to(device)
         return batches, self.accelerator.reduce(count, "sum")
 
     def compute_loss(
@@ -154,13 +156,21 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         # Trainer takes the micro-batches of a step one after another and trains on them before it counts the step, so
         # the step they were planned for is the current one, however far the loader has read ahead.
         weights = self._loss_weights(self.state.global_step)
-        count = (next_tokens(inputs["labels"]) != -100).sum() if num_items_in_batch is None else num_items_in_batch
-        # Gradients are averaged over ranks. The kernel gives the gradient of what it is told to weigh, so weights that
-        # hold the divisor spare the pass over the logits' gradient that a division afterwards would cost.
-        loss, stats, outputs = self._loss(model, inputs, weights * self.accelerator.num_processes / count.clamp(min=1))
-        self._stats += torch.stack([stats.loss_sum, stats.token_count.double()])
+        count = num_items_in_batch
+        if count is None:
+            count = (self.fused.targets(inputs["labels"]) != -100).sum()
+        weights = weights * self.accelerator.num_processes / count.clamp(min=1)  # gradients are averaged over ranks
+        if self._learner is not None and self._learner.reference is not None:
+            outputs = self._outputs(model, inputs, torch.ones_like(weights), reduction="none")
+            self._learner.add_excess(outputs.loss.detach(), inputs)
+            loss = (outputs.loss.sum(dim=1) * weights[inputs["domain_ids"]]).sum()
+        else:
+            outputs = self._outputs(model, inputs, weights)
+            loss = outputs.loss
+        stats = torch.stack([outputs.domain_stats.loss_sum, outputs.domain_stats.token_count.double()])
+        self._stats += stats
         if self._learner is not None:
-            self._learner.add(stats, outputs.logits, inputs, next_tokens(inputs["labels"]))
+            self._learner.add(stats)
         return (loss, outputs) if return_outputs else loss
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
@@ -201,7 +211,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         self.model.eval()
         sums, ones = self._no_stats(), torch.ones(len(self.domains), device=self.args.device)
         for inputs in loader:
-            _, stats, _ = self._loss(self.model, self._prepare_inputs(inputs), ones)
+            stats = self._outputs(self.model, self._prepare_inputs(inputs), ones).domain_stats
             sums += torch.stack([stats.loss_sum, stats.token_count.double()])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         self.model.train(was_training)
@@ -222,20 +232,10 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
             learned = {} if self._learner is None else {"learned": self._learner.schedule.state_dict()}
             seal(folder, self.sampler.state_dict(self.state.global_step) | learned)
 
-    def _loss(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], weights: torch.Tensor) -> Any:
-        """Sum of weighted token losses, statistics by domain, and the model's outputs."""
-        inputs = dict(inputs)
-        labels, domain_ids = inputs.pop("labels"), inputs.pop("domain_ids")
-        outputs = model(**inputs)
-        loss, stats = cross_entropy(
-            outputs.logits.transpose(1, 2),
-            next_tokens(labels),
-            domain_ids=domain_ids,
-            domain_weights=weights,
-            reduction="sum",
-            return_stats=True,
-        )
-        return loss, stats, outputs
+    def _outputs(self, model: Any, inputs: dict[str, Any], weights: torch.Tensor, reduction: str = "sum") -> Any:
+        """The model's outputs with loss and domain_stats."""
+        options = {"domain_weights": weights, "reduction": reduction, "return_stats": True, "skip_logits": True}
+        return model(**inputs, **options)
 
     def _loss_weights(self, step: int) -> torch.Tensor:
         mixture = self.sampler.mixture(step)
@@ -297,8 +297,3 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
             world_size=self.args.world_size,
             allocation=self.allocation,
         )
-
-
-def next_tokens(labels: torch.Tensor) -> torch.Tensor:
-    """Labels (N, T) of the inputs as targets (N, T) of the logits: each position's next token, none for the last."""
-    return F.pad(labels[:, 1:], (0, 1), value=-100)

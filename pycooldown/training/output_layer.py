@@ -1,0 +1,191 @@
+"""The output layer of a Hugging Face model, and the check that its loss is the one that is computed in its place.
+
+The check gives the model a few tokens and has numbers of our choice stand for the outputs of its output layer. So it
+sees a factor, a cap or a further loss in a new model too, whose own logits are all near 0.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel
+
+
+class OutputLayer:
+    """The linear layer whose outputs x a model turns into logits: scale * x + bias, capped if the model has a cap."""
+
+    def __init__(self, model: PreTrainedModel, linear: torch.nn.Linear) -> None:
+        config = model.config.get_text_config(decoder=True)
+        self.linear = linear
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        multiplier = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
+        self.scale: float = multiplier / (getattr(config, "logits_scaling", None) or 1.0)
+        self._model = model
+
+    def bias(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """What is added to scale * weight @ hidden, (V,) or None."""
+        bias = self.linear.bias if self.linear.bias is None or self.scale == 1 else self.scale * self.linear.bias
+        final = getattr(self._model, "final_logits_bias", None)  # of BART and its kin
+        if final is None:
+            return bias
+        return final[0].to(dtype) if bias is None else bias + final[0].to(dtype)
+
+    def logits(self, outputs: torch.Tensor) -> torch.Tensor:
+        """What the model should make of the layer's outputs."""
+        logits = self.scale * outputs + getattr(self._model, "final_logits_bias", 0.0)
+        return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
+
+    def stand_in(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Zeros (1, 1, V) for the layer's outputs, so that what follows in the model costs nothing."""
+        return hidden.new_zeros(1, 1, self.linear.out_features)
+
+
+class Findings(NamedTuple):
+    """What the examination of a model has found.
+
+    Attributes:
+        layer: its output layer, or None if logits have to be formed.
+        obstacle: why they have to be.
+        shifts: whether labels are those of the inputs, each to be predicted one position before.
+    """
+
+    layer: OutputLayer | None
+    obstacle: str | None
+    shifts: bool
+
+
+@torch.no_grad()
+def examine(model: torch.nn.Module, forward: Callable[..., Any]) -> Findings:
+    """Finds out how a model computes its loss, from three forward passes of a few tokens.
+
+    Args:
+        model: is left as it is, and so are the random generators.
+        forward: its forward, taking inputs by name.
+
+    Raises:
+        ValueError: if the loss is not the mean cross-entropy of logits in which the labels have no part, or it cannot be
+            told as the model has no dummy inputs.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return Findings(None, "it is not a transformers.PreTrainedModel", shifts=True)
+    obstacle, layer, linear = None, None, model.get_output_embeddings()
+    if isinstance(linear, torch.nn.Linear) and type(linear).forward is torch.nn.Linear.forward:
+        layer = OutputLayer(model, linear)
+    else:
+        obstacle = f"its output embeddings are {type(linear).__name__}, not torch.nn.Linear"
+    inputs, labels = _few_tokens(model)
+    bare = without_labels(model, labels, inputs)
+
+    theirs, states = _observe(model, layer, _numbers, lambda: forward(**inputs, labels=labels))
+    mine, my_states = _observe(model, layer, _numbers, lambda: forward(**bare))
+    same = [(theirs.logits, mine.logits), *zip(states, my_states, strict=False)]
+    if len(states) != len(my_states) or not all(_close(*pair) for pair in same):
+        raise ValueError(
+            f"labels change the logits of {type(model).__name__}, so its loss cannot be computed from these"
+        )
+    logits = theirs.logits.float().transpose(1, 2)
+    losses = [F.cross_entropy(logits, targets) for targets in (labels, next_tokens(labels))]
+    fits = [_close(theirs.loss, loss, 1e-6) for loss in losses]
+    if not any(fits):
+        raise ValueError(
+            f"the loss of {type(model).__name__} is not the mean cross-entropy of its logits: that is {losses[0]:.6g}, "
+            f"or {losses[1]:.6g} for the next tokens, and its own {theirs.loss:.6g}. It must have no further part, such "
+            "as the balance of experts, which output_router_logits=False leaves out"
+        )
+    if layer is not None:
+        if len(states) != 1:
+            obstacle = f"it takes its output layer {len(states)} times"
+        elif not _close(theirs.logits, layer.logits(_numbers(layer, states[0]))):
+            obstacle = "it makes of the outputs of its output layer what is not known here"
+        else:
+            try:
+                _observe(model, layer, OutputLayer.stand_in, lambda: forward(**bare))
+            except RuntimeError as error:
+                obstacle = f"it needs logits of their full shape: {error}"
+    return Findings(None if obstacle else layer, obstacle, shifts=fits[1])
+
+
+def without_labels(model: Any, labels: torch.Tensor, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs that give the logits which the model would give with these labels (N, T)."""
+    config = getattr(model, "config", None)
+    if not getattr(config, "is_encoder_decoder", False) or {"decoder_input_ids", "decoder_inputs_embeds"} & set(inputs):
+        return inputs
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        shifted = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    else:
+        shifted = F.pad(labels[:, :-1], (1, 0), value=config.decoder_start_token_id)
+        shifted = shifted.masked_fill(shifted == -100, config.pad_token_id)
+    return {"use_cache": False, **inputs, "decoder_input_ids": shifted}
+
+
+def next_tokens(labels: torch.Tensor, last: int = -100) -> torch.Tensor:
+    """Labels (N, T) of the inputs as targets (N, T) of the logits: each position's next token, and `last` at the end."""
+    return F.pad(labels[:, 1:], (0, 1), value=last)
+
+
+@contextmanager
+def replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Has a module use another forward for a while."""
+    previous = module.__dict__.get("forward")
+    module.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if previous is None:
+            del module.forward
+        else:
+            module.forward = previous
+
+
+def _few_tokens(model: PreTrainedModel) -> tuple[dict[str, Any], torch.Tensor]:
+    """Inputs and labels; of a text, some labels are ignored and others at places that are not attended to."""
+    name = model.main_input_name
+    if name not in model.dummy_inputs:
+        raise ValueError(f"{type(model).__name__} cannot be examined, as its dummy_inputs have no {name}")
+    inputs = {name: model.dummy_inputs[name].to(model.device)}
+    config = model.config.get_text_config(decoder=True)
+    labels = torch.arange(15, device=model.device).reshape(3, 5)[: len(inputs[name])] % min(config.vocab_size, 8)
+    labels[0, 2] = -100
+    if name == "input_ids":
+        inputs[name] = inputs[name] % min(config.vocab_size, 8)
+        if "attention_mask" in inspect.signature(model.forward).parameters:
+            inputs["attention_mask"] = torch.ones_like(inputs[name])
+            inputs["attention_mask"][1, 3:] = 0
+    return inputs, labels
+
+
+def _numbers(layer: OutputLayer, hidden: torch.Tensor) -> torch.Tensor:
+    """Numbers of the size of logits, the same each time, in the shape of the layer's outputs."""
+    shape = (*hidden.shape[:-1], layer.linear.out_features)
+    return 8 * torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(hidden.device)
+
+
+def _observe(
+    model: PreTrainedModel,
+    layer: OutputLayer | None,
+    outputs: Callable[[OutputLayer, torch.Tensor], torch.Tensor],
+    call: Callable[[], Any],
+) -> tuple[Any, list[torch.Tensor]]:
+    """What a call gives if the layer gives these outputs, and what the layer was given."""
+    states: list[torch.Tensor] = []
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        assert layer is not None
+        states.append(hidden)
+        return outputs(layer, hidden)
+
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(0)  # for the same dropout each time
+        with nullcontext() if layer is None else replaced_forward(layer.linear, forward):
+            return call(), states
+
+
+def _close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> bool:
+    """Whether two tensors agree to the rounding of their dtypes."""
+    half = {a.dtype, b.dtype} & {torch.bfloat16, torch.float16}
+    return a.shape == b.shape and bool((a - b).abs().max() <= (2e-2 if half else tolerance) * b.abs().max())
