@@ -68,8 +68,8 @@ def examine(model: torch.nn.Module, forward: Callable[..., Any]) -> Findings:
         forward: its forward, taking inputs by name.
 
     Raises:
-        ValueError: if the loss is not the mean cross-entropy of logits in which the labels have no part, or it cannot be
-            told as the model has no dummy inputs.
+        ValueError: if the loss is not the mean cross-entropy of logits in which the labels have no part, or if this
+            cannot be told, as the model has no dummy inputs.
     """
     if not isinstance(model, PreTrainedModel):
         return Findings(None, "it is not a transformers.PreTrainedModel", shifts=True)
@@ -94,8 +94,8 @@ def examine(model: torch.nn.Module, forward: Callable[..., Any]) -> Findings:
     if not any(fits):
         raise ValueError(
             f"the loss of {type(model).__name__} is not the mean cross-entropy of its logits: that is {losses[0]:.6g}, "
-            f"or {losses[1]:.6g} for the next tokens, and its own {theirs.loss:.6g}. It must have no further part, such "
-            "as the balance of experts, which output_router_logits=False leaves out"
+            f"or {losses[1]:.6g} for the next tokens, and its own {theirs.loss:.6g}. It must have no further part, as "
+            "the balance of experts is, which output_router_logits=False leaves out"
         )
     if layer is not None:
         if len(states) != 1:
@@ -124,7 +124,7 @@ def without_labels(model: Any, labels: torch.Tensor, inputs: dict[str, Any]) -> 
 
 
 def next_tokens(labels: torch.Tensor, last: int = -100) -> torch.Tensor:
-    """Labels (N, T) of the inputs as targets (N, T) of the logits: each position's next token, and `last` at the end."""
+    """Labels (N, T) of the inputs as targets of the logits: each position's next token, and ``last`` at the end."""
     return F.pad(labels[:, 1:], (0, 1), value=last)
 
 
