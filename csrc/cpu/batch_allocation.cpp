@@ -52,6 +52,7 @@ void BatchPlanner::allocate_quota(std::span<const Stage> stages, std::uint64_t s
   const auto weights = stages.front().table->weights();
   const std::span credits(credits_);
   const std::span deadlines(deadlines_), claims(claims_);
+  std::array<std::size_t, kBuckets> counts{};  // of claims, by the batches until their deadlines
   std::size_t filled = 0, num_claims = 0;
   for (std::size_t i = 0; i < weights.size(); ++i) {
     credits[i] += static_cast<std::int64_t>(batch_size() * weights[i]);
@@ -60,13 +61,15 @@ void BatchPlanner::allocate_quota(std::span<const Stage> stages, std::uint64_t s
         domain_ids_[filled++] = static_cast<std::int32_t>(i);
       set_deadline(i, step + 1);
     }
-    claims[num_claims] = std::min(deadlines[i] - (step + 1), kMostBatches) * AliasTable::kMaxOutcomes + i;
+    const std::uint64_t batches = std::min(deadlines[i] - (step + 1), kMostBatches);
+    claims[num_claims] = batches * AliasTable::kMaxOutcomes + i;
+    counts[std::min<std::size_t>(batches, kBuckets - 1)] += credits[i] > 0;
     num_claims += credits[i] > 0;
   }
   // Credits sum to zero between batches, so there are at least as many claims as slots left.
   if (filled < batch_size()) {
     const std::size_t first = filled;
-    const std::uint64_t last = last_granted(claims.first(num_claims), batch_size() - filled);
+    const std::uint64_t last = last_granted(claims.first(num_claims), counts, batch_size() - filled);
     for (const std::uint64_t claim : claims.first(num_claims)) {
       domain_ids_[filled] = static_cast<std::int32_t>(claim % AliasTable::kMaxOutcomes);
       filled += claim <= last;
@@ -110,25 +113,19 @@ void BatchPlanner::set_deadline(std::size_t domain, std::uint64_t step) {
   }
 }
 
-// The last of the claims, in their order, that gets one of so many slots. Few batches tell most of them apart, so
-// counting finds it: claims that are as urgent come in the order of their domains, here as among themselves.
-std::uint64_t BatchPlanner::last_granted(std::span<const std::uint64_t> claims, std::size_t slots) {
-  const auto bucket_of = [](std::uint64_t claim) {
-    return std::min<std::size_t>(claim / AliasTable::kMaxOutcomes, kBuckets - 1);
-  };
-  std::array<std::size_t, kBuckets> counts{};
-  for (const std::uint64_t claim : claims) ++counts[bucket_of(claim)];
+// The last of the claims, in their order, that gets one of so many slots. Few batches tell most of them apart, so their
+// counts find it: claims that are as urgent come in the order of their domains, here as among themselves.
+std::uint64_t BatchPlanner::last_granted(std::span<const std::uint64_t> claims, std::span<const std::size_t> counts,
+                                         std::size_t slots) {
   std::size_t bucket = 0;
   for (; counts[bucket] < slots; ++bucket) slots -= counts[bucket];
-  if (bucket < kBuckets - 1) {
-    const auto last = std::ranges::find_if(claims, [&](auto claim) {
-      slots -= bucket_of(claim) == bucket;
-      return slots == 0;
-    });
-    return *last;
-  }
+  const auto is_in_bucket = [&](std::uint64_t claim) {
+    return std::min<std::size_t>(claim / AliasTable::kMaxOutcomes, kBuckets - 1) == bucket;
+  };
+  if (bucket < kBuckets - 1)
+    return *std::ranges::find_if(claims, [&](auto claim) { return (slots -= is_in_bucket(claim)) == 0; });
   ranked_.clear();  // a copy, as the order of domains must not depend on the library's partitioning
-  std::ranges::copy_if(claims, std::back_inserter(ranked_), [&](auto claim) { return bucket_of(claim) == bucket; });
+  std::ranges::copy_if(claims, std::back_inserter(ranked_), is_in_bucket);
   const auto last = ranked_.begin() + static_cast<std::ptrdiff_t>(slots - 1);
   std::ranges::nth_element(ranked_, last);
   return *last;

@@ -72,7 +72,8 @@ class BatchPlanner {
   void allocate_quota(std::span<const Stage> stages, std::uint64_t step);
   void follow(std::span<const Stage> stages, std::uint64_t step);
   void set_deadline(std::size_t domain, std::uint64_t step);
-  std::uint64_t last_granted(std::span<const std::uint64_t> claims, std::size_t slots);
+  std::uint64_t last_granted(std::span<const std::uint64_t> claims, std::span<const std::size_t> counts,
+                             std::size_t slots);
   void shuffle_slots(std::uint64_t step);
 
   std::size_t batch_size_;
