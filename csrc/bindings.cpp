@@ -1,238 +1,26 @@
-// With tar_bindings.cpp, what knows Python: it checks and converts arguments and registers the algorithms.
-#include <pybind11/native_enum.h>
+// The compiled module, and the Python side of the losses; with sampling_bindings.cpp and tar_bindings.cpp all that
+// knows Python.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <optional>
-#include <span>
 #include <stdexcept>
 #include <string>
-#include <tuple>
-#include <utility>
-#include <vector>
 
+#include "arrays.h"
 #include "dispatch.h"
-#include "pycooldown/alias_table.h"
-#include "pycooldown/batch_plan.h"
 #include "pycooldown/cross_entropy.h"
-#include "pycooldown/device_draw.h"
-#include "pycooldown/philox.h"
-#ifdef PYCOOLDOWN_CUDA
-#include "alias_draw.h"
-#endif
 
 namespace py = pybind11;
 using namespace py::literals;
 
 namespace pycooldown {
 
-void register_tar(py::module_& m);  // in tar_bindings.cpp
+void register_sampling(py::module_& m);  // in sampling_bindings.cpp
+void register_tar(py::module_& m);       // in tar_bindings.cpp
 
 namespace {
-
-// Inputs are converted to contiguous arrays of the wanted type; a lossy conversion is an error of NumPy's.
-template <class T>
-using Input = py::array_t<T, py::array::c_style | py::array::forcecast>;
-
-template <class T>
-std::span<const T> view(const Input<T>& array) {
-  return {array.data(), static_cast<std::size_t>(array.size())};
-}
-
-template <class T>
-std::span<T> view(py::array_t<T>& array) {
-  return {array.mutable_data(), static_cast<std::size_t>(array.size())};
-}
-
-template <class T>
-py::array_t<T> to_array(std::span<const T> values) {
-  return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
-}
-
-// (table, end) pairs: the mixture in force until step `end`.
-using Stages = std::vector<std::pair<const AliasTable*, std::uint64_t>>;
-
-std::vector<Stage> stages_of(const Stages& pairs) {
-  std::vector<Stage> stages;
-  for (const auto& [table, end] : pairs) stages.push_back({table, end});
-  return stages;
-}
-
-// ---- random numbers ------------------------------------------------------------------------------------------------
-
-void register_philox(py::module_& m) {
-  m.def(
-      "philox4x32",
-      [](std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key) {
-        const Block out = philox(Block{{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
-        return std::array<std::uint32_t, 4>{out.word[0], out.word[1], out.word[2], out.word[3]};
-      },
-      "counter"_a, "key"_a, "One block of Philox4x32-10.");
-  m.def(
-      "permutation",
-      [](std::int64_t size, std::uint64_t seed, std::uint32_t domain, std::uint64_t epoch) {
-        if (size < 1) throw std::invalid_argument("size = " + std::to_string(size) + "; expected at least 1");
-        py::array_t<std::int64_t> out(size);
-        auto values = view(out);
-        py::gil_scoped_release release;
-        const Permutation permutation(seed, Stream::permutation, epoch, domain, static_cast<std::uint64_t>(size));
-        for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<std::int64_t>(permutation(i));
-        return out;
-      },
-      "size"_a, py::kw_only(), "seed"_a, "domain"_a = 0, "epoch"_a = 0, "The order of a domain's samples in an epoch.");
-}
-
-// ---- sampling ------------------------------------------------------------------------------------------------------
-
-constexpr const char* kAliasTableDoc =
-    R"(Draws outcomes with given probabilities in constant time (Walker's alias method).
-
-Draw number ``i`` is a pure function of ``(seed, i)``, the same on every instruction set, thread count and device.
-
-Args:
-    probabilities: shape (K,), finite and non-negative; need not sum to 1. They are rounded to multiples of 2^-32, and a
-        positive one to no less than that.
-
-Raises:
-    ValueError: if a probability is negative, NaN or infinite, or all are zero.
-)";
-
-constexpr const char* kDrawDoc = R"(Draws ``n`` outcomes.
-
-Args:
-    n: number of draws.
-    seed: any integer in [0, 2^64).
-    offset: number of the first draw; ``draw(a + b)`` equals ``draw(a)`` followed by ``draw(b, offset=a)``.
-    num_threads: threads to use; ``None`` for one per processor.
-
-Returns:
-    int32 array of shape (n,) with values in [0, K).
-)";
-
-void register_sampling(py::module_& m) {
-  py::class_<AliasTable>(m, "AliasTable", kAliasTableDoc)
-      .def(py::init([](const Input<double>& probabilities) {
-             if (probabilities.ndim() != 1) {
-               throw std::invalid_argument("probabilities has " + std::to_string(probabilities.ndim()) +
-                                           " dimensions; expected a vector");
-             }
-             const auto values = view(probabilities);
-             py::gil_scoped_release release;
-             return AliasTable(values);
-           }),
-           "probabilities"_a)
-      .def(
-          "draw",
-          [](const AliasTable& table, std::int64_t n, std::uint64_t seed, std::uint64_t offset,
-             std::optional<int> num_threads) {
-            if (n < 0) throw std::invalid_argument("n = " + std::to_string(n) + "; expected a number of draws >= 0");
-            if (num_threads && *num_threads < 1) {
-              throw std::invalid_argument("num_threads = " + std::to_string(*num_threads) +
-                                          "; expected at least 1, or None for one per processor");
-            }
-            py::array_t<std::int32_t> out(n);
-            const auto values = view(out);
-            py::gil_scoped_release release;
-            draw(table.view(), seed, offset, values, num_threads.value_or(0));
-            return out;
-          },
-          "n"_a, py::kw_only(), "seed"_a, "offset"_a = 0, "num_threads"_a = py::none(), kDrawDoc)
-      .def_property_readonly(
-          "probabilities",
-          [](const AliasTable& table) {
-            py::array_t<double> out(static_cast<py::ssize_t>(table.weights().size()));
-            auto values = view(out);
-            for (std::size_t i = 0; i < values.size(); ++i)
-              values[i] = static_cast<double>(table.weights()[i]) * 0x1p-32;
-            return out;
-          },
-          "float64 array of shape (K,): the probabilities that the draws have exactly, multiples of 2^-32.")
-      .def("__len__", [](const AliasTable& table) { return table.weights().size(); })
-      .def("__repr__", [](const AliasTable& table) {
-        return "AliasTable(num_outcomes=" + std::to_string(table.weights().size()) + ")";
-      });
-
-  m.def(
-      "draw_as_device",
-      [](const AliasTable& table, std::int64_t n, std::uint64_t seed, std::uint64_t offset) {
-        if (n < 0) throw std::invalid_argument("n = " + std::to_string(n) + "; expected a number of draws >= 0");
-        py::array_t<std::int32_t> out(n);
-        const auto values = view(out);
-        for (std::uint64_t thread = 0; thread < num_draw_threads(offset, values.size()); ++thread)
-          draw_as_thread(table.view(), seed, offset, values.size(), thread, values.data());
-        return out;
-      },
-      "table"_a, "n"_a, py::kw_only(), "seed"_a, "offset"_a,
-      "What the threads of the device kernel write, on the host.");
-#ifdef PYCOOLDOWN_CUDA
-  py::class_<DeviceAliasTable>(m, "DeviceAliasTable", "An alias table on the current CUDA device.")
-      .def(py::init<const AliasTable&>(), "table"_a)
-      .def_property_readonly("device", &DeviceAliasTable::device)
-      .def(
-          "draw",
-          [](const DeviceAliasTable& table, std::uintptr_t out, std::uint64_t n, std::uint64_t seed,
-             std::uint64_t offset, std::uintptr_t stream) {
-            py::gil_scoped_release release;
-            table.draw(reinterpret_cast<std::int32_t*>(out), n, seed, offset, reinterpret_cast<void*>(stream));
-          },
-          "out"_a, "n"_a, py::kw_only(), "seed"_a, "offset"_a = 0, "stream"_a = 0,
-          "Writes n draws as int32 to the device address `out` (of a tensor: data_ptr()), queued on a stream.");
-#endif
-
-  py::native_enum<Allocation>(m, "Allocation", "enum.Enum")
-      .value("multinomial", Allocation::multinomial)
-      .value("systematic", Allocation::systematic)
-      .value("quota", Allocation::quota)
-      .finalize();
-
-  py::class_<BatchPlanner>(m, "BatchPlanner", "Plans batch after batch; knows how often each domain has been drawn.")
-      .def(py::init([](const Input<std::int64_t>& sizes, Allocation allocation, std::int64_t batch_size,
-                       std::uint64_t seed,
-                       bool shuffle) { return BatchPlanner(view(sizes), allocation, batch_size, seed, shuffle); }),
-           "sizes"_a, "allocation"_a, py::kw_only(), "batch_size"_a, "seed"_a, "shuffle"_a)
-      .def_property_readonly("counts", [](const BatchPlanner& p) { return to_array<std::int64_t>(p.counts()); })
-      .def_property_readonly("credits", [](const BatchPlanner& p) { return to_array<std::int64_t>(p.credits()); })
-      .def(
-          "set_extents",
-          [](BatchPlanner& planner, std::size_t domain,
-             const std::vector<std::pair<std::uint64_t, std::uint64_t>>& pairs) {
-            std::vector<Extent> extents;
-            for (const auto& [first_draw, size] : pairs) extents.push_back({first_draw, size});
-            planner.set_extents(domain, std::move(extents));
-          },
-          "domain"_a, "extents"_a, "(first_draw, size) pairs of a domain whose data grows: its size from an epoch on.")
-      .def(
-          "seek",
-          [](BatchPlanner& planner, const Input<std::int64_t>& counts, const Input<std::int64_t>& credits) {
-            planner.seek(view(counts), view(credits));
-          },
-          "counts"_a, "credits"_a)
-      .def(
-          "plan",
-          [](BatchPlanner& planner, const Stages& stages, std::uint64_t step, std::size_t begin, std::size_t end) {
-            py::array_t<std::int64_t> indices(static_cast<py::ssize_t>(end - begin)), epochs(indices.size());
-            const auto to_indices = view(indices), to_epochs = view(epochs);
-            {
-              py::gil_scoped_release release;
-              planner.plan(stages_of(stages), step, begin, to_indices, to_epochs);
-            }
-            return std::tuple(to_array(planner.domain_ids().subspan(begin, end - begin)), indices, epochs);
-          },
-          "stages"_a, "step"_a, "begin"_a, "end"_a,
-          "Plans a step and moves past it; returns (domain_ids, indices, epochs) of the slots in [begin, end).")
-      .def(
-          "skip",
-          [](BatchPlanner& planner, const Stages& stages, std::uint64_t first_step, std::uint64_t last_step) {
-            const auto known = stages_of(stages);
-            py::gil_scoped_release release;
-            for (std::uint64_t step = first_step; step < last_step; ++step) planner.plan(known, step, 0, {}, {});
-          },
-          "stages"_a, "first_step"_a, "last_step"_a, "Moves past the batches of steps [first_step, last_step).");
-}
-
-// ---- losses --------------------------------------------------------------------------------------------------------
 
 // Rows of contiguous elements, at any distance from each other.
 std::int64_t row_stride(const py::array& rows, const char* name) {
@@ -316,7 +104,6 @@ void register_losses(py::module_& m) {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled core of pycooldown; private, use the public modules.";
   m.def("isa", [] { return isa_name(active_isa()); }, "The instruction set in use: baseline, avx2 or avx512.");
-  register_philox(m);
   register_sampling(m);
   register_tar(m);
   register_losses(m);

@@ -9,7 +9,7 @@ from typing import Any
 
 from pycooldown.mixture import Mixture
 from pycooldown.plans import NEVER
-from pycooldown.schedules import Schedule
+from pycooldown.schedules import AdaptiveSchedule, Schedule
 
 
 @dataclass
@@ -20,6 +20,7 @@ class Change:
         first: the mixture of ``from_step``, with the schedule's domains and their sizes.
         added: sizes of the domains that join or grow.
         draws: for each domain that grows, the samples drawn from it before ``from_step``; empty until this is known.
+        delay: how many steps ahead of training a schedule that learns is known; 0 for one that is known for good.
     """
 
     from_step: int
@@ -27,6 +28,10 @@ class Change:
     first: Mixture
     added: dict[str, int] = field(default_factory=dict)
     draws: dict[str, int] = field(default_factory=dict)
+    delay: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.delay = self.schedule.delay if isinstance(self.schedule, AdaptiveSchedule) else 0
 
     @property
     def sizes(self) -> dict[str, int]:

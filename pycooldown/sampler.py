@@ -10,16 +10,11 @@ import numpy as np
 from pycooldown import _core
 from pycooldown.journal import Journal, difference
 from pycooldown.mixture import Mixture
-from pycooldown.plans import NEVER, BatchPlan, Exposure, Integers, Stage, check_batches_fit
-from pycooldown.schedules import AdaptiveSchedule, Schedule
+from pycooldown.planner import Planner
+from pycooldown.plans import BatchPlan, Exposure, Integers, check_batches_fit
+from pycooldown.schedules import Schedule
 
 AllocationName = Literal["multinomial", "systematic", "quota"]
-
-# How many past positions are remembered, so that a state a little behind the newest batch costs no replay from step 0.
-_MAX_SNAPSHOTS = 16
-# How many changes of the mixture quota allocation looks ahead to see deadlines.
-_MAX_STAGES = 32
-_Position = tuple[Integers, Integers]  # draws, and credits in 2^-32 samples
 
 
 class DomainBatchSampler:
@@ -85,23 +80,22 @@ class DomainBatchSampler:
 
         check_batches_fit(schedule, batch_size, 0, num_steps)
         self._next_step = 0  # where iteration starts
-        self._snapshots: dict[int, _Position] = {0: (np.zeros(0, np.int64), np.zeros(0, np.int64))}
-        self._take_over_journal()
+        self._planner = Planner(self._journal, batch_size=batch_size, seed=seed, allocation=allocation, shuffle=shuffle)
 
-    def _take_over_journal(self) -> None:
-        """Makes a planner for the newest domains and sizes; it stands at step 0, from where it seeks its way."""
-        newest = self._journal.newest
-        self.schedule, self.domains, self.sizes = newest.schedule, newest.first.domains, newest.first.sizes
-        allocation = _core.Allocation[self.allocation]
-        self._planner = _core.BatchPlanner(
-            self.sizes, allocation, batch_size=self.batch_size, seed=self.seed, shuffle=self.shuffle
-        )
-        self._set_extents()
-        self._step = 0  # where the planner stands
-        self._stages: list[Stage] = []
-        for step, position in self._snapshots.items():  # domains that have joined have not been drawn before
-            counts, credits = (np.pad(values, (0, len(self.sizes) - len(values))) for values in position)
-            self._snapshots[step] = counts, credits
+    @property
+    def schedule(self) -> Schedule:
+        """The newest schedule."""
+        return self._journal.newest.schedule
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains, in order."""
+        return self._journal.newest.first.domains
+
+    @property
+    def sizes(self) -> Integers:
+        """Samples of each domain, (K,), the newest where they have grown."""
+        return self._journal.newest.first.sizes
 
     def __len__(self) -> int:
         """Steps left of ``num_steps``."""
@@ -113,7 +107,7 @@ class DomainBatchSampler:
         """Yields this rank's sample indices, step after step, from the step of the last loaded state."""
         step = self._next_step
         while self.num_steps is None or step < self.num_steps:
-            plan = self._plan(step, *self._slice())
+            plan = self._planner.plan(step, *self._slice())
             step += 1
             self._next_step = step
             yield plan.indices.tolist()
@@ -146,9 +140,8 @@ class DomainBatchSampler:
         change = self._journal.next_change(schedule, from_step)
         check_batches_fit(schedule, self.batch_size, from_step, self.num_steps)
         self._journal.changes.append(change)
-        self._remember(self._step, (self._planner.counts, self._planner.credits))
-        self._snapshots = {step: known for step, known in self._snapshots.items() if step <= from_step}
-        self._take_over_journal()
+        self._planner.forget_after(from_step)
+        self._planner.follow_journal()
 
     def mixture(self, step: int) -> Mixture:
         """The mixture in force at a step."""
@@ -156,7 +149,7 @@ class DomainBatchSampler:
 
     def plan(self, step: int) -> BatchPlan:
         """The global batch of any step; far from the current one, the steps between are counted first."""
-        return self._plan(step, 0, self.batch_size)
+        return self._planner.plan(step, 0, self.batch_size)
 
     def exposure(self, step: int | None = None) -> Exposure:
         """What the steps before ``step`` draw: a count for past steps, an exact forecast for those to come.
@@ -166,7 +159,7 @@ class DomainBatchSampler:
         """
         if step is None:
             step = self._next_step if self.num_steps is None else self.num_steps
-        counts, _ = self._position_before(step)
+        counts, _ = self._planner.before(step)
         return Exposure(self.domains, counts, counts / self.sizes)
 
     def state_dict(self, step: int | None = None) -> dict[str, Any]:
@@ -177,8 +170,8 @@ class DomainBatchSampler:
                 prefetching ``DataLoader`` asks for ahead of their use.
         """
         step = self._next_step if step is None else step
-        counts, credits = self._position_before(step)
-        self._remember(step, (counts, credits))
+        counts, credits = self._planner.before(step)
+        self._planner.keep(step, (counts, credits))
         state = {"version": 1, "step": step, "draws": self._by_name(counts), **self._identity()}
         if self.allocation == "quota":  # what each domain has earned and not been given, in 2^-32 samples
             state["credits"] = self._by_name(credits)
@@ -212,9 +205,7 @@ class DomainBatchSampler:
             )
         for change, draws in zip(self._journal.changes[1:], draws_at_changes, strict=True):
             change.draws = draws
-        self._snapshots = {0: self._snapshots[0], step: (counts, credits)}
-        self._take_over_journal()
-        self._seek(step)
+        self._planner.go_on(step, (counts, credits))
         self._next_step = step
 
     def _identity(self) -> dict[str, Any]:
@@ -244,65 +235,3 @@ class DomainBatchSampler:
         if wrong := [value for value in values.values() if type(value) is not int or abs(value) >= 2**62]:
             raise ValueError(f"state is damaged: {name!r} holds {wrong[0]!r}; expected integers")
         return np.array([values[domain] for domain in self.domains], dtype=np.int64)
-
-    def _plan(self, step: int, begin: int, end: int) -> BatchPlan:
-        self._seek(step)
-        if isinstance(self.schedule, AdaptiveSchedule):  # the schedule forgets the mixtures that a replay would need
-            self._remember(step, (self._planner.counts, self._planner.credits))
-        stages = self._stages_from(step)
-        plan = BatchPlan(*self._planner.plan([stage.pair for stage in stages], step, begin, end), stages[0].mixture)
-        self._arrive(step + 1)
-        return plan
-
-    def _stages_from(self, step: int) -> list[Stage]:
-        """The stage of ``step`` and, for quota allocation, those that follow as far as they are decided for good."""
-        now = self._journal.at(step)
-        stages = [stage for stage in self._stages if stage.end > step and stage.schedule is now.schedule]
-        if not stages or stages[0].start > step:
-            stages = [Stage.at(now.schedule, step, now.first)]
-        # Changes by set_schedule() are not looked ahead to: they were not known when the steps before were planned.
-        look_ahead = self.allocation == "quota" and not isinstance(now.schedule, AdaptiveSchedule)
-        while look_ahead and len(stages) < _MAX_STAGES and stages[-1].end != NEVER:
-            stages.append(Stage.at(now.schedule, stages[-1].end, now.first))
-        self._stages = stages
-        return stages
-
-    def _position_before(self, step: int) -> _Position:
-        here = self._step
-        self._remember(here, (self._planner.counts, self._planner.credits))
-        self._seek(step)
-        position = self._planner.counts, self._planner.credits
-        self._seek(here)
-        return position
-
-    def _seek(self, step: int) -> None:
-        """Moves the planner to the start of ``step``, from the nearest position known before it."""
-        if step < 0:
-            raise ValueError(f"step = {step}; expected a step >= 0")
-        start = max(s for s in self._snapshots if s <= step)
-        if not start <= self._step <= step:
-            self._planner.seek(*self._snapshots[start])
-            self._arrive(start)
-        while self._step < step:
-            stages = self._stages_from(self._step)
-            last = min(step, stages[0].end, self._journal.end(self._step))
-            self._planner.skip([stage.pair for stage in stages], self._step, last)
-            self._arrive(last)
-
-    def _arrive(self, step: int) -> None:
-        """Notes where the planner stands; a domain that grows here does so from its next epoch on."""
-        self._step = step
-        if grown := self._journal.grown_at(step):
-            draws = self._by_name(self._planner.counts)
-            self._journal.at(step).draws = {domain: draws[domain] for domain in grown}
-            self._set_extents()
-
-    def _set_extents(self) -> None:
-        for domain, extents in self._journal.extents().items():
-            self._planner.set_extents(self.domains.index(domain), extents)
-
-    def _remember(self, step: int, position: _Position) -> None:
-        self._snapshots[step] = position
-        kept = _MAX_SNAPSHOTS + (self.schedule.delay if isinstance(self.schedule, AdaptiveSchedule) else 0)
-        for oldest in sorted(self._snapshots)[1:-kept]:
-            del self._snapshots[oldest]

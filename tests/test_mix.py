@@ -1,8 +1,11 @@
 """mix: the same draws as the sampler, split over readers without repeats, resumable."""
 
 import collections
-import io
+import functools
+import http.server
+import shutil
 import tarfile
+import threading
 
 import pytest
 import webdataset
@@ -15,17 +18,8 @@ COUNTS = {"en": [9, 9, 9, 9], "de": [30], "sw": [6, 6, 6]}
 
 
 @pytest.fixture
-def shards(tmp_path):
-    out = {}
-    for domain, counts in COUNTS.items():
-        out[domain] = []
-        for number, count in enumerate(counts):
-            out[domain].append(str(tmp_path / f"{domain}-{number}.tar"))
-            with tarfile.open(out[domain][-1], "w") as tar:
-                for i in range(count):
-                    info = tarfile.TarInfo(f"{domain}{number}-{i}.txt")
-                    tar.addfile(info, io.BytesIO())
-    return out
+def shards(write_shards):
+    return write_shards(COUNTS)
 
 
 @pytest.fixture
@@ -165,7 +159,7 @@ def test_composes_with_webdataset(shards, schedule):
     loader = webdataset.WebLoader(pipeline, batch_size=None, num_workers=2)
     batches = list(loader.unbatched().batched(16))
     assert [len(keys) for keys, _ in batches] == [16, 16, 16]
-    assert set(batches[0][1]) == {""}  # decoded
+    assert all(texts == keys for keys, texts in batches)  # decoded
 
 
 def test_streams_from_pipes_and_pipelines(shards, schedule, run_reader):
@@ -174,6 +168,32 @@ def test_streams_from_pipes_and_pipelines(shards, schedule, run_reader):
     assert run_reader(mix(pipes, schedule, batch_size=8, seed=3, num_steps=9, shuffle_shards=False)) == expected
     pipelines = {domain: webdataset.WebDataset(paths, shardshuffle=False) for domain, paths in shards.items()}
     assert run_reader(mix(pipelines, schedule, batch_size=8, seed=3, num_steps=9)) == expected
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Serves the shards over HTTP; gives the root's URL."""
+    handler = functools.partial(QuietHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset opens http URLs with curl")
+def test_streams_over_http(shards, schedule, run_reader, server):
+    urls = {domain: [f"{server}/{domain}-{n}.tar" for n in range(len(paths))] for domain, paths in shards.items()}
+    options = {"batch_size": 8, "seed": 3, "num_steps": 12}
+    assert run_reader(mix(urls, schedule, **options)) == run_reader(mix(shards, schedule, **options))
+    with pytest.raises(tarfile.ReadError, match=r"nothing\.tar"):
+        run_reader(mix({**urls, "de": [f"{server}/nothing.tar"]}, schedule, **options))
 
 
 def test_errors_say_what_to_do(shards, schedule, run_reader, tmp_path):

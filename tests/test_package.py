@@ -17,6 +17,7 @@ FLOORS = [
     ("experiments", "training"),
     ("plots", "variance", "data"),
     ("adaptive", "sampler", "losses"),
+    ("planner",),
     ("journal",),
     ("plans",),
     ("schedules", "theory"),
@@ -26,7 +27,15 @@ FLOORS = [
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 SHARED_FLOORS = {1}  # experiments run trainings, recipes name experiments' corpora
-CORE_USERS = {"__init__.py", "plans.py", "sampler.py", "data/index.py", "data/shards.py", "losses/_cpp.py"}
+CORE_USERS = {
+    "__init__.py",
+    "planner.py",
+    "plans.py",
+    "sampler.py",
+    "data/index.py",
+    "data/shards.py",
+    "losses/_cpp.py",
+}
 HEAVY = ("torch", "triton", "webdataset", "numba", "transformers", "accelerate", "matplotlib", "sentencepiece", "typer")
 
 

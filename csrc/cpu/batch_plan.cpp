@@ -1,9 +1,13 @@
 #include "pycooldown/batch_plan.h"
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 #include <stdexcept>
 #include <string>
+
+#include "dispatch.h"
+#include "permute_kernel.h"
 
 namespace pycooldown {
 
@@ -11,39 +15,23 @@ namespace {
 
 constexpr std::size_t kAhead = 12;
 constexpr std::uint64_t kNoEpoch = ~std::uint64_t{0};
-constexpr auto kUnits = static_cast<std::int64_t>(AliasTable::kUnits);
-
-// In how many batches after that of `step` a domain will have earned `need` more units, as far ahead as can be told.
-std::uint64_t batches_left(std::span<const Stage> stages, std::uint64_t step, std::uint64_t batch_size,
-                           std::size_t domain, std::uint64_t need) {
-  constexpr std::uint64_t kForever = (std::uint64_t{1} << 39) - 1;
-  std::uint64_t begin = step + 1;
-  for (const Stage& stage : stages) {
-    const bool last = &stage == &stages.back();
-    if (stage.end <= begin && !last) continue;
-    if (const std::uint64_t rate = batch_size * stage.table->weights()[domain]; rate > 0) {
-      const std::uint64_t batches = (need + rate - 1) / rate;
-      if (last || batches <= stage.end - begin) return std::min(begin - (step + 1) + batches, kForever);
-      need -= rate * (stage.end - begin);
-    }
-    begin = stage.end;
-  }
-  return kForever;
-}
 
 }  // namespace
 
 BatchPlanner::BatchPlanner(std::span<const std::int64_t> sizes, Allocation allocation, std::int64_t batch_size,
                            std::uint64_t seed, bool shuffle)
-    : sizes_(sizes.begin(), sizes.end()),
+    : batch_size_(static_cast<std::size_t>(batch_size)),
+      sizes_(sizes.begin(), sizes.end()),
       credits_(sizes.size(), 0),
+      deadlines_(sizes.size()),
+      claims_(sizes.size()),
       allocation_(allocation),
       seed_(seed),
       shuffle_(shuffle) {
   if (batch_size < 1 || batch_size >= std::int64_t{1} << 31) {
     throw std::invalid_argument("batch_size = " + std::to_string(batch_size) + "; expected 1 to 2^31 - 1");
   }
-  domain_ids_.resize(static_cast<std::size_t>(batch_size));
+  domain_ids_.resize(batch_size_ + 1);
   std::uint64_t first_index = 0;
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     if (sizes[i] <= 0) {
@@ -116,6 +104,7 @@ void BatchPlanner::seek(std::span<const std::int64_t> counts, std::span<const st
   }
   for (std::size_t i = 0; i < counts.size(); ++i) place(i, static_cast<std::uint64_t>(counts[i]));
   std::ranges::copy(credits, credits_.begin());
+  stages_.clear();
 }
 
 void BatchPlanner::plan(std::span<const Stage> stages, std::uint64_t step, std::size_t begin,
@@ -126,10 +115,21 @@ void BatchPlanner::plan(std::span<const Stage> stages, std::uint64_t step, std::
                                 std::to_string(table.weights().size()) + " domains; expected at most " +
                                 std::to_string(num_domains()));
   }
-  if (allocation_ == Allocation::multinomial) draw(table.view(), seed_, step * batch_size(), domain_ids_, 1);
+  if (allocation_ == Allocation::multinomial)
+    draw(table.view(), seed_, step * batch_size(), std::span(domain_ids_).first(batch_size_), 1);
   if (allocation_ == Allocation::systematic) allocate_systematic(table, step);
   if (allocation_ == Allocation::quota) allocate_quota(stages, step);
 
+  // Positions are permuted a group at a time, in place: those of the last `waiting` of the samples so far still are to.
+  const auto permute = PYCOOLDOWN_DISPATCH(permute);
+  std::array<const Permutation*, 64> permutations;
+  std::size_t waiting = 0;
+  const auto permute_waiting = [&](std::size_t end) {
+    if (shuffle_) permute(permutations.data(), indices.data() + end - waiting, waiting);
+    for (std::size_t i = end - waiting; i < end; ++i)
+      indices[i] += static_cast<std::int64_t>(domains_[static_cast<std::size_t>(domain_ids_[begin + i])].first_index);
+    waiting = 0;
+  };
   for (std::size_t slot = 0; slot < batch_size(); ++slot) {
     const auto lane = static_cast<std::uint32_t>(domain_ids_[slot]);
     Domain& d = domains_[lane];
@@ -138,88 +138,20 @@ void BatchPlanner::plan(std::span<const Stage> stages, std::uint64_t step, std::
       __builtin_prefetch(next);
       __builtin_prefetch(next + sizeof(Domain) - 1);
     }
-    if (slot - begin < indices.size()) {  // also false before begin, where the difference wraps
-      std::uint64_t position = d.position;
-      if (shuffle_) {
-        if (d.permuted_epoch != d.epoch) {
-          d.permutation = Permutation(seed_, Stream::permutation, d.epoch, lane, d.size);
-          d.permuted_epoch = d.epoch;
-        }
-        position = d.permutation(position);
+    if (const std::size_t i = slot - begin; i < indices.size()) {  // also false before begin, where it wraps
+      if (shuffle_ && d.permuted_epoch != d.epoch) {
+        permute_waiting(i);  // some may be of the epoch that has ended
+        d.permutation = Permutation(seed_, Stream::permutation, d.epoch, lane, d.size);
+        d.permuted_epoch = d.epoch;
       }
-      indices[slot - begin] = static_cast<std::int64_t>(d.first_index + position);
-      epochs[slot - begin] = static_cast<std::int64_t>(d.epoch);
+      indices[i] = static_cast<std::int64_t>(d.position);
+      epochs[i] = static_cast<std::int64_t>(d.epoch);
+      permutations[waiting] = &d.permutation;
+      if (++waiting == permutations.size()) permute_waiting(i + 1);
     }
     if (++d.position == d.size) place(lane, d.epoch_start + d.size);
   }
-}
-
-void BatchPlanner::allocate_systematic(const AliasTable& table, std::uint64_t step) {
-  const auto weights = table.weights();
-  const std::uint64_t num_domains = weights.size();
-  const Block random = random_block(seed_, Stream::systematic, step);
-
-  // The domains in an order that changes with the step: i -> (multiplier * i + start) mod K with a random multiplier
-  // coprime to K, which costs one addition per domain.
-  std::uint64_t multiplier = random.word[2] % num_domains;
-  while (std::gcd(multiplier, num_domains) != 1) multiplier = (multiplier + 1) % num_domains;
-  std::uint64_t domain = random.word[1] % num_domains;
-
-  // In units of 2^-32 samples: domain i owns [C_{i-1}, C_i) with C = cumsum(B q) + offset, and gets as many samples as
-  // this interval has whole numbers. B * weight cannot overflow: B < 2^31 and weights sum to 2^32.
-  std::uint64_t cumulative = random.word[0], filled = 0;
-  for (std::uint64_t i = 0; i < num_domains; ++i) {
-    cumulative += batch_size() * weights[domain];
-    for (; filled < cumulative >> 32; ++filled) domain_ids_[filled] = static_cast<std::int32_t>(domain);
-    domain += multiplier;
-    if (domain >= num_domains) domain -= num_domains;
-  }
-  shuffle_slots(step);
-}
-
-// Earliest deadline first. The j-th sample of a domain may be drawn once the domain has earned more than j - 1, and
-// must be by the end of the batch in which it has earned j. With all deadlines known, this order meets each of them,
-// since drawing fractions as they are earned would (Tijdeman, "The chairman assignment problem", 1980, has the bound of
-// one sample).
-void BatchPlanner::allocate_quota(std::span<const Stage> stages, std::uint64_t step) {
-  const auto weights = stages.front().table->weights();
-  claims_.clear();
-  std::size_t filled = 0;
-  for (std::size_t i = 0; i < weights.size(); ++i) {
-    credits_[i] += static_cast<std::int64_t>(batch_size() * weights[i]);
-    for (; credits_[i] >= kUnits && filled < batch_size(); credits_[i] -= kUnits) {  // due now
-      domain_ids_[filled++] = static_cast<std::int32_t>(i);
-    }
-    if (credits_[i] > 0) {
-      const auto need = static_cast<std::uint64_t>(std::max<std::int64_t>(kUnits - credits_[i], 0));
-      claims_.push_back(batches_left(stages, step, batch_size(), i, need) * AliasTable::kMaxOutcomes + i);
-    }
-  }
-  // Credits sum to zero between batches, so there are at least as many claims as slots left. The last claim that is
-  // granted is found in a copy, so that the order of domains does not depend on the library's partitioning.
-  if (const std::size_t left = batch_size() - filled; left > 0) {
-    ranked_.assign(claims_.begin(), claims_.end());
-    const auto last = ranked_.begin() + static_cast<std::ptrdiff_t>(left - 1);
-    std::nth_element(ranked_.begin(), last, ranked_.end());
-    for (const std::uint64_t claim : claims_) {
-      if (claim > *last) continue;
-      const std::uint64_t domain = claim & (AliasTable::kMaxOutcomes - 1);
-      credits_[domain] -= kUnits;
-      domain_ids_[filled++] = static_cast<std::int32_t>(domain);
-    }
-  }
-  shuffle_slots(step);
-}
-
-// Fisher and Yates's shuffle, so that a slice of the batch is a random part of it.
-void BatchPlanner::shuffle_slots(std::uint64_t step) {
-  const std::uint64_t first_block = step * (batch_size() / 4 + 1);
-  Block random = random_block(seed_, Stream::slots, first_block + batch_size() / 4);
-  for (std::size_t left = batch_size(); left > 1; --left) {
-    if (left % 4 == 3) random = random_block(seed_, Stream::slots, first_block + left / 4);
-    const std::size_t other = std::uint64_t{random.word[left % 4]} * left >> 32;
-    std::swap(domain_ids_[left - 1], domain_ids_[other]);
-  }
+  permute_waiting(indices.size());
 }
 
 }  // namespace pycooldown

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -19,8 +20,10 @@ enum class Allocation {
 
 // The mixture in force until step `end`.
 struct Stage {
-  const AliasTable* table;
+  std::shared_ptr<const AliasTable> table;
   std::uint64_t end;
+
+  bool operator==(const Stage&) const = default;
 };
 
 // From its draw number `first_draw` on, which begins an epoch, a domain has `size` samples.
@@ -41,7 +44,7 @@ class BatchPlanner {
   void set_extents(std::size_t domain, std::vector<Extent> extents);
 
   std::size_t num_domains() const { return domains_.size(); }
-  std::size_t batch_size() const { return domain_ids_.size(); }
+  std::size_t batch_size() const { return batch_size_; }
 
   // How often each domain has been drawn, and what quota allocation owes it, in units of 2^-32 samples.
   std::vector<std::int64_t> counts() const;
@@ -54,7 +57,7 @@ class BatchPlanner {
   // domain_ids() has all slots, and indices and epochs are written for the slots in [begin, begin + indices.size()).
   void plan(std::span<const Stage> stages, std::uint64_t step, std::size_t begin, std::span<std::int64_t> indices,
             std::span<std::int64_t> epochs);
-  std::span<const std::int32_t> domain_ids() const { return domain_ids_; }
+  std::span<const std::int32_t> domain_ids() const { return std::span(domain_ids_).first(batch_size_); }
 
  private:
   struct Domain {
@@ -67,14 +70,22 @@ class BatchPlanner {
   void place(std::size_t domain, std::uint64_t draws);
   void allocate_systematic(const AliasTable& table, std::uint64_t step);
   void allocate_quota(std::span<const Stage> stages, std::uint64_t step);
+  void follow(std::span<const Stage> stages, std::uint64_t step);
+  void set_deadline(std::size_t domain, std::uint64_t step);
+  std::uint64_t last_granted(std::span<const std::uint64_t> claims, std::span<const std::size_t> counts,
+                             std::size_t slots);
   void shuffle_slots(std::uint64_t step);
 
+  std::size_t batch_size_;
   std::vector<Domain> domains_;
   std::vector<std::int64_t> sizes_;
   std::vector<std::vector<Extent>> extents_;
   std::vector<std::int64_t> credits_;
-  std::vector<std::int32_t> domain_ids_;
-  std::vector<std::uint64_t> claims_, ranked_;  // to one more slot: batches until it must be granted, then the domain
+  std::vector<std::int32_t> domain_ids_;  // one slot more than the batch, so that writing needs no branch
+  // For quota allocation: the stages that the deadlines were computed from, the step before which each domain's next
+  // sample must be drawn, and claims to one more slot (the batches until the deadline, then the domain).
+  std::vector<Stage> stages_;
+  std::vector<std::uint64_t> deadlines_, claims_, ranked_;
   Allocation allocation_;
   std::uint64_t seed_;
   bool shuffle_;

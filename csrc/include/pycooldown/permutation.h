@@ -11,48 +11,50 @@
 
 namespace pycooldown {
 
-class Permutation {
- public:
+// One cache line, which vector code loads as it is.
+struct alignas(64) Permutation {
+  std::uint32_t keys[8];
+  std::uint64_t size, high_size, low_bits, low_mask;
+
   // n in [1, 2^62]. (stream, index, lane) name the permutation, as they do a random block.
   PYCOOLDOWN_HD Permutation(std::uint64_t seed, Stream stream, std::uint64_t index, std::uint32_t lane, std::uint64_t n)
-      : size_(n) {
-    int bits = 1;
+      : size(n) {
+    std::uint64_t bits = 1;
     while (bits < 62 && (n - 1) >> bits) ++bits;
-    low_bits_ = bits / 2;
-    low_mask_ = (std::uint64_t{1} << low_bits_) - 1;
-    high_size_ = (n + low_mask_) >> low_bits_;
+    low_bits = bits / 2;
+    low_mask = (std::uint64_t{1} << low_bits) - 1;
+    high_size = (n + low_mask) >> low_bits;
     // Eight keys from two blocks; the top bit of the index tells the second from the first.
     const Block first = random_block(seed, stream, index, lane);
     const Block second = random_block(seed, stream, index | std::uint64_t{1} << 63, lane);
     for (int i = 0; i < 4; ++i) {
-      keys_[i] = first.word[i];
-      keys_[i + 4] = second.word[i];
+      keys[i] = first.word[i];
+      keys[i + 4] = second.word[i];
     }
   }
 
   PYCOOLDOWN_HD std::uint64_t operator()(std::uint64_t i) const {
     do {
-      i = size_ >= 4096 ? network<6>(i) : size_ >= 64 ? network<8>(i) : network<24>(i);
-    } while (i >= size_);
+      i = size >= 4096 ? network<6>(i) : size >= 64 ? network<8>(i) : network<24>(i);  // small sets need more rounds
+    } while (i >= size);
     return i;
   }
 
  private:
-  // Small sets need more rounds to be uniform.
   template <int kRounds>
   PYCOOLDOWN_HD std::uint64_t network(std::uint64_t i) const {
-    std::uint64_t low = i & low_mask_, high = i >> low_bits_;
+    std::uint64_t low = i & low_mask, high = i >> low_bits;
     for (int round = 0; round < kRounds; round += 2) {
-      high += (mix(low + key(round)) * high_size_) >> 32;
-      const std::uint64_t wrapped = high - high_size_;  // huge if there is nothing to wrap
+      high += (mix(low + key(round)) * high_size) >> 32;
+      const std::uint64_t wrapped = high - high_size;  // huge if there is nothing to wrap
       high = wrapped < high ? wrapped : high;
-      low ^= mix(high + key(round + 1)) & low_mask_;
+      low ^= mix(high + key(round + 1)) & low_mask;
     }
-    return high << low_bits_ | low;
+    return high << low_bits | low;
   }
 
   PYCOOLDOWN_HD std::uint64_t key(int round) const {
-    return keys_[round & 7] + std::uint64_t{0x9E3779B9} * static_cast<std::uint64_t>(round >> 3);
+    return keys[round & 7] + std::uint64_t{0x9E3779B9} * static_cast<std::uint64_t>(round >> 3);
   }
 
   // 32 random bits. The high bits of a product depend on all bits of its factors, the low ones do not: hence the
@@ -62,10 +64,6 @@ class Permutation {
     x ^= x >> 32;
     return (x * 0xD6E8FEB86659FD93u) >> 32;
   }
-
-  std::uint64_t size_, low_mask_, high_size_;
-  int low_bits_;
-  std::uint32_t keys_[8];
 };
 
 }  // namespace pycooldown

@@ -1,0 +1,145 @@
+// How many slots of a batch each domain gets, and which.
+#include <algorithm>
+#include <array>
+#include <iterator>
+#include <numeric>
+
+#include "pycooldown/batch_plan.h"
+
+namespace pycooldown {
+
+namespace {
+
+constexpr auto kUnits = static_cast<std::int64_t>(AliasTable::kUnits);
+constexpr std::uint64_t kNever = ~std::uint64_t{0};
+constexpr std::uint64_t kMostBatches = (std::uint64_t{1} << 39) - 1;  // ahead, that a claim can tell apart
+constexpr std::size_t kBuckets = 256;
+
+}  // namespace
+
+void BatchPlanner::allocate_systematic(const AliasTable& table, std::uint64_t step) {
+  const auto weights = table.weights();
+  const std::uint64_t num_domains = weights.size();
+  const Block random = random_block(seed_, Stream::systematic, step);
+
+  // The domains in an order that changes with the step: i -> (multiplier * i + start) mod K with a random multiplier
+  // coprime to K, which costs one addition per domain.
+  std::uint64_t multiplier = random.word[2] % num_domains;
+  while (std::gcd(multiplier, num_domains) != 1) multiplier = (multiplier + 1) % num_domains;
+  std::uint64_t domain = random.word[1] % num_domains;
+
+  // In units of 2^-32 samples: domain i owns [C_{i-1}, C_i) with C = cumsum(B q) + offset, and gets as many samples as
+  // this interval has whole numbers. B * weight cannot overflow: B < 2^31 and weights sum to 2^32.
+  std::uint64_t cumulative = random.word[0], filled = 0;
+  for (std::uint64_t i = 0; i < num_domains; ++i) {
+    cumulative += batch_size() * weights[domain];
+    const std::uint64_t end = cumulative >> 32;
+    domain_ids_[filled] = static_cast<std::int32_t>(domain);  // whether it gets one: a branch would be a coin toss
+    while (++filled < end) domain_ids_[filled] = static_cast<std::int32_t>(domain);
+    filled = end;
+    domain += multiplier;
+    domain -= domain >= num_domains ? num_domains : 0;
+  }
+  shuffle_slots(step);
+}
+
+// Earliest deadline first. The j-th sample of a domain may be drawn once the domain has earned more than j - 1, and
+// must be by the end of the batch in which it has earned j. With all deadlines known, this order meets each of them,
+// since drawing fractions as they are earned would (Tijdeman, "The chairman assignment problem", 1980, has the bound of
+// one sample).
+void BatchPlanner::allocate_quota(std::span<const Stage> stages, std::uint64_t step) {
+  follow(stages, step);
+  const auto weights = stages.front().table->weights();
+  const std::span credits(credits_);
+  const std::span deadlines(deadlines_), claims(claims_);
+  std::array<std::size_t, kBuckets> counts{};  // of claims, by the batches until their deadlines
+  std::size_t filled = 0, num_claims = 0;
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    credits[i] += static_cast<std::int64_t>(batch_size() * weights[i]);
+    if (credits[i] >= kUnits) {  // due now
+      for (; credits[i] >= kUnits && filled < batch_size(); credits[i] -= kUnits)
+        domain_ids_[filled++] = static_cast<std::int32_t>(i);
+      set_deadline(i, step + 1);
+    }
+    const std::uint64_t batches = std::min(deadlines[i] - (step + 1), kMostBatches);
+    claims[num_claims] = batches * AliasTable::kMaxOutcomes + i;
+    counts[std::min<std::size_t>(batches, kBuckets - 1)] += credits[i] > 0;
+    num_claims += credits[i] > 0;
+  }
+  // Credits sum to zero between batches, so there are at least as many claims as slots left.
+  if (filled < batch_size()) {
+    const std::size_t first = filled;
+    const std::uint64_t last = last_granted(claims.first(num_claims), counts, batch_size() - filled);
+    for (const std::uint64_t claim : claims.first(num_claims)) {
+      domain_ids_[filled] = static_cast<std::int32_t>(claim % AliasTable::kMaxOutcomes);
+      filled += claim <= last;
+    }
+    for (std::size_t slot = first; slot < filled; ++slot) {
+      const auto domain = static_cast<std::size_t>(domain_ids_[slot]);
+      credits_[domain] -= kUnits;
+      set_deadline(domain, step + 1);
+    }
+  }
+  shuffle_slots(step);
+}
+
+// Makes the deadlines those of `stages`. They hold on while time passes and the stages that follow stay the same.
+void BatchPlanner::follow(std::span<const Stage> stages, std::uint64_t step) {
+  const std::size_t passed = stages_.size() - std::min(stages_.size(), stages.size());
+  const bool known = !stages_.empty() && std::ranges::equal(std::span(stages_).subspan(passed), stages);
+  if (known && passed == 0) return;
+  stages_.assign(stages.begin(), stages.end());
+  if (known) return;
+  for (std::size_t i = 0; i < stages.front().table->weights().size(); ++i) set_deadline(i, step);
+}
+
+// The deadline of a domain's next sample, from its credit before `step`: the end of the batch in which it will have
+// earned the sample, as far ahead as can be told.
+void BatchPlanner::set_deadline(std::size_t domain, std::uint64_t step) {
+  auto need = static_cast<std::uint64_t>(std::max<std::int64_t>(kUnits - credits_[domain], 0));
+  deadlines_[domain] = kNever;
+  for (const Stage& stage : stages_) {
+    const bool last = &stage == &stages_.back();
+    if (stage.end <= step && !last) continue;
+    if (const std::uint64_t rate = batch_size() * stage.table->weights()[domain]; rate > 0) {
+      const std::uint64_t batches = (need + rate - 1) / rate;
+      if (last || batches <= stage.end - step) {
+        deadlines_[domain] = step + batches;
+        return;
+      }
+      need -= rate * (stage.end - step);
+    }
+    step = stage.end;
+  }
+}
+
+// The last of the claims, in their order, that gets one of so many slots. Few batches tell most of them apart, so their
+// counts find it: claims that are as urgent come in the order of their domains, here as among themselves.
+std::uint64_t BatchPlanner::last_granted(std::span<const std::uint64_t> claims, std::span<const std::size_t> counts,
+                                         std::size_t slots) {
+  std::size_t bucket = 0;
+  for (; counts[bucket] < slots; ++bucket) slots -= counts[bucket];
+  const auto is_in_bucket = [&](std::uint64_t claim) {
+    return std::min<std::size_t>(claim / AliasTable::kMaxOutcomes, kBuckets - 1) == bucket;
+  };
+  if (bucket < kBuckets - 1)
+    return *std::ranges::find_if(claims, [&](auto claim) { return (slots -= is_in_bucket(claim)) == 0; });
+  ranked_.clear();  // a copy, as the order of domains must not depend on the library's partitioning
+  std::ranges::copy_if(claims, std::back_inserter(ranked_), is_in_bucket);
+  const auto last = ranked_.begin() + static_cast<std::ptrdiff_t>(slots - 1);
+  std::ranges::nth_element(ranked_, last);
+  return *last;
+}
+
+// Fisher and Yates's shuffle, so that a slice of the batch is a random part of it.
+void BatchPlanner::shuffle_slots(std::uint64_t step) {
+  const std::uint64_t first_block = step * (batch_size() / 4 + 1);
+  Block random = random_block(seed_, Stream::slots, first_block + batch_size() / 4);
+  for (std::size_t left = batch_size(); left > 1; --left) {
+    if (left % 4 == 3) random = random_block(seed_, Stream::slots, first_block + left / 4);
+    const std::size_t other = std::uint64_t{random.word[left % 4]} * left >> 32;
+    std::swap(domain_ids_[left - 1], domain_ids_[other]);
+  }
+}
+
+}  // namespace pycooldown
