@@ -183,6 +183,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         """Adds to the logs of training what was seen of each domain."""
         if "loss" in logs and self.state.global_step > 0:
             logs |= self._domain_logs()
+        self.state.epoch = self.state.global_step / self.args.max_steps  # Trainer's starts again on resuming
         super().log(logs, start_time)
 
     @torch.no_grad()
