@@ -101,6 +101,11 @@ class Probe:
         if not chosen:
             raise ValueError(f"parameters = {self.parameters!r} matches no parameter of the model")
 
+        inputs = dict(inputs)
+        if getattr(model.config, "is_encoder_decoder", False) and "attention_mask" in inputs:
+            # Hugging Face looks into a mask of the padding, which vmap forbids, but takes one of attention as it is.
+            inputs["attention_mask"] = inputs["attention_mask"].bool()[:, None, None]
+
         def loss(parameters: Mapping[str, torch.Tensor], example: Inputs) -> torch.Tensor:
             one = {name: value.unsqueeze(0) for name, value in example.items()}
             output = functional_call(model, dict(parameters), kwargs={**one, "reduction": "sum", "skip_logits": True})

@@ -112,6 +112,8 @@ class Training:
     workers: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing = {self.label_smoothing}; expected a share in [0, 1)")
         for name in ("log_every", "eval_every"):
             if self.save_every % getattr(self, name):
                 raise ValueError(
