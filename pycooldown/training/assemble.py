@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Subset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
@@ -49,6 +50,7 @@ def arguments(recipe: Recipe, output: Path, progress: bool) -> TrainingArguments
     training = recipe.training
     args = TrainingArguments(
         output_dir=str(output),
+        use_cpu=not torch.accelerator.is_available(),  # without it, processes on CPUs would not know of each other
         max_steps=training.steps,
         gradient_accumulation_steps=training.accumulation,
         per_device_eval_batch_size=128,

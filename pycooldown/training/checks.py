@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,11 @@ def check_arguments(
     """Raises ValueError for arguments of Trainer, or datasets, that a mixture cannot work with."""
     if args.max_steps <= 0:
         raise ValueError(f"max_steps = {args.max_steps}; expected a number of steps: a mixture has no single epoch")
+    if (started := int(os.environ.get("WORLD_SIZE", "1"))) != args.world_size:
+        raise ValueError(
+            f"{started} processes are started but Trainer knows of {args.world_size}, so that each would train alone; "
+            "on CPUs, pass use_cpu=True to TrainingArguments"
+        )
     if args.n_gpu > 1:
         raise ValueError(f"{args.n_gpu} GPUs in one process: start one for each, with torchrun --nproc-per-node")
     if args.auto_find_batch_size:

@@ -136,7 +136,9 @@ def _is_finished(output: Path, resolved: dict[str, Any], resume: bool) -> bool:
     for section in sorted({*stored, *resolved}):
         theirs, mine = stored.get(section), resolved.get(section)
         if isinstance(theirs, dict) and isinstance(mine, dict):
-            ignored = {("training", "workers"), ("data", "path")}  # neither has a part in the outcome
+            # None has a part in the outcome; accumulation may change with the number of processes, of which its share
+            # of the batch is the inverse.
+            ignored = {("training", "workers"), ("training", "accumulation"), ("data", "path")}
             for key in sorted({*theirs, *mine}):
                 if _jsonable(theirs.get(key)) != _jsonable(mine.get(key)) and (section, key) not in ignored:
                     raise ValueError(
