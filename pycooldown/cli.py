@@ -91,6 +91,8 @@ def plan(recipe: Recipe, overrides: Overrides = None) -> None:
             table.add_row(mixture.domains[i], f"{mixture.sizes[i]:,}", f"{q:.4f}", f"{v:.3g}", *seen)
         console.print(table)
     console.print("F = sum of q v^2, the variance inflation: the effective batch size is the batch size / F.")
+    if stage.learned:
+        console.print("The method learns its mixture while it trains: this holds if the mixture stays as it starts.")
 
 
 @app.command()

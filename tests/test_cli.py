@@ -184,6 +184,14 @@ def test_plan_shows_each_stage(recipe):
     assert all(domain in result.output for domain in SIZES)
 
 
+def test_plan_says_that_a_mixture_is_learned(recipe):
+    recipe.write_text(re.sub("mixture: .*", "mixture: {method: odm}", recipe.read_text()))
+    result = CliRunner().invoke(cli.app, ["plan", str(recipe)], env={"COLUMNS": "160"})
+    assert result.exit_code == 0, result.output
+    assert "steps 0 to 59: " in result.output
+    assert "learns its mixture while it trains: this holds if the mixture stays as it starts" in result.output
+
+
 def test_overrides_replace_the_recipes_values(recipe):
     result = CliRunner().invoke(cli.app, ["plan", str(recipe), "training.steps=20", "mixture.final_tau=2"])
     assert result.exit_code == 0, result.output
