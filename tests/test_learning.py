@@ -220,6 +220,17 @@ def test_probe_measures_losses_and_gradients_of_single_examples():
         assert float(measured[2, i]) == pytest.approx(float(torch.stack(gradients).var(0).sum()), rel=1e-4)
 
 
+def test_projected_gradients_have_the_variance_of_whole_ones():
+    model = tiny_model()
+    with fuse_loss(model):
+        whole, projected = (
+            make_probe(directions=n).measure(model, 5, [0, 2], gradients=True)[2, [0, 2]] for n in (0, 400)
+        )
+        again = make_probe(directions=400).measure(model, 5, [2], gradients=True)[2, 2]
+    assert torch.allclose(projected, whole, rtol=5 * (2 / 400) ** 0.5)
+    assert again == projected[1]
+
+
 @pytest.mark.parametrize("reset", [True, False])
 def test_order_matters_starts_optimizer_and_learning_rate_again(tmp_path, reset):
     method = OrderMatters(switch_at=0.5, reset_optimizer=reset, reset_lr=reset)

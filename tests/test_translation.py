@@ -17,10 +17,10 @@ from pycooldown.data.pack import pack  # noqa: E402
 from pycooldown.training import load_recipe, train  # noqa: E402
 from pycooldown.training.assemble import arguments, assemble  # noqa: E402
 from pycooldown.training.batches import PackedPairs  # noqa: E402
+from pycooldown.training.fused_loss import fuse_loss  # noqa: E402
 from pycooldown.training.learning_rate import exponential  # noqa: E402
 from pycooldown.training.models import build_model  # noqa: E402
 from pycooldown.training.probe import Probe  # noqa: E402
-from pycooldown.training.trainer import same_tokens  # noqa: E402
 from pycooldown.training.translation import Translation, score  # noqa: E402
 
 torch.set_num_threads(1)
@@ -160,8 +160,9 @@ def test_probes_see_through_padding(tmp_path, recipe):
     tokenizer = load_manifest(Path(chosen.data.path)).tokenizer
     model, collate = build_model(chosen, tokenizer), PackedPairs(40, tokenizer.pad_id)
     samples = [_sample([1, 4, 9, 30, 7, 2][:n], [1, 7, 8, 20, 2][:n]) for n in (3, 4, 6)]
-    probe = Probe({"a": samples}, ("a",), collate, same_tokens, size=3)
-    measured = probe.measure(model, 0, [0], gradients=True)
+    probe = Probe({"a": samples}, ("a",), collate, size=3)
+    with fuse_loss(model):
+        measured = probe.measure(model, 0, [0], gradients=True)
     losses, gradients = [], []
     for sample in samples:
         model.zero_grad()

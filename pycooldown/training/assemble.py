@@ -150,6 +150,7 @@ def _hold_out(
         collate,
         size=method.probe_size,
         parameters=method.probe_parameters or "",
+        directions=method.probe_directions or 0,
         seed=recipe.training.seed,
     )
     return Subset(dataset, train), probe

@@ -96,6 +96,17 @@ class MicroBatches:
                 yield batch[begin:end]
 
 
+def seed_micro_batch(seed: int, step: int, place: int) -> None:
+    """Starts torch's generators anew, so that dropout depends on the place of a micro-batch and on no other's.
+
+    Args:
+        seed: of the run.
+        step: optimizer step.
+        place: number of the micro-batch within the global batch, counted through the ranks.
+    """
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, place]).generate_state(1)[0]))
+
+
 class PackedText:
     """Collates samples that `pycooldown pack` wrote into a batch for language modelling on their target side.
 
