@@ -91,6 +91,8 @@ def plan(recipe: Recipe, overrides: Overrides = None) -> None:
             table.add_row(mixture.domains[i], f"{mixture.sizes[i]:,}", f"{q:.4f}", f"{v:.3g}", *seen)
         console.print(table)
     console.print("F = sum of q v^2, the variance inflation: the effective batch size is the batch size / F.")
+    if stage.learned:
+        console.print("The method learns its mixture while it trains: this holds if the mixture stays as it starts.")
 
 
 @app.command()
@@ -143,12 +145,13 @@ def compare(
         raise ValueError(f"recipes share a name: {', '.join(path.stem for path in recipes)}; rename a file")
     numbers = [int(seed) for seed in _names(seeds) or ()]
     study = run_study(loaded, numbers, output, lambda recipe, folder: train(recipe, folder, resume=True))
-    table = Table("domain", _right("size"), title="validation loss, mean ± sd (epochs of the domain)")
-    for name in study.recipes:
-        table.add_column(name, justify="right")
-    for name, size, cells in study.rows:
-        table.add_row(name, f"{size:,}", *map(str, cells))
-    console.print(table)
+    for measure, rows in study.tables.items():
+        table = Table("domain", _right("size"), title=study.title(measure))
+        for name in study.recipes:
+            table.add_column(name, justify="right")
+        for name, size, cells in rows:
+            table.add_row(name, f"{size:,}", *map(str, cells))
+        console.print(table)
 
 
 @app.command()
@@ -226,15 +229,18 @@ def main() -> None:
 
 def _comparison_table(comparison: Comparison) -> Table:
     table = Table("domain", _right("size"), title="validation loss (nats a token) and epochs of the domain")
+    translated = comparison.groups[-1].cells[0].bleu is not None
     for run in comparison.runs:
         table.add_column(f"{run.name}\nloss", justify="right")
-        table.add_column("\nepochs", justify="right")
+        for name in ("epochs", *(("BLEU", "chrF") if translated else ())):
+            table.add_column(f"\n{name}", justify="right")
     for rows in (comparison.rows, comparison.groups):
         for row in rows:
             cells: list[str] = []
             for i, cell in enumerate(row.cells):
                 cells.append(f"[bold]{cell.loss:.3f}[/]" if i == row.best else f"{cell.loss:.3f}")
                 cells.append(f"[dim]{cell.epochs:.2f}[/]")
+                cells += [f"{score:.1f}" for score in (cell.bleu, cell.chrf) if score is not None]
             table.add_row(row.name, f"{row.size:,}", *cells)
         table.add_section()
     return table

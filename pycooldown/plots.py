@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -101,26 +101,33 @@ def sampling_over_time(curves: Mapping[str, Mapping[str, Curve]]) -> Figure:
     return figure
 
 
-def losses_with_spread(runs: Sequence[str], losses: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
-    """One panel for each group of domains: a dot for each run, with a bar of one standard deviation to each side.
+def recipes_with_spread(
+    recipes: Sequence[str],
+    values: Mapping[str, Sequence[tuple[float, float]]],
+    label: str,
+    best: Callable[[Sequence[float]], float] = min,
+) -> Figure:
+    """One panel for each group of domains: a dot for each recipe, with a bar of one standard deviation to each side.
 
     Args:
-        runs: their names, from the top down.
-        losses: (mean, standard deviation) of each run, by group.
+        recipes: their names, from the top down.
+        values: (mean, standard deviation) of each recipe, by group.
+        label: what is measured.
+        best: min or max, which is marked.
     """
-    figure = _figure(2.6 * len(losses) + 1.4, 0.32 * len(runs) + 1.2)
-    panels = figure.subplots(1, len(losses), squeeze=False, sharey=True).ravel()
-    heights = np.arange(len(runs))
-    for panel, (group, values) in zip(panels, losses.items(), strict=True):
-        mean, deviation = np.array(values, dtype=np.float64).T
+    figure = _figure(2.6 * len(values) + 1.4, 0.32 * len(recipes) + 1.2)
+    panels = figure.subplots(1, len(values), squeeze=False, sharey=True).ravel()
+    heights = np.arange(len(recipes))
+    for panel, (group, pairs) in zip(panels, values.items(), strict=True):
+        mean, deviation = np.array(pairs, dtype=np.float64).T
         panel.errorbar(mean, heights, xerr=deviation, fmt="o", color=_COLOURS[0], markersize=4, capsize=2)
-        best = int(mean.argmin())
-        panel.plot(mean[best], best, "o", color=_COLOURS[1], markersize=6)
+        marked = mean.tolist().index(best(mean.tolist()))
+        panel.plot(mean[marked], marked, "o", color=_COLOURS[1], markersize=6)
         panel.set_title(group, fontsize=10, fontweight="bold", loc="left")
         panel.grid(alpha=0.25, linewidth=0.6)
-    panels[0].set_yticks(heights, labels=list(runs))
+    panels[0].set_yticks(heights, labels=list(recipes))
     panels[0].invert_yaxis()
-    figure.supxlabel("validation loss (nats a token); the lowest mean in red", fontsize=10)
+    figure.supxlabel(f"{label}; the best mean in red", fontsize=10)
     return figure
 
 

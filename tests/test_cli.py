@@ -11,13 +11,17 @@ import time
 
 import pytest
 
+torch = pytest.importorskip("torch")
 pytest.importorskip("typer")
 pytest.importorskip("transformers")
 pytest.importorskip("sentencepiece")
 
-from typer.testing import CliRunner
+import psutil  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
 
-from pycooldown import cli
+from pycooldown import cli  # noqa: E402
+
+torch.set_num_threads(1)  # as in the processes that are started here, whose sums must agree
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
 SIZES = {"aa": 120, "bb": 40, "cc": 12}
@@ -53,7 +57,7 @@ def recipe(tmp_path, packed):
 data: {{path: {packed}, max_length: 12, eval_samples: 8}}
 mixture: {{method: cooldown, tau: 5, final_tau: 1, switch_at: 0.5}}
 model: {{layers: 1, width: 16, heads: 2, mlp_width: 32}}
-training: {{steps: 120, batch_size: 8, warmup: 5, log_every: 1, eval_every: 10, save_every: 10}}
+training: {{steps: 60, batch_size: 8, warmup: 5, log_every: 1, eval_every: 10, save_every: 10}}
 """
     )
     return path
@@ -73,63 +77,79 @@ def metrics(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(
-    "mixture",
-    [
-        "{method: cooldown, tau: 5, final_tau: 1, switch_at: 0.5}",
-        "{method: erma, interval: 4, hold_out: 0.2, probe_size: 2, variance_aware: true}",
-    ],
-    ids=["cooldown", "learned"],
-)
-def test_a_killed_run_resumes_to_the_same_losses_and_weights(tmp_path, recipe, mixture):
-    recipe.write_text(re.sub("mixture: .*", f"mixture: {mixture}", recipe.read_text()))
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pycooldown.cli", "train", str(recipe), "--output", str(killed)],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    lines = random.randint(15, 100)
+def kill(recipe, output, watched, ranks):
+    """Trains and kills all processes at a random number of lines in the watched run's metrics, which is returned."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *launcher, "-m", "pycooldown.cli", "train", str(recipe), "--output", str(output)]
+    environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    path, lines = watched / "metrics.jsonl", random.randint(15, 50)
     while process.poll() is None:
-        path = killed / "metrics.jsonl"
         if path.exists() and path.read_bytes().count(b"\n") >= lines:
-            process.send_signal(signal.SIGKILL)
+            for each in (*psutil.Process(process.pid).children(recursive=True), process):
+                each.kill()
             process.wait()
         time.sleep(0.002)
     assert process.returncode == -signal.SIGKILL, f"the run ended before {lines} lines were seen"
-    assert not (killed / "summary.json").exists()
+    assert not (watched / "summary.json").exists()
+    return lines
 
+
+def without_time(metrics):
+    return [{name: value for name, value in entry.items() if name != "seconds"} for entry in metrics]
+
+
+@pytest.mark.parametrize(
+    ("mixture", "stage", "ranks"),
+    [
+        ("{method: cooldown, tau: 5, final_tau: 1, switch_at: 0.5}", "", 1),
+        ("{method: erma, interval: 4, hold_out: 0.2, probe_size: 2, variance_aware: true}", "", 2),
+        ("{method: doremi}", "-proxy", 1),
+    ],
+    ids=["cooldown", "learned, by one process after two", "a stage of doremi"],
+)
+def test_a_killed_run_resumes_to_the_same_losses_and_weights(tmp_path, recipe, mixture, stage, ranks):
+    recipe.write_text(re.sub("mixture: .*", f"mixture: {mixture}", recipe.read_text()))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    lines = kill(recipe, killed, tmp_path / f"killed{stage}", ranks)
     refused = CliRunner().invoke(cli.app, ["train", str(recipe), "--output", str(killed)])
     assert "--resume" in str(refused.exception)
-    resumed = invoke("train", recipe, "--output", killed, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    assert invoke("train", recipe, "--output", whole).returncode == 0
+    one = ["train", str(recipe), f"training.accumulation={ranks}", "--output"]  # the same micro-batches, in one process
+    for command in ([*one, str(killed), "--resume"], [*one, str(whole)]):
+        result = CliRunner().invoke(cli.app, command)
+        assert result.exit_code == 0, result.exception
 
-    assert metrics(killed) == [
-        {**entry, "epoch": other["epoch"]} for entry, other in zip(metrics(whole), metrics(killed))
-    ]
-    assert len(metrics(whole)) == 120 + 12
     weights = "model/model.safetensors"
+    for suffix in {"", stage}:
+        mine, other = (metrics(path.with_name(f"{path.name}{suffix}")) for path in (killed, whole))
+        assert without_time(mine) == without_time(other)
+        assert len(mine) == 60 + 6
+        seconds = [entry["seconds"] for entry in mine]
+        assert seconds == sorted(seconds)
     assert (killed / weights).read_bytes() == (whole / weights).read_bytes()
-    summary = json.loads((killed / "summary.json").read_text())
+    summary = json.loads((tmp_path / f"killed{stage}/summary.json").read_text())
     assert summary["resumed_at"] % 10 == 0
     assert summary["resumed_at"] <= lines
+    assert summary["seconds"] >= seconds[-1]
 
-    before = (killed / "summary.json").stat().st_mtime_ns
-    again = CliRunner().invoke(cli.app, ["train", str(recipe), "--output", str(killed)])
+
+def test_a_finished_run_is_left_alone_and_one_without_its_end_is_ended(tmp_path, recipe):
+    run, command = tmp_path / "run", ["train", str(recipe), "training.steps=20", "--output", str(tmp_path / "run")]
+    assert CliRunner().invoke(cli.app, command).exit_code == 0
+    weights, losses = (run / "model/model.safetensors").read_bytes(), metrics(run)
+    before = (run / "summary.json").stat().st_mtime_ns
+    again = CliRunner().invoke(cli.app, command)
     assert again.exit_code == 0
     assert "finished" in again.output
-    assert (killed / "summary.json").stat().st_mtime_ns == before
-    (killed / "summary.json").unlink()  # as if killed between the last checkpoint and the end
-    (killed / weights).unlink()
-    again = CliRunner().invoke(cli.app, ["train", str(recipe), "--output", str(killed), "--resume"])
+    assert (run / "summary.json").stat().st_mtime_ns == before
+    (run / "summary.json").unlink()  # as if killed between the last checkpoint and the end
+    (run / "model/model.safetensors").unlink()
+    again = CliRunner().invoke(cli.app, [*command, "--resume"])
     assert again.exit_code == 0, again.output
-    assert (killed / weights).read_bytes() == (whole / weights).read_bytes()
-    assert metrics(killed)[-1] == {**metrics(whole)[-1], "epoch": metrics(killed)[-1]["epoch"]}
-    assert len(metrics(killed)) == 120 + 12
-    other = CliRunner().invoke(cli.app, ["train", str(recipe), "training.steps=60", "--output", str(killed)])
-    assert "training.steps is 120 there and 60 here" in str(other.exception)
+    assert (run / "model/model.safetensors").read_bytes() == weights
+    assert metrics(run) == losses
+    other = CliRunner().invoke(cli.app, ["train", str(recipe), "training.steps=10", "--output", str(run)])
+    assert "training.steps is 20 there and 10 here" in str(other.exception)
 
 
 def test_report_compares_runs(tmp_path, recipe):
@@ -159,9 +179,17 @@ def test_report_compares_runs(tmp_path, recipe):
 def test_plan_shows_each_stage(recipe):
     result = CliRunner().invoke(cli.app, ["plan", str(recipe)], env={"COLUMNS": "160"})
     assert result.exit_code == 0, result.output
-    assert "steps 0 to 59: tau = 5, F = 1.000" in result.output
-    assert "steps 60 to 119: tau = 1, F = 1.000" in result.output
+    assert "steps 0 to 29: tau = 5, F = 1.000" in result.output
+    assert "steps 30 to 59: tau = 1, F = 1.000" in result.output
     assert all(domain in result.output for domain in SIZES)
+
+
+def test_plan_says_that_a_mixture_is_learned(recipe):
+    recipe.write_text(re.sub("mixture: .*", "mixture: {method: odm}", recipe.read_text()))
+    result = CliRunner().invoke(cli.app, ["plan", str(recipe)], env={"COLUMNS": "160"})
+    assert result.exit_code == 0, result.output
+    assert "steps 0 to 59: " in result.output
+    assert "learns its mixture while it trains: this holds if the mixture stays as it starts" in result.output
 
 
 def test_overrides_replace_the_recipes_values(recipe):

@@ -118,6 +118,8 @@ def test_weights_are_taken_by_name(tmp_path):
     assert dict(zip(p.domains, p.sampling)) == pytest.approx({name: w / total for name, w in reversed_order})
     with pytest.raises(ValueError, match="only in one of the two"):
         mixture.schedule({**SIZES, "xx": 3}, 100, 8)
+    with pytest.raises(ValueError, match="weights has 'b' twice"):
+        load(tmp_path, GOOD, ["mixture.method=weights", "mixture.weights=[[b, 1], [a, 2], [b, 3]]"])
 
 
 def test_probes_are_kept_out_of_training(tmp_path):

@@ -49,7 +49,7 @@ def test_an_interrupted_study_goes_on_and_gives_the_table(tmp_path):
     study = run_study(RECIPES, [0, 2], tmp_path, second)
     assert first.trained == [(0, "flat"), (0, "sized"), (2, "flat")]
     assert second.trained == [(2, "sized")]
-    rows = {name: cells for name, _, cells in study.rows}
+    rows = {name: cells for name, _, cells in study.tables["loss"]}
     assert list(rows)[:3] == ["b", "c", "a"]
     assert rows["b"][0].mean == pytest.approx(6.1)
     assert rows["b"][0].sd == pytest.approx(0.2 / 2**0.5)
@@ -57,9 +57,9 @@ def test_an_interrupted_study_goes_on_and_gives_the_table(tmp_path):
     assert rows["all"][1].mean == pytest.approx(2.1)
     assert "| b | 4,000 | 6.100 ± 0.141 (0.0) | 2.100 ± 0.141 (0.0) |" in (tmp_path / "comparison.md").read_text()
     assert json.loads((tmp_path / "comparison.json").read_text())["seeds"] == [0, 2]
-    assert (tmp_path / "comparison.png").stat().st_size > 5000
+    assert (tmp_path / "comparison-loss.png").stat().st_size > 5000
     one = run_study(RECIPES, [0], tmp_path, second)
-    assert one.rows[0][2][0].sd is None
+    assert one.tables["loss"][0][2][0].sd is None
 
 
 @pytest.mark.parametrize(("recipes", "seeds"), [({}, [0]), (RECIPES, []), (RECIPES, [1, 1])])

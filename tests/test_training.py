@@ -17,6 +17,7 @@ transformers = pytest.importorskip("transformers")
 from pycooldown import DomainBatchSampler, Mixture, schedules  # noqa: E402
 from pycooldown.training import MixtureTrainer  # noqa: E402
 from pycooldown.training.checkpoints import complete_checkpoint  # noqa: E402
+from pycooldown.training.checks import check_arguments  # noqa: E402
 
 torch.set_num_threads(1)  # the model is tiny
 
@@ -289,6 +290,13 @@ def test_a_checkpoint_holds_the_state_of_its_own_step_however_far_workers_read_a
 def test_arguments_that_cannot_work_are_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, switching(), **options)
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, switching())
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets it, which Trainer ignores without use_cpu or a GPU
+    with pytest.raises(ValueError, match=r"2 processes are started but Trainer knows of 1.*pass use_cpu=True"):
+        check_arguments(trainer.args, switching().mixture(0), VOCABULARY, None)
 
 
 def test_dataset_must_be_the_schedules_domains(tmp_path):

@@ -96,17 +96,26 @@ class MicroBatches:
                 yield batch[begin:end]
 
 
+def seed_micro_batch(seed: int, step: int, place: int) -> None:
+    """Starts torch's generators anew, so that dropout depends on the place of a micro-batch and on no other's.
+
+    Args:
+        seed: of the run.
+        step: optimizer step.
+        place: number of the micro-batch within the global batch, counted through the ranks.
+    """
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, place]).generate_state(1)[0]))
+
+
 class PackedText:
-    """Collates samples that `pycooldown pack` wrote into a batch for language modelling on one of their sides.
+    """Collates samples that `pycooldown pack` wrote into a batch for language modelling on their target side.
 
     Args:
         max_length: longer sequences are cut.
-        side: "tgt" or "src".
     """
 
-    def __init__(self, max_length: int, side: str = "tgt") -> None:
+    def __init__(self, max_length: int) -> None:
         self.max_length = max_length
-        self.side = side
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Gives ``input_ids`` and ``labels`` (N, T) int64, padded on the right to the longest.
@@ -114,9 +123,48 @@ class PackedText:
         There is no attention mask: attention is causal, so no token attends to the padding behind it, and padding has
         no loss.
         """
-        rows = [np.load(io.BytesIO(s[f"{self.side}.npy"]), allow_pickle=False)[: self.max_length] for s in samples]
-        longest = max(len(row) for row in rows)
-        labels = np.full((len(rows), longest), -100, dtype=np.int64)
-        for label, row in zip(labels, rows, strict=True):
-            label[: len(row)] = row
-        return {"input_ids": torch.from_numpy(np.where(labels < 0, 0, labels)), "labels": torch.from_numpy(labels)}
+        labels = _side(samples, "tgt", self.max_length)
+        return {"input_ids": labels.clamp(min=0), "labels": labels}
+
+
+class PackedPairs:
+    """Collates samples that `pycooldown pack` wrote into a batch for translation.
+
+    Args:
+        max_length: longer sequences are cut, on either side.
+        pad_id: fills up the inputs.
+    """
+
+    def __init__(self, max_length: int, pad_id: int) -> None:
+        self.max_length = max_length
+        self.pad_id = pad_id
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Gives int64 tensors, padded on the right to the longest.
+
+        ``input_ids`` and ``attention_mask`` (N, S) are for the encoder, ``decoder_input_ids`` (N, T) is the target
+        without its last token and ``labels`` (N, T) the target without its first.
+        """
+        source, target = (_side(samples, side, self.max_length) for side in ("src", "tgt"))
+        fill = torch.tensor(self.pad_id)
+        return {
+            "input_ids": torch.where(source < 0, fill, source),
+            "attention_mask": (source >= 0).long(),
+            "decoder_input_ids": torch.where(target[:, :-1] < 0, fill, target[:, :-1]),
+            "labels": target[:, 1:].contiguous(),
+        }
+
+
+def packed_ids(sample: dict[str, Any], side: str) -> npt.NDArray[Any]:
+    """The token ids of one side, "src" or "tgt", of a sample that `pycooldown pack` wrote."""
+    ids: npt.NDArray[Any] = np.load(io.BytesIO(sample[f"{side}.npy"]), allow_pickle=False)
+    return ids
+
+
+def _side(samples: list[dict[str, Any]], side: str, max_length: int) -> torch.Tensor:
+    """Token ids (N, T) of one side of packed samples, -100 behind their ends."""
+    rows = [packed_ids(sample, side)[:max_length] for sample in samples]
+    ids = np.full((len(rows), max(len(row) for row in rows)), -100, dtype=np.int64)
+    for line, row in zip(ids, rows, strict=True):
+        line[: len(row)] = row
+    return torch.from_numpy(ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,18 @@ class MixtureProgress(ProgressCallback):  # type: ignore[misc]
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
     """Appends what Trainer logs of training and evaluation to a file, one JSON object in a line.
 
-    A run that is resumed first drops the lines beyond its checkpoint.
+    ``seconds`` in a line is the time of training up to it, evaluation and checkpoints included. A run that is resumed
+    first drops the lines beyond its checkpoint and counts on from there.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._begin = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time of training so far, over all processes that went on with the run."""
+        return time.perf_counter() - self._begin
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Drops what will be logged again."""
@@ -46,12 +54,14 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         # A line that the end of the process cut short is the last one, of a step beyond the checkpoint.
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
         write_atomically(self.path, "".join(f"{line}\n" for line in kept))
+        self._begin = time.perf_counter() - (json.loads(kept[-1])["seconds"] if kept else 0.0)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Appends a line."""
         if "loss" in logs or "eval_loss" in logs:
+            entry = {"step": state.global_step, "seconds": round(self.seconds, 3), **logs}
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}, ensure_ascii=False) + "\n")
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 class ResetAtStep(TrainerCallback):  # type: ignore[misc]

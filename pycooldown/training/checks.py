@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,11 @@ def check_arguments(
     """Raises ValueError for arguments of Trainer, or datasets, that a mixture cannot work with."""
     if args.max_steps <= 0:
         raise ValueError(f"max_steps = {args.max_steps}; expected a number of steps: a mixture has no single epoch")
+    if (started := int(os.environ.get("WORLD_SIZE", "1"))) != args.world_size:
+        raise ValueError(
+            f"{started} processes are started but Trainer knows of {args.world_size}, so that each would train alone; "
+            "on CPUs, pass use_cpu=True to TrainingArguments"
+        )
     if args.n_gpu > 1:
         raise ValueError(f"{args.n_gpu} GPUs in one process: start one for each, with torchrun --nproc-per-node")
     if args.auto_find_batch_size:
@@ -40,11 +46,17 @@ def check_arguments(
         raise ValueError(f"eval_dataset names {unknown[0]!r}; expected domains of the mixture")
 
 
-def check_read_ahead(args: TrainingArguments, schedule: AdaptiveSchedule) -> None:
-    """Raises ValueError if the data loader would ask for batches whose mixture is not decided yet.
+def check_learning(args: TrainingArguments, schedule: AdaptiveSchedule, reference: Any) -> None:
+    """Raises ValueError if the schedule could not learn what it should.
 
-    While step t is trained, ``workers * prefetch_factor`` micro-batches beyond it have been asked for.
+    While step t is trained, ``workers * prefetch_factor`` micro-batches beyond it have been asked for, whose mixtures
+    must be decided. Losses with label smoothing do not compare with a reference's, which are without.
     """
+    if reference is not None and args.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor = {args.label_smoothing_factor}; expected 0 with a reference model, over whose "
+            "loss the excess is taken"
+        )
     ahead = args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
     needed = 1 if ahead == 0 else 2 + (ahead - 1) // args.gradient_accumulation_steps
     if schedule.delay < needed:

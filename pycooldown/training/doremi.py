@@ -26,8 +26,10 @@ def after_proxy(recipe: Recipe, output: Path, train: Callable[[Recipe, Path], Ru
     method = recipe.mixture
     assert isinstance(method, DoReMi)
     reference = output.with_name(f"{output.name}-reference")
-    train(replace(recipe, mixture=Temperature(method.reference_tau)), reference)
+    # What counts of them is the excess of one loss over the other.
+    stage = replace(recipe, decoding=None, training=replace(recipe.training, label_smoothing=0.0))
+    train(replace(stage, mixture=Temperature(method.reference_tau)), reference)
     proxy = train(
-        replace(recipe, mixture=replace(method, reference=str(reference))), output.with_name(f"{output.name}-proxy")
+        replace(stage, mixture=replace(method, reference=str(reference))), output.with_name(f"{output.name}-proxy")
     )
     return replace(recipe, mixture=Weights(tuple(proxy.summary["learned"]["target"].items())))

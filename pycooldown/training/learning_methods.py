@@ -72,6 +72,7 @@ class Probing:
         hold_out: share of each domain's training samples that is kept for probes, at least two samples.
         probe_size: examples of each domain in a probe.
         probe_parameters: regular expression of the parameters whose gradients are formed; all by default.
+        probe_directions: random directions that the gradients are projected on, in place of being formed.
         delay: steps from a probe to the mixture that it decides.
     """
 
@@ -80,6 +81,7 @@ class Probing:
     hold_out: float = 0.05
     probe_size: int = 8
     probe_parameters: str | None = None
+    probe_directions: int | None = None
     delay: int = 4
 
     def held_out(self, size: int) -> int:

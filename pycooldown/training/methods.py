@@ -138,6 +138,11 @@ class Weights:
 
     weights: tuple[tuple[str, float], ...]
 
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.weights]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"weights has {twice[0]!r} twice; expected one weight for each domain")
+
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
         """One mixture throughout."""
         weights = dict(self.weights)

@@ -29,6 +29,8 @@ class Stage:
         mixture: that of its first step.
         exposure: draws and epochs of each domain before ``end``, exactly those that the run's seed will give.
         variance_inflation: F = sum_i q_i v_i^2 of ``mixture``.
+        learned: whether the method learns its mixture while it trains; what is told then holds if it stays as it
+            starts.
     """
 
     start: int
@@ -36,6 +38,7 @@ class Stage:
     mixture: Mixture
     exposure: Exposure
     variance_inflation: float
+    learned: bool = False
 
 
 def plan(recipe: Recipe) -> list[Stage]:
@@ -46,7 +49,7 @@ def plan(recipe: Recipe) -> list[Stage]:
         ValueError: if it names domains that the data do not have, or its mixture does not fit them.
     """
     schedule = build_schedule(recipe, training_sizes(recipe, domain_sizes(recipe)))
-    if isinstance(schedule, AdaptiveSchedule):  # what it will learn is not known: shown is what it starts with
+    if learned := isinstance(schedule, AdaptiveSchedule):  # what it will learn is not known
         schedule = constant(schedule.mixture(0))
     training = recipe.training
     sampler = DomainBatchSampler(
@@ -65,7 +68,7 @@ def plan(recipe: Recipe) -> list[Stage]:
     stages = []
     for start, end in zip(starts, [*starts[1:], training.steps], strict=True):
         mixture = schedule.mixture(start)
-        stages.append(Stage(start, end, mixture, sampler.exposure(end), variance_inflation(mixture)))
+        stages.append(Stage(start, end, mixture, sampler.exposure(end), variance_inflation(mixture), learned))
     return stages
 
 

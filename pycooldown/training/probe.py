@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.func import functional_call, grad, vmap
+import torch.nn.functional as F
+from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pycooldown.training.batches import Samples
+from pycooldown.training.output_layer import without_labels
 
 Inputs = dict[str, torch.Tensor]
 
@@ -24,7 +26,11 @@ class Probe:
 
     The gradients of the examples of a domain are formed side by side (`torch.func`), which takes memory for ``size``
     copies of the parameters that ``parameters`` selects and about the time of ``size`` examples of training. For large
-    models select the last layers, whose gradients stand for all: methods only need how domains compare.
+    models there are two substitutes, as methods only need how domains compare. ``parameters`` may select the last
+    layers, whose gradients stand for all. Or the gradients are projected on ``directions`` random directions, the same
+    for all domains: for a vector r of independent standard normal numbers, E (r . g)^2 = |g|^2, and r . g is what
+    forward-mode differentiation gives for all examples at once, in the memory of one more copy of the parameters. The
+    projected variance has no bias and a standard error of at most sqrt(2 / directions) of it, partly the same for all.
 
     Args:
         datasets: examples of each domain, by name, at least two each.
@@ -32,6 +38,7 @@ class Probe:
         collate: makes ``labels`` (N, T) and the model's other inputs of samples.
         size: examples of each domain in a probe, at least 2.
         parameters: a regular expression; those whose name it matches somewhere are differentiated.
+        directions: number of random directions to project gradients on; 0 for whole gradients.
         seed: of the draws.
 
     Raises:
@@ -46,6 +53,7 @@ class Probe:
         *,
         size: int = 8,
         parameters: str = "",
+        directions: int = 0,
         seed: int = 0,
     ) -> None:
         if size < 2:
@@ -58,6 +66,7 @@ class Probe:
         self.collate = collate
         self.size = size
         self.parameters = parameters
+        self.directions = directions
         self.seed = seed
 
     def measure(self, model: torch.nn.Module, step: int, positions: Sequence[int], *, gradients: bool) -> torch.Tensor:
@@ -85,7 +94,7 @@ class Probe:
             loss = stats.loss_sum / stats.token_count.clamp(min=1)
             result[0, i], result[1, i] = loss.mean().cpu(), loss.var().cpu()
             if gradients:
-                result[2, i] = self._gradient_variance(model, inputs)
+                result[2, i] = self._gradient_variance(model, inputs, step)
         model.train(was_training)
         return result
 
@@ -95,11 +104,18 @@ class Probe:
         chosen = np.random.default_rng(key).choice(len(dataset), size=min(self.size, len(dataset)), replace=False)
         return self.collate([dataset[i] for i in chosen.tolist()])
 
-    def _gradient_variance(self, model: torch.nn.Module, inputs: Inputs) -> float:
+    def _gradient_variance(self, model: torch.nn.Module, inputs: Inputs, step: int) -> float:
         trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
         chosen = {name: p.detach() for name, p in trained if re.search(self.parameters, name)}
         if not chosen:
             raise ValueError(f"parameters = {self.parameters!r} matches no parameter of the model")
+
+        if self.directions:
+            return self._projected_variance(model, chosen, inputs, step)
+        inputs = dict(inputs)
+        if getattr(model.config, "is_encoder_decoder", False) and "attention_mask" in inputs:
+            # Hugging Face looks into a mask of the padding, which vmap forbids, but takes one of attention as it is.
+            inputs["attention_mask"] = inputs["attention_mask"].bool()[:, None, None]
 
         def loss(parameters: Mapping[str, torch.Tensor], example: Inputs) -> torch.Tensor:
             one = {name: value.unsqueeze(0) for name, value in example.items()}
@@ -110,3 +126,23 @@ class Probe:
         with sdpa_kernel(SDPBackend.MATH):  # the one form of attention that vmap does not run example by example
             examples = vmap(grad(loss), in_dims=(None, 0))(chosen, inputs)
         return float(sum(g.var(dim=0).sum(dtype=torch.float64).item() for g in examples.values()))
+
+    def _projected_variance(self, model: Any, chosen: Inputs, inputs: Inputs, step: int) -> float:
+        bare = without_labels(model, inputs["labels"], {n: value for n, value in inputs.items() if n != "labels"})
+        targets = model.forward.targets(inputs["labels"])
+
+        def losses(parameters: Inputs) -> torch.Tensor:
+            logits = functional_call(model, parameters, kwargs=bare).logits.float()
+            return F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none").sum(dim=1)
+
+        normal = torch.Generator(next(iter(chosen.values())).device).manual_seed(self.seed * 1_000_003 + step)
+        total = 0.0
+        for _ in range(self.directions):
+            direction = {
+                name: torch.randn(p.shape, generator=normal, device=p.device, dtype=p.dtype)
+                for name, p in chosen.items()
+            }
+            with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+                slopes: torch.Tensor = jvp(losses, (chosen,), (direction,))[1]
+            total += float(slopes.double().var())
+        return total / self.directions

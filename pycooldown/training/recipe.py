@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from pycooldown.sampler import AllocationName
+from pycooldown.training.learning_rate import Decay
 from pycooldown.training.methods import METHODS, Method
 
 
@@ -22,7 +23,7 @@ class Data:
     Attributes:
         path: the folder.
         domains: those to train on, all that the folder has by default.
-        max_length: tokens of a sequence, longer ones are cut.
+        max_length: tokens of a sequence (of each side in translation), longer ones are cut.
         eval_samples: validation sequences of each domain, spread evenly; fewer where a domain has fewer.
     """
 
@@ -34,12 +35,21 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """A decoder of the Llama family; its vocabulary is that of the data."""
+    """A transformer with random weights; its vocabulary is that of the data.
 
+    Attributes:
+        family: "llama" is a decoder and models the target side of the pairs; "marian" is an encoder-decoder (Vaswani et
+            al., 2017, with sinusoidal positions) and translates the source side into the target side.
+        layers: of the decoder, and as many of the encoder if there is one.
+        dropout: of "marian", in attention too.
+    """
+
+    family: Literal["llama", "marian"] = "llama"
     layers: int = 3
     width: int = 192
     heads: int = 4
     mlp_width: int = 512
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads):
@@ -47,6 +57,23 @@ class Model:
                 f"width = {self.width} cannot be cut into {self.heads} heads of even width, which rotary positions "
                 f"need; expected a multiple of {2 * self.heads}"
             )
+        if self.dropout and (self.family == "llama" or not 0 < self.dropout < 1):
+            raise ValueError(f"dropout = {self.dropout}; expected a share in [0, 1) with 'marian', and 0 with 'llama'")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Translation of validation pairs at the end of a run, for BLEU and chrF.
+
+    Attributes:
+        samples: pairs of each domain, spread evenly; fewer where a domain has fewer.
+        beams: hypotheses that the search keeps.
+        length_penalty: exponent of the length that a hypothesis' log-probability is divided by.
+    """
+
+    samples: int = 100
+    beams: int = 4
+    length_penalty: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +82,14 @@ class Training:
 
     Attributes:
         accumulation: micro-batches that a step's batch is cut into on each rank.
-        warmup: steps in which the learning rate rises; from there it falls along a cosine to a tenth.
+        warmup: steps in which the learning rate rises to ``learning_rate``.
+        decay: how it falls from there: "cosine" and "exponential" to a tenth at the end, "inverse_sqrt" with the root
+            of the steps.
+        max_grad_norm: longer gradients are scaled to it; 0 for any length.
+        label_smoothing: share of the uniform distribution in the training targets; losses of training are with it,
+            those of evaluation without.
+        betas: of Adam.
+        epsilon: of Adam.
         workers: processes that read data; of no effect on the order of samples.
     """
 
@@ -63,8 +97,12 @@ class Training:
     batch_size: int
     learning_rate: float = 2e-3
     warmup: int = 50
+    decay: Decay = "cosine"
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
+    label_smoothing: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
     allocation: AllocationName = "multinomial"
     accumulation: int = 1
     seed: int = 0
@@ -74,6 +112,8 @@ class Training:
     workers: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing = {self.label_smoothing}; expected a share in [0, 1)")
         for name in ("log_every", "eval_every"):
             if self.save_every % getattr(self, name):
                 raise ValueError(
@@ -90,6 +130,11 @@ class Recipe:
     training: Training
     mixture: Method
     model: Model = dataclasses.field(default_factory=Model)
+    decoding: Decoding | None = None
+
+    def __post_init__(self) -> None:
+        if self.decoding is not None and self.model.family == "llama":
+            raise ValueError("decoding needs a model that translates: model.family 'marian'")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; `load_recipe` gives the same recipe for them, written as YAML."""

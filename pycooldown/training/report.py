@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +19,15 @@ _TIE = 0.005
 
 @dataclass(frozen=True)
 class Cell:
-    """A run's validation loss (nats a token) and passes through a domain; of a group: their means over domains."""
+    """A run's validation loss (nats a token) and passes through a domain; of a group: their means over domains.
+
+    ``bleu`` and ``chrf`` (0 to 100) are there if the run translated validation pairs.
+    """
 
     loss: float
     epochs: float
+    bleu: float | None = None
+    chrf: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,8 +100,8 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
     """Compares finished runs on the same data.
 
     Raises:
-        ValueError: if there is no run, one is not finished, or their data, domains or lengths of sequences differ, so
-            that their losses cannot be compared.
+        ValueError: if there is no run, one is not finished, or their data, domains, lengths of sequences or what is
+            measured differ, so that their losses cannot be compared.
     """
     if not folders:
         raise ValueError("no run is given; expected folders that `pycooldown train` wrote")
@@ -107,6 +113,8 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
             ("domains", first.sizes, run.sizes),
             ("data.max_length", first.recipe["data"]["max_length"], run.recipe["data"]["max_length"]),
             ("data.eval_samples", first.recipe["data"]["eval_samples"], run.recipe["data"]["eval_samples"]),
+            ("model.family", _family(first), _family(run)),
+            ("decoding", first.recipe.get("decoding"), run.recipe.get("decoding")),
         ):
             if mine != theirs:
                 raise ValueError(f"{run.path} and {first.path} differ in {what}: their losses cannot be compared")
@@ -122,7 +130,11 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
 
 def _cell(run: Run, domain: str) -> Cell:
     entry = run.summary["domains"][domain]
-    return Cell(entry["loss"], entry["epochs"])
+    return Cell(entry["loss"], entry["epochs"], entry.get("bleu"), entry.get("chrf"))
+
+
+def _family(run: Run) -> Any:
+    return run.recipe.get("model", {}).get("family", "llama")
 
 
 def _groups(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -133,8 +145,12 @@ def _groups(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 
 def _group(name: str, rows: Sequence[Row]) -> Row:
+    def mean(column: Sequence[Cell], name: str) -> Any:
+        values = [getattr(cell, name) for cell in column]
+        return None if None in values else fmean(values)
+
     cells = tuple(
-        Cell(fmean(cell.loss for cell in column), fmean(cell.epochs for cell in column))
+        Cell(*(mean(column, field.name) for field in fields(Cell)))
         for column in zip(*(row.cells for row in rows), strict=True)
     )
     return Row(name, sum(row.size for row in rows), cells, tuple(row.name for row in rows))

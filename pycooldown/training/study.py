@@ -13,12 +13,12 @@ from pycooldown import plots
 from pycooldown.training.checkpoints import write_atomically
 from pycooldown.training.history import Run
 from pycooldown.training.recipe import Recipe
-from pycooldown.training.report import compare
+from pycooldown.training.report import Comparison, compare
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Validation loss (nats a token) of one recipe over seeds, and the mean number of passes through the domain.
+    """A measure of one recipe over seeds, and the mean number of passes through the domain.
 
     ``sd`` is the sample standard deviation; ``None`` with a single seed.
     """
@@ -32,6 +32,10 @@ class Spread:
         return f"{self.mean:.3f}{deviation} ({self.epochs:.1f})"
 
 
+Rows = tuple[tuple[str, int, tuple[Spread, ...]], ...]
+MEASURES = {"loss": "validation loss in nats a token", "bleu": "BLEU", "chrf": "chrF"}
+
+
 @dataclass(frozen=True)
 class Study:
     """What `run_study` finds.
@@ -39,35 +43,43 @@ class Study:
     Attributes:
         recipes: their names.
         seeds: those of the runs.
-        rows: name, size and a `Spread` for each recipe, of each domain from the largest on, then of the groups.
+        tables: for "loss" and, if pairs were translated, "bleu" and "chrf": name, size and a `Spread` for each recipe,
+            of each domain from the largest on, then of the groups.
     """
 
     recipes: tuple[str, ...]
     seeds: tuple[int, ...]
-    rows: tuple[tuple[str, int, tuple[Spread, ...]], ...]
+    tables: Mapping[str, Rows]
+
+    def title(self, measure: str) -> str:
+        """What a table shows."""
+        return f"{MEASURES[measure]}, mean ± sd over {len(self.seeds)} seed(s) (epochs of the domain)"
 
     def markdown(self) -> str:
-        """The table."""
+        """The tables."""
         header = ["domain", "size", *self.recipes]
-        lines = [
-            f"Validation loss in nats a token, mean ± sd over {len(self.seeds)} seed(s) (epochs of the domain)",
-            "",
-            f"| {' | '.join(header)} |",
-            f"|{'---|' * len(header)}",
-            *(f"| {name} | {size:,} | {' | '.join(map(str, cells))} |" for name, size, cells in self.rows),
-        ]
-        return "\n".join(lines) + "\n"
+        lines = []
+        for measure, rows in self.tables.items():
+            lines += [self.title(measure), "", f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+            lines += [f"| {name} | {size:,} | {' | '.join(map(str, cells))} |" for name, size, cells in rows]
+            lines.append("")
+        return "\n".join(lines)
 
     def save(self, folder: Path) -> list[Path]:
-        """Writes ``comparison.md``, ``comparison.json`` and ``comparison.png``."""
-        paths = [folder / f"comparison.{kind}" for kind in ("md", "json", "png")]
+        """Writes ``comparison.md``, ``comparison.json`` and a picture of each table, ``comparison-loss.png``, ..."""
+        paths = [folder / f"comparison.{kind}" for kind in ("md", "json")]
         write_atomically(paths[0], self.markdown())
         write_atomically(paths[1], json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False))
-        groups = {name: cells for name, _, cells in self.rows if name.endswith("-resource") or name == "all"}
-        figure = plots.losses_with_spread(
-            self.recipes, {name: [(cell.mean, cell.sd or 0.0) for cell in cells] for name, cells in groups.items()}
-        )
-        figure.savefig(paths[2])
+        for measure, rows in self.tables.items():
+            groups = {name: cells for name, _, cells in rows if name.endswith("-resource") or name == "all"}
+            figure = plots.recipes_with_spread(
+                self.recipes,
+                {name: [(cell.mean, cell.sd or 0.0) for cell in cells] for name, cells in groups.items()},
+                MEASURES[measure],
+                best=min if measure == "loss" else max,
+            )
+            paths.append(folder / f"comparison-{measure}.png")
+            figure.savefig(paths[-1])
         return paths
 
 
@@ -100,18 +112,20 @@ def run_study(
             seeded = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, seed=seed))
             train(seeded, runs[name])
         comparisons.append(compare(list(runs.values())))
-    rows = []
-    for same in zip(*((*comparison.rows, *comparison.groups) for comparison in comparisons), strict=True):
-        columns = zip(*(row.cells for row in same), strict=True)
-        cells = tuple(
-            Spread(
-                fmean(cell.loss for cell in column),
-                stdev(cell.loss for cell in column) if len(seeds) > 1 else None,
-                fmean(cell.epochs for cell in column),
-            )
-            for column in columns
-        )
-        rows.append((same[0].name, same[0].size, cells))
-    study = Study(tuple(recipes), tuple(seeds), tuple(rows))
+    translated = comparisons[0].groups[-1].cells[0].bleu is not None
+    measures = MEASURES if translated else ("loss",)
+    study = Study(tuple(recipes), tuple(seeds), {measure: _table(comparisons, measure) for measure in measures})
     study.save(folder)
     return study
+
+
+def _table(comparisons: Sequence[Comparison], measure: str) -> Rows:
+    rows = []
+    for same in zip(*((*comparison.rows, *comparison.groups) for comparison in comparisons), strict=True):
+        cells = []
+        for column in zip(*(row.cells for row in same), strict=True):
+            values = [getattr(cell, measure) for cell in column]
+            deviation = stdev(values) if len(values) > 1 else None
+            cells.append(Spread(fmean(values), deviation, fmean(cell.epochs for cell in column)))
+        rows.append((same[0].name, same[0].size, tuple(cells)))
+    return tuple(rows)

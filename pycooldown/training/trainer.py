@@ -15,10 +15,10 @@ from pycooldown.mixture import Mixture
 from pycooldown.sampler import AllocationName, DomainBatchSampler
 from pycooldown.schedules import AdaptiveSchedule, Schedule
 from pycooldown.theory import variance_inflation
-from pycooldown.training.batches import EvaluationBatches, MicroBatches, Samples, WithDomains
+from pycooldown.training.batches import EvaluationBatches, MicroBatches, Samples, WithDomains, seed_micro_batch
 from pycooldown.training.callbacks import MixtureProgress
 from pycooldown.training.checkpoints import complete_checkpoint, discard_incomplete, seal, unseal
-from pycooldown.training.checks import check_arguments, check_read_ahead
+from pycooldown.training.checks import check_arguments, check_learning
 from pycooldown.training.fused_loss import fuse_loss
 from pycooldown.training.learning import Learner
 from pycooldown.training.probe import Probe
@@ -32,10 +32,10 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
 
         sum over valid tokens of loss_weights[domain] * cross-entropy / number of valid tokens,
 
-    both over the whole global batch, so that ranks and accumulation do not change it. It is computed without logits
-    (`fuse_loss`). ``max_steps`` sets the length of training; epochs are counted per domain. Logged per domain:
-    ``loss/``, ``samples/`` and ``epochs/`` (of it, so far), ``q/`` (sampling) and ``v/`` (loss weight), and ``tau``.
-    Checkpoints hold the state of the data.
+    both over the whole global batch, so that ranks and accumulation do not change it, with
+    ``args.label_smoothing_factor`` in training. It is computed without logits (`fuse_loss`). ``max_steps`` sets the
+    length of training; epochs are counted per domain. Logged per domain: ``loss/``, ``samples/`` and ``epochs/`` (of
+    it, so far), ``q/`` (sampling) and ``v/`` (loss weight), and ``tau``. Checkpoints hold the state of the data.
 
     Args:
         model: as `fuse_loss` takes it; it stays so.
@@ -92,9 +92,10 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         self._weights: tuple[Mixture, torch.Tensor] | None = None
         self._stats = self._no_stats()
         self._clipped: list[torch.Tensor] = []
+        self._micro_batch = 0  # place of the next one in the global batch
         self._learner: Learner | None = None
         if isinstance(schedule, AdaptiveSchedule):
-            check_read_ahead(args, schedule)
+            check_learning(args, schedule, reference_model)
             self._untrained = schedule.state_dict()
             self._learner = Learner(schedule, len(self.domains), self.accelerator, reference_model, probe)
             self.callback_handler.callbacks.insert(0, self._learner)  # learns before others look
@@ -141,6 +142,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         batches = list(itertools.islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
+        self._micro_batch = self.args.process_index * len(batches)
         counts = [(self.fused.targets(batch["labels"]) != -100).sum() for batch in batches]
         count = torch.stack(counts).sum().to(device)
         return batches, self.accelerator.reduce(count, "sum")
@@ -156,6 +158,8 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         # Trainer takes the micro-batches of a step one after another and trains on them before it counts the step, so
         # the step they were planned for is the current one, however far the loader has read ahead.
         weights = self._loss_weights(self.state.global_step)
+        seed_micro_batch(self.args.seed, self.state.global_step, self._micro_batch)
+        self._micro_batch += 1
         count = num_items_in_batch
         if count is None:
             count = (self.fused.targets(inputs["labels"]) != -100).sum()
@@ -183,6 +187,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         """Adds to the logs of training what was seen of each domain."""
         if "loss" in logs and self.state.global_step > 0:
             logs |= self._domain_logs()
+        self.state.epoch = self.state.global_step / self.args.max_steps  # Trainer's starts again on resuming
         super().log(logs, start_time)
 
     @torch.no_grad()

@@ -1,0 +1,156 @@
+"""Puts the trainer of a recipe together: data, model, mixture and arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Subset
+from transformers import PrinterCallback, TrainingArguments, set_seed
+
+from pycooldown.data.manifest import Manifest
+from pycooldown.data.shards import TarDataset
+from pycooldown.training import learning_rate
+from pycooldown.training.batches import Collator, PackedPairs, PackedText
+from pycooldown.training.callbacks import ResetAtStep
+from pycooldown.training.learning_methods import DoReMi, Probing
+from pycooldown.training.methods import OrderMatters
+from pycooldown.training.models import build_model, load_model
+from pycooldown.training.planning import build_schedule, training_sizes
+from pycooldown.training.probe import Probe
+from pycooldown.training.recipe import Recipe
+from pycooldown.training.trainer import MixtureTrainer
+
+
+class RecipeTrainer(MixtureTrainer):
+    """A MixtureTrainer whose learning rate falls as its recipe says."""
+
+    recipe: Recipe
+    lr_scheduler: Any
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Trainer's, or the exponential one that it lacks."""
+        if self.lr_scheduler is None and self.recipe.training.decay == "exponential":
+            self.lr_scheduler = learning_rate.exponential(
+                optimizer or self.optimizer, warmup=self.recipe.training.warmup, num_steps=num_training_steps
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+
+def arguments(recipe: Recipe, output: Path, progress: bool) -> TrainingArguments:
+    """Trainer's arguments.
+
+    Raises:
+        ValueError: if the batch cannot be cut evenly into processes and micro-batches.
+    """
+    training = recipe.training
+    args = TrainingArguments(
+        output_dir=str(output),
+        use_cpu=not torch.accelerator.is_available(),  # without it, processes on CPUs would not know of each other
+        max_steps=training.steps,
+        gradient_accumulation_steps=training.accumulation,
+        per_device_eval_batch_size=128,
+        learning_rate=training.learning_rate,
+        **learning_rate.arguments(training.decay),
+        warmup_steps=training.warmup,
+        weight_decay=training.weight_decay,
+        adam_beta1=training.betas[0],
+        adam_beta2=training.betas[1],
+        adam_epsilon=training.epsilon,
+        max_grad_norm=training.max_grad_norm,
+        label_smoothing_factor=training.label_smoothing,
+        seed=training.seed,
+        logging_steps=training.log_every,
+        logging_nan_inf_filter=False,  # a loss that is not finite shall be seen
+        eval_strategy="steps",
+        eval_steps=training.eval_every,
+        save_strategy="steps",
+        save_steps=training.save_every,
+        save_total_limit=2,
+        dataloader_num_workers=training.workers,
+        disable_tqdm=not progress,
+        report_to="none",
+    )
+    parts = args.world_size * training.accumulation
+    if training.batch_size % parts:
+        raise ValueError(
+            f"training.batch_size = {training.batch_size} cannot be cut evenly into {args.world_size} processes x "
+            f"{training.accumulation} micro-batches; expected a multiple of {parts}"
+        )
+    args.per_device_train_batch_size = training.batch_size // parts
+    return args
+
+
+def assemble(recipe: Recipe, manifest: Manifest, sizes: Mapping[str, int], args: TrainingArguments) -> RecipeTrainer:
+    """The trainer, with data and model drawn from the recipe's seed."""
+    set_seed(recipe.training.seed)
+    shards = manifest.shards("train")
+    dataset: Any = TarDataset({domain: shards[domain] for domain in sizes})
+    collate: Collator = PackedText(recipe.data.max_length)
+    if recipe.model.family == "marian":
+        collate = PackedPairs(recipe.data.max_length, manifest.tokenizer.pad_id)
+    kept, probe = training_sizes(recipe, sizes), None
+    if isinstance(recipe.mixture, Probing):
+        dataset, probe = _hold_out(dataset, sizes, kept, recipe.mixture, recipe, collate)
+    reference = None
+    if isinstance(recipe.mixture, DoReMi):
+        assert recipe.mixture.reference is not None  # `after_proxy` has filled it in
+        reference = load_model(recipe, Path(recipe.mixture.reference))
+    trainer = RecipeTrainer(
+        build_model(recipe, manifest.tokenizer),
+        args,
+        schedule=build_schedule(recipe, kept),
+        allocation=recipe.training.allocation,
+        train_dataset=dataset,
+        eval_dataset=validation_pairs(manifest, sizes, recipe.data.eval_samples),
+        data_collator=collate,
+        reference_model=reference,
+        probe=probe,
+    )
+    trainer.recipe = recipe
+    trainer.remove_callback(PrinterCallback)  # metrics.jsonl has what it would print
+    if isinstance(recipe.mixture, OrderMatters):
+        trainer.add_callback(ResetAtStep(recipe.mixture, recipe.training.steps))
+    return trainer
+
+
+def validation_pairs(manifest: Manifest, domains: Iterable[str], count: int) -> dict[str, Subset[Any]]:
+    """At most ``count`` validation samples of each domain, evenly spread."""
+    shards, chosen = manifest.shards("validation"), {}
+    for domain in domains:
+        dataset: Any = TarDataset({domain: shards[domain]})
+        places = np.unique(np.linspace(0, len(dataset) - 1, count).astype(np.int64))
+        chosen[domain] = Subset(dataset, places.tolist())
+    return chosen
+
+
+def _hold_out(
+    dataset: Any,
+    sizes: Mapping[str, int],
+    kept: Mapping[str, int],
+    method: Probing,
+    recipe: Recipe,
+    collate: Collator,
+) -> tuple[Subset[Any], Probe]:
+    """The training samples, and a probe of the others, which are spread evenly over each domain."""
+    train: list[int] = []
+    probes, begin = {}, 0
+    for domain, size in sizes.items():
+        out = begin + np.unique(np.linspace(0, size - 1, size - kept[domain]).astype(np.int64))
+        probes[domain] = Subset(dataset, out.tolist())
+        train += np.setdiff1d(np.arange(begin, begin + size), out).tolist()
+        begin += size
+    probe = Probe(
+        probes,
+        tuple(sizes),
+        collate,
+        size=method.probe_size,
+        parameters=method.probe_parameters or "",
+        directions=method.probe_directions or 0,
+        seed=recipe.training.seed,
+    )
+    return Subset(dataset, train), probe

@@ -1,0 +1,200 @@
+"""Translation: what an encoder-decoder is trained on, what its losses are, and that BLEU is of plain text."""
+
+import io
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("sacrebleu")
+
+from pycooldown.data.manifest import load_manifest  # noqa: E402
+from pycooldown.data.pack import pack  # noqa: E402
+from pycooldown.training import load_recipe, train  # noqa: E402
+from pycooldown.training.assemble import arguments, assemble  # noqa: E402
+from pycooldown.training.batches import PackedPairs  # noqa: E402
+from pycooldown.training.fused_loss import fuse_loss  # noqa: E402
+from pycooldown.training.learning_rate import exponential  # noqa: E402
+from pycooldown.training.models import build_model  # noqa: E402
+from pycooldown.training.probe import Probe  # noqa: E402
+from pycooldown.training.translation import Translation, score  # noqa: E402
+
+torch.set_num_threads(1)
+
+SIZES = {"aa": 60, "zh-Hans": 14}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Pairs by domain and split, with punctuation and signs that a tokenizer could damage."""
+    words, texts = random.Random(0), {}
+    for language, size in SIZES.items():
+        for split, count in (("train", size), ("validation", 8)):
+            texts[language, split] = [
+                (
+                    " ".join(words.choices(["turn", "on", "the", "light.", "door"], k=4)),
+                    "  ".join(words.choices([f"{c}{language}" for c in ["é,", "l", "«m»", "開", "{n}"]], k=5)),
+                )
+                for _ in range(count)
+            ]
+    return texts
+
+
+@pytest.fixture(scope="module")
+def packed(texts, tmp_path_factory):
+    corpus, out = tmp_path_factory.mktemp("corpus"), tmp_path_factory.mktemp("packed") / "data"
+    for (language, split), pairs in texts.items():
+        (corpus / language).mkdir(exist_ok=True)
+        rows = [json.dumps({"key": f"{split}{i}", "src": s, "tgt": t}) + "\n" for i, (s, t) in enumerate(pairs)]
+        (corpus / language / f"{split}.jsonl").write_text("".join(rows))
+    pack(corpus, out, vocabulary_size=330)
+    return out
+
+
+@pytest.fixture
+def recipe(tmp_path, packed):
+    def load(mixture="{method: scalarization, tau: 5}", *overrides):
+        path = tmp_path / "tiny.yaml"
+        path.write_text(
+            f"""
+data: {{path: {packed}, max_length: 40, eval_samples: 8}}
+mixture: {mixture}
+model: {{family: marian, layers: 1, width: 16, heads: 2, mlp_width: 32}}
+training: {{steps: 10, batch_size: 8, learning_rate: 0.01, decay: inverse_sqrt, warmup: 4, label_smoothing: 0.1,
+            betas: [0.9, 0.98], log_every: 1, eval_every: 5, save_every: 5}}
+decoding: {{samples: 5, beams: 2}}
+"""
+        )
+        return load_recipe(path, overrides)
+
+    return load
+
+
+@pytest.mark.parametrize(
+    "mixture",
+    [
+        "{method: scalarization, tau: 5}",
+        "{method: fgls, variance_aware: true, interval: 2, probe_size: 2, hold_out: 0.2}",
+        "{method: doremi}",
+    ],
+)
+def test_a_recipe_trains_translates_and_scores_plain_text(tmp_path, recipe, texts, mixture):
+    run = train(recipe(mixture), tmp_path / "run", progress=False)
+    # Vaswani et al.'s rate: up to the highest in 4 steps, then with the root of the steps.
+    rates = [entry["learning_rate"] for entry in run.train]
+    assert rates == pytest.approx([0, *(0.01 * min(k / 4, (4 / k) ** 0.5) for k in range(1, 10))])
+    lines = [json.loads(line) for line in (tmp_path / "run/translations.jsonl").read_text().splitlines()]
+    assert [line["domain"] for line in lines] == ["aa"] * 5 + ["zh-Hans"] * 5
+    spread = np.linspace(0, 7, 5).astype(int)
+    for language in SIZES:
+        pairs = [(line["source"], line["reference"]) for line in lines if line["domain"] == language]
+        assert pairs == [texts[language, "validation"][i] for i in spread]
+    expected = score(Translation(**line) for line in lines)
+    for language in SIZES:
+        entry = run.summary["domains"][language]
+        assert {name: entry[name] for name in ("bleu", "chrf")} == expected[language]
+    assert not (tmp_path / "run-proxy/translations.jsonl").exists()
+
+
+def test_losses_are_those_of_the_model_smoothed_in_training_alone(tmp_path, recipe):
+    chosen = recipe()
+    manifest = load_manifest(Path(chosen.data.path))
+    trainer = assemble(chosen, manifest, manifest.sizes(), arguments(chosen, tmp_path / "run", False))
+    inputs = next(iter(trainer.get_train_dataloader()))
+    model, v = trainer.model.eval(), torch.tensor(trainer.schedule.mixture(0).loss_weights)
+    loss = trainer.compute_loss(model, dict(inputs)).detach()
+    domain_ids = inputs.pop("domain_ids")
+    with torch.no_grad():
+        own = model(**inputs)
+    tokens = torch.nn.functional.cross_entropy(
+        own.logits.transpose(1, 2), inputs["labels"], label_smoothing=0.1, reduction="none"
+    )
+    valid = inputs["labels"] != -100
+    assert float(loss) == pytest.approx(float((tokens.sum(1) * v[domain_ids]).sum() / valid.sum()), rel=1e-5)
+    collate, pairs = PackedPairs(40, manifest.tokenizer.pad_id), trainer._evaluation.dataset
+    for domain, part in zip(SIZES, pairs.datasets, strict=True):
+        with torch.no_grad():
+            expected = model(**collate([part[i] for i in range(len(part))])).loss  # the model's own, of Hugging Face
+        assert trainer.evaluate()[f"eval_loss/{domain}"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_pairs_are_cut_and_padded_and_the_decoder_is_given_what_precedes_each_label():
+    samples = [_sample([1, 4, 9, 2], [1, 7, 2]), _sample([1, 4, 2], [1, 5, 6, 7, 8, 2])]
+    batch = PackedPairs(5, pad_id=3)(samples)
+    assert {name: value.tolist() for name, value in batch.items()} == {
+        "input_ids": [[1, 4, 9, 2], [1, 4, 2, 3]],
+        "attention_mask": [[1, 1, 1, 1], [1, 1, 1, 0]],
+        "decoder_input_ids": [[1, 7, 2, 3], [1, 5, 6, 7]],
+        "labels": [[7, 2, -100, -100], [5, 6, 7, 8]],
+    }
+
+
+def _sample(source, target):
+    sides = {}
+    for name, ids in (("src", source), ("tgt", target)):
+        np.save(file := io.BytesIO(), np.array(ids, dtype=np.uint16))
+        sides[f"{name}.npy"] = file.getvalue()
+    return sides
+
+
+def test_scores_are_of_words_of_the_language():
+    chinese = [
+        Translation("zh-Hans", "", "打开客厅的灯吧", "打开厨房的灯吧"),
+        Translation("de", "", "gut so", "gut so"),
+    ]
+    scores = score(chinese)
+    assert scores["de"]["chrf"] == pytest.approx(100)
+    # As one word, which is how text without spaces is cut otherwise, nothing would agree: BLEU 0.
+    assert 0 < scores["zh-Hans"]["bleu"] < 100
+    assert score([Translation("de", "", "ein Satz mit Wörtern", "ein Satz mit Wörtern")])["de"][
+        "bleu"
+    ] == pytest.approx(100)
+
+
+def test_probes_see_through_padding(tmp_path, recipe):
+    chosen = recipe()
+    tokenizer = load_manifest(Path(chosen.data.path)).tokenizer
+    model, collate = build_model(chosen, tokenizer), PackedPairs(40, tokenizer.pad_id)
+    samples = [_sample([1, 4, 9, 30, 7, 2][:n], [1, 7, 8, 20, 2][:n]) for n in (3, 4, 6)]
+    probe = Probe({"a": samples}, ("a",), collate, size=3)
+    with fuse_loss(model):
+        measured = probe.measure(model, 0, [0], gradients=True)
+    losses, gradients = [], []
+    for sample in samples:
+        model.zero_grad()
+        inputs = collate([sample])
+        loss = model(**inputs).loss
+        (loss * inputs["labels"].numel()).backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]).double())
+    assert float(measured[0, 0]) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert float(measured[2, 0]) == pytest.approx(float(torch.stack(gradients).var(0).sum()), rel=1e-4)
+
+
+def test_exponential_rate():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler, rates = exponential(optimizer, warmup=4, num_steps=10), []
+    for _ in range(11):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0.5, 1, 1.5, 2, *(2 * 0.1 ** (k / 6) for k in range(7))])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.family=llama"], "decoding needs a model that translates"),
+        (["model.dropout=1"], "dropout = 1.0; expected a share in"),
+        (["training.label_smoothing=1.5"], "label_smoothing = 1.5"),
+        (["training.betas=[0.9]"], "betas is .0.9. .*expected a list of 2 values"),
+        (["training.decay=linear"], "expected one of 'cosine', 'inverse_sqrt', 'exponential'"),
+    ],
+)
+def test_mistakes(recipe, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        recipe("{method: scalarization, tau: 5}", *overrides)
