@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -72,6 +73,12 @@ class Cell:
         return Quantity.of([loss(a) - loss(b) for a, b in pairs])
 
     @property
+    def best_static(self) -> str:
+        """The static temperature of the lowest mean over domains."""
+        static = [system for system in self.losses if system.removeprefix("temperature ").isdigit()]
+        return max(static, key=lambda system: self.gain(system).mean)
+
+    @property
     def best(self) -> str:
         """The system of the lowest mean over domains, or static tau = 5 if it is not better by two standard errors."""
         best = max(self.losses, key=lambda system: self.gain(system).mean)
@@ -123,7 +130,9 @@ def advise(sizes: Mapping[str, int], num_samples: int, evidence: Evidence | None
     i = int(counts.argmin())
     exposure = float(temperature(counts, 5)[i] * num_samples / counts[i])
     skew = float(counts.max() / counts[i])
-    found = f"At tau = 5 the rarest domain, {list(sizes)[i]}, would be passed through {exposure:.3g} times (sizes up to "
+    found = (
+        f"At tau = 5 the rarest domain, {list(sizes)[i]}, would be passed through {exposure:.3g} times (sizes up to "
+    )
     found += f"{skew:.3g}:1). "
     cell = evidence.nearest(exposure, skew)
     exposures, skews = [c.exposure for c in evidence.cells], [c.skew for c in evidence.cells]
@@ -136,10 +145,11 @@ def advise(sizes: Mapping[str, int], num_samples: int, evidence: Evidence | None
 
 def summary(cell: Cell) -> str:
     """The outcome of a cell in a sentence."""
+    verbs = {"better": "improved", "worse": "worsened", "no clear difference": "made no clear difference to"}
     parts = []
     for part, name in (("rarest", "the rarest domain"), ("others", "the others")):
         gain = cell.gain(COOLDOWN, part=part)
-        parts.append(f"{_direction(gain)} {name} ({-gain.mean:+.3f} ± {gain.standard_error:.3f} nats)")
+        parts.append(f"{verbs[outcome(gain)]} {name} ({-gain.mean:+.3f} ± {gain.standard_error:.3f} nats)")
     text = f"against static tau = 5, Cooldown {' and '.join(parts)}; "
     if cell.best == STATIC:
         return text + "no other system had a lower mean over domains by two standard errors."
@@ -147,7 +157,8 @@ def summary(cell: Cell) -> str:
     return text + f"the lowest mean over domains had {cell.best} ({-gain.mean:+.3f} ± {gain.standard_error:.3f})."
 
 
-def _direction(gain: Quantity) -> str:
+def outcome(gain: Quantity) -> Literal["better", "worse", "no clear difference"]:
+    """By two standard errors over the paired seeds."""
     if gain.is_positive:
-        return "improved"
-    return "worsened" if Quantity(-gain.mean, gain.sd, gain.count).is_positive else "made no clear difference to"
+        return "better"
+    return "worse" if Quantity(-gain.mean, gain.sd, gain.count).is_positive else "no clear difference"

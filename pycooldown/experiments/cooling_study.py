@@ -7,17 +7,15 @@ of times under temperature sampling with tau = 5. `pycooldown.experiments.coolin
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pycooldown.data.manifest import load_manifest
 from pycooldown.experiments.cooling import STATIC, Cell, Evidence
+from pycooldown.experiments.processes import in_parallel
 from pycooldown.experiments.translation import VALIDATION, Run, Sample, Setting, Texts, read_samples, spread, train
 from pycooldown.mixture import temperature
 from pycooldown.sampler import AllocationName
@@ -54,7 +52,12 @@ class Job:
 
 
 def run_study(
-    data: Path, folder: Path, *, seeds: int = 4, workers: int = 1, progress: Callable[[Job], None] | None = None
+    data: Path,
+    folder: Path,
+    *,
+    seeds: int = 4,
+    workers: int = 1,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Evidence:
     """Trains what ``folder`` does not have yet, seed by seed, and gathers the losses.
 
@@ -63,7 +66,7 @@ def run_study(
         folder: for runs; a study that was interrupted goes on.
         seeds: of data selection, initialization and order, shared by all systems; at least 2.
         workers: processes that train at a time, with one thread each.
-        progress: called after each training.
+        progress: called after each training with "training", how many are done and how many there are.
 
     Raises:
         ValueError: if ``seeds`` is too small or the data lack a language.
@@ -73,11 +76,10 @@ def run_study(
     settings = [(seed, setting) for seed in range(seeds) for setting in SETTINGS]
     jobs = [Job(data, folder, *setting, system, seed) for seed, setting in settings for system in SYSTEMS]
     runs: dict[Job, Run] = {}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for job, run in zip(jobs, pool.map(run_job, jobs), strict=True):
-            runs[job] = run
-            if progress:
-                progress(job)
+    for job, run in zip(jobs, in_parallel(run_job, [(job,) for job in jobs], workers), strict=True):
+        runs[job] = run
+        if progress:
+            progress("training", len(runs), len(jobs))
     cells = []
     for setting in SETTINGS:
         by_system = {
@@ -98,7 +100,6 @@ def cell_sizes(skew: int, epochs: int, steps: int) -> dict[str, int]:
 
 def run_job(job: Job) -> Run:
     """One training, or what the folder has of it."""
-    torch.set_num_threads(1)  # there is a process for each core
     sizes = cell_sizes(job.skew, job.epochs, job.steps)
     setting = Setting(steps=job.steps, batch_size=BATCH_SIZE, evaluations=2)
     system, allocation = SYSTEMS[job.system]

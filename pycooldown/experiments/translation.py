@@ -11,7 +11,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -220,7 +220,8 @@ def train(
     """Trains one system, unless ``folder`` has its run; ``max_epochs`` is for UniMax, the weights for `load_model`."""
     path = folder / f"{system.replace(' ', '-')}-{allocation}-{seed}.json"
     identity = {"setting": asdict(setting), "sizes": texts.sizes}
-    if path.exists():
+    kept = path.with_suffix(".safetensors")
+    if path.exists() and (kept.exists() or not keep_weights):
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["identity"] != identity:
             raise ValueError(f"{path} is of another setting: {stored['identity']}; choose another folder")
@@ -254,8 +255,8 @@ def train(
     run = Run(system, seed, steps, losses, dict(zip(exposure.domains, exposure.epochs.tolist(), strict=True)))
     folder.mkdir(parents=True, exist_ok=True)
     if keep_weights:
-        save_file(model.state_dict(), path.with_suffix(".safetensors"))
-    _write(path, {"identity": identity, "run": asdict(run)})
+        save_file(model.state_dict(), kept)
+    write_json(path, {"identity": identity, "run": asdict(run)})
     return run
 
 
@@ -275,7 +276,7 @@ def _evaluate(model: Decoder, samples: list[Sample]) -> float:
         )
 
 
-def _write(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     """All or nothing, so that an interrupted run is not taken for a finished one."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
