@@ -160,13 +160,16 @@ def variance(
     tau: Annotated[
         list[float] | None, typer.Option(help="Temperature; may be given several times. 5 by default.")
     ] = None,
+    more: Annotated[
+        list[float] | None, typer.Argument(help="Further temperatures: --tau 2 3 5 100.", metavar="[TAU]...")
+    ] = None,
     batches: Annotated[int, typer.Option(help="Batches for each mixture and allocation.")] = 32,
     figures: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("variance"),
 ) -> None:
     """Measure the gradient variance of mixtures at a run's weights, beside the predicted one."""
     from pycooldown.training.gradient_variance import measure_run, save_figures
 
-    moments, results = measure_run(run, tau or [5.0], num_batches=batches)
+    moments, results = measure_run(run, [*(tau or []), *(more or [])] or [5.0], num_batches=batches)
     table = Table("domain", _right("tr Sigma"), _right("|mu|^2"), title="per-sample gradients")
     for i, domain in enumerate(moments.domains):
         table.add_row(domain, f"{moments.covariance_traces[i]:.4g}", f"{moments.mean_products[i, i]:.4g}")
