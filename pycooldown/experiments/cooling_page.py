@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +14,6 @@ from pycooldown.experiments.cooling import COOLDOWN, STATIC, Cell, Evidence, out
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The probability that Student's t is beyond 2 to either side, by the number of seeds.
-_CHANCE = {2: 0.295, 3: 0.184, 4: 0.139, 5: 0.116, 6: 0.102}
 _PARTS = {"rarest": "rarest domain", "others": "other domains", "mean": "mean over domains"}
 
 
@@ -65,9 +64,7 @@ def page(evidence: Evidence, image: str) -> str:
         "`pycooldown compare`.",
         "",
         f'"Better" and "worse" are by two standard errors, which {seeds} seeds exceed by chance in '
-        f"{100 * _CHANCE[seeds]:.0f} % of comparisons of equals."
-        if seeds in _CHANCE
-        else "",
+        f"{100 * _chance(seeds):.0f} % of comparisons of equals.",
         "",
         conclusion(evidence),
         "",
@@ -123,6 +120,14 @@ def _table(cell: Cell) -> list[str]:
         last = "" if system == STATIC else f"{gain.mean:+.3f} ± {gain.standard_error:.3f}"
         lines.append(f"| {system} | {' | '.join(values)} | {last} |")
     return lines
+
+
+def _chance(seeds: int) -> float:
+    """The probability that Student's t is beyond 2 to either side."""
+    freedom = seeds - 1
+    t = np.linspace(-2, 2, 4001)
+    scale = math.gamma(seeds / 2) / math.gamma(freedom / 2) / math.sqrt(math.pi * freedom)
+    return 1 - float(np.mean(scale * (1 + t**2 / freedom) ** (-seeds / 2))) * 4
 
 
 def _change(gain: Quantity) -> str:
