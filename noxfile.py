@@ -43,9 +43,9 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Benchmarks against peers, side by side; run them on a quiet machine."""
+    """Benchmarks against peers, side by side, and a report of them; run them on a quiet machine."""
     install(session, "all", "test", "bench")
-    session.run("pytest", "benchmarks", "--benchmark-enable", "--benchmark-only", "--timeout=0", *session.posargs)
+    session.run("python", "benchmarks/report.py", *session.posargs)
 
 
 @nox.session

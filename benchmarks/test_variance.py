@@ -1,13 +1,18 @@
 """What a step of each mixture buys: throughput beside the variance of the minibatch gradient, on real text.
 
-The rounds are training steps of the small translation model, at its initialization and after a short training.
-``extra_info`` has the trace variance (measured, predicted) and the variance of the gradient's norm, tokens per second,
-and tokens per second over the trace: the rate at which the gradient's precision grows. Needs packed data:
+The rounds are gradients of the small translation model, at its initialization and after a short training; temperature
+sampling and scalarization descend the same objective. ``extra_info`` has the trace variance (measured, predicted), the
+variance of the gradient's norm, tokens per second, and tokens per second over the trace: the rate at which the
+gradient's precision grows. Needs packed data, which `python benchmarks/report.py` prepares:
 
     PYCOOLDOWN_PACKED=demo/packed pytest benchmarks/test_variance.py --benchmark-enable
+
+`test_probe` has what the probe costs beyond the gradients that it measures, on a model of 50 million parameters.
 """
 
 import os
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -44,14 +49,14 @@ def model_and_moments(request, texts, tmp_path_factory):
         model = build_model(texts, SETTING, 0)
     else:
         folder = tmp_path_factory.mktemp("runs")
-        train(texts, "temperature 5", 0, folder, SETTING)
-        model = load_model(texts, "temperature 5", folder, SETTING)
+        train(texts, "temperature 5", 0, folder, SETTING, keep_weights=True)
+        model = load_model(texts, "temperature 5", 0, folder, SETTING)
     return model, domain_moments(model, sample_losses, texts.train, Mixture.proportional(texts.sizes))
 
 
 @pytest.mark.parametrize("allocation", ["multinomial", "systematic"])
 @pytest.mark.parametrize("kind", MIXTURES)
-def test_step(benchmark, texts, model_and_moments, kind, allocation):
+def test_gradient(benchmark, texts, model_and_moments, kind, allocation):
     model, moments = model_and_moments
     mixture = MIXTURES[kind](texts.sizes, TAU)
     sampler = DomainBatchSampler(
@@ -65,7 +70,6 @@ def test_step(benchmark, texts, model_and_moments, kind, allocation):
             loss = (weights * sample_losses(model, [texts.train[i] for i in plan.indices])).mean()
             torch.autograd.grad(loss, list(model.parameters()))
 
-    benchmark.group = "initial" if "initial" in benchmark.name else "trained"
     benchmark.pedantic(steps, rounds=5, warmup_rounds=1)
     (found,) = measure(
         model,
@@ -80,8 +84,45 @@ def test_step(benchmark, texts, model_and_moments, kind, allocation):
     info["trace variance"] = found.trace._asdict()
     info["trace variance predicted"] = found.predicted._asdict()
     info["norm variance"] = found.norm_variance._asdict()
-    info["probe seconds"] = found.seconds
     if benchmark.stats:  # timed, not merely run once
         tokens = sum(len(texts.train[i][0]) for plan in plans for i in plan.indices)
         info["tokens/s"] = tokens / benchmark.stats.stats.median
         info["tokens/s per unit of variance"] = info["tokens/s"] / found.trace.value
+
+
+SAMPLES, WIDTH, LAYERS, GROUPS = 64, 4096, 3, 4
+
+
+def resident(field):
+    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+@pytest.mark.parametrize("projection", [None, 4096], ids=["all coordinates", "projection"])
+def test_probe(benchmark, projection):
+    """Moments of two domains from groups of 8 samples, beside as many gradients, which cost next to nothing here."""
+    model = torch.nn.Sequential(*(torch.nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)))
+    data = torch.randn(SAMPLES, WIDTH, generator=torch.Generator().manual_seed(0))
+    mixture = Mixture.proportional({"a": SAMPLES - 16, "b": 16})
+
+    def losses(model, samples):
+        return model(torch.stack(samples)).square().mean(1)
+
+    def gradients():
+        for group in range(2 * GROUPS):
+            torch.autograd.grad(losses(model, list(data[8 * group : 8 * group + 8])).mean(), list(model.parameters()))
+
+    def peak(run):
+        before, start = resident("VmRSS"), time.perf_counter()
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        run()
+        return resident("VmHWM") - before, time.perf_counter() - start
+
+    def probe():
+        domain_moments(model, losses, data, mixture, num_groups=GROUPS, projection=projection)
+
+    gradients()  # what is allocated once is not of interest
+    bare, bare_seconds = peak(gradients)
+    memory, seconds = peak(lambda: benchmark.pedantic(probe, rounds=1))
+    benchmark.extra_info["parameters"] = sum(p.numel() for p in model.parameters())
+    benchmark.extra_info["seconds a gradient beyond its own"] = (seconds - bare_seconds) / (2 * GROUPS)
+    benchmark.extra_info["MiB beyond the gradients'"] = (memory - bare) / 2**20

@@ -77,6 +77,7 @@ def pack(
 @app.command()
 def plan(recipe: Recipe, overrides: Overrides = None) -> None:
     """Show what a recipe will do to each domain, before anything is trained."""
+    from pycooldown.experiments.cooling import advise
     from pycooldown.training import load_recipe, plan
 
     for stage in plan(load_recipe(recipe, overrides or ())):
@@ -93,6 +94,8 @@ def plan(recipe: Recipe, overrides: Overrides = None) -> None:
     console.print("F = sum of q v^2, the variance inflation: the effective batch size is the batch size / F.")
     if stage.learned:
         console.print("The method learns its mixture while it trains: this holds if the mixture stays as it starts.")
+    sizes = dict(zip(mixture.domains, mixture.sizes.tolist(), strict=True))
+    console.print(advise(sizes, int(exposure.draws.sum())), soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -160,13 +163,16 @@ def variance(
     tau: Annotated[
         list[float] | None, typer.Option(help="Temperature; may be given several times. 5 by default.")
     ] = None,
+    more: Annotated[
+        list[float] | None, typer.Argument(help="Further temperatures: --tau 2 3 5 100.", metavar="[TAU]...")
+    ] = None,
     batches: Annotated[int, typer.Option(help="Batches for each mixture and allocation.")] = 32,
     figures: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("variance"),
 ) -> None:
     """Measure the gradient variance of mixtures at a run's weights, beside the predicted one."""
     from pycooldown.training.gradient_variance import measure_run, save_figures
 
-    moments, results = measure_run(run, tau or [5.0], num_batches=batches)
+    moments, results = measure_run(run, [*(tau or []), *(more or [])] or [5.0], num_batches=batches)
     table = Table("domain", _right("tr Sigma"), _right("|mu|^2"), title="per-sample gradients")
     for i, domain in enumerate(moments.domains):
         table.add_row(domain, f"{moments.covariance_traces[i]:.4g}", f"{moments.mean_products[i, i]:.4g}")
@@ -195,6 +201,7 @@ def reproduce(
 ) -> None:
     """Test the papers' claims by rules that were fixed beforehand, and write a page of the outcome."""
     from pycooldown.experiments import reproduce as experiment
+    from pycooldown.experiments.figures import save_figures
 
     if scale not in ("small", "paper"):
         raise ValueError(f"scale = {scale!r}; expected 'small' or 'paper'")
@@ -209,9 +216,33 @@ def reproduce(
         console.print(f"{result.claim}: {result.outcome.verdict}: {claim.statement}", soft_wrap=True, highlight=False)
 
     results = experiment.reproduce(folder, data=data, claims=claims or (), seeds=seeds, workers=workers, progress=show)
-    page, pictures = folder / "claims.md", experiment.save_figures(folder)
-    page.write_text(experiment.page(results, [path.name for path in pictures]), encoding="utf-8")
-    for path in (page, *pictures):
+    page, pictures = folder / "claims.md", save_figures(folder, folder / "figures")
+    relative = {caption: f"figures/{path.name}" for caption, path in pictures.items()}
+    page.write_text(experiment.page(results, relative), encoding="utf-8")
+    for path in (page, *pictures.values()):
+        console.print(f"wrote {path}", highlight=False)
+
+
+@app.command()
+def study(
+    data: Annotated[Path, typer.Argument(help="Packed data with German, Chinese and Romanian.")],
+    folder: Annotated[Path, typer.Option(help="For runs and results; what it has is not run again.")] = Path("study"),
+    seeds: Annotated[int, typer.Option(help="Paired seeds, at least 2; four took 45 minutes of a core.")] = 4,
+    workers: Annotated[int, typer.Option(help="Processes that train at a time.")] = 1,
+) -> None:
+    """When does cooling help? Train schedules over the epochs of the rarest domain, and write a page of the outcome."""
+    from pycooldown.experiments import cooling_page
+    from pycooldown.experiments.cooling_study import run_study
+
+    with _progress() as progress:
+        evidence = run_study(data, folder, seeds=seeds, workers=workers, progress=progress)
+    paths = [folder / name for name in ("cooling.json", "cooldown.md", "figures/cooldown.png")]
+    paths[2].parent.mkdir(exist_ok=True)
+    evidence.save(paths[0])
+    paths[1].write_text(cooling_page.page(evidence, "figures/cooldown.png"), encoding="utf-8")
+    cooling_page.picture(evidence).savefig(paths[2])
+    console.print(cooling_page.conclusion(evidence), soft_wrap=True, highlight=False)
+    for path in paths:
         console.print(f"wrote {path}", highlight=False)
 
 

@@ -23,10 +23,11 @@ _MAX_PANELS = 12
 
 
 class Curve(NamedTuple):
-    """A quantity of one domain over a run; x and y of the same length."""
+    """A quantity of one domain over a run; x and y of the same length, and so the half length of its bars, if any."""
 
     x: Vector
     y: Vector
+    error: Vector | None = None
 
 
 def loss_curves(
@@ -56,7 +57,7 @@ def loss_curves(
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, domain in zip(panels, domains, strict=False):
         for run, colour in zip(runs, _cycle(len(runs)), strict=True):
-            x, y = curves[run][domain]
+            x, y, _ = curves[run][domain]
             shown = x > 0 if log_x else np.ones(x.shape, dtype=bool)
             panel.plot(x[shown], y[shown], color=colour, linewidth=1.6, label=run)
             panel.plot(x[shown][-1:], y[shown][-1:], "o", color=colour, markersize=3.5)
@@ -131,13 +132,44 @@ def recipes_with_spread(
     return figure
 
 
-def inflation(curves: Mapping[str, Curve]) -> Figure:
+def gains(panels: Mapping[str, Mapping[str, Curve]], *, columns: int, x_label: str, y_label: str) -> Figure:
+    """Differences from a baseline at 0 over a logarithmic x, with bars: a panel for each name, a line for each run."""
+    rows = -(-len(panels) // columns)
+    figure = _figure(3.4 * columns, 2.6 * rows + 0.8)
+    axes = figure.subplots(rows, columns, squeeze=False, sharey="col").ravel()
+    for panel, (title, lines) in zip(axes, panels.items(), strict=True):
+        panel.axhline(0, color="0.5", linewidth=0.8)
+        shifts = np.linspace(0.94, 1.06, len(lines))  # bars side by side
+        for (name, curve), colour, shift in zip(lines.items(), _cycle(len(lines)), shifts, strict=True):
+            panel.errorbar(
+                curve.x * shift, curve.y, curve.error, color=colour, label=name, marker="o", markersize=3, linewidth=1.2
+            )
+        panel.set_title(title, fontsize=10, fontweight="bold", loc="left")
+        panel.set_xscale("log")
+        panel.set_xticks(curve.x, labels=[f"{x:.0f}" for x in curve.x])
+        panel.minorticks_off()
+        panel.grid(alpha=0.25, linewidth=0.6)
+    figure.supxlabel(x_label, fontsize=10)
+    figure.supylabel(y_label, fontsize=10)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def inflation(lines: Mapping[str, Curve]) -> Figure:
     """Variance inflation F of scalarization over tau, a line for each corpus (Li et al., NAACL 2025, figure 2)."""
+    figure = curves(lines, x_label="temperature", y_label="variance inflation F")
+    figure.axes[0].set_xscale("log")
+    return figure
+
+
+def curves(lines: Mapping[str, Curve], *, x_label: str, y_label: str) -> Figure:
+    """One panel with a line for each name."""
     figure = _figure(4.5, 3.2)
     axes = figure.subplots()
-    for (name, (x, y)), colour in zip(curves.items(), _cycle(len(curves)), strict=True):
+    for (name, (x, y, _)), colour in zip(lines.items(), _cycle(len(lines)), strict=True):
         axes.plot(x, y, color=colour, label=name)
-    axes.set(xscale="log", xlabel="temperature", ylabel="variance inflation F")
+    axes.set(xlabel=x_label, ylabel=y_label)
     axes.legend(frameon=False, fontsize=9)
     return figure
 

@@ -18,6 +18,7 @@ import torch
 from pycooldown import schedules, theory
 from pycooldown.mixture import Mixture, Vector
 from pycooldown.moments import CountSketch, Interval, StreamingMoments, bootstrap
+from pycooldown.plans import BatchPlan
 from pycooldown.sampler import AllocationName, DomainBatchSampler
 
 Loss = Callable[[Any, list[Any]], torch.Tensor]
@@ -165,7 +166,8 @@ def measure(
         mixtures: by name.
         batch_size: B, in samples.
         num_batches: batches for each mixture and allocation, >= 2.
-        allocations: as `DomainBatchSampler` takes them.
+        allocations: as `DomainBatchSampler` takes them. Of "quota", whose counts follow from the step, the first
+            ``num_batches`` steps are measured. Batches of two allocations differ in few samples; see `trace_ratio`.
         moments: from `domain_moments`, which is called if this is ``None``.
         projection: see `domain_moments`.
         seed: of the batches and the projection.
@@ -187,14 +189,8 @@ def measure(
         for allocation in allocations:
             start = time.perf_counter()
             stream, norms = StreamingMoments(), []
-            for batch in range(num_batches):
-                # A sampler of its own for each batch: batches of one sampler share epochs, so they are not independent.
-                plan = DomainBatchSampler(
-                    schedules.constant(mixture),
-                    batch_size=batch_size,
-                    seed=(seed << 32) + batch,
-                    allocation=allocation,
-                ).plan(0)
+            plans = _independent_plans(mixture, batch_size, allocation, num_batches, seed)
+            for plan in plans:
                 losses = _per_sample(loss, model, _fetch(dataset, plan.indices))
                 weights = torch.as_tensor(
                     mixture.loss_weights[plan.domain_ids], dtype=losses.dtype, device=losses.device
@@ -209,7 +205,9 @@ def measure(
                     name,
                     mixture,
                     allocation,
-                    moments.predict(mixture, batch_size, allocation),
+                    moments.predict(
+                        mixture, batch_size, _planned(plans, mixture) if allocation == "quota" else allocation
+                    ),
                     bootstrap(lambda x: x.mean(-1), stream.contrasts),
                     bootstrap(lambda x: x.var(-1, ddof=1), norms),
                     np.array(stream.contrasts),
@@ -218,6 +216,38 @@ def measure(
                 )
             )
     return results
+
+
+def trace_ratio(contrasts: npt.ArrayLike, over: npt.ArrayLike) -> Interval:
+    """Measured trace of one result of `measure` over that of another, by their ``contrasts``.
+
+    The k-th batches of one call share a seed, and so most of their samples where only the allocation differs.
+    Resampling them together makes the interval of such a ratio much shorter than those of the traces.
+    """
+    a, b = np.asarray(contrasts, dtype=np.float64), np.asarray(over, dtype=np.float64)
+
+    def ratio(chosen: Vector) -> Vector:
+        pairs = chosen.astype(np.int64)
+        return np.asarray(a[pairs].mean(-1) / b[pairs].mean(-1))
+
+    return bootstrap(ratio, np.arange(len(a)))
+
+
+def _independent_plans(
+    mixture: Mixture, batch_size: int, allocation: AllocationName, count: int, seed: int
+) -> list[BatchPlan]:
+    """Batches of a sampler each, as those of one sampler share epochs: of step 0, or for quota of one step each."""
+    samplers = (
+        DomainBatchSampler(
+            schedules.constant(mixture), batch_size=batch_size, seed=(seed << 32) + batch, allocation=allocation
+        )
+        for batch in range(count)
+    )
+    return [sampler.plan(batch if allocation == "quota" else 0) for batch, sampler in enumerate(samplers)]
+
+
+def _planned(plans: Sequence[BatchPlan], mixture: Mixture) -> npt.NDArray[np.int64]:
+    return np.stack([np.bincount(plan.domain_ids, minlength=mixture.num_domains) for plan in plans])
 
 
 def _vectorize(projection: int | None, seed: int) -> Vectorize:

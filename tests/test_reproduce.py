@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pycooldown import Mixture
+from pycooldown.experiments import claims_variance
 from pycooldown.experiments import reproduce as module
 from pycooldown.experiments.claim import Claim, Outcome, Quantity, verdict
 from pycooldown.experiments.reproduce import CLAIMS, page, reproduce
@@ -112,7 +113,7 @@ def test_systems_train(texts, system, tmp_path):
 
 
 def test_finished_runs_are_read(texts, tmp_path):
-    first = train(texts, "cooldown", 0, tmp_path, SETTING)
+    first = train(texts, "cooldown", 0, tmp_path, SETTING, keep_weights=True)
     path = tmp_path / "cooldown-multinomial-0.json"
     stored = json.loads(path.read_text())
     stored["run"]["losses"]["ro"][-1] = 42.0
@@ -121,8 +122,22 @@ def test_finished_runs_are_read(texts, tmp_path):
     with pytest.raises(ValueError, match="another setting"):
         train(texts, "cooldown", 0, tmp_path, Setting(steps=4))
     path.unlink()
-    assert train(texts, "cooldown", 0, tmp_path, SETTING) == first
-    assert sample_losses(load_model(texts, "cooldown", tmp_path, SETTING), texts.train[:2]).shape == (2,)
+    assert train(texts, "cooldown", 0, tmp_path, SETTING, keep_weights=True) == first
+    assert sample_losses(load_model(texts, "cooldown", 0, tmp_path, SETTING), texts.train[:2]).shape == (2,)
+
+
+def test_probes_are_kept_and_summed_up(texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(claims_variance, "read_texts", lambda folder: texts)
+    monkeypatch.setattr(claims_variance, "SETTING", SETTING)
+    train(texts, "temperature 5", 1, tmp_path, SETTING, keep_weights=True)
+    found = claims_variance.probe(tmp_path, tmp_path, "after training", 1)
+    assert claims_variance.probe(tmp_path, tmp_path, "after training", 1) == found
+    assert found.norm_ratio.value > 1
+    assert set(found.batches) >= {"temperature sampling, quota", "scalarization, systematic"}
+    summary = claims_variance.summary([found, found])
+    name = "trace, systematic / multinomial, temperature sampling"
+    assert summary[f"{name}: low"].mean < summary[name].mean < summary[f"{name}: high"].mean
+    assert summary["trace, scalarization, multinomial: measured / predicted"].mean == pytest.approx(1, abs=0.5)
 
 
 def test_prediction_on_a_transformer(texts):

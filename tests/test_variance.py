@@ -6,7 +6,7 @@ import torch
 
 from pycooldown import Mixture, theory
 from pycooldown.moments import CountSketch, StreamingMoments, bootstrap
-from pycooldown.variance import domain_moments, measure
+from pycooldown.variance import domain_moments, measure, trace_ratio
 
 
 def test_streaming_moments_and_merge():
@@ -177,12 +177,18 @@ def test_errors(problem):
         CountSketch(0)
 
 
-def test_systematic_batches_vary_less(problem):
-    """The between-domain part shrinks; the interval of the ratio of measured traces says so."""
+def test_systematic_and_quota_batches_vary_less(problem):
+    """The part between domains shrinks: measured traces' ratio has an interval below 1 around the predicted one."""
     mixture = Mixture.temperature_sampling(SIZES, 5)
-    multinomial, systematic = measure(
-        *problem, {"t": mixture}, batch_size=16, num_batches=900, allocations=("multinomial", "systematic")
+    multinomial, *others = measure(
+        *problem,
+        {"t": mixture},
+        batch_size=16,
+        num_batches=700,
+        allocations=("multinomial", "systematic", "quota"),
+        moments=domain_moments(*problem, mixture, num_groups=250),
     )
-    assert systematic.predicted.value < multinomial.predicted.value
-    ratio = bootstrap(lambda a, b: a.mean(-1) / b.mean(-1), systematic.contrasts, multinomial.contrasts)
-    assert ratio.low < systematic.predicted.value / multinomial.predicted.value < ratio.high
+    for found in others:
+        low, high = trace_ratio(found.contrasts, multinomial.contrasts)[1:]
+        assert low < found.predicted.value / multinomial.predicted.value < high < 1, found.allocation
+        assert found.trace.value == pytest.approx(found.predicted.value, rel=0.1)

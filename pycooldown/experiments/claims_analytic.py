@@ -11,23 +11,24 @@ from pycooldown import theory
 from pycooldown.experiments.claim import Bench, Claim, Outcome, Quantity, verdict
 from pycooldown.mixture import Mixture
 
-# F(5) for sizes i^-alpha, i = 1 ... 20.
+# F(5) of `zipf`'s sizes.
 GOLDEN = {0.5: 1.1158, 1.0: 1.5989, 1.5: 2.9691, 2.0: 6.7745}
 
 
-def _zipf(alpha: float) -> dict[str, int]:
+def zipf(alpha: float) -> dict[str, int]:
+    """Sizes of 20 domains in proportion to i^-alpha."""
     return {f"{i}": max(1, round(1e12 * i**-alpha)) for i in range(1, 21)}
 
 
 def inflation_rises(bench: Bench) -> Outcome:
     """Figure 2."""
     taus = [1, 1.5, 2, 3, 5, 10, 100, math.inf]
-    f = {a: [theory.variance_inflation(Mixture.scalarization(_zipf(a), t)) for t in taus] for a in GOLDEN}
+    f = {a: [theory.variance_inflation(Mixture.scalarization(zipf(a), t)) for t in taus] for a in GOLDEN}
     rises_with_tau = all(a < b for row in f.values() for a, b in pairwise(row))
     rises_with_skew = all(a < b for column in list(zip(*f.values(), strict=True))[1:] for a, b in pairwise(column))
     golden = all(abs(f[a][taus.index(5)] - value) < 1e-4 for a, value in GOLDEN.items())
     measured = {f"F(5), alpha={a}": Quantity(f[a][taus.index(5)]) for a in GOLDEN}
-    measured["slope dF/dtau at alpha=1, tau=2"] = Quantity(theory.inflation_slope(list(_zipf(1).values()), 2))
+    measured["slope dF/dtau at alpha=1, tau=2"] = Quantity(theory.inflation_slope(list(zipf(1).values()), 2))
     note = "F falls for tau below 1, and the derivative printed in the paper gives 0.5420 where the slope is measured."
     return Outcome(verdict(rises_with_tau and rises_with_skew and golden), measured, note=note)
 

@@ -12,15 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
-from pycooldown import plots
-from pycooldown.experiments import claims_analytic, claims_noisy, claims_translation
+from pycooldown.experiments import claims_analytic, claims_noisy, claims_translation, claims_variance
 from pycooldown.experiments.claim import Bench, Claim, Outcome, Quantity
-from pycooldown.experiments.translation import NUM_ROMANIAN, systems
+from pycooldown.experiments.translation import NUM_ROMANIAN
 
 CLAIMS: dict[str, Claim] = {
-    c.name: c for c in (*claims_analytic.CLAIMS, *claims_translation.CLAIMS, *claims_noisy.CLAIMS)
+    c.name: c
+    for c in (*claims_analytic.CLAIMS, *claims_variance.CLAIMS, *claims_translation.CLAIMS, *claims_noisy.CLAIMS)
 }
 
 
@@ -81,12 +79,12 @@ def reproduce(
     return results
 
 
-def page(results: Sequence[Result], pictures: Sequence[str] = ()) -> str:
+def page(results: Sequence[Result], pictures: Mapping[str, str] | None = None) -> str:
     """A page in Markdown: verdicts first, then each claim with its rule, numbers and exposure.
 
     Args:
         results: from `reproduce`.
-        pictures: paths of images, relative to the page.
+        pictures: paths of images, relative to the page, by caption.
     """
     lines = [
         "# The papers' claims, tested",
@@ -103,8 +101,8 @@ def page(results: Sequence[Result], pictures: Sequence[str] = ()) -> str:
     for r in results:
         c = CLAIMS[r.claim]
         lines.append(f"| {c.name} | {c.item} | {c.statement} | **{r.outcome.verdict}** | {r.seconds:.0f} |")
-    for picture in pictures:
-        lines += ["", f"![{Path(picture).stem.replace('_', ' ')}]({picture})"]
+    for caption, picture in (pictures or {}).items():
+        lines += ["", f"{caption}:", "", f"![{caption}]({picture})"]
     for r in results:
         c = CLAIMS[r.claim]
         lines += ["", f"## {c.name}: {c.item}", "", f"{c.statement}.", "", f"*Rule:* {c.rule}.", ""]
@@ -120,34 +118,6 @@ def page(results: Sequence[Result], pictures: Sequence[str] = ()) -> str:
             for system, epochs in r.outcome.epochs.items():
                 lines.append(f"| {system} | " + " | ".join(f"{epochs[d]:.2f}" for d in domains) + " |")
     return "\n".join(lines) + "\n"
-
-
-def save_figures(folder: Path) -> list[Path]:
-    """Writes the mean validation losses of the translation runs in ``folder`` by step; none if there are no runs.
-
-    Pictures in the form of Li et al. (NAACL 2025), figures 1, 6 and 7, and 4 and 8.
-    """
-    curves: dict[str, dict[str, plots.Curve]] = {}
-    for system in systems(1, 1):
-        paths = sorted((folder / "translation").glob(f"{system.replace(' ', '-')}-multinomial-*.json"))
-        runs = [json.loads(path.read_text(encoding="utf-8"))["run"] for path in paths]
-        if runs:
-            curves[system] = {
-                domain: plots.Curve(np.array(runs[0]["steps"]), np.mean([r["losses"][domain] for r in runs], axis=0))
-                for domain in runs[0]["losses"]
-            }
-    pictures = {
-        "temperatures.png": ("temperature 1", "temperature 5", "temperature 100", "cooldown"),
-        "schedules.png": ("cooldown", "linear", "increase", "unimax", "order matters"),
-        "sampling_and_weighting.png": ("temperature 5", "scalarization 5", "temperature 100", "scalarization 100"),
-    }
-    written = []
-    for name, wanted in pictures.items():
-        if shown := [system for system in wanted if system in curves]:
-            figure = plots.loss_curves({s: curves[s] for s in shown}, x_label="step")
-            figure.savefig(folder / name)
-            written.append(folder / name)
-    return written
 
 
 def _save(path: Path, identity: Mapping[str, object], result: Result) -> None:

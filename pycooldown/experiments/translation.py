@@ -11,7 +11,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -52,8 +52,8 @@ class Setting:
     evaluations: int = 8
 
 
-def systems(steps: int, batch_size: int) -> dict[str, Callable[[Sizes], Schedule]]:
-    """The systems of the papers' tables, by name. The switch is at half of the steps."""
+def systems(steps: int, batch_size: int, max_epochs: float = 10) -> dict[str, Callable[[Sizes], Schedule]]:
+    """The systems of the papers' tables, by name. The switch is at half of the steps, UniMax's cap ``max_epochs``."""
     half = steps // 2
 
     def temperature(tau: float) -> Callable[[Sizes], Schedule]:
@@ -71,7 +71,7 @@ def systems(steps: int, batch_size: int) -> dict[str, Callable[[Sizes], Schedule
         "cooldown": lambda sizes: schedules.cooldown(sizes, tau=5, final_tau=1, switch_step=half),
         "increase": lambda sizes: schedules.cooldown(sizes, tau=1, final_tau=5, switch_step=half),
         "linear": lambda sizes: schedules.anneal(sizes, tau=5, final_tau=1, num_steps=steps),
-        "unimax": lambda sizes: schedules.unimax(sizes, budget=steps * batch_size, max_epochs=10),
+        "unimax": lambda sizes: schedules.unimax(sizes, budget=steps * batch_size, max_epochs=max_epochs),
         "order matters": lambda sizes: schedules.order_matters(sizes, high_resource=[HIGH], switch_step=half, tau=5),
     }
 
@@ -111,19 +111,42 @@ class Texts:
 
 @cache
 def read_texts(folder: Path) -> Texts:
-    """Reads packed data that hold both languages, once in a process."""
+    """Reads packed data that hold both languages, once in a process.
+
+    Raises:
+        ValueError: if they lack one.
+    """
+    high, low = (read_samples(folder, domain, "train") for domain in (HIGH, LOW))
+    low = spread(low, NUM_ROMANIAN)
+    validation = {d: spread(read_samples(folder, d, "validation"), VALIDATION) for d in (HIGH, LOW)}
+    vocabulary_size = load_manifest(folder).tokenizer.vocabulary_size
+    return Texts([*high, *low], {HIGH: len(high), LOW: len(low)}, validation, vocabulary_size)
+
+
+def read_samples(folder: Path, domain: str, split: str, max_length: int = MAX_LENGTH) -> list[Sample]:
+    """Samples of one language, cut to ``max_length`` tokens of which at most half are English.
+
+    Raises:
+        ValueError: if the packed data in ``folder`` do not have it.
+    """
     manifest = load_manifest(folder)
-    missing = {HIGH, LOW} - set(manifest.domains)
-    if missing:
-        raise ValueError(f"{folder} has no {sorted(missing)}; pack a corpus with the languages {HIGH!r} and {LOW!r}")
-    train: list[Sample] = []
-    sizes: Sizes = {}
-    for domain, count in ((HIGH, None), (LOW, NUM_ROMANIAN)):
-        samples = _spread(_read(manifest.shards("train")[domain]), count)
-        sizes[domain] = len(samples)
-        train += samples
-    validation = {d: _spread(_read(manifest.shards("validation")[d]), VALIDATION) for d in sizes}
-    return Texts(train, sizes, validation, manifest.tokenizer.vocabulary_size)
+    if domain not in manifest.domains:
+        raise ValueError(f"{folder} has no {domain!r}; pack a corpus with that language")
+    dataset = TarDataset({"all": manifest.shards(split)[domain]})
+    samples = []
+    for packed in dataset.__getitems__(list(range(len(dataset)))):
+        source, target = (
+            np.load(io.BytesIO(packed[f"{side}.npy"]), allow_pickle=False).astype(np.int64) for side in ("src", "tgt")
+        )
+        source = source[: max_length // 2]
+        # The target goes on without its start token, as the end token of the source is there.
+        samples.append((np.concatenate([source, target[1:]])[:max_length], len(source)))
+    return samples
+
+
+def spread(samples: list[Sample], count: int) -> list[Sample]:
+    """``count`` of them, evenly spread."""
+    return [samples[i] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)]
 
 
 class Decoder(torch.nn.Module):
@@ -191,16 +214,19 @@ def train(
     setting: Setting,
     *,
     allocation: AllocationName = "multinomial",
+    max_epochs: float = 10,
+    keep_weights: bool = False,
 ) -> Run:
-    """Trains one system, unless ``folder`` has its run; leaves the weights of seed 0 there."""
+    """Trains one system, unless ``folder`` has its run; ``max_epochs`` is for UniMax, the weights for `load_model`."""
     path = folder / f"{system.replace(' ', '-')}-{allocation}-{seed}.json"
     identity = {"setting": asdict(setting), "sizes": texts.sizes}
-    if path.exists():
+    kept = path.with_suffix(".safetensors")
+    if path.exists() and (kept.exists() or not keep_weights):
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["identity"] != identity:
             raise ValueError(f"{path} is of another setting: {stored['identity']}; choose another folder")
         return Run(**stored["run"])
-    schedule = systems(setting.steps, setting.batch_size)[system](texts.sizes)
+    schedule = systems(setting.steps, setting.batch_size, max_epochs)[system](texts.sizes)
     sampler = DomainBatchSampler(
         schedule, batch_size=setting.batch_size, seed=seed, num_steps=setting.steps, allocation=allocation
     )
@@ -228,16 +254,16 @@ def train(
     exposure = sampler.exposure(setting.steps)
     run = Run(system, seed, steps, losses, dict(zip(exposure.domains, exposure.epochs.tolist(), strict=True)))
     folder.mkdir(parents=True, exist_ok=True)
-    if seed == 0:
-        save_file(model.state_dict(), path.with_suffix(".safetensors"))
-    _write(path, {"identity": identity, "run": asdict(run)})
+    if keep_weights:
+        save_file(model.state_dict(), kept)
+    write_json(path, {"identity": identity, "run": asdict(run)})
     return run
 
 
-def load_model(texts: Texts, system: str, folder: Path, setting: Setting) -> Decoder:
-    """The weights that `train` left of seed 0."""
-    model = build_model(texts, setting, 0)
-    path = folder / f"{system.replace(' ', '-')}-multinomial-0.safetensors"
+def load_model(texts: Texts, system: str, seed: int, folder: Path, setting: Setting) -> Decoder:
+    """The weights that `train` kept."""
+    model = build_model(texts, setting, seed)
+    path = folder / f"{system.replace(' ', '-')}-multinomial-{seed}.safetensors"
     model.load_state_dict(load_file(path))
     return model
 
@@ -250,26 +276,7 @@ def _evaluate(model: Decoder, samples: list[Sample]) -> float:
         )
 
 
-def _read(paths: Sequence[Path]) -> list[Sample]:
-    dataset = TarDataset({"all": paths})
-    samples = []
-    for packed in dataset.__getitems__(list(range(len(dataset)))):
-        source, target = (
-            np.load(io.BytesIO(packed[f"{side}.npy"]), allow_pickle=False).astype(np.int64) for side in ("src", "tgt")
-        )
-        source = source[: MAX_LENGTH // 2]
-        # The target goes on without its start token, as the end token of the source is there.
-        samples.append((np.concatenate([source, target[1:]])[:MAX_LENGTH], len(source)))
-    return samples
-
-
-def _spread(samples: list[Sample], count: int | None) -> list[Sample]:
-    if count is None or count >= len(samples):
-        return samples
-    return [samples[i] for i in np.linspace(0, len(samples) - 1, count).astype(int)]
-
-
-def _write(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     """All or nothing, so that an interrupted run is not taken for a finished one."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")

@@ -1,0 +1,138 @@
+"""When does cooling help? Trainings over the epochs of the rarest domain and the skew of the sizes, on real text.
+
+English to German and Chinese (frequent) and Romanian (rare), all cut so that Romanian is passed through a chosen number
+of times under temperature sampling with tau = 5. `pycooldown.experiments.cooling` has the rule that reads the outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from pycooldown.data.manifest import load_manifest
+from pycooldown.experiments.cooling import STATIC, Cell, Evidence
+from pycooldown.experiments.processes import in_parallel
+from pycooldown.experiments.translation import VALIDATION, Run, Sample, Setting, Texts, read_samples, spread, train
+from pycooldown.mixture import temperature
+from pycooldown.sampler import AllocationName
+
+FREQUENT, RARE = ("de", "zh-Hans"), "ro"
+BATCH_SIZE, MAX_LENGTH = 32, 32
+# Skew of the sizes, epochs of the rare language at tau = 5, and steps. No language of the demo corpus has more than
+# 14,000 pairs, so 5 epochs at a skew of 200 would be too short a run; and more epochs need fewer pairs or longer runs:
+# half of this is done by either.
+SETTINGS = ((25, 5, 288), (25, 20, 288), (25, 75, 420), (25, 300, 600), (200, 20, 288), (200, 75, 420), (200, 300, 600))
+SYSTEMS: dict[str, tuple[str, AllocationName]] = {
+    "temperature 1": ("temperature 1", "multinomial"),
+    STATIC: ("temperature 5", "multinomial"),
+    "temperature 5, systematic": ("temperature 5", "systematic"),
+    "temperature 100": ("temperature 100", "multinomial"),
+    "cooldown": ("cooldown", "multinomial"),
+    "linear": ("linear", "multinomial"),
+    "increase": ("increase", "multinomial"),
+    "unimax": ("unimax", "multinomial"),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of the study."""
+
+    data: Path
+    folder: Path
+    skew: int
+    epochs: int
+    steps: int
+    system: str
+    seed: int
+
+
+def run_study(
+    data: Path,
+    folder: Path,
+    *,
+    seeds: int = 4,
+    workers: int = 1,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Evidence:
+    """Trains what ``folder`` does not have yet, seed by seed, and gathers the losses.
+
+    Args:
+        data: packed data with German, Chinese and Romanian.
+        folder: for runs; a study that was interrupted goes on.
+        seeds: of data selection, initialization and order, shared by all systems; at least 2.
+        workers: processes that train at a time, with one thread each.
+        progress: called after each training with "training", how many are done and how many there are.
+
+    Raises:
+        ValueError: if ``seeds`` is too small or the data lack a language.
+    """
+    if seeds < 2:
+        raise ValueError(f"seeds = {seeds}; expected at least 2, for differences to have a spread")
+    settings = [(seed, setting) for seed in range(seeds) for setting in SETTINGS]
+    jobs = [Job(data, folder, *setting, system, seed) for seed, setting in settings for system in SYSTEMS]
+    runs: dict[Job, Run] = {}
+    for job, run in zip(jobs, in_parallel(run_job, [(job,) for job in jobs], workers), strict=True):
+        runs[job] = run
+        if progress:
+            progress("training", len(runs), len(jobs))
+    cells = []
+    for setting in SETTINGS:
+        by_system = {
+            system: [runs[Job(data, folder, *setting, system, seed)] for seed in range(seeds)] for system in SYSTEMS
+        }
+        sizes = cell_sizes(*setting)
+        losses = {system: [{d: r.final(d) for d in sizes} for r in rs] for system, rs in by_system.items()}
+        epochs = {s: {d: float(np.mean([r.epochs[d] for r in rs])) for d in sizes} for s, rs in by_system.items()}
+        cells.append(Cell(sizes, setting[-1], losses, epochs))
+    return Evidence(cells)
+
+
+def cell_sizes(skew: int, epochs: int, steps: int) -> dict[str, int]:
+    """Training pairs of each language, for ``epochs`` of the rare one at tau = 5."""
+    rare = round(temperature([skew, skew, 1], 5)[-1] * steps * BATCH_SIZE / epochs)
+    return {**dict.fromkeys(FREQUENT, skew * rare), RARE: rare}
+
+
+def run_job(job: Job) -> Run:
+    """One training, or what the folder has of it."""
+    sizes = cell_sizes(job.skew, job.epochs, job.steps)
+    setting = Setting(steps=job.steps, batch_size=BATCH_SIZE, evaluations=2)
+    system, allocation = SYSTEMS[job.system]
+    draws = setting.steps * BATCH_SIZE
+    return train(
+        select(job.data, sizes, job.seed),
+        system,
+        job.seed,
+        job.folder / f"skew-{job.skew}-epochs-{job.epochs}",
+        setting,
+        allocation=allocation,
+        # A cap of 10, unless all the data must be passed through more often than that.
+        max_epochs=max(10, 2 * draws / sum(sizes.values())),
+    )
+
+
+def select(data: Path, sizes: dict[str, int], seed: int) -> Texts:
+    """Pairs chosen at random by ``seed``, and the same validation pairs for all.
+
+    Raises:
+        ValueError: if the data have fewer pairs.
+    """
+    rng = np.random.default_rng(seed)
+    train_samples: list[Sample] = []
+    for domain, size in sizes.items():
+        samples = _read(data, domain, "train")
+        if len(samples) < size:
+            raise ValueError(f"{data} has {len(samples)} pairs of {domain!r}; the study needs {size}")
+        train_samples += [samples[i] for i in rng.permutation(len(samples))[:size]]
+    validation = {d: spread(_read(data, d, "validation"), VALIDATION) for d in sizes}
+    return Texts(train_samples, sizes, validation, load_manifest(data).tokenizer.vocabulary_size)
+
+
+@cache
+def _read(data: Path, domain: str, split: str) -> list[Sample]:
+    return read_samples(data, domain, split, MAX_LENGTH)

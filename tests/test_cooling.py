@@ -1,0 +1,125 @@
+"""When cooling helps: the study's settings, the rule that reads its outcome, and the advice drawn from it."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from pycooldown.experiments import cooling_page, cooling_study
+from pycooldown.experiments.cooling import COOLDOWN, STATIC, Cell, Evidence, advise, summary
+from pycooldown.experiments.processes import in_parallel
+from pycooldown.experiments.translation import Run
+from pycooldown.mixture import temperature
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def cell(rare=100, skew=10, exposure=20.0, *, rarest=0.0, others=0.0, noise=0.01):
+    """Three seeds; Cooldown's losses are higher than those of tau = 5 by ``rarest`` and ``others``."""
+    sizes = {"de": skew * rare, "zh": skew * rare, "ro": rare}
+    seeds = [{"de": 4.0 + s, "zh": 5.0 + s, "ro": 6.0 + s} for s in range(3)]
+    cooled = [
+        {d: x + (rarest if d == "ro" else others) + noise * (i - 1) for d, x in losses.items()}
+        for i, losses in enumerate(seeds)
+    ]
+    worse = [{d: x + 1 for d, x in losses.items()} for losses in seeds]
+    losses = {"temperature 1": worse, STATIC: seeds, COOLDOWN: cooled}
+    return Cell(sizes, 100, losses, {key: {"de": 1.0, "zh": 1.0, "ro": exposure} for key in losses})
+
+
+def test_gains_are_paired_by_seed():
+    found = cell(rarest=0.3, others=-0.1)
+    assert found.gain(COOLDOWN, part="rarest").mean == pytest.approx(-0.3)
+    assert found.gain(COOLDOWN, part="others").mean == pytest.approx(0.1)
+    assert found.gain(COOLDOWN).mean == pytest.approx((-0.3 + 2 * 0.1) / 3)
+    assert found.gain(COOLDOWN).sd == pytest.approx(0.01)  # that of the seeds, 1, is gone
+    assert (found.rarest, found.skew, found.exposure) == ("ro", 10, 20)
+
+
+@pytest.mark.parametrize(
+    ("rarest", "others", "noise", "best", "words"),
+    [
+        (-0.3, -0.1, 0.01, COOLDOWN, ["improved the rarest domain (-0.300 ± 0.006 nats)", "had cooldown"]),
+        (0.3, 0.0, 0.01, STATIC, ["worsened the rarest domain (+0.300", "no clear difference to the others"]),
+        (-0.3, -0.1, 1.0, STATIC, ["no clear difference to the rarest", "no other system had a lower mean"]),
+    ],
+)
+def test_the_rule(rarest, others, noise, best, words):
+    found = cell(rarest=rarest, others=others, noise=noise)
+    assert found.best == best
+    assert found.best_static == STATIC
+    assert all(text in summary(found) for text in words)
+
+
+def test_advice_stays_within_the_range_of_the_study():
+    evidence = Evidence([cell(exposure=e, rarest=e / 1000, skew=s) for e in (5.2, 20, 300) for s in (10, 50)])
+    sizes = {"en": 100_000, "fr": 10_000, "sw": 2_000}
+    share = temperature(list(sizes.values()), 5)[2]
+
+    def advice(epochs, n=sizes):
+        return advise(n, round(epochs * 2_000 / share), evidence)
+
+    assert "the rarest domain, sw, would be passed through 83 times (sizes up to 50:1)" in advice(83)
+    assert "Nearest in our study (docs/cooldown.md: 5 to 300 epochs, skews 10 and 50, small models)" in advice(83)
+    assert "is 300 epochs at 50:1: against static tau = 5, Cooldown worsened" in advice(83)
+    assert "is 20 epochs at 50:1" in advice(70)
+    for outside in (
+        advice(4.9),
+        advice(301),
+        advice(20, {"en": 2_001, "sw": 2_000}),
+        advice(20, {"en": 10**7, "sw": 9}),
+    ):
+        assert outside.endswith("small models): no advice.")
+
+
+def test_evidence_survives_its_file(tmp_path):
+    evidence = Evidence([cell(), cell(exposure=75.0, rarest=-0.2)])
+    evidence.save(tmp_path / "e.json")
+    assert Evidence.load(tmp_path / "e.json") == evidence
+    assert cooling_page.page(Evidence.load(tmp_path / "e.json"), "x.png") == cooling_page.page(evidence, "x.png")
+
+
+def test_the_page_is_that_of_the_packages_evidence():
+    """Whoever runs the study again copies both."""
+    assert (DOCS / "cooldown.md").read_text(encoding="utf-8") == cooling_page.page(
+        Evidence.load(), "figures/cooldown.png"
+    )
+
+
+@pytest.mark.parametrize("setting", cooling_study.SETTINGS)
+def test_settings_have_the_exposure_that_they_name(setting):
+    skew, epochs, steps = setting
+    sizes = list(cooling_study.cell_sizes(*setting).values())
+    assert max(sizes) == skew * min(sizes) < 14_000
+    share = temperature(sizes, 5)[-1]
+    assert share * steps * cooling_study.BATCH_SIZE / sizes[-1] == pytest.approx(epochs, rel=0.06)
+
+
+def test_the_study_gathers_its_runs(tmp_path, monkeypatch):
+    def train(texts, system, seed, folder, setting, *, allocation, max_epochs):
+        sizes = cooling_study.cell_sizes(*next(s for s in cooling_study.SETTINGS if s[1] == texts))
+        loss = seed + len(system) + 0.1 * (allocation == "systematic")
+        assert 2 * setting.steps * setting.batch_size <= max(max_epochs, 20) * sum(sizes.values())
+        return Run(system, seed, [1], {d: [9.0, loss] for d in sizes}, dict.fromkeys(sizes, 2.0))
+
+    monkeypatch.setattr(cooling_study, "SETTINGS", ((25, 5, 288), (25, 75, 420)))
+    monkeypatch.setattr(cooling_study, "train", train)
+    monkeypatch.setattr(cooling_study, "select", lambda data, sizes, seed: 5 if sizes["ro"] > 100 else 75)
+    done = []
+    evidence = cooling_study.run_study(tmp_path, tmp_path, seeds=2, progress=lambda *a: done.append(a))
+    assert done[-1] == ("training", 32, 32)
+    assert [c.steps for c in evidence.cells] == [288, 420]
+    assert evidence.cells[0].gain("temperature 5, systematic").mean == pytest.approx(-0.1)
+    assert evidence.cells[0].gain("temperature 1").mean == 0
+    panels = [axes.get_title(loc="left") for axes in cooling_page.picture(evidence).axes]
+    assert panels == ["rarest domain, 25:1", "other domains, 25:1", "mean over domains, 25:1"]
+    with pytest.raises(ValueError, match="seeds = 1"):
+        cooling_study.run_study(tmp_path, tmp_path, seeds=1)
+
+
+def test_workers():
+    jobs = [(3.0 * i, 4.0 * i) for i in range(5)]
+    for workers in (1, 2):
+        assert list(in_parallel(math.hypot, jobs, workers)) == [5.0 * i for i in range(5)]
+    with pytest.raises(ValueError, match="workers = 0"):
+        list(in_parallel(math.hypot, jobs, 0))
