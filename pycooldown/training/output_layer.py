@@ -29,11 +29,14 @@ class OutputLayer:
 
     def bias(self, dtype: torch.dtype) -> torch.Tensor | None:
         """What is added to scale * weight @ hidden, (V,) or None."""
-        bias = self.linear.bias if self.linear.bias is None or self.scale == 1 else self.scale * self.linear.bias
-        final = getattr(self._model, "final_logits_bias", None)  # of BART and its kin
+        bias: torch.Tensor | None = self.linear.bias
+        if bias is not None and self.scale != 1:
+            bias = self.scale * bias
+        final: torch.Tensor | None = getattr(self._model, "final_logits_bias", None)  # of BART and its kin
         if final is None:
             return bias
-        return final[0].to(dtype) if bias is None else bias + final[0].to(dtype)
+        row = final[0].to(dtype)
+        return row if bias is None else bias + row
 
     def logits(self, outputs: torch.Tensor) -> torch.Tensor:
         """What the model should make of the layer's outputs."""
@@ -112,7 +115,7 @@ def examine(model: torch.nn.Module, forward: Callable[..., Any]) -> Findings:
 
 def without_labels(model: Any, labels: torch.Tensor, inputs: dict[str, Any]) -> dict[str, Any]:
     """Inputs that give the logits which the model would give with these labels (N, T)."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not getattr(config, "is_encoder_decoder", False) or {"decoder_input_ids", "decoder_inputs_embeds"} & set(inputs):
         return inputs
     if hasattr(model, "prepare_decoder_input_ids_from_labels"):
@@ -132,7 +135,7 @@ def next_tokens(labels: torch.Tensor, last: int = -100) -> torch.Tensor:
 def replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Has a module use another forward for a while."""
     previous = module.__dict__.get("forward")
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield
     finally:
