@@ -2,11 +2,13 @@
 
     pytest benchmarks/test_linear_cross_entropy.py --benchmark-enable --benchmark-json=out.json
 
-The products (logits, gradient of the input, gradient of the weight, on all rows at once), torch's composition, torch's
-chunked linear_cross_entropy and ours take turns in one process; extra_info has the medians' ratios. "half" is ours with
-every other token ignored. Peak memory is that above the inputs, in MiB.
+The products (logits, gradient of the input, gradient of the weight, on all rows at once), torch's composition, the same
+on chunks that are computed again in backward, torch's chunked linear_cross_entropy and ours take turns in one process;
+extra_info has the medians' ratios. "half" is ours with every other token ignored. Peak memory is that above the inputs,
+in MiB; errors are the largest of each gradient against float64, as shares of its largest entry.
 """
 
+import gc
 import re
 import statistics
 import time
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from pycooldown.losses import linear_cross_entropy
 
@@ -34,20 +37,33 @@ class Problem:
         self.weights = torch.linspace(0.5, 2, 8)
         self.buffers = None
 
-    def products(self):
+    def products(self, chunk_size=None):
         """Into memory that is already mapped, unlike that of the others."""
         hidden, weight = self.hidden.detach(), self.weight.detach()
         if self.buffers is None:
             self.buffers = hidden.new_empty(len(hidden), len(weight)), hidden.clone(), weight.clone()
         logits, grad_hidden, grad_weight = self.buffers
-        torch.mm(hidden, weight.t(), out=logits)
-        torch.mm(logits, weight, out=grad_hidden)
-        torch.mm(logits.t(), hidden, out=grad_weight)
+        chunks = zip(*(x.split(chunk_size or len(hidden)) for x in (hidden, logits, grad_hidden)), strict=True)
+        for number, (rows, out, grad) in enumerate(chunks):
+            torch.mm(rows, weight.t(), out=out)
+            torch.mm(out, weight, out=grad)
+            torch.addmm(grad_weight, out.t(), rows, beta=min(number, 1), out=grad_weight)
 
     def torch(self):
         """The logits in memory."""
         logits = F.linear(self.hidden, self.weight)
         self.backward((F.cross_entropy(logits, self.target, reduction="none") * self.weights[self.ids]).mean())
+
+    def recomputed(self, chunk_size=256):
+        """In chunks whose logits are dropped after forward."""
+
+        def part(hidden, target, ids):
+            logits = F.linear(hidden, self.weight)
+            return (F.cross_entropy(logits, target, reduction="none") * self.weights[ids]).sum()
+
+        chunks = zip(*(x.split(chunk_size) for x in (self.hidden, self.target, self.ids)), strict=True)
+        losses = [checkpoint(part, *chunk, use_reentrant=False) for chunk in chunks]
+        self.backward(torch.stack(losses).sum() / len(self.target))
 
     def torch_chunked(self):
         """Without weights, which torch's cannot have."""
@@ -75,6 +91,7 @@ def test_time(benchmark, case):
         "ours": problem.ours,
         "half": lambda: problem.ours(problem.half),
         "torch": problem.torch,
+        "recomputed": problem.recomputed,
         "torch_chunked": problem.torch_chunked,
     }
     times = {name: [] for name in contenders}
@@ -98,30 +115,39 @@ def test_time(benchmark, case):
 @pytest.mark.parametrize("chunk_size", [64, 128, 256, 512, 1024])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_chunk_size(benchmark, case, chunk_size):
-    """What smaller products cost, whatever is computed between them."""
+    """What smaller products cost, alone and with the loss between them."""
     problem = Problem(*case)
-    times = {"products": [], "ours": []}
+    contenders = {
+        "products": problem.products,
+        "products_in_chunks": lambda: problem.products(chunk_size),
+        "ours": lambda: problem.ours(chunk_size=chunk_size),
+    }
+    times = {name: [] for name in contenders}
 
     def turn():
-        for name, contender in (("products", problem.products), ("ours", lambda: problem.ours(chunk_size=chunk_size))):
+        for name, contender in contenders.items():
             begin = time.perf_counter()
             contender()
             times[name].append(time.perf_counter() - begin)
 
-    benchmark.pedantic(turn, rounds=3, warmup_rounds=1)
+    benchmark.pedantic(turn, rounds=ROUNDS, warmup_rounds=1)
     medians = {name: statistics.median(values[1:] or values) for name, values in times.items()}
-    benchmark.extra_info["ours_over_products"] = medians["ours"] / medians["products"]
+    for name in ("products_in_chunks", "ours"):
+        benchmark.extra_info[f"{name}_over_products"] = medians[name] / medians["products"]
 
 
 def resident(field):
     return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
-@pytest.mark.parametrize("way", ["ours", "torch", "torch_chunked"])
+@pytest.mark.parametrize("way", ["ours", "torch", "recomputed", "torch_chunked"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_peak_memory(benchmark, case, way):
     problem, small = Problem(*case), Problem(case[0], 8, 8, 8)
     getattr(small, way)()  # loads what is loaded once
+    problem.products()  # allocates the buffers that the library of the products keeps
+    problem.buffers = None
+    gc.collect()  # of tests before
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     benchmark.pedantic(getattr(problem, way), rounds=1)
@@ -129,3 +155,26 @@ def test_peak_memory(benchmark, case, way):
     gradients = sum(t.numel() * t.element_size() for t in (problem.hidden, problem.weight))
     benchmark.extra_info["peak_mib"] = peak / 2**20
     benchmark.extra_info["peak_beyond_gradients_mib"] = (peak - gradients) / 2**20
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_error(benchmark, dtype):
+    problem = Problem(dtype, 256, 256, 32768)
+    exact = Problem(torch.float64, 1, 1, 1)
+    exact.hidden, exact.weight = (t.detach().double().requires_grad_() for t in (problem.hidden, problem.weight))
+    exact.target, exact.ids = problem.target, problem.ids
+    expected = gradients(exact, "torch")
+    found = {way: gradients(problem, way) for way in ("torch", "recomputed", "ours")}
+    benchmark.pedantic(gradients, (problem, "ours"), rounds=1)
+    for way, of_way in found.items():
+        for side, got, want in zip(("hidden", "weight"), of_way, expected, strict=True):
+            benchmark.extra_info[f"{way}_{side}_error"] = ((got - want).abs().max() / want.abs().max()).item()
+
+
+def gradients(problem, way):
+    """Of hidden and weight."""
+    kept = []
+    problem.backward = lambda loss: kept.extend(torch.autograd.grad(loss, (problem.hidden, problem.weight)))
+    getattr(problem, way)()
+    del problem.backward
+    return kept

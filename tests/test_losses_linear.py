@@ -113,7 +113,20 @@ def test_frozen_sides(frozen, reduction):
     assert_agrees(*tensors, target, chunk_size=6, reduction=reduction)
 
 
+@pytest.mark.parametrize("with_onednn", [True, False])
+@pytest.mark.parametrize("view", ["contiguous", "transposed", "strided"])
+def test_libraries_of_products(with_onednn, view):
+    hidden, weight, bias, target = layer()
+    if view == "transposed":
+        weight = weight.detach().t().contiguous().t().requires_grad_()
+    elif view == "strided":
+        weight = weight.detach().repeat_interleave(2, dim=1)[:, ::2].requires_grad_()
+    with torch.backends.mkldnn.flags(enabled=with_onednn):
+        assert_agrees(hidden, weight, bias, target, chunk_size=6)
+
+
 def test_frozen_sides_take_no_products(monkeypatch):
+    monkeypatch.setattr(_linear, "_has_onednn", lambda *_: False)
     products = []
     for name in ("mm", "addmm"):
         function = getattr(torch, name)
