@@ -245,7 +245,24 @@ def test_gradcheck_of_the_reference(chunk_size):
 
 def test_operator_registration():
     hidden, weight, bias, target = layer()
-    arguments = (hidden, weight, bias, target, torch.rand(ROWS), IDS, 3, -100, 0.1, 1e-3, 0.0, "cpp", torch.float32, 7)
+    arguments = (
+        hidden,
+        weight,
+        bias,
+        target,
+        torch.rand(ROWS),
+        IDS,
+        3,
+        -100,
+        0.1,
+        1e-3,
+        0.0,
+        "cpp",
+        "",
+        None,
+        torch.float32,
+        7,
+    )
     torch.library.opcheck(_linear.linear_cross_entropy, (*arguments, True, True, True, True))
 
 

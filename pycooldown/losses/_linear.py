@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ._fused import FirstDerivative, backend_module, scale_, scaled
+from ._fused import FirstDerivative, backend_module, rows_function, scale_, scaled
 
 Outputs = tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
@@ -67,6 +67,8 @@ def linear_cross_entropy(
     z_loss: float,
     softcap: float,
     backend: str,
+    group: str,
+    position: torch.Tensor | None,
     dtype: torch.dtype,
     chunk_size: int | None,
     want_input_grad: bool,
@@ -88,8 +90,10 @@ def linear_cross_entropy(
         label_smoothing: As in `pycooldown.losses.cross_entropy`.
         z_loss: Likewise.
         softcap: Likewise; 0 for none.
-        backend: "cpp" or "triton".
-        dtype: Of the logits and the products: float32, bfloat16 or float16.
+        backend: "cpp" or "triton"; with a group also "reference".
+        group: Name of the process group whose ranks share the classes, or "".
+        position: (2,) int64, the first class here and the number of all, or None.
+        dtype: Of the logits and the products: float32, bfloat16 or float16; float64 for "reference".
         chunk_size: Rows per chunk, or None for a default that fits the memory.
         want_input_grad: Whether to compute the gradient of the sum over input along with it.
         want_weight_grad: Likewise over linear_weight.
@@ -136,7 +140,7 @@ def linear_cross_entropy(
                 torch.mm(hidden, weight.t(), out=x)
             else:
                 torch.addmm(bias, hidden, weight.t(), out=x)
-            loss, lse, grad, *sums = backend_module(backend).rows(
+            loss, lse, grad, *sums = rows_function(backend, group, position)(
                 x,
                 target[rows].contiguous(),
                 scale[rows].contiguous(),
@@ -164,7 +168,9 @@ def linear_cross_entropy(
                 grad_bias += grad.sum(0, dtype=grad_bias.dtype)
 
     del logits
-    total = losses.sum(dtype=torch.float64).float()
+    if group and want_input_grad:  # of which each rank has the part that its classes make
+        backend_module("sharded").sum_(grad_input, group)
+    total = losses.sum(dtype=torch.float64).to(losses.dtype)
     return (
         total,
         losses,
@@ -191,6 +197,8 @@ def _(
     z_loss: float,
     softcap: float,
     backend: str,
+    group: str,
+    position: torch.Tensor | None,
     dtype: torch.dtype,
     chunk_size: int | None,
     want_input_grad: bool,
@@ -228,7 +236,7 @@ def _backward(
     input, linear_weight, linear_bias, target, scale = ctx.saved_tensors
     grads, ctx.grads = ctx.grads, None
     if grad_total is None and grad_losses is None:
-        return (None,) * 18
+        return (None,) * 20
     if grads is not None and grad_losses is None:
         assert grad_total is not None
         backend = ctx.options[4]
@@ -238,7 +246,7 @@ def _backward(
                     scale_(grad if grad.dim() == 2 else grad.unsqueeze(0), grad_total.detach(), backend)
     else:
         factor = sum(g for g in (grad_total, grad_losses) if g is not None)
-        rescaled = (scale * factor).detach().float()
+        rescaled = (scale * factor).detach().to(scale.dtype)
         wanted = [
             tensor is not None and need
             for tensor, need in zip((input, linear_weight, linear_bias), ctx.needs_input_grad[:3], strict=True)
@@ -249,7 +257,7 @@ def _backward(
     if torch.is_grad_enabled():  # create_graph=True
         depends_on = (input, linear_weight, linear_bias, grad_total, grad_losses)
         grads = [None if g is None else FirstDerivative.apply(g, *depends_on) for g in grads]  # type: ignore[no-untyped-call]
-    return (*grads, *(None,) * 15)
+    return (*grads, *(None,) * 17)
 
 
 linear_cross_entropy.register_autograd(_backward, setup_context=_setup_context)
