@@ -8,6 +8,7 @@ extra_info has the medians' ratios. "half" is ours with every other token ignore
 in MiB; errors are the largest of each gradient against float64, as shares of its largest entry.
 """
 
+import ctypes
 import gc
 import re
 import statistics
@@ -147,7 +148,8 @@ def test_peak_memory(benchmark, case, way):
     getattr(small, way)()  # loads what is loaded once
     problem.products()  # allocates the buffers that the library of the products keeps
     problem.buffers = None
-    gc.collect()  # of tests before
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # gives back what was freed before
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     benchmark.pedantic(getattr(problem, way), rounds=1)

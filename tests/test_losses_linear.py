@@ -214,11 +214,11 @@ def test_half_precision_is_summed_in_float32():
 def test_default_chunk_size():
     mib = 2**20
     assert _linear.default_chunk_size(100, 1000, torch.float32) == 100
-    assert _linear.default_chunk_size(1024, 32768, torch.float32) == 256
+    assert _linear.default_chunk_size(1024, 32768, torch.float32) == 171
     assert _linear.default_chunk_size(300, 32768, torch.float32) == 150  # even
     assert _linear.default_chunk_size(4096, 128 * 1024, torch.float32) == 128
-    assert _linear.default_chunk_size(1024, 32768, torch.bfloat16, 128 * mib) == 1024  # 64 MiB against 32 + 128
-    assert _linear.default_chunk_size(8192, 32768, torch.bfloat16, 128 * mib) == 512
+    assert _linear.default_chunk_size(1024, 32768, torch.bfloat16, 128 * mib) == 1024  # 64 MiB against 24 + 128
+    assert _linear.default_chunk_size(8192, 32768, torch.bfloat16, 128 * mib) == 373
     assert _linear.default_chunk_size(0, 0, torch.float32) == 1
 
 
@@ -258,7 +258,24 @@ def test_gradcheck_of_the_reference(chunk_size):
 
 def test_operator_registration():
     hidden, weight, bias, target = layer()
-    arguments = (hidden, weight, bias, target, torch.rand(ROWS), IDS, 3, -100, 0.1, 1e-3, 0.0, "cpp", torch.float32, 7)
+    arguments = (
+        hidden,
+        weight,
+        bias,
+        target,
+        torch.rand(ROWS),
+        IDS,
+        3,
+        -100,
+        0.1,
+        1e-3,
+        0.0,
+        "cpp",
+        "",
+        None,
+        torch.float32,
+        7,
+    )
     torch.library.opcheck(_linear.linear_cross_entropy, (*arguments, True, True, True, True))
 
 

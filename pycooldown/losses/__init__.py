@@ -6,8 +6,8 @@ require("losses", "torch")
 
 from ._rows import DomainStats  # noqa: E402
 from .functional import cross_entropy  # noqa: E402
-from .linear import LinearCrossEntropyLoss, linear_cross_entropy  # noqa: E402
-from .module import CrossEntropyLoss  # noqa: E402
+from .linear import linear_cross_entropy  # noqa: E402
+from .module import CrossEntropyLoss, LinearCrossEntropyLoss  # noqa: E402
 
 __all__ = [
     "CrossEntropyLoss",

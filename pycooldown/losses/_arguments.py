@@ -6,6 +6,8 @@ on the CPU and outside torch.compile.
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -33,8 +35,19 @@ def check_options(
         raise ValueError(f"softcap must be finite and positive, or None for no cap, got {softcap}")
 
 
+def check_whole(name: str, tensor: torch.Tensor) -> None:
+    """Raise for a DTensor, of which a rank may have but a part."""
+    distributed = sys.modules.get("torch.distributed.tensor")  # there is a DTensor only if this is
+    if distributed is not None and isinstance(tensor, distributed.DTensor):
+        raise ValueError(
+            f"{name} is a DTensor with placements {tensor.placements}; pass {name}.to_local(), with "
+            f"process_group=mesh.get_group() if it is split by classes, or the whole, {name}.full_tensor()"
+        )
+
+
 def check_logits(input: torch.Tensor) -> None:
     """Raise unless input is floating point and has a class dimension."""
+    check_whole("input", input)
     if not input.is_floating_point():
         raise TypeError(f"input must be floating point logits, got {input.dtype}")
     if input.dim() == 0:

@@ -6,7 +6,9 @@ gives it away. A second backward over the same graph, and that of unreduced loss
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +19,13 @@ Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Te
 
 def backend_module(backend: str) -> ModuleType:
     return importlib.import_module(f"._{backend}", __package__)
+
+
+def rows_function(backend: str, group: str, position: torch.Tensor | None) -> Callable[..., Any]:
+    """The backend's `rows`; with the name of a process group, that of rows whose classes its ranks share."""
+    if not group:
+        return backend_module(backend).rows  # type: ignore[no-any-return]
+    return functools.partial(backend_module("sharded").rows, backend=backend, group=group, position=position)
 
 
 def scaled(loss: torch.Tensor, lse: torch.Tensor, scale: torch.Tensor, z_loss: float) -> torch.Tensor:
@@ -37,11 +46,13 @@ def _run(
     z_loss: float,
     softcap: float,
     backend: str,
+    group: str,
+    position: torch.Tensor | None,
     want_grad: bool,
     want_stats: bool,
     inplace: bool,
 ) -> Outputs:
-    loss, lse, grad, loss_sum, token_count, correct = backend_module(backend).rows(
+    loss, lse, grad, loss_sum, token_count, correct = rows_function(backend, group, position)(
         logits.detach(),
         target.contiguous(),
         scale.contiguous(),
@@ -56,7 +67,7 @@ def _run(
         inplace=inplace,
     )
     losses = scaled(loss, lse, scale, z_loss)
-    total = losses.sum(dtype=torch.float64).float()
+    total = losses.sum(dtype=torch.float64).to(losses.dtype)
     if grad is None:
         grad = logits.new_empty(0)
     if not want_stats:
@@ -77,6 +88,8 @@ def cross_entropy(
     z_loss: float,
     softcap: float,
     backend: str,
+    group: str,
+    position: torch.Tensor | None,
     want_grad: bool,
     want_stats: bool,
 ) -> Outputs:
@@ -92,7 +105,9 @@ def cross_entropy(
         label_smoothing: As in `pycooldown.losses.cross_entropy`.
         z_loss: Likewise.
         softcap: Likewise; 0 for none.
-        backend: "cpp" or "triton".
+        backend: "cpp" or "triton"; with a group also "reference", and then float64 too.
+        group: Name of the process group whose ranks share the classes, or "".
+        position: (2,) int64, the first class here and the number of all, or None.
         want_grad: Whether to compute the gradient of the sum along with it.
         want_stats: Whether to compute sums by domain.
 
@@ -110,6 +125,8 @@ def cross_entropy(
         z_loss,
         softcap,
         backend,
+        group,
+        position,
         want_grad,
         want_stats,
         inplace=False,
@@ -128,6 +145,8 @@ def _(
     z_loss: float,
     softcap: float,
     backend: str,
+    group: str,
+    position: torch.Tensor | None,
     want_grad: bool,
     want_stats: bool,
 ) -> Outputs:
@@ -155,7 +174,7 @@ def _(grad: torch.Tensor, factor: torch.Tensor, backend: str) -> None:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
     logits, target, scale, *ctx.options = inputs
-    ctx.options = ctx.options[2:7]  # ignore_index, label_smoothing, z_loss, softcap, backend
+    ctx.options = ctx.options[2:9]  # from ignore_index to position
     _total, _losses, grad, *sums = output
     ctx.save_for_backward(logits, target, scale)
     ctx.grad = grad if grad.dim() == 2 else None
@@ -169,20 +188,20 @@ def _backward(
     logits, target, scale = ctx.saved_tensors
     grad, ctx.grad = ctx.grad, None
     if grad_total is None and grad_losses is None:
-        return (None,) * 12
+        return (None,) * 14
     if grad is not None and grad_losses is None:
         assert grad_total is not None
         with torch.no_grad():
-            scale_(grad, grad_total.detach(), ctx.options[-1])
+            scale_(grad, grad_total.detach(), ctx.options[4])
     else:
         factor = sum(g for g in (grad_total, grad_losses) if g is not None)
-        rescaled = (scale * factor).detach().float()
+        rescaled = (scale * factor).detach().to(scale.dtype)
         grad = cross_entropy(
             logits.detach(), target, rescaled, None, 1, *ctx.options, want_grad=True, want_stats=False
         )[2]
     if torch.is_grad_enabled():  # create_graph=True
         grad = FirstDerivative.apply(grad, logits, grad_total, grad_losses)  # type: ignore[no-untyped-call]
-    return (grad, *(None,) * 11)
+    return (grad, *(None,) * 13)
 
 
 class FirstDerivative(torch.autograd.Function):
@@ -195,7 +214,7 @@ class FirstDerivative(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         raise NotImplementedError(
-            "the fused backends have first derivatives only; use backend='reference' for higher ones"
+            "the fused backends have first derivatives only; for higher ones use backend='reference', no process_group"
         )
 
 
@@ -213,7 +232,7 @@ class InplaceCrossEntropy(torch.autograd.Function):
         torch.autograd.graph.increment_version(logits)
         ctx.grad = logits.detach()
         ctx.version = logits._version
-        ctx.backend = args[-2]
+        ctx.backend = args[-4]
         ctx.mark_non_differentiable(*outputs[1:])
         return outputs[0], outputs[1], logits.new_empty(0), *outputs[3:]
 
@@ -233,4 +252,4 @@ class InplaceCrossEntropy(torch.autograd.Function):
             scale_(grad, grad_total.detach(), ctx.backend)
         if torch.is_grad_enabled():
             grad = FirstDerivative.apply(grad, grad_total)  # type: ignore[no-untyped-call]
-        return (grad, *(None,) * 10)
+        return (grad, *(None,) * 12)

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from ._fused import FirstDerivative, backend_module, scale_, scaled
+from ._fused import FirstDerivative, backend_module, rows_function, scale_, scaled
 
 Outputs = tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
 ]
 
-CHUNK_BYTES = 32 << 20  # of logits
+CHUNK_BYTES = 24 << 20  # of logits
 MIN_CHUNK = 128  # rows; with fewer, the products wait for the weight to come from memory
 SLICE = 2048  # classes whose part of the weight's gradient is summed at a time, from cache
 
@@ -89,6 +89,8 @@ def linear_cross_entropy(
     z_loss: float,
     softcap: float,
     backend: str,
+    group: str,
+    position: torch.Tensor | None,
     dtype: torch.dtype,
     chunk_size: int | None,
     want_input_grad: bool,
@@ -110,8 +112,10 @@ def linear_cross_entropy(
         label_smoothing: As in `pycooldown.losses.cross_entropy`.
         z_loss: Likewise.
         softcap: Likewise; 0 for none.
-        backend: "cpp" or "triton".
-        dtype: Of the logits and the products: float32, bfloat16 or float16.
+        backend: "cpp" or "triton"; with a group also "reference".
+        group: Name of the process group whose ranks share the classes, or "".
+        position: (2,) int64, the first class here and the number of all, or None.
+        dtype: Of the logits and the products: float32, bfloat16 or float16; float64 for "reference".
         chunk_size: Rows per chunk, or None for a default that fits the memory.
         want_input_grad: Whether to compute the gradient of the sum over input along with it.
         want_weight_grad: Likewise over linear_weight.
@@ -155,7 +159,7 @@ def linear_cross_entropy(
             rows = slice(begin, begin + step) if all_rows else kept[begin : begin + step]
             hidden = input[rows].to(dtype)
             logits = _linear(hidden, weight, bias, out=None if buffer is None else buffer[: len(hidden)])
-            loss, lse, grad, *sums = backend_module(backend).rows(
+            loss, lse, grad, *sums = rows_function(backend, group, position)(
                 logits,
                 target[rows].contiguous(),
                 scale[rows].contiguous(),
@@ -182,7 +186,9 @@ def linear_cross_entropy(
             del logits, grad  # before there are those of the next chunk
 
     del buffer
-    total = losses.sum(dtype=torch.float64).float()
+    if group and want_input_grad:  # of which each rank has the part that its classes make
+        backend_module("sharded").sum_(grad_input, group)
+    total = losses.sum(dtype=torch.float64).to(losses.dtype)
     return (
         total,
         losses,
@@ -209,6 +215,8 @@ def _(
     z_loss: float,
     softcap: float,
     backend: str,
+    group: str,
+    position: torch.Tensor | None,
     dtype: torch.dtype,
     chunk_size: int | None,
     want_input_grad: bool,
@@ -246,7 +254,7 @@ def _backward(
     input, linear_weight, linear_bias, target, scale = ctx.saved_tensors
     grads, ctx.grads = ctx.grads, None
     if grad_total is None and grad_losses is None:
-        return (None,) * 18
+        return (None,) * 20
     if grads is not None and grad_losses is None:
         assert grad_total is not None
         backend = ctx.options[4]
@@ -256,7 +264,7 @@ def _backward(
                     scale_(grad if grad.dim() == 2 else grad.unsqueeze(0), grad_total.detach(), backend)
     else:
         factor = sum(g for g in (grad_total, grad_losses) if g is not None)
-        rescaled = (scale * factor).detach().float()
+        rescaled = (scale * factor).detach().to(scale.dtype)
         wanted = [
             tensor is not None and need
             for tensor, need in zip((input, linear_weight, linear_bias), ctx.needs_input_grad[:3], strict=True)
@@ -267,7 +275,7 @@ def _backward(
     if torch.is_grad_enabled():  # create_graph=True
         depends_on = (input, linear_weight, linear_bias, grad_total, grad_losses)
         grads = [None if g is None else FirstDerivative.apply(g, *depends_on) for g in grads]  # type: ignore[no-untyped-call]
-    return (*grads, *(None,) * 15)
+    return (*grads, *(None,) * 17)
 
 
 linear_cross_entropy.register_autograd(_backward, setup_context=_setup_context)

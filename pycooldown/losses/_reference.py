@@ -76,3 +76,8 @@ def rows(
             at_target = x.detach().gather(1, target.argmax(1, keepdim=True)).squeeze(1)
     correct = (at_target >= x.detach().amax(1)) & valid & ~loss.isnan()
     return loss, x.logsumexp(1), correct
+
+
+def scale_(grad: torch.Tensor, factor: torch.Tensor) -> None:
+    """Multiply `grad` by a scalar in place."""
+    grad.mul_(factor)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,6 +27,22 @@ class DomainStats(NamedTuple):
     correct: torch.Tensor
 
 
+class Shard(NamedTuple):
+    """The part of the classes that the logits are of.
+
+    Attributes:
+        group: name of the process group whose ranks share the classes, or "" if all are here.
+        position: (2,) int64, the first class here and the number of all; None without a group.
+        sizes: (R,) int64, the number of classes of each rank; None without a group.
+        num_classes: of all; if that is not known without waiting for a device, more than any target.
+    """
+
+    group: str
+    position: torch.Tensor | None
+    sizes: torch.Tensor | None
+    num_classes: int
+
+
 class Rows(NamedTuple):
     """Everything about the rows but their logits.
 
@@ -37,6 +54,7 @@ class Rows(NamedTuple):
         divisor: (), of the mean.
         domain_ids: (N,) int64 or None.
         num_domains: K.
+        shard: the part of the classes that is here.
     """
 
     shape: torch.Size
@@ -46,6 +64,7 @@ class Rows(NamedTuple):
     divisor: torch.Tensor
     domain_ids: torch.Tensor | None
     num_domains: int
+    shard: Shard
 
     def scale(self, reduction: str) -> torch.Tensor:
         """The weight of each row in the reduced loss."""
@@ -91,8 +110,28 @@ def prepare(
     shape: torch.Size,
     class_dim: int,
     num_classes: int,
+    process_group: torch.distributed.ProcessGroup | None,
+    options: tuple[Any, ...],
 ) -> Rows:
-    """Check and flatten what is known of rows of this shape, whose logits are input or are computed from it."""
+    """Check and flatten what is known of rows of this shape, whose logits are input or are computed from it.
+
+    The ranks of a process group must agree on all of it but num_classes, and on options.
+    """
+    shard = Shard("", None, None, num_classes)
+    if process_group is not None:
+        if weight is not None or target.is_floating_point():
+            given = "weight (of classes)" if weight is not None else "target of class probabilities"
+            raise ValueError(f"process_group does not support a {given}; gather the logits for that")
+        replicated = {
+            "target": target,
+            "domain_ids": domain_ids,
+            "domain_weights": domain_weights,
+            "token_weights": token_weights,
+        }
+        options = (shape, input.dtype, input.requires_grad, ignore_index, normalizer, *options)
+        sharded = importlib.import_module("._sharded", __package__)  # not on all platforms
+        shard = sharded.locate(process_group, num_classes, input.device, replicated, options)
+        num_classes = shard.num_classes
     _arguments.check_target(
         input, target, weight, ignore_index, shape=shape, class_dim=class_dim, num_classes=num_classes
     )
@@ -112,7 +151,7 @@ def prepare(
         count_weight = count_weight * weight.detach().to(ones.dtype).take(target.where(valid, 0))
     if normalizer == "weight_sum":
         count_weight = count_weight * row_weight
-    return Rows(shape, target, valid, row_weight, count_weight.sum(), domain_ids, num_domains)
+    return Rows(shape, target, valid, row_weight, count_weight.sum(), domain_ids, num_domains, shard)
 
 
 def choose_backend(

@@ -25,6 +25,7 @@ def cross_entropy(
     return_stats: bool = False,
     inplace: bool = False,
     backend: str = "auto",
+    process_group: torch.distributed.ProcessGroup | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, DomainStats]:
     """Cross-entropy of logits, as `torch.nn.functional.cross_entropy`, with weights and statistics by domain.
 
@@ -58,6 +59,11 @@ def cross_entropy(
         backend: "auto" takes the fused kernel of input's device if that covers the arguments, and "reference", plain
             torch operations, otherwise: for class weights, class probabilities, float64, other devices and torch.func
             transforms. A backend named here never falls back. "cpp" is for the CPU, "triton" for GPUs.
+        process_group: Ranks that share the classes, as a tensor-parallel output layer leaves them: input has this
+            rank's slice, in the order of ranks, of any size. All else is the same on all ranks: target numbers all
+            classes, and loss and statistics are over all. The gradient is that of the slice. It takes two all-reduces
+            of a few numbers per row, and an all-gather of the sizes, by which ranks on the CPU also see that they
+            agree. There can be neither class weights nor class probabilities.
 
     Returns:
         The loss, a scalar or of the shape of target; with return_stats (loss, DomainStats).
@@ -83,11 +89,13 @@ def cross_entropy(
         shape=input.shape[:class_dim] + input.shape[class_dim + 1 :],
         class_dim=class_dim,
         num_classes=input.shape[class_dim],
+        process_group=process_group,
+        options=(reduction, label_smoothing, z_loss, softcap, return_stats, torch.is_grad_enabled()),
     )
     logits = _arguments.flatten_logits(input)
 
     chosen = choose_backend(backend, logits.device, logits.dtype, weight, rows.target)
-    if chosen == "reference":
+    if chosen == "reference" and not rows.shard.group:
         loss, lse, correct = _reference.rows(
             logits,
             rows.target,
@@ -102,12 +110,13 @@ def cross_entropy(
     want_grad = reduction != "none" and logits.requires_grad and torch.is_grad_enabled()
     options = (ignore_index, label_smoothing, z_loss, softcap or 0.0)
     args = (logits, rows.target, rows.scale(reduction), rows.domain_ids, rows.num_domains, *options)
+    where = (chosen, rows.shard.group, rows.shard.position)
     if want_grad and inplace and not torch.compiler.is_compiling():
         _arguments.check_inplace(input)
         total, losses, _, *sums = _fused.InplaceCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            *args, chosen, return_stats
+            *args, *where, return_stats
         )
     else:
-        total, losses, _, *sums = _fused.cross_entropy(*args, chosen, want_grad, return_stats)
+        total, losses, _, *sums = _fused.cross_entropy(*args, *where, want_grad, return_stats)
     result = rows.reduce_scaled(total, losses, reduction)
     return (result, DomainStats(*sums)) if return_stats else result

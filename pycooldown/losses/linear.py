@@ -8,7 +8,6 @@ from torch.utils.checkpoint import checkpoint
 
 from . import _arguments, _linear, _reference
 from ._rows import DomainStats, Rows, choose_backend, prepare
-from .module import CrossEntropyLoss
 
 
 def linear_cross_entropy(
@@ -31,6 +30,7 @@ def linear_cross_entropy(
     return_stats: bool = False,
     backend: str = "auto",
     chunk_size: int | None = None,
+    process_group: torch.distributed.ProcessGroup | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, DomainStats]:
     """`cross_entropy` of `torch.nn.functional.linear(input, linear_weight, linear_bias)`, a chunk of rows at a time.
 
@@ -62,8 +62,12 @@ def linear_cross_entropy(
         normalizer: What "mean" divides by, "count" or "weight_sum".
         return_stats: Also return the sums of each domain.
         backend: As in `cross_entropy`. "reference" computes the logits of each chunk again in the backward pass.
-        chunk_size: Rows per chunk. The default is even chunks of at most 32 MiB of logits, but not of fewer than 128
+        chunk_size: Rows per chunk. The default is even chunks of at most 24 MiB of logits, but not of fewer than 128
             rows, which would wait for memory; and all rows at once if that takes no more memory than the float32 sum.
+        process_group: Ranks that share the classes, as in `cross_entropy`: linear_weight and linear_bias have this
+            rank's slice, and their gradients are of it. input is the same on all ranks, and so is its gradient: it is
+            summed over the ranks here, so that no further all-reduce must be put before the layer (such as Megatron's
+            `copy_to_tensor_model_parallel_region`). There are two small all-reduces for each chunk.
 
     Returns:
         The loss, a scalar or of the shape of target; with return_stats (loss, DomainStats).
@@ -75,7 +79,7 @@ def linear_cross_entropy(
         NotImplementedError: On differentiating the gradient of a fused backend; use "reference" for that.
     """
     _arguments.check_options(reduction, label_smoothing, z_loss, softcap, normalizer, backend)
-    chunk_size = _check_chunk_size(chunk_size, options)
+    chunk_size = check_chunk_size(chunk_size, options)
     dtype = _check_layer(input, linear_weight, linear_bias)
     ignore_index = -100 if ignore_index is None else ignore_index
     shape = input.shape[:-1]
@@ -91,12 +95,16 @@ def linear_cross_entropy(
         shape=shape,
         class_dim=len(shape),
         num_classes=len(linear_weight),
+        process_group=process_group,
+        options=(reduction, label_smoothing, z_loss, softcap, return_stats, torch.is_grad_enabled(), chunk_size),
     )
     hidden = input.reshape(-1, input.shape[-1])
+    if rows.shard.sizes is not None and chunk_size is None:  # the same on all ranks, though their slices differ
+        chunk_size = _linear.default_chunk_size(len(hidden), int(rows.shard.sizes.max()), dtype)
 
     chosen = choose_backend(backend, input.device, dtype, weight, rows.target)
     cap = softcap or 0.0
-    if chosen == "reference":
+    if chosen == "reference" and not rows.shard.group:
         loss, lse, correct = _reference_rows(
             hidden, linear_weight, linear_bias, rows, weight, ignore_index, label_smoothing, cap, chunk_size
         )
@@ -117,6 +125,8 @@ def linear_cross_entropy(
         z_loss,
         cap,
         chosen,
+        rows.shard.group,
+        rows.shard.position,
         dtype,
         chunk_size,
         differentiated and input.requires_grad,
@@ -128,7 +138,8 @@ def linear_cross_entropy(
     return (result, DomainStats(*sums)) if return_stats else result
 
 
-def _check_chunk_size(chunk_size: int | None, options: torch.nn.LinearCrossEntropyOptions | None) -> int | None:
+def check_chunk_size(chunk_size: int | None, options: torch.nn.LinearCrossEntropyOptions | None) -> int | None:
+    """The chunk size of the two arguments that may say it."""
     if options is not None:
         if chunk_size is not None:
             raise ValueError("options and chunk_size both say how to cut chunks; use chunk_size alone")
@@ -142,6 +153,9 @@ def _check_chunk_size(chunk_size: int | None, options: torch.nn.LinearCrossEntro
 
 def _check_layer(input: torch.Tensor, linear_weight: torch.Tensor, linear_bias: torch.Tensor | None) -> torch.dtype:
     """The dtype of the logits; raise unless input (..., D), weight (V, D) and bias (V,) fit together."""
+    for name, tensor in (("input", input), ("linear_weight", linear_weight), ("linear_bias", linear_bias)):
+        if tensor is not None:
+            _arguments.check_whole(name, tensor)
     if input.dim() == 0 or linear_weight.dim() != 2 or input.shape[-1] != linear_weight.shape[1]:
         raise ValueError(
             f"input must be (..., D) and linear_weight (V, D), got {tuple(input.shape)} and "
@@ -195,93 +209,3 @@ def _reference_rows(
     chunks = zip(torch.split(hidden, step), torch.split(rows.target, step), strict=True)
     parts = [checkpoint(chunk, *pair, use_reentrant=False, preserve_rng_state=False) for pair in chunks]
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
-
-
-class LinearCrossEntropyLoss(CrossEntropyLoss):
-    """A linear layer and `CrossEntropyLoss` of its outputs, computed by `linear_cross_entropy`.
-
-    Args:
-        in_features: D.
-        num_classes: V.
-        bias: Whether the layer has one.
-        device: Of the layer's parameters.
-        dtype: Of the layer's parameters.
-        reduction: "mean", "sum" or "none".
-        weight: (V,) class weights, as in torch.
-        ignore_index: Target that is left out; None for -100.
-        label_smoothing: In [0, 1].
-        options: torch's; its batch_chunk_size is taken.
-        domain_weights: (K,) default domain weights, e.g. `mixture.loss_weights`; a call may give others.
-        z_loss: Coefficient of the squared log-sum-exp.
-        softcap: Bound of the logits, softcap * tanh(logits / softcap); None for none.
-        normalizer: "count" or "weight_sum".
-        return_stats: Whether a call returns (loss, DomainStats).
-        backend: "auto", "reference", "cpp" or "triton".
-        chunk_size: Rows per chunk; None to choose.
-
-    Attributes:
-        linear: The `torch.nn.Linear`. Assign an embedding's weight to `linear.weight` to tie them.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        *,
-        bias: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        reduction: str = "mean",
-        weight: torch.Tensor | None = None,
-        ignore_index: int | None = -100,
-        label_smoothing: float = 0.0,
-        options: torch.nn.LinearCrossEntropyOptions | None = None,
-        domain_weights: torch.Tensor | None = None,
-        z_loss: float = 0.0,
-        softcap: float | None = None,
-        normalizer: str = "count",
-        return_stats: bool = False,
-        backend: str = "auto",
-        chunk_size: int | None = None,
-    ) -> None:
-        super().__init__(
-            weight,
-            ignore_index=-100 if ignore_index is None else ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-            domain_weights=domain_weights,
-            z_loss=z_loss,
-            softcap=softcap,
-            normalizer=normalizer,
-            return_stats=return_stats,
-            backend=backend,
-        )
-        self.chunk_size = _check_chunk_size(chunk_size, options)
-        self.linear = torch.nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
-
-    def forward(
-        self,
-        input: torch.Tensor,
-        target: torch.Tensor,
-        *,
-        domain_ids: torch.Tensor | None = None,
-        domain_weights: torch.Tensor | None = None,
-        token_weights: torch.Tensor | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, DomainStats]:
-        """The loss of hidden states (..., D) for `target` (...); with return_stats, also the DomainStats.
-
-        Args:
-            input: Hidden states.
-            target: Classes (int64) or class probabilities (..., V).
-            domain_ids: Of the shape of target or its leading dimension, the domain of each token or sequence.
-            domain_weights: (K,) in place of the module's.
-            token_weights: Of the shape of target or its leading dimension, a further weight.
-        """
-        return linear_cross_entropy(
-            input,
-            self.linear.weight,
-            target,
-            linear_bias=self.linear.bias,
-            chunk_size=self.chunk_size,
-            **self._options(domain_ids, domain_weights, token_weights),
-        )
