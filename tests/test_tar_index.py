@@ -126,6 +126,7 @@ def test_reads_sizes_in_base_256_and_in_pax_headers(tmp_path):
         + record.ljust(512, b"\0")
         + header("b.txt", 0)
         + content
+        + bytes(1024)
     )
     assert [sample["txt"] for sample in as_ours(path)] == [b"hello", b"hello"]
     assert as_ours(path) == as_webdataset(path)
@@ -149,6 +150,7 @@ def test_reads_sizes_in_base_256_and_in_pax_headers(tmp_path):
         (bytes(header("a.__key__", 0)), "reserved"),
         (bytes(header("a.txt", 0) + header("a.txt", 0)), "repeats the extension 'txt'"),
         (bytes(header("a.txt", 0)) + b"short", "ends inside a block"),
+        (bytes(header("a.txt", 0)), "ends without the zero blocks that end a tar: it was cut off, or never closed"),
     ],
 )
 def test_names_shard_offset_and_reason(tmp_path, content, reason):
