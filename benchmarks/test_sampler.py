@@ -7,6 +7,7 @@ Contenders take turns in one process and on one thread; extra_info has medians i
 "warm" figures draw pieces that stay in the cache, whose memory the allocator hands out again: the kernel alone.
 """
 
+import json
 import statistics
 import time
 
@@ -95,3 +96,31 @@ def test_planning(benchmark, num_domains):
     medians = take_turns(benchmark, contenders)
     benchmark.extra_info.update({f"{name}_ns_per_sample": value for name, value in medians.items()})
     benchmark.extra_info.update({f"{name}_drift_in_samples": value for name, value in drifts.items()})
+
+
+@pytest.mark.parametrize("allocation", ["multinomial", "systematic", "quota"])
+@pytest.mark.parametrize("num_domains", [8, 100, 10_000])
+def test_resume(benchmark, num_domains, allocation):
+    """From the text of a state at step 10^9 to the first batch: milliseconds, and the state's bytes per domain."""
+    step = 10**9
+    sizes = {f"d{i}": 10_000_000 // (i + 1) + BATCH_SIZE for i in range(num_domains)}
+    schedule = schedules.constant(Mixture.temperature_sampling(sizes, 5))
+
+    def make():
+        return DomainBatchSampler(schedule, batch_size=BATCH_SIZE, seed=0, allocation=allocation)
+
+    draws = np.full(num_domains, step * BATCH_SIZE // num_domains)
+    draws[0] += step * BATCH_SIZE - draws.sum()
+    state = make().state_dict()
+    state |= {"step": step, "draws": dict(zip(sizes, draws.tolist(), strict=True))}
+    if allocation == "quota":  # as far from zero as they get
+        state["credits"] = dict(zip(sizes, np.resize([2**32 - 1, 1 - 2**32], num_domains).tolist(), strict=True))
+    text = json.dumps(state, separators=(",", ":"))
+
+    def resume(sampler):
+        sampler.load_state_dict(json.loads(text))
+        next(iter(sampler))
+
+    benchmark.pedantic(resume, setup=lambda: ((make(),), {}), rounds=ROUNDS, warmup_rounds=1)
+    benchmark.extra_info["milliseconds"] = benchmark.stats.stats.median * 1e3
+    benchmark.extra_info["state_bytes_per_domain"] = len(text) / num_domains

@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -41,7 +42,7 @@ py::object interned(py::object text) {
 // itself.
 class PyTarReader {
  public:
-  explicit PyTarReader(std::size_t max_open) : reader_(max_open) {}
+  explicit PyTarReader(std::size_t max_maps) : reader_(max_maps) {}
 
   void add(const std::string& path, py::str domain, std::shared_ptr<const TarIndex> index) {
     Names names{py::dict(), {}};
@@ -82,7 +83,8 @@ class PyTarReader {
     std::uint8_t* out = buffer.mutable_data();
     for (std::size_t i = 0; i < places.size(); ++i) {
       if (i + kBytesAhead < places.size()) reader_.prefetch_bytes(places[i + kBytesAhead]);
-      std::memcpy(out + offset[i], reader_.open(places[i].shard) + members[i]->offset(), members[i]->size);
+      if (const std::size_t bytes = members[i]->size)
+        std::memcpy(out + offset[i], reader_.view(places[i].shard, members[i]->offset(), bytes), bytes);
     }
     return py::make_tuple(buffer, offsets);
   }
@@ -120,14 +122,16 @@ class PyTarReader {
     const Names& names = names_[place.shard];
     py::object out = steal(PyDict_Copy(names.common.ptr()));
     set(out, key_, decode(index.key(place.sample)));
-    for (std::uint64_t m = index.samples[place.sample].member; m < index.samples[place.sample + 1].member; ++m) {
-      const TarMember& member = index.members[m];
-      // Opened anew for each copy: making a dictionary may run the garbage collector and so other threads, which may
-      // unmap the shard; making bytes never does.
+    const std::span members(index.members.data() + index.samples[place.sample].member,
+                            index.members.data() + index.samples[place.sample + 1].member);
+    if (members.empty()) return out;
+    // Looked at only now: making a dictionary may run the garbage collector and so other threads, which may unmap the
+    // shard; making bytes and setting items never does.
+    const std::uint64_t begin = members.front().offset(), end = members.back().offset() + members.back().size;
+    const char* bytes = reader_.view(place.shard, begin, end - begin);
+    for (const TarMember& member : members)
       set(out, names.extensions[member.extension],
-          steal(PyBytes_FromStringAndSize(reader_.open(place.shard) + member.offset(),
-                                          static_cast<Py_ssize_t>(member.size))));
-    }
+          steal(PyBytes_FromStringAndSize(bytes + (member.offset() - begin), static_cast<Py_ssize_t>(member.size))));
     return out;
   }
 
@@ -179,7 +183,7 @@ void register_tar(py::module_& m) {
         return out;
       });
   py::class_<PyTarReader>(m, "TarReader")
-      .def(py::init<std::size_t>(), "max_open"_a)
+      .def(py::init<std::size_t>(), "max_maps"_a)
       .def("add", &PyTarReader::add, "path"_a, "domain"_a, "index"_a)
       .def("__len__", &PyTarReader::size)
       .def("getitems", &PyTarReader::getitems, "indices"_a)

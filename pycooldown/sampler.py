@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -39,7 +40,12 @@ class DomainBatchSampler:
             a change by `set_schedule`, as far as it is decided).
         shuffle: ``False`` takes each domain's samples in their own order.
 
+    A sampler can be pickled. In loaders that slice batches by rank themselves (Accelerate's ``prepare`` with
+    ``split_batches=True``), leave ``world_size`` at 1; where they would wrap it (Lightning), let them not
+    (``use_distributed_sampler=False``).
+
     Raises:
+        TypeError: if a number is not an integer.
         ValueError: if an argument is out of range, or a batch would on average hold more samples of a domain than the
             domain has.
     """
@@ -57,6 +63,11 @@ class DomainBatchSampler:
         shuffle: bool = True,
     ) -> None:
         self._journal = Journal(schedule)
+        batch_size, seed, rank, world_size = (
+            _integer(name, value)
+            for name, value in [("batch_size", batch_size), ("seed", seed), ("rank", rank), ("world_size", world_size)]
+        )
+        num_steps = None if num_steps is None else _integer("num_steps", num_steps)
         if not 0 < batch_size < 2**31:
             raise ValueError(f"batch_size = {batch_size}; expected 1 to 2^31 - 1 samples")
         if not 0 <= seed < 2**64:
@@ -104,7 +115,12 @@ class DomainBatchSampler:
         return max(0, self.num_steps - self._next_step)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yields this rank's sample indices, step after step, from the step of the last loaded state."""
+        """Yields this rank's sample indices, step after step, up to ``num_steps``; a further pass starts anew.
+
+        A pass that is broken off goes on with the next batch, as does one after `load_state_dict`: a sampler yields no
+        batch twice. A ``DataLoader`` with workers has asked for batches ahead, which are lost if its iterator is
+        dropped: keep the iterator, or go back with ``sampler.load_state_dict(sampler.state_dict(step=consumed))``.
+        """
         step = self._next_step
         while self.num_steps is None or step < self.num_steps:
             plan = self._planner.plan(step, *self._slice())
@@ -235,3 +251,10 @@ class DomainBatchSampler:
         if wrong := [value for value in values.values() if type(value) is not int or abs(value) >= 2**62]:
             raise ValueError(f"state is damaged: {name!r} holds {wrong[0]!r}; expected integers")
         return np.array([values[domain] for domain in self.domains], dtype=np.int64)
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} = {value!r}, a {type(value).__name__}; expected an integer") from None

@@ -142,6 +142,22 @@ def test_state_of_a_stateful_data_loader(shards, schedule, workers):
     assert seen + list(second) == whole
 
 
+def keys(samples):
+    return [sample["__key__"] for sample in samples]
+
+
+def test_spawned_workers(shards, schedule):
+    """They get the pipeline, and the sampler in it, pickled."""
+
+    def loader(context):
+        pipeline = mix(shards, schedule, batch_size=8, seed=3, num_steps=7)
+        return webdataset.WebLoader(
+            pipeline, batch_size=8, num_workers=2, multiprocessing_context=context, collate_fn=keys
+        )
+
+    assert list(loader("spawn")) == list(loader("fork"))
+
+
 def test_state_of_another_reader_is_refused(shards, schedule, run_reader):
     pipeline = mix(shards, schedule, batch_size=8, seed=3, num_steps=2)
     run_reader(pipeline, 0, 2)

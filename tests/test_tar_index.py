@@ -1,10 +1,11 @@
 """Tar shards are read as webdataset reads them, or refused with shard and offset."""
 
+import collections
 import io
 import os
 import random
 import re
-import stat
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from webdataset.handlers import ignore_and_continue, reraise_exception
 
 from pycooldown.data import TarDataset
+
+CORPUS = Path(__file__).parent / "fuzz" / "corpus"
 
 
 def as_webdataset(path, handler=reraise_exception):
@@ -126,6 +129,7 @@ def test_reads_sizes_in_base_256_and_in_pax_headers(tmp_path):
         + record.ljust(512, b"\0")
         + header("b.txt", 0)
         + content
+        + bytes(1024)
     )
     assert [sample["txt"] for sample in as_ours(path)] == [b"hello", b"hello"]
     assert as_ours(path) == as_webdataset(path)
@@ -149,6 +153,7 @@ def test_reads_sizes_in_base_256_and_in_pax_headers(tmp_path):
         (bytes(header("a.__key__", 0)), "reserved"),
         (bytes(header("a.txt", 0) + header("a.txt", 0)), "repeats the extension 'txt'"),
         (bytes(header("a.txt", 0)) + b"short", "ends inside a block"),
+        (bytes(header("a.txt", 0)), "ends without the zero blocks that end a tar: it was cut off, or never closed"),
     ],
 )
 def test_names_shard_offset_and_reason(tmp_path, content, reason):
@@ -175,48 +180,67 @@ def test_skip_counts_and_reports_what_it_leaves_out(tmp_path):
             TarDataset({"d": path})
 
 
-def mutate(tar, rng):
+MUTATIONS = ["cut", "bit", "checksum", "field", "size", "repeat", "type", "name", "block"]
+
+
+def mutate(tar, rng, mutation):
     """One way in which a shard goes bad."""
     tar = bytearray(tar)
     headers = [at for at in range(0, len(tar), 512) if tar[at + 257 : at + 262] == b"ustar"]
     at = rng.choice(headers)
     block = tar[at : at + 512]
-    kind = rng.randrange(9)
-    if kind == 0:
-        return kind, tar[: rng.randrange(len(tar))]
-    if kind == 1:
-        tar[rng.randrange(len(tar))] ^= 1 << rng.randrange(8)
-        return kind, tar
-    if kind == 2:
+    match mutation:
+        case "cut":
+            return tar[: rng.choice([at, rng.randrange(len(tar))])]
+        case "bit":
+            tar[rng.randrange(len(tar))] ^= 1 << rng.randrange(8)
+            return tar
+        case "block":
+            position = 512 * rng.randrange(len(tar) // 512)
+            return tar[:position] + rng.choice([bytes(512), rng.randbytes(512), b""]) + tar[position + 512 :]
+        case "field":  # damage that the checksum does not show
+            for _ in range(rng.randrange(1, 4)):
+                block[rng.choice([*range(124), *range(136, 148), *range(156, 512)])] = rng.randrange(256)
+        case "size":  # tarfile would read to the end of such a member for hours, so the caller does not ask it
+            size = rng.choice([2**33, 2**62, 2**63, 2**64 - 1, 2**80, len(tar) - at, len(tar)])
+            block[124:136] = rng.choice([b"\x80", b"\xff"]) + size.to_bytes(11, "big")
+        case "repeat":  # the same name again: a repeated extension or key
+            block[:100] = tar[rng.choice(headers) :][:100]
+        case "type":
+            block[156:157] = bytes([rng.choice(b"\x000123456789ADKLMNSVXgx\xff")])
+        case "name":  # hardly ever UTF-8
+            block[: rng.randrange(1, 100)] = rng.randbytes(rng.randrange(100))
+            block = block.ljust(512, b"\0")[:512]
+    fix_checksum(block)
+    if mutation == "checksum":
         block[rng.randrange(148, 156)] = rng.randrange(256)
-    if kind == 3:  # damage that the checksum does not show
-        for _ in range(rng.randrange(1, 4)):
-            block[rng.choice([*range(124), *range(136, 148), *range(156, 512)])] = rng.randrange(256)
-        fix_checksum(block)
-    if kind == 4:  # tarfile would read to the end of such a member for hours, so the caller does not ask it
-        size = rng.choice([2**33, 2**62, 2**63, 2**64 - 1, 2**80, len(tar) - at, len(tar)])
-        block[124:136] = rng.choice([b"\x80", b"\xff"]) + size.to_bytes(11, "big")
-        fix_checksum(block)
-    if kind == 5:  # the same name again: a repeated extension or key
-        block[:100] = tar[rng.choice(headers) :][:100]
-        fix_checksum(block)
-    if kind == 6:
-        block[156:157] = bytes([rng.choice(b"\x000123456789ADKLMNSVXgx\xff")])
-        fix_checksum(block)
-    if kind == 7:
-        block[: rng.randrange(1, 100)] = rng.randbytes(rng.randrange(100))
-        fix_checksum(block.ljust(512, b"\0"))
-        block = block[:512]
-    if kind == 8:
-        position = 512 * rng.randrange(len(tar) // 512)
-        return kind, tar[:position] + rng.choice([bytes(512), rng.randbytes(512), b""]) + tar[position + 512 :]
     tar[at : at + 512] = block
-    return kind, tar
+    return tar
 
 
-@pytest.mark.filterwarnings("ignore:.*skipped:UserWarning")
+def assert_read_as_webdataset_reads_it_or_refused(path, ask_webdataset=True, originals=()):
+    """Tells which; what is left out is counted, and what is left must be right."""
+    ours, fault = outcome(as_ours, path)
+    if not fault:
+        assert ours == as_webdataset(path)
+        return "read"
+    assert re.match(rf"{re.escape(str(path))} at byte \d+: ", fault)
+    with pytest.warns(UserWarning, match=r"^\d+ samples skipped") as warned:
+        dataset = TarDataset({"d": path}, on_error="skip")
+    assert f"{len(dataset.skipped)} samples skipped, the first in {path} at byte" in str(warned[0].message)
+    assert all(skipped.shard == str(path) and skipped.offset <= path.stat().st_size for skipped in dataset.skipped)
+    readable = as_webdataset(path, ignore_and_continue) if ask_webdataset else []
+    contents = [{k: v for k, v in sample.items() if k != "__url__"} for sample in readable] or originals
+    for sample in dataset:
+        assert sample.pop("__url__") == str(path)
+        assert sample.pop("__domain__") == "d"
+        assert sample in contents
+    return "refused"
+
+
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_mutated_shards_read_as_webdataset_reads_them_or_not_at_all(tmp_path, format):
+    """Some samples lack extensions, some members are empty, and then the shard is damaged."""
     names = [f"d/{i:03d}.{ext}" for i in range(12) for ext in ("txt", "cls", "json")[: 1 + i % 3]]
     names += [] if format == tarfile.USTAR_FORMAT else ["n" * 120 + ".txt", "m" * 300 + ".txt", "ü" * 99 + ".txt"]
     original = write_tar(
@@ -224,90 +248,24 @@ def test_mutated_shards_read_as_webdataset_reads_them_or_not_at_all(tmp_path, fo
     )
     samples = [{k: v for k, v in sample.items() if k != "__url__"} for sample in as_webdataset(original)]
     rng = random.Random(format)
-    outcomes = {"read": 0, "refused": 0}
-    for i in range(250):
-        path = tmp_path / f"{i}.tar"
-        kind, content = mutate(original.read_bytes(), rng)
-        path.write_bytes(content)
-        ours, fault = outcome(as_ours, path)
-        outcomes["refused" if fault else "read"] += 1
-        if not fault:
-            assert ours == as_webdataset(path), f"mutation {i}"
-            continue
-        assert re.match(rf"{re.escape(str(path))} at byte \d+: ", fault), f"mutation {i}"
-        assert TarDataset({"d": path}, on_error="skip").skipped
-        readable = [] if kind == 4 else as_webdataset(path, ignore_and_continue)
-        contents = [{k: v for k, v in sample.items() if k != "__url__"} for sample in readable] or samples
-        for sample in as_ours(path, "skip"):
-            assert sample.pop("__url__") == str(path)
-            assert sample in contents, f"mutation {i}"
-    assert min(outcomes.values()) > 25, outcomes
+    outcomes = collections.Counter()
+    for i in range(27):
+        for mutation in MUTATIONS:
+            path = tmp_path / f"{mutation}{i}.tar"
+            path.write_bytes(mutate(original.read_bytes(), rng, mutation))
+            how = assert_read_as_webdataset_reads_it_or_refused(path, mutation != "size", samples)
+            outcomes[mutation, how] += 1
+    refused = {mutation for mutation, how in outcomes if how == "refused"}
+    assert refused == set(MUTATIONS)
+    assert sum(count for (_, how), count in outcomes.items() if how == "read") > 25, outcomes
 
 
-# ---- index files ----
-
-
-@pytest.fixture
-def shard(tmp_path):
-    return write_tar(tmp_path / "shard.tar", [(f"{i}.txt", b"%d" % i) for i in range(100)])
-
-
-def test_index_is_written_once_and_used(shard):
-    TarDataset({"d": shard})
-    index = Path(f"{shard}.idx")
-    written = index.stat()
-    assert stat.S_IMODE(written.st_mode) == 0o644
-    assert len(TarDataset({"d": shard})) == 100
-    assert index.stat().st_ino == written.st_ino
-    assert sorted(p.name for p in shard.parent.iterdir()) == ["shard.tar", "shard.tar.idx"]  # nothing temporary
-
-
-def test_stale_index_is_rebuilt(shard):
-    TarDataset({"d": shard})
-    write_tar(shard, [("a.txt", b"a"), ("b.txt", b"b")])
-    assert [sample["txt"] for sample in as_ours(shard)] == [b"a", b"b"]
-    before = shard.stat().st_mtime_ns
-    write_tar(shard, [("c.txt", b"c"), ("d.txt", b"d")])  # the same size
-    os.utime(shard, ns=(before + 1, before + 1))
-    assert [sample["txt"] for sample in as_ours(shard)] == [b"c", b"d"]
-
-
-def test_index_of_another_tool_is_left_alone(shard):
-    index = Path(f"{shard}.idx")
-    index.write_bytes(b"offsets of somebody else")
-    assert len(TarDataset({"d": shard})) == 100
-    assert index.read_bytes() == b"offsets of somebody else"
-
-
-def test_index_of_another_version_is_replaced(shard):
-    TarDataset({"d": shard})
-    index = Path(f"{shard}.idx")
-    good = index.read_bytes()
-    index.write_bytes(good[:7] + b"0" + good[8:])
-    assert len(TarDataset({"d": shard})) == 100
-    assert index.read_bytes() == good
-
-
-def test_damaged_index_is_reported_wherever_it_is_damaged(shard):
-    TarDataset({"d": shard})
-    index = Path(f"{shard}.idx")
-    good = index.read_bytes()
-    rng = random.Random(0)
-    for _ in range(200):
-        bad = bytearray(good[: rng.randrange(30, len(good))] if rng.random() < 0.3 else good)
-        bad[rng.randrange(24, len(bad))] ^= 1 << rng.randrange(8)  # behind magic, size and time
-        index.write_bytes(bad)
-        with pytest.raises(ValueError, match=r"shard\.tar\.idx: the index is damaged; delete it"):
-            TarDataset({"d": shard})
-
-
-def test_unwritable_index_path_keeps_the_index_in_memory(shard, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr("pycooldown.data.index.tempfile.mkstemp", refuse)
-    assert len(TarDataset({"d": shard})) == 100
-    assert not Path(f"{shard}.idx").exists()
+@pytest.mark.parametrize("path", sorted(CORPUS.iterdir()), ids=lambda path: path.name)
+def test_kept_inputs_of_the_fuzzer(tmp_path, path):
+    """Every input that ever broke the scanner, and one of each kind of damage; the fuzzer starts from them."""
+    copy = Path(shutil.copy(path, tmp_path))  # the index file is not to be left in the corpus
+    huge = path.stem in ("huge_size", "negative_size")  # which tarfile would take hours for
+    assert_read_as_webdataset_reads_it_or_refused(copy, ask_webdataset=not huge)
 
 
 def test_what_is_no_file_is_refused(tmp_path):

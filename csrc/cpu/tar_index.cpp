@@ -187,6 +187,7 @@ void scan(Source& source, Grouper& grouper) {
     expects_member = false;
   }
   if (expects_member) fail(source.size(), "an extended header without a member");
+  fail(source.size(), "the file ends without the zero blocks that end a tar: it was cut off, or never closed");
 }
 
 }  // namespace

@@ -1,15 +1,10 @@
 // Index files: a fixed header, the rows of TarIndex as they lie in memory, then the texts, each after its length.
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <stdexcept>
-#include <system_error>
 #include <type_traits>
 
+#include "file.h"
 #include "pycooldown/tar_index.h"
 
 namespace pycooldown {
@@ -17,7 +12,7 @@ namespace pycooldown {
 namespace {
 
 static_assert(std::endian::native == std::endian::little, "index files hold little-endian rows");
-constexpr char kMagic[8] = {'p', 'y', 'c', 'd', 'i', 'd', 'x', '1'};  // the last character is the version
+constexpr char kMagic[8] = {'p', 'y', 'c', 'd', 'i', 'd', 'x', '2'};  // the last character is the version
 
 struct FileHeader {
   char magic[8];
@@ -97,21 +92,14 @@ void require_in_bounds(const TarIndex& index) {
     require(row.member <= next.member && row.key <= next.key);
   }
   require(index.samples.back().member == index.members.size() && index.samples.back().key == index.keys.size());
+  std::uint64_t end = 0;  // members lie one behind the other
   for (const TarMember& member : index.members) {
-    require(member.extension < index.extensions.size() && member.offset() <= index.shard_size);
+    require(member.extension < index.extensions.size());
+    require(end <= member.offset() && member.offset() <= index.shard_size);
     require(member.size <= index.shard_size - member.offset());
+    end = member.offset() + member.size;
   }
 }
-
-struct File {
-  int descriptor;
-  explicit File(const std::string& path) : descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
-    if (descriptor < 0) throw std::system_error(errno, std::generic_category(), path);
-  }
-  ~File() { ::close(descriptor); }
-  File(const File&) = delete;
-  File& operator=(const File&) = delete;
-};
 
 }  // namespace
 
@@ -167,26 +155,12 @@ std::optional<TarIndex> index_from_bytes(std::string_view bytes, std::uint64_t s
 
 TarIndex scan_tar_file(const std::string& path) {
   const File file(path);
-  struct stat before, after;
-  if (::fstat(file.descriptor, &before) != 0) throw std::system_error(errno, std::generic_category(), path);
-  if (!S_ISREG(before.st_mode)) throw std::system_error(ESPIPE, std::generic_category(), path + " is no regular file");
-  const ReadAt read = [&](std::uint64_t offset, char* out, std::size_t size) {
-    std::size_t done = 0;
-    while (done < size) {
-      const ssize_t got = ::pread(file.descriptor, out + done, size - done, static_cast<off_t>(offset + done));
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) throw std::system_error(errno, std::generic_category(), path);
-      if (got == 0) break;
-      done += static_cast<std::size_t>(got);
-    }
-    return done;
-  };
-  TarIndex index = scan_tar(read, static_cast<std::uint64_t>(before.st_size));
-  index.shard_mtime_ns = before.st_mtim.tv_sec * std::int64_t{1'000'000'000} + before.st_mtim.tv_nsec;
-  if (::fstat(file.descriptor, &after) != 0) throw std::system_error(errno, std::generic_category(), path);
-  if (after.st_size != before.st_size || after.st_mtim.tv_nsec != before.st_mtim.tv_nsec ||
-      after.st_mtim.tv_sec != before.st_mtim.tv_sec)
-    throw std::system_error(EBUSY, std::generic_category(), path + " changed while it was being indexed");
+  const File::Status before = file.status();
+  if (!before.regular) file.fail(ESPIPE, " is no regular file");
+  const ReadAt read = [&](std::uint64_t offset, char* out, std::size_t size) { return file.read(offset, out, size); };
+  TarIndex index = scan_tar(read, before.size);
+  index.shard_mtime_ns = before.mtime_ns;
+  if (file.status() != before) file.fail(EBUSY, " changed while it was being indexed");
   return index;
 }
 

@@ -1,46 +1,41 @@
 #include "pycooldown/tar_reader.h"
 
-#include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <system_error>
+
+#include "file.h"
 
 namespace pycooldown {
 
+namespace {
+
+// A mapping costs about as much as this many reads of an unmapped shard.
+constexpr std::uint32_t kHot = 8;
+
+void require_unchanged(const File& file, const TarIndex& index) {
+  if (file.status() != File::Status{true, index.shard_size, index.shard_mtime_ns})
+    file.fail(ESTALE, " has changed since it was indexed; make a new TarDataset");
+}
+
+}  // namespace
+
 Map::Map(const std::string& path, const TarIndex& index) : size_(index.shard_size) {
-  const auto fail = [&](int error, const std::string& what) {
-    throw std::system_error(error, std::generic_category(), what);
-  };
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) fail(errno, path);
-  struct stat status;
-  void* mapped = MAP_FAILED;
-  int error = 0;
-  if (::fstat(descriptor, &status) != 0) {
-    error = errno;
-  } else if (static_cast<std::uint64_t>(status.st_size) != index.shard_size ||
-             status.st_mtim.tv_sec * std::int64_t{1'000'000'000} + status.st_mtim.tv_nsec != index.shard_mtime_ns) {
-    ::close(descriptor);
-    fail(ESTALE, path + " has changed since it was indexed; make a new TarDataset");
-  } else if ((mapped = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, descriptor, 0)) == MAP_FAILED) {
-    error = errno;
-  }
-  ::close(descriptor);
-  if (mapped == MAP_FAILED) fail(error, path);
+  const File file(path);
+  require_unchanged(file, index);
+  void* mapped = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, file.descriptor(), 0);
+  if (mapped == MAP_FAILED) file.fail(errno);
   data_ = static_cast<char*>(mapped);
 }
 
 Map::~Map() { ::munmap(data_, size_); }
 
-TarReader::TarReader(std::size_t max_open) : max_open_(max_open) {}
+TarReader::TarReader(std::size_t max_maps) : max_maps_(max_maps) {}
 
 void TarReader::add(std::string path, std::shared_ptr<const TarIndex> index) {
   starts_.push_back(starts_.back() + index->size());
-  shards_.push_back({std::move(path), std::move(index), nullptr});
+  shards_.push_back({std::move(path), std::move(index)});
 }
 
 TarReader::Place TarReader::find(std::uint64_t i) const {
@@ -48,24 +43,41 @@ TarReader::Place TarReader::find(std::uint64_t i) const {
   return {static_cast<std::uint32_t>(next - starts_.begin() - 1), i - next[-1]};
 }
 
-const char* TarReader::open(std::uint32_t shard) {
-  Shard& wanted = shards_[shard];
-  wanted.recent = true;
-  if (wanted.map) return wanted.map->data();
-  auto map = std::make_unique<Map>(wanted.path, *wanted.index);
-  if (open_.size() < max_open_) {
-    open_.push_back(shard);
+const char* TarReader::view(std::uint32_t number, std::uint64_t offset, std::size_t size) {
+  Shard& shard = shards_[number];
+  shard.recent = true;
+  if (!shard.map && (mapped_.size() < max_maps_ || is_hot(shard))) map(number);
+  if (shard.map) return shard.map->data() + offset;
+  if (buffer_.size() < size) buffer_.resize(size);
+  const File file(shard.path);
+  require_unchanged(file, *shard.index);
+  if (file.read(offset, buffer_.data(), size) != size) file.fail(EIO, " ends before its size");
+  return buffer_.data();
+}
+
+// Whether a shard, about to be read, has been read kHot times of the last kHot * max_maps reads of unmapped shards: no
+// more than max_maps can be.
+bool TarReader::is_hot(Shard& shard) {
+  const std::uint64_t window = num_reads_++ / (kHot * max_maps_);
+  if (shard.window != window) shard.reads = 0;
+  shard.window = window;
+  return ++shard.reads >= kHot;
+}
+
+void TarReader::map(std::uint32_t number) {
+  auto map = std::make_unique<Map>(shards_[number].path, *shards_[number].index);
+  if (mapped_.size() < max_maps_) {
+    mapped_.push_back(number);
   } else {
-    while (shards_[open_[hand_]].recent) {
-      shards_[open_[hand_]].recent = false;
-      hand_ = (hand_ + 1) % open_.size();
+    while (shards_[mapped_[hand_]].recent) {
+      shards_[mapped_[hand_]].recent = false;
+      hand_ = (hand_ + 1) % mapped_.size();
     }
-    shards_[open_[hand_]].map.reset();
-    open_[hand_] = shard;
-    hand_ = (hand_ + 1) % open_.size();
+    shards_[mapped_[hand_]].map.reset();
+    mapped_[hand_] = number;
+    hand_ = (hand_ + 1) % mapped_.size();
   }
-  wanted.map = std::move(map);
-  return wanted.map->data();
+  shards_[number].map = std::move(map);
 }
 
 void TarReader::prefetch_row(Place place) const {

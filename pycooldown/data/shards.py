@@ -30,7 +30,9 @@ class TarDataset:
     form: `__key__`, `__url__` (the shard's path), `__domain__` and the bytes of each member under its extension.
 
     The first use of a shard scans it and leaves an index beside it (see `load_index`). Links, directories, devices and
-    `__meta__` files are passed over, as webdataset does. Sparse files, repeated extensions and damage are faults.
+    `__meta__` files are passed over, as webdataset does. Sparse files, repeated extensions and damage are faults. So is
+    the end of a file without the zero blocks that end a tar, which webdataset takes for the end of the shard: if it was
+    cut off between two members, samples are missing, and members of the last one may be.
 
     A dataset can be pickled and used in forked or spawned workers. Shards must not be written to while they are read.
 
@@ -38,9 +40,9 @@ class TarDataset:
         shards: Paths of uncompressed tar files by domain, or the one path.
         on_error: `"raise"` refuses shards with faults; `"skip"` leaves the samples out, lists them in `skipped` and
             warns once.
-        max_open: How many shards are mapped into memory at a time; no file stays open. Where batches touch more shards
-            than that, mapping them again dominates: raise it, up to the kernel's `vm.max_map_count`. Pages of mapped
-            shards count as resident memory, though the kernel can take them back.
+        max_open: How many shards are mapped into memory at a time; no file stays open. Where there are more, those that
+            are read most often are mapped, and each read of another one opens its file, which takes some microseconds.
+            Pages of mapped shards count as resident memory, though the kernel can take them back.
 
     Raises:
         ValueError: If a shard has faults and `on_error="raise"`, naming shard and offset.
@@ -52,7 +54,7 @@ class TarDataset:
         shards: Mapping[str, str | os.PathLike[str] | Iterable[str | os.PathLike[str]]],
         *,
         on_error: Literal["raise", "skip"] = "raise",
-        max_open: int = 512,
+        max_open: int = 16_384,
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error = {on_error!r}; expected 'raise' or 'skip'")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from transformers import TrainingArguments
 
 from pycooldown.sampler import DomainBatchSampler
 
@@ -105,6 +106,24 @@ def seed_micro_batch(seed: int, step: int, place: int) -> None:
         place: number of the micro-batch within the global batch, counted through the ranks.
     """
     torch.manual_seed(int(np.random.SeedSequence([seed, step, place]).generate_state(1)[0]))
+
+
+def load(
+    dataset: WithDomains, batches: Iterable[list[int]], collate: Collator, args: TrainingArguments
+) -> DataLoader[Any]:
+    """A loader of these batches, with ``domain_ids``, as Trainer's arguments want it."""
+    workers = args.dataloader_num_workers
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=WithDomains.collator(collate),
+        num_workers=workers,
+        pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+        persistent_workers=False,
+        prefetch_factor=args.dataloader_prefetch_factor if workers else None,
+        # Workers' seeds come from here and not from the global generator, whose state a resumed run restores.
+        generator=torch.Generator().manual_seed(args.seed),
+    )
 
 
 class PackedText:

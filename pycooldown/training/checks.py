@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from pycooldown.mixture import Mixture
-from pycooldown.schedules import AdaptiveSchedule
+from pycooldown.schedules import AdaptiveSchedule, Schedule
 
 _LENGTH_RATIO = 2.0
 
@@ -44,6 +44,22 @@ def check_arguments(
         )
     if unknown := sorted(set(evaluation or {}) - set(mixture.domains)):
         raise ValueError(f"eval_dataset names {unknown[0]!r}; expected domains of the mixture")
+
+
+def check_change(old: Schedule, new: Schedule, from_step: int) -> None:
+    """Raises ValueError if a job cannot go over from one schedule to the other."""
+    for schedule in (old, new):
+        if isinstance(schedule, AdaptiveSchedule):
+            raise ValueError(
+                f"{schedule.describe()} learns from the job whose mixture it decides: a job can change only between "
+                "schedules that are known beforehand"
+            )
+    before, after = old.mixture(0), new.mixture(from_step)
+    if before.domains != after.domains or (before.sizes != after.sizes).any():
+        raise ValueError(
+            "the schedule has other domains or sizes than the one that the job began with, and a trainer's dataset is "
+            "fixed; to add data, use a DomainBatchSampler and a loader of your own"
+        )
 
 
 def check_learning(args: TrainingArguments, schedule: AdaptiveSchedule, reference: Any) -> None:

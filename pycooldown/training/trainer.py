@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import ProgressCallback, Trainer, TrainerControl, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
@@ -15,10 +15,10 @@ from pycooldown.mixture import Mixture
 from pycooldown.sampler import AllocationName, DomainBatchSampler
 from pycooldown.schedules import AdaptiveSchedule, Schedule
 from pycooldown.theory import variance_inflation
-from pycooldown.training.batches import EvaluationBatches, MicroBatches, Samples, WithDomains, seed_micro_batch
+from pycooldown.training.batches import EvaluationBatches, MicroBatches, Samples, WithDomains, load, seed_micro_batch
 from pycooldown.training.callbacks import MixtureProgress
 from pycooldown.training.checkpoints import complete_checkpoint, discard_incomplete, seal, unseal
-from pycooldown.training.checks import check_arguments, check_learning
+from pycooldown.training.checks import check_arguments, check_change, check_learning
 from pycooldown.training.fused_loss import fuse_loss
 from pycooldown.training.learning import Learner
 from pycooldown.training.probe import Probe
@@ -87,6 +87,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         # The loss is already a share of the global batch's, so Trainer must not divide it by the micro-batches.
         self.loss_is_scaled_for_ga = True
         self.fused = fuse_loss(self.model, label_smoothing=args.label_smoothing_factor)
+        self._changes: list[tuple[Schedule, int]] = []
         self.sampler = self._new_sampler()
         self.control: TrainerControl
         self._weights: tuple[Mixture, torch.Tensor] | None = None
@@ -129,11 +130,22 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
                 discard_incomplete(self.args.output_dir)
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
+    def set_schedule(self, schedule: Schedule, *, from_step: int) -> None:
+        """Mixes by another schedule from a step on, whose batch no loader has asked for; see `DomainBatchSampler`.
+
+        Call it before `train` or from a callback; a job that resumes from a later checkpoint makes the same call.
+
+        Raises:
+            ValueError: if the step is past, either schedule learns, or the domains or their sizes differ.
+        """
+        check_change(self.schedule, schedule, from_step)
+        self.sampler.set_schedule(schedule, from_step=from_step)
+        self._changes.append((schedule, from_step))
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of this rank; not sharded again by Accelerate."""
-        return self._loader(
-            self.train_dataset, MicroBatches(self.sampler, self.args.gradient_accumulation_steps), self.data_collator
-        )
+        micro_batches = MicroBatches(self.sampler, self.args.gradient_accumulation_steps)
+        return load(self.train_dataset, micro_batches, self.data_collator, self.args)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
@@ -203,14 +215,10 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
             ValueError: if the trainer has no evaluation sets or others are given.
         """
         if eval_dataset is not None or not len(self._evaluation):
-            raise ValueError(
-                "evaluation needs a dataset for each domain: pass eval_dataset={name: dataset, ...} at first"
-            )
-        loader = self._loader(
-            self._evaluation,
-            self._evaluation.batches(self.args.eval_batch_size, self.args.process_index, self.args.world_size),
-            self.data_collator,
-        )
+            raise ValueError("evaluation needs a dataset for each domain: pass eval_dataset={name: dataset} at first")
+        args = self.args
+        batches = self._evaluation.batches(args.eval_batch_size, args.process_index, args.world_size)
+        loader = load(self._evaluation, batches, self.data_collator, args)
         self.callback_handler.eval_dataloader = loader
         was_training = self.model.training
         self.model.eval()
@@ -277,23 +285,9 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
     def _no_stats(self) -> torch.Tensor:
         return torch.zeros(2, len(self.domains), dtype=torch.float64, device=self.args.device)
 
-    def _loader(self, dataset: Dataset[Any], batches: Any, collator: Any) -> DataLoader[Any]:
-        workers = self.args.dataloader_num_workers
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            collate_fn=WithDomains.collator(collator),
-            num_workers=workers,
-            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
-            persistent_workers=False,
-            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
-            # Workers' seeds come from here and not from the global generator, whose state a resumed run restores.
-            generator=torch.Generator().manual_seed(self.args.seed),
-        )
-
     def _new_sampler(self) -> DomainBatchSampler:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return DomainBatchSampler(
+        sampler = DomainBatchSampler(
             self.schedule,
             batch_size=self.get_total_train_batch_size(self.args),
             seed=seed,
@@ -302,3 +296,6 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
             world_size=self.args.world_size,
             allocation=self.allocation,
         )
+        for schedule, from_step in self._changes:
+            sampler.set_schedule(schedule, from_step=from_step)
+        return sampler

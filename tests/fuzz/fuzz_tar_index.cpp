@@ -1,8 +1,10 @@
 // Feeds damaged tars and index files to the scanner and the index reader: nothing may be read out of bounds, and what
 // is found must lie within the shard. With clang: -fsanitize=fuzzer,address,undefined -DPYCOOLDOWN_LIBFUZZER. Without
-// it, main() mutates the files named on the command line for a number of seconds.
+// it, main() mutates the files named on the command line for a number of seconds, and leaves the input that breaks
+// something in crash.tar, which then belongs into tests/fuzz/corpus.
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -20,6 +22,10 @@ namespace {
 
 using namespace pycooldown;
 
+std::string_view tested;  // the input that is being tried
+
+void keep_tested() { std::ofstream("crash.tar", std::ios::binary).write(tested.data(), std::ssize(tested)); }
+
 void require(bool condition, const char* what) {
   if (condition) return;
   std::fprintf(stderr, "broken: %s\n", what);
@@ -36,6 +42,7 @@ void check(const TarIndex& index) {
 }
 
 void test(std::string_view input) {
+  tested = input;
   const ReadAt read = [&](std::uint64_t offset, char* out, std::size_t size) {
     require(offset <= input.size(), "a read behind the end");
     const std::size_t count = std::min<std::size_t>(size, input.size() - offset);
@@ -61,7 +68,11 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
   return 0;
 }
 #else
+extern "C" void __sanitizer_set_death_callback(void (*callback)());
+
 int main(int argc, char** argv) {
+  __sanitizer_set_death_callback(keep_tested);
+  std::signal(SIGABRT, [](int) { keep_tested(); });
   if (argc < 3) return std::fprintf(stderr, "usage: %s seconds file...\n", argv[0]), 2;
   std::vector<std::string> corpus;
   for (int i = 2; i < argc; ++i) {

@@ -43,7 +43,8 @@ def main() -> None:
         subprocess.run([compiler, *flags, "-Icsrc/cpu", *sources, "-o", binary], cwd=ROOT, check=True)
         corpus = Path(folder, "corpus")
         corpus.mkdir()
-        subprocess.run([binary, sys.argv[1] if len(sys.argv) > 1 else "60", *seeds(corpus)], check=True)
+        kept = sorted(ROOT.glob("tests/fuzz/corpus/*.tar"))
+        subprocess.run([binary, sys.argv[1] if len(sys.argv) > 1 else "60", *seeds(corpus), *kept], check=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@
 
 namespace pycooldown {
 
+// Members follow each other in the order of their offsets.
 struct TarMember {
   std::uint32_t block;      // the data start at byte 512 * block
   std::uint32_t extension;  // index into TarIndex::extensions

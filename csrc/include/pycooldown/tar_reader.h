@@ -1,4 +1,5 @@
-// Random access to the samples of many shards, laid end to end, through a bounded number of memory maps.
+// Random access to the samples of many shards, laid end to end. A bounded number of shards, those that are read most,
+// are mapped into memory; the others are opened for each read.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +29,8 @@ class Map {
 
 class TarReader {
  public:
-  // At most `max_open` shards are mapped at a time.
-  explicit TarReader(std::size_t max_open);
+  // At most `max_maps` shards are mapped at a time.
+  explicit TarReader(std::size_t max_maps);
 
   void add(std::string path, std::shared_ptr<const TarIndex> index);
 
@@ -43,9 +44,9 @@ class TarReader {
   };
   Place find(std::uint64_t i) const;
 
-  // The bytes of a shard, valid until the next call: mapping one shard may unmap another (second chance, an LRU that
-  // costs a bit per use).
-  const char* open(std::uint32_t shard);
+  // Bytes of a shard, valid until the next call. Mapping one shard may unmap another (second chance, an LRU that costs
+  // a bit per use).
+  const char* view(std::uint32_t shard, std::uint64_t offset, std::size_t size);
 
   // Asks the processor to bring in what reading a sample will touch: first its row, then (rows there) its bytes.
   void prefetch_row(Place place) const;
@@ -55,14 +56,21 @@ class TarReader {
   struct Shard {
     std::string path;
     std::shared_ptr<const TarIndex> index;
-    std::unique_ptr<Map> map;
+    std::unique_ptr<Map> map = nullptr;
     bool recent = false;
+    std::uint32_t reads = 0;  // while unmapped, in a window of num_reads_
+    std::uint64_t window = 0;
   };
+  bool is_hot(Shard& shard);
+  void map(std::uint32_t shard);
+
   std::vector<Shard> shards_;
   std::vector<std::uint64_t> starts_{0};
-  std::size_t max_open_;
-  std::vector<std::uint32_t> open_;
+  std::size_t max_maps_;
+  std::vector<std::uint32_t> mapped_;
   std::size_t hand_ = 0;
+  std::uint64_t num_reads_ = 0;  // of unmapped shards
+  std::vector<char> buffer_;
 };
 
 }  // namespace pycooldown
