@@ -118,6 +118,8 @@ def _learned(schedule: LearnedSchedule) -> dict[str, dict[str, float]]:
     """What the run ended with; of DoReMi the average, which is its outcome."""
     mixture = schedule.average if isinstance(schedule, adaptive.DoReMi) else schedule.current
     columns = {"target": mixture.target, "sampling": mixture.sampling}
+    if isinstance(schedule, adaptive.DoReMi):  # differs from the average if the weights have not settled
+        columns["moving_average"] = schedule.moving_average.target
     return {name: dict(zip(mixture.domains, values.tolist(), strict=True)) for name, values in columns.items()}
 
 
