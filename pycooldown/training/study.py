@@ -33,7 +33,7 @@ class Spread:
 
 
 Rows = tuple[tuple[str, int, tuple[Spread, ...]], ...]
-MEASURES = {"loss": "validation loss in nats a token", "bleu": "BLEU", "chrf": "chrF"}
+MEASURES = {"loss": "Validation loss in nats a token", "bleu": "BLEU", "chrf": "chrF"}
 
 
 @dataclass(frozen=True)
