@@ -83,6 +83,7 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(output / "model"))
     final = _final_losses(trainer)
+    tokens = trainer.sums.tokens()
     translations = _translations(trainer, manifest, recipe)
     if args.should_save:
         scores = score(translations)
@@ -100,6 +101,7 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
                 domain: {
                     "size": size,
                     "draws": int(draws),
+                    "tokens": tokens[domain],
                     "epochs": float(epochs),
                     "loss": final[f"eval_loss/{domain}"],
                     **scores.get(domain, {}),
