@@ -123,7 +123,7 @@ def recipes_with_spread(
         mean, deviation = np.array(pairs, dtype=np.float64).T
         panel.errorbar(mean, heights, xerr=deviation, fmt="o", color=_COLOURS[0], markersize=4, capsize=2)
         marked = mean.tolist().index(best(mean.tolist()))
-        panel.plot(mean[marked], marked, "o", color=_COLOURS[1], markersize=6)
+        panel.plot(mean[marked], marked, "o", color=_COLOURS[1], markersize=6, zorder=3)
         panel.set_title(group, fontsize=10, fontweight="bold", loc="left")
         panel.grid(alpha=0.25, linewidth=0.6)
     panels[0].set_yticks(heights, labels=list(recipes))

@@ -106,6 +106,22 @@ class TestContract:
             assert np.allclose(mixture.target, 0.25, atol=1e-12)
             assert np.allclose(mixture.sampling, 0.25, atol=1e-12)
 
+    @pytest.mark.filterwarnings("ignore:.* of the target after")
+    @pytest.mark.parametrize("scale", [1e-200, 1e-3, 1e3, 1e200])
+    def test_weights_neither_overflow_nor_vanish_together(self, method, scale):
+        schedule = METHODS[method](delay=1)
+        for step in range(60):
+            values = {
+                name: x if name == "token_count" else scale * np.asarray(x)
+                for name, x in vars(statistics(step)).items()
+            }
+            schedule.update(step, Statistics(**values))
+            mixture = schedule.mixture(step + 1)
+            assert np.isfinite(mixture.loss_weights).all()
+            assert np.isclose(mixture.target.sum(), 1)
+            assert (mixture.sampling > 0).all()
+        json.dumps(schedule.state_dict(), allow_nan=False)
+
     @pytest.mark.parametrize("allocation", ["multinomial", "systematic", "quota"])
     def test_a_prefetching_sampler_draws_the_same_whatever_its_lead_and_resumes(self, method, allocation):
         def run(lead, first=0, last=30, state=None):

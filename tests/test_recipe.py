@@ -157,6 +157,14 @@ def test_doremi_trains_reference_and_proxy_and_then_takes_the_weights_by_name(tm
     assert first.training == second.training == last.training
 
 
+def test_doremi_in_rounds_until_the_weights_settle(tmp_path):
+    recipe = load(tmp_path, GOOD, ["mixture.method=doremi", "mixture.rounds=5"])
+    stages = Stages()  # finds the same weights each time
+    after_proxy(recipe, tmp_path / "run", stages)
+    assert [name for name, _ in stages.done] == ["run-reference", "run-proxy", "run-reference-2", "run-proxy-2"]
+    assert dict(stages.done[2][1].mixture.weights) == {"b": 0.25, "a": 0.75}
+
+
 @pytest.mark.parametrize("switch_at", [0.0, 1.0, -0.5, float("nan")])
 def test_switch_must_lie_within_the_run(tmp_path, switch_at):
     recipe = load(tmp_path, GOOD, [f"mixture.switch_at={switch_at}"])

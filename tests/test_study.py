@@ -70,5 +70,7 @@ def test_nothing_to_compare_is_an_error(tmp_path, recipes, seeds):
 
 def test_other_data_are_an_error(tmp_path):
     other = dataclasses.replace(RECIPES["flat"], data=Data("packed", max_length=7))
-    with pytest.raises(ValueError, match=r"differ in data\.max_length"):
-        run_study({**RECIPES, "other": other}, [0], tmp_path, Trainings())
+    trainings = Trainings()
+    with pytest.raises(ValueError, match=r"other and flat differ in data\.max_length"):
+        run_study({**RECIPES, "other": other}, [0], tmp_path, trainings)
+    assert not trainings.trained

@@ -168,10 +168,15 @@ def test_logs_and_evaluation_by_domain(tmp_path):
     last = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
     exposure = DomainBatchSampler(switching(), batch_size=12, seed=1).exposure(4)
     mixture = switching().mixture(3)
+    sampler, data, tokens = DomainBatchSampler(switching(), batch_size=12, seed=1), Sequences(), [0] * len(SIZES)
+    for step in range(4):
+        for index, domain in zip(sampler.plan(step).indices, sampler.plan(step).domain_ids):
+            tokens[domain] += len(data[int(index)]) - 1
     for i, domain in enumerate(SIZES):
         assert last[f"samples/{domain}"] == exposure.draws[i]
         assert last[f"epochs/{domain}"] == exposure.draws[i] / SIZES[domain]
         assert last[f"q/{domain}"] == mixture.sampling[i]
+        assert last[f"tokens/{domain}"] == tokens[i]
         assert last[f"v/{domain}"] == mixture.loss_weights[i]
     assert last["tau"] == 2.0
 
@@ -195,7 +200,7 @@ def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
     trainer = make_trainer(folder, switching(), steps=8, **SAVING)
     trainer.train()
-    return folder, losses(trainer), trainer.model.state_dict()
+    return folder, losses(trainer), trainer.model.state_dict(), trainer.sums.tokens()
 
 
 def damage_nothing(checkpoint):
@@ -231,7 +236,7 @@ def damage_seal(checkpoint):
     ],
 )
 def test_resume_is_exact_and_trusts_only_whole_checkpoints(tmp_path, uninterrupted, damage, resumed_at, workers):
-    folder, expected, weights = uninterrupted
+    folder, expected, weights, tokens = uninterrupted
     for step in (4, 6):
         shutil.copytree(folder / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
     damage(tmp_path / "checkpoint-6")
@@ -239,6 +244,7 @@ def test_resume_is_exact_and_trusts_only_whole_checkpoints(tmp_path, uninterrupt
     assert complete_checkpoint(tmp_path)[0] == str(tmp_path / f"checkpoint-{resumed_at}")
     trainer.train(resume_from_checkpoint=True)
     assert losses(trainer) == expected
+    assert trainer.sums.tokens() == tokens
     assert all(torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items())
     assert trainer.state.global_step == 8
     assert complete_checkpoint(tmp_path)[0] == str(tmp_path / "checkpoint-8")

@@ -105,9 +105,10 @@ def test_losses_are_those_of_the_model_smoothed_in_training_alone(tmp_path, reci
     manifest = load_manifest(Path(chosen.data.path))
     trainer = assemble(chosen, manifest, manifest.sizes(), arguments(chosen, tmp_path / "run", False))
     inputs = next(iter(trainer.get_train_dataloader()))
-    model, v = trainer.model.eval(), torch.tensor(trainer.schedule.mixture(0).loss_weights)
+    model, v = trainer.model.train(), torch.tensor(trainer.schedule.mixture(0).loss_weights)
     loss = trainer.compute_loss(model, dict(inputs)).detach()
-    domain_ids = inputs.pop("domain_ids")
+    evaluated, domain_ids = trainer.evaluate(), inputs.pop("domain_ids")
+    trainer.fused.undo()
     with torch.no_grad():
         own = model(**inputs)
     tokens = torch.nn.functional.cross_entropy(
@@ -119,7 +120,7 @@ def test_losses_are_those_of_the_model_smoothed_in_training_alone(tmp_path, reci
     for domain, part in zip(SIZES, pairs.datasets, strict=True):
         with torch.no_grad():
             expected = model(**collate([part[i] for i in range(len(part))])).loss  # the model's own, of Hugging Face
-        assert trainer.evaluate()[f"eval_loss/{domain}"] == pytest.approx(float(expected), rel=1e-5)
+        assert evaluated[f"eval_loss/{domain}"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_pairs_are_cut_and_padded_and_the_decoder_is_given_what_precedes_each_label():

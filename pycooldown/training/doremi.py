@@ -1,4 +1,4 @@
-"""DoReMi's three runs: reference, proxy and the one with the weights that the proxy found."""
+"""DoReMi's runs: reference, proxy and the one with the weights that the proxy found."""
 
 from __future__ import annotations
 
@@ -11,25 +11,37 @@ from pycooldown.training.learning_methods import DoReMi
 from pycooldown.training.methods import Temperature, Weights
 from pycooldown.training.recipe import Recipe
 
+_SETTLED = 1e-3
+
 
 def after_proxy(recipe: Recipe, output: Path, train: Callable[[Recipe, Path], Run]) -> Recipe:
-    """The recipe of the third run, after the first two are trained.
+    """The recipe of the last run, after those before it are trained.
 
     Each is an ordinary run in a folder of its own beside ``output``, which is left as it is once it is finished; so the
-    whole is resumed where it was interrupted, between the runs or within one. The weights are taken over by name.
+    whole is resumed where it was interrupted, between the runs or within one. The weights are taken over by name. In a
+    further round, the reference is trained with the weights of the round before; rounds end early when no weight
+    changes by more than 1e-3, the paper's tolerance.
 
     Args:
         recipe: with the method "doremi".
-        output: folder of the third run; the others have "-reference" and "-proxy" at the end.
+        output: folder of the last run; the others have "-reference" and "-proxy" at the end, from the second round on
+            with its number.
         train: trains a recipe in a folder, unless it is finished there.
     """
     method = recipe.mixture
     assert isinstance(method, DoReMi)
-    reference = output.with_name(f"{output.name}-reference")
-    # What counts of them is the excess of one loss over the other.
+    # What counts of these runs is the excess of one loss over the other.
     stage = replace(recipe, decoding=None, training=replace(recipe.training, label_smoothing=0.0))
-    train(replace(stage, mixture=Temperature(method.reference_tau)), reference)
-    proxy = train(
-        replace(stage, mixture=replace(method, reference=str(reference))), output.with_name(f"{output.name}-proxy")
-    )
-    return replace(recipe, mixture=Weights(tuple(proxy.summary["learned"]["target"].items())))
+    mixture: Temperature | Weights = Temperature(method.reference_tau)
+    weights: dict[str, float] = {}
+    for number in range(1, method.rounds + 1):
+        suffix = f"-{number}" if number > 1 else ""
+        reference = output.with_name(f"{output.name}-reference{suffix}")
+        train(replace(stage, mixture=mixture), reference)
+        learning = replace(stage, mixture=replace(method, reference=str(reference)))
+        proxy = train(learning, output.with_name(f"{output.name}-proxy{suffix}"))
+        before, weights = weights, proxy.summary["learned"]["target"]
+        mixture = Weights(tuple(weights.items()))
+        if before and max(abs(weights[domain] - before[domain]) for domain in weights) < _SETTLED:
+            break
+    return replace(recipe, mixture=mixture)

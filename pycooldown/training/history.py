@@ -20,8 +20,8 @@ class Run:
         recipe: as resolved, with the data's ``fingerprint`` and the ``sizes`` of the domains.
         train: what was logged of training, one mapping for each time: ``step``, ``loss``, ``loss/{domain}``, ...
         evaluations: the same for evaluation: ``step``, ``eval_loss``, ``eval_loss/{domain}``.
-        summary: ``steps``, ``seconds``, ``eval_loss`` and for each of ``domains`` size, draws, epochs and loss, and
-            BLEU and chrF where validation pairs were translated.
+        summary: ``steps``, ``seconds``, ``eval_loss`` and for each of ``domains`` size, draws, tokens, epochs and loss,
+            and BLEU and chrF where validation pairs were translated.
     """
 
     path: Path

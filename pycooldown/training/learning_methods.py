@@ -31,13 +31,19 @@ class GroupDRO:
 class DoReMi:
     """Three runs: a reference with ``reference_tau``, a proxy that learns weights, and the run itself with those.
 
-    With ``reference``, the folder of a finished run, this is the proxy alone. See `pycooldown.adaptive.DoReMi`.
+    All have the recipe's model. For a proxy of another size, train a reference and, with its folder as ``reference``,
+    the proxy alone, and give the weights in its summary to the method "weights". See `pycooldown.adaptive.DoReMi`.
+
+    Attributes:
+        rounds: references and proxies, each reference with the weights of the proxy before.
+        reference: folder of a finished run.
     """
 
     reference_tau: float = 1.0
     step_size: float = 1.0
     smoothing: float = 1e-3
     delay: int = 4
+    rounds: int = 1
     reference: str | None = None
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:

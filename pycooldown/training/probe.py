@@ -83,18 +83,20 @@ class Probe:
         """
         result = torch.zeros(3, len(self.domains), dtype=torch.float64)
         device = next(model.parameters()).device
+        drawn = {i: {name: value.to(device) for name, value in self._draw(step, i).items()} for i in positions}
         was_training = model.training
         model.eval()
-        for i in positions:
-            inputs = {name: value.to(device) for name, value in self._draw(step, i).items()}
+        for i, inputs in drawn.items():
             each = torch.arange(len(inputs["labels"]), device=device)  # a domain of its own for each example
             options = {"domain_ids": each, "domain_weights": torch.ones(len(each)), "return_stats": True}
             with torch.no_grad():
                 stats = model(**inputs, **options, skip_logits=True).domain_stats
             loss = stats.loss_sum / stats.token_count.clamp(min=1)
             result[0, i], result[1, i] = loss.mean().cpu(), loss.var().cpu()
-            if gradients:
-                result[2, i] = self._gradient_variance(model, inputs, step)
+        if gradients:
+            variances = self._projected_variances if self.directions else self._gradient_variances
+            for i, variance in variances(model, self._chosen(model), drawn, step).items():
+                result[2, i] = variance
         model.train(was_training)
         return result
 
@@ -104,45 +106,51 @@ class Probe:
         chosen = np.random.default_rng(key).choice(len(dataset), size=min(self.size, len(dataset)), replace=False)
         return self.collate([dataset[i] for i in chosen.tolist()])
 
-    def _gradient_variance(self, model: torch.nn.Module, inputs: Inputs, step: int) -> float:
+    def _chosen(self, model: torch.nn.Module) -> Inputs:
+        """The parameters that are differentiated, by name."""
         trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
         chosen = {name: p.detach() for name, p in trained if re.search(self.parameters, name)}
         if not chosen:
             raise ValueError(f"parameters = {self.parameters!r} matches no parameter of the model")
+        return chosen
 
-        if self.directions:
-            return self._projected_variance(model, chosen, inputs, step)
-        inputs = dict(inputs)
-        if getattr(model.config, "is_encoder_decoder", False) and "attention_mask" in inputs:
-            # Hugging Face looks into a mask of the padding, which vmap forbids, but takes one of attention as it is.
-            inputs["attention_mask"] = inputs["attention_mask"].bool()[:, None, None]
-
+    def _gradient_variances(
+        self, model: Any, chosen: Inputs, drawn: Mapping[int, Inputs], step: int
+    ) -> dict[int, float]:
         def loss(parameters: Mapping[str, torch.Tensor], example: Inputs) -> torch.Tensor:
             one = {name: value.unsqueeze(0) for name, value in example.items()}
             output = functional_call(model, dict(parameters), kwargs={**one, "reduction": "sum", "skip_logits": True})
             total: torch.Tensor = output.loss
             return total
 
-        with sdpa_kernel(SDPBackend.MATH):  # the one form of attention that vmap does not run example by example
-            examples = vmap(grad(loss), in_dims=(None, 0))(chosen, inputs)
-        return float(sum(g.var(dim=0).sum(dtype=torch.float64).item() for g in examples.values()))
+        variances = {}
+        for i, inputs in drawn.items():
+            if getattr(model.config, "is_encoder_decoder", False) and "attention_mask" in inputs:
+                # Hugging Face looks into a mask of padding, which vmap forbids, but takes one of attention as it is.
+                inputs = {**inputs, "attention_mask": inputs["attention_mask"].bool()[:, None, None]}
+            with sdpa_kernel(SDPBackend.MATH):  # the one form of attention that vmap does not run example by example
+                examples = vmap(grad(loss), in_dims=(None, 0))(chosen, inputs)
+            variances[i] = sum(float(g.var(dim=0).sum(dtype=torch.float64)) for g in examples.values())
+        return variances
 
-    def _projected_variance(self, model: Any, chosen: Inputs, inputs: Inputs, step: int) -> float:
-        bare = without_labels(model, inputs["labels"], {n: value for n, value in inputs.items() if n != "labels"})
-        targets = model.forward.targets(inputs["labels"])
-
+    def _projected_variances(
+        self, model: Any, chosen: Inputs, drawn: Mapping[int, Inputs], step: int
+    ) -> dict[int, float]:
         def losses(parameters: Inputs) -> torch.Tensor:
             logits = functional_call(model, parameters, kwargs=bare).logits.float()
             return F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none").sum(dim=1)
 
         normal = torch.Generator(next(iter(chosen.values())).device).manual_seed(self.seed * 1_000_003 + step)
-        total = 0.0
+        variances = dict.fromkeys(drawn, 0.0)
         for _ in range(self.directions):
             direction = {
                 name: torch.randn(p.shape, generator=normal, device=p.device, dtype=p.dtype)
                 for name, p in chosen.items()
             }
-            with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-                slopes: torch.Tensor = jvp(losses, (chosen,), (direction,))[1]
-            total += float(slopes.double().var())
-        return total / self.directions
+            for i, inputs in drawn.items():
+                bare = without_labels(model, inputs["labels"], {n: x for n, x in inputs.items() if n != "labels"})
+                targets = model.forward.targets(inputs["labels"])
+                with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+                    slopes: torch.Tensor = jvp(losses, (chosen,), (direction,))[1]
+                variances[i] += float(slopes.double().var()) / self.directions
+        return variances

@@ -83,6 +83,7 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(output / "model"))
     final = _final_losses(trainer)
+    tokens = trainer.sums.tokens()
     translations = _translations(trainer, manifest, recipe)
     if args.should_save:
         scores = score(translations)
@@ -100,6 +101,7 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
                 domain: {
                     "size": size,
                     "draws": int(draws),
+                    "tokens": tokens[domain],
                     "epochs": float(epochs),
                     "loss": final[f"eval_loss/{domain}"],
                     **scores.get(domain, {}),
@@ -118,6 +120,8 @@ def _learned(schedule: LearnedSchedule) -> dict[str, dict[str, float]]:
     """What the run ended with; of DoReMi the average, which is its outcome."""
     mixture = schedule.average if isinstance(schedule, adaptive.DoReMi) else schedule.current
     columns = {"target": mixture.target, "sampling": mixture.sampling}
+    if isinstance(schedule, adaptive.DoReMi):  # differs from the average if the weights have not settled
+        columns["moving_average"] = schedule.moving_average.target
     return {name: dict(zip(mixture.domains, values.tolist(), strict=True)) for name, values in columns.items()}
 
 

@@ -33,7 +33,7 @@ class Spread:
 
 
 Rows = tuple[tuple[str, int, tuple[Spread, ...]], ...]
-MEASURES = {"loss": "validation loss in nats a token", "bleu": "BLEU", "chrf": "chrF"}
+MEASURES = {"loss": "Validation loss in nats a token", "bleu": "BLEU", "chrf": "chrF"}
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ def run_study(
     """
     if not recipes or not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"{len(recipes)} recipes, seeds {list(seeds)}; expected recipes and seeds, each seed once")
+    _check_comparable(recipes)
     folder, comparisons = Path(folder), []
     for seed in seeds:
         runs = {name: folder / f"seed-{seed}" / name for name in recipes}
@@ -117,6 +118,18 @@ def run_study(
     study = Study(tuple(recipes), tuple(seeds), {measure: _table(comparisons, measure) for measure in measures})
     study.save(folder)
     return study
+
+
+def _check_comparable(recipes: Mapping[str, Recipe]) -> None:
+    """Raises what `compare` would after hours of training."""
+    first = next(iter(recipes))
+    for name, recipe in recipes.items():
+        pairs = {f"data.{f.name}": f.name for f in dataclasses.fields(recipe.data)}
+        differ = [key for key, f in pairs.items() if getattr(recipe.data, f) != getattr(recipes[first].data, f)]
+        differ += ["model.family"] if recipe.model.family != recipes[first].model.family else []
+        differ += ["decoding"] if recipe.decoding != recipes[first].decoding else []
+        if differ:
+            raise ValueError(f"{name} and {first} differ in {differ[0]}: their losses cannot be compared")
 
 
 def _table(comparisons: Sequence[Comparison], measure: str) -> Rows:

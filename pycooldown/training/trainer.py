@@ -22,6 +22,7 @@ from pycooldown.training.checks import check_arguments, check_change, check_lear
 from pycooldown.training.fused_loss import fuse_loss
 from pycooldown.training.learning import Learner
 from pycooldown.training.probe import Probe
+from pycooldown.training.sums import DomainSums
 
 
 class MixtureTrainer(Trainer):  # type: ignore[misc]
@@ -34,8 +35,9 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
 
     both over the whole global batch, so that ranks and accumulation do not change it, with
     ``args.label_smoothing_factor`` in training. It is computed without logits (`fuse_loss`). ``max_steps`` sets the
-    length of training; epochs are counted per domain. Logged per domain: ``loss/``, ``samples/`` and ``epochs/`` (of
-    it, so far), ``q/`` (sampling) and ``v/`` (loss weight), and ``tau``. Checkpoints hold the state of the data.
+    length of training; epochs are counted per domain. Logged per domain: ``loss/``, ``samples/``, ``tokens/`` and
+    ``epochs/`` (of it, so far), ``q/`` (sampling) and ``v/`` (loss weight), and ``tau``. Checkpoints hold the state of
+    the data.
 
     Args:
         model: as `fuse_loss` takes it; it stays so.
@@ -91,7 +93,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         self.sampler = self._new_sampler()
         self.control: TrainerControl
         self._weights: tuple[Mixture, torch.Tensor] | None = None
-        self._stats = self._no_stats()
+        self.sums = DomainSums(self.domains, self.accelerator)
         self._clipped: list[torch.Tensor] = []
         self._micro_batch = 0  # place of the next one in the global batch
         self._learner: Learner | None = None
@@ -115,8 +117,8 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         if self._learner is not None:
             self._learner.schedule.load_state_dict(self._untrained)
         self.sampler = self._new_sampler()
-        self._stats = self._no_stats()
-        checkpoint = None
+        checkpoint: str | None = None
+        state: dict[str, Any] = {}
         if resume_from_checkpoint:
             path = None if resume_from_checkpoint is True else resume_from_checkpoint
             checkpoint, state = complete_checkpoint(self.args.output_dir, path)
@@ -128,6 +130,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
                 raise ValueError(f"{checkpoint} cannot be resumed from: {error}") from error
             if self.args.should_save:
                 discard_incomplete(self.args.output_dir)
+        self.sums = DomainSums(self.domains, self.accelerator, state.get("tokens"))
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def set_schedule(self, schedule: Schedule, *, from_step: int) -> None:
@@ -184,7 +187,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
             outputs = self._outputs(model, inputs, weights)
             loss = outputs.loss
         stats = torch.stack([outputs.domain_stats.loss_sum, outputs.domain_stats.token_count.double()])
-        self._stats += stats
+        self.sums.add(stats)
         if self._learner is not None:
             self._learner.add(stats)
         return (loss, outputs) if return_outputs else loss
@@ -222,14 +225,14 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         self.callback_handler.eval_dataloader = loader
         was_training = self.model.training
         self.model.eval()
-        sums, ones = self._no_stats(), torch.ones(len(self.domains), device=self.args.device)
+        sums = DomainSums(self.domains, self.accelerator)
+        ones = torch.ones(len(self.domains), device=self.args.device)
         for inputs in loader:
             stats = self._outputs(self.model, self._prepare_inputs(inputs), ones).domain_stats
-            sums += torch.stack([stats.loss_sum, stats.token_count.double()])
+            sums.add(torch.stack([stats.loss_sum, stats.token_count.double()]))
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         self.model.train(was_training)
-        losses = self._means(sums)
-        metrics = {f"{metric_key_prefix}_{name}": loss for name, loss in losses.items()}
+        metrics = {f"{metric_key_prefix}_{name}": loss for name, loss in sums.take_means().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -240,10 +243,11 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         if self.args.should_save:
             unseal(folder)
         super()._save_checkpoint(model, trial)
+        tokens = self.sums.tokens()
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             learned = {} if self._learner is None else {"learned": self._learner.schedule.state_dict()}
-            seal(folder, self.sampler.state_dict(self.state.global_step) | learned)
+            seal(folder, self.sampler.state_dict(self.state.global_step) | learned | {"tokens": tokens})
 
     def _outputs(self, model: Any, inputs: dict[str, Any], weights: torch.Tensor, reduction: str = "sum") -> Any:
         """The model's outputs with loss and domain_stats."""
@@ -260,8 +264,8 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
     def _domain_logs(self) -> dict[str, float]:
         step = self.state.global_step
         mixture, exposure = self.sampler.mixture(step - 1), self.sampler.exposure(step)
-        logs = {name: loss for name, loss in self._means(self._stats).items() if name != "loss"}
-        self._stats = self._no_stats()
+        logs = {name: loss for name, loss in self.sums.take_means().items() if name != "loss"}
+        logs |= {f"tokens/{domain}": count for domain, count in self.sums.tokens().items()}
         columns = {
             "samples": exposure.draws,
             "epochs": exposure.epochs,
@@ -275,15 +279,6 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
             self._clipped.clear()
         logs["effective_sample_fraction"] = 1 / variance_inflation(mixture)
         return logs if mixture.tau is None else {**logs, "tau": mixture.tau}
-
-    def _means(self, sums: torch.Tensor) -> dict[str, float]:
-        """Loss of a token over all domains and in each that has any, summed over ranks."""
-        loss, count = self.accelerator.reduce(sums, "sum").tolist()
-        means = {f"loss/{d}": total / n for d, total, n in zip(self.domains, loss, count, strict=True) if n}
-        return {"loss": sum(loss) / sum(count), **means} if sum(count) else means
-
-    def _no_stats(self) -> torch.Tensor:
-        return torch.zeros(2, len(self.domains), dtype=torch.float64, device=self.args.device)
 
     def _new_sampler(self) -> DomainBatchSampler:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
