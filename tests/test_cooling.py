@@ -91,6 +91,7 @@ def test_settings_have_the_exposure_that_they_name(setting):
     skew, epochs, steps = setting
     sizes = list(cooling_study.cell_sizes(*setting).values())
     assert max(sizes) == skew * min(sizes) < 14_000
+    assert min(sizes) > cooling_study.BATCH_SIZE / len(sizes)  # or uniform sampling would repeat samples in a batch
     share = temperature(sizes, 5)[-1]
     assert share * steps * cooling_study.BATCH_SIZE / sizes[-1] == pytest.approx(epochs, rel=0.06)
 
