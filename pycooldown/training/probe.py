@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pycooldown.training.batches import Samples
-from pycooldown.training.output_layer import without_labels
 
 Inputs = dict[str, torch.Tensor]
 
@@ -128,12 +126,11 @@ class Probe:
         return float(sum(g.var(dim=0).sum(dtype=torch.float64).item() for g in examples.values()))
 
     def _projected_variance(self, model: Any, chosen: Inputs, inputs: Inputs, step: int) -> float:
-        bare = without_labels(model, inputs["labels"], {n: value for n, value in inputs.items() if n != "labels"})
-        targets = model.forward.targets(inputs["labels"])
+        options = {**inputs, "reduction": "none", "skip_logits": False}  # of a few examples
 
         def losses(parameters: Inputs) -> torch.Tensor:
-            logits = functional_call(model, parameters, kwargs=bare).logits.float()
-            return F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none").sum(dim=1)
+            each: torch.Tensor = functional_call(model, parameters, kwargs=options).loss
+            return each.sum(dim=1)
 
         normal = torch.Generator(next(iter(chosen.values())).device).manual_seed(self.seed * 1_000_003 + step)
         total = 0.0
