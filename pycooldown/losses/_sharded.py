@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _resolve_process_group
+from torch.distributed import distributed_c10d
 
 from ._fused import backend_module
 from ._rows import Shard
@@ -70,7 +70,7 @@ def locate(
 def _checksum(tensor: torch.Tensor | None) -> int:
     if tensor is None:
         return -1
-    content = zlib.crc32(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
+    content = zlib.crc32(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return zlib.crc32(repr((tensor.shape, tensor.dtype)).encode(), content)
 
 
@@ -114,7 +114,7 @@ def rows(
     else:
         top = top - torch.inf
 
-    process_group = _resolve_process_group(group)
+    process_group = _resolve(group)
     largest = torch.stack([local_lse, top])
     dist.all_reduce(largest, dist.ReduceOp.MAX, group=process_group)
     sums = torch.stack([torch.exp(local_lse - largest[0]), at_target, total, owned.to(scale.dtype)])
@@ -161,7 +161,13 @@ def rows(
 
 def sum_(tensor: torch.Tensor, group: str) -> None:
     """Sums a tensor over the ranks of a group, in place."""
-    dist.all_reduce(tensor, dist.ReduceOp.SUM, group=_resolve_process_group(group))
+    dist.all_reduce(tensor, dist.ReduceOp.SUM, group=_resolve(group))
+
+
+def _resolve(group: str) -> dist.ProcessGroup:
+    """The process group of a name, which is what an operator of torch can be given of it."""
+    process_group: dist.ProcessGroup = distributed_c10d._resolve_process_group(group)  # type: ignore[attr-defined, arg-type]
+    return process_group
 
 
 def _local(

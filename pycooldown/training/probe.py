@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pycooldown.training.batches import Samples
-from pycooldown.training.output_layer import without_labels
 
 Inputs = dict[str, torch.Tensor]
 
@@ -137,8 +135,8 @@ class Probe:
         self, model: Any, chosen: Inputs, drawn: Mapping[int, Inputs], step: int
     ) -> dict[int, float]:
         def losses(parameters: Inputs) -> torch.Tensor:
-            logits = functional_call(model, parameters, kwargs=bare).logits.float()
-            return F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none").sum(dim=1)
+            each: torch.Tensor = functional_call(model, parameters, kwargs=options).loss
+            return each.sum(dim=1)
 
         normal = torch.Generator(next(iter(chosen.values())).device).manual_seed(self.seed * 1_000_003 + step)
         variances = dict.fromkeys(drawn, 0.0)
@@ -148,8 +146,7 @@ class Probe:
                 for name, p in chosen.items()
             }
             for i, inputs in drawn.items():
-                bare = without_labels(model, inputs["labels"], {n: x for n, x in inputs.items() if n != "labels"})
-                targets = model.forward.targets(inputs["labels"])
+                options = {**inputs, "reduction": "none", "skip_logits": False}  # of a few examples
                 with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
                     slopes: torch.Tensor = jvp(losses, (chosen,), (direction,))[1]
                 variances[i] += float(slopes.double().var()) / self.directions
