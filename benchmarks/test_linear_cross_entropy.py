@@ -6,6 +6,9 @@ The products (logits, gradient of the input, gradient of the weight, on all rows
 on chunks that are computed again in backward, torch's chunked linear_cross_entropy and ours take turns in one process;
 extra_info has the medians' ratios. "half" is ours with every other token ignored. Peak memory is that above the inputs,
 in MiB; errors are the largest of each gradient against float64, as shares of its largest entry.
+
+The products alone write into memory that is mapped already. For times on an equal footing, let glibc keep the memory of
+the others: MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736 MALLOC_TOP_PAD_=0.
 """
 
 import ctypes
