@@ -89,7 +89,7 @@ def test_count_is_unbiased_and_weight_sum_is_not():
 def test_operator_registration(reduction):
     logits, target = logits_and_target(5, 9)
     scale, ids = torch.rand(5), torch.tensor([0, 1, 1, 0, 2])
-    arguments = (logits, target, scale, ids, 3, -100, 0.1, 1e-3, 0.0, "cpp", reduction == "mean", True)
+    arguments = (logits, target, scale, ids, 3, -100, 0.1, 1e-3, 0.0, "cpp", "", None, reduction == "mean", True)
     torch.library.opcheck(_fused.cross_entropy, arguments)
     torch.library.opcheck(_fused.scale_, (torch.rand(2, 3), torch.tensor(2.0), "cpp"))
 
