@@ -245,12 +245,16 @@ class DomainBatchSampler:
         return dict(zip(self.domains, values.tolist(), strict=True))
 
     def _by_position(self, name: str, state: Mapping[str, Any]) -> Integers:
-        values = state.get(name, dict.fromkeys(self.domains, 0))
-        if not isinstance(values, Mapping) or set(values) != set(self.domains):
+        if name not in state:
+            return np.zeros(len(self.domains), dtype=np.int64)
+        values = state[name]
+        if not isinstance(values, Mapping) or values.keys() != dict.fromkeys(self.domains).keys():
             raise ValueError(f"state is damaged: {name!r} and the mixture name different domains")
-        if wrong := [value for value in values.values() if type(value) is not int or abs(value) >= 2**62]:
+        array = np.array([values[domain] for domain in self.domains])
+        if array.dtype != np.int64 or (abs(array) >= 2**62).any():
+            wrong = [value for value in values.values() if type(value) is not int or abs(value) >= 2**62]
             raise ValueError(f"state is damaged: {name!r} holds {wrong[0]!r}; expected integers")
-        return np.array([values[domain] for domain in self.domains], dtype=np.int64)
+        return array
 
 
 def _integer(name: str, value: Any) -> int:

@@ -32,15 +32,17 @@ BatchPlanner::BatchPlanner(std::span<const std::int64_t> sizes, Allocation alloc
     throw std::invalid_argument("batch_size = " + std::to_string(batch_size) + "; expected 1 to 2^31 - 1");
   }
   domain_ids_.resize(batch_size_ + 1);
+  const Permutation unused(seed, Stream::permutation, 0, 0, 1);
   std::uint64_t first_index = 0;
+  domains_.reserve(sizes.size());
+  extents_.reserve(sizes.size());
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     if (sizes[i] <= 0) {
       throw std::invalid_argument("sizes[" + std::to_string(i) + "] = " + std::to_string(sizes[i]) +
                                   "; expected a positive number of samples");
     }
     const auto size = static_cast<std::uint64_t>(sizes[i]);
-    const auto lane = static_cast<std::uint32_t>(i);
-    domains_.push_back({size, first_index, 0, 0, 0, 0, Permutation(seed, Stream::permutation, 0, lane, size)});
+    domains_.push_back({size, first_index, 0, 0, 0, kNoEpoch, unused});
     extents_.push_back({{0, size}});
     first_index += size;
   }
