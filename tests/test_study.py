@@ -22,8 +22,8 @@ RECIPES = {
 class Trainings:
     """Writes runs whose losses are tau + seed / 10 + the domain's position, and can break off."""
 
-    def __init__(self, break_off_at=None):
-        self.trained, self.break_off_at = [], break_off_at
+    def __init__(self, break_off_at=None, scores=False):
+        self.trained, self.break_off_at, self.scores = [], break_off_at, scores
 
     def __call__(self, recipe, folder):
         if not (folder / "summary.json").exists():
@@ -37,6 +37,9 @@ class Trainings:
             domains = {
                 d: {"size": n, "draws": 5, "epochs": 5 / n, "loss": loss + i} for i, (d, n) in enumerate(SIZES.items())
             }
+            if self.scores:
+                for entry in domains.values():
+                    entry |= {"bleu": 10 * loss, "chrf": 20 * loss}
             (folder / "summary.json").write_text(json.dumps({"domains": domains, "eval_loss": loss, "steps": 10}))
         return Run.read(folder)
 
@@ -60,6 +63,16 @@ def test_an_interrupted_study_goes_on_and_gives_the_table(tmp_path):
     assert (tmp_path / "comparison-loss.png").stat().st_size > 5000
     one = run_study(RECIPES, [0], tmp_path, second)
     assert one.tables["loss"][0][2][0].sd is None
+
+
+def test_translations_have_a_table_and_a_picture_for_each_measure(tmp_path):
+    study = run_study(RECIPES, [0, 2], tmp_path, Trainings(scores=True))
+    assert list(study.tables) == ["loss", "bleu", "chrf"]
+    rows = {name: cells for name, _, cells in study.tables["chrf"]}
+    assert rows["all"][0].mean == pytest.approx(102)
+    assert rows["all"][0].sd == pytest.approx(4 / 2**0.5)
+    assert "| all | 4,110 | 51.000 ± 1.414" in (tmp_path / "comparison.md").read_text()
+    assert {path.name for path in tmp_path.glob("*.png")} == {f"comparison-{measure}.png" for measure in study.tables}
 
 
 @pytest.mark.parametrize(("recipes", "seeds"), [({}, [0]), (RECIPES, []), (RECIPES, [1, 1])])
