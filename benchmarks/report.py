@@ -138,16 +138,16 @@ def page(facts: dict[str, Any], files: dict[str, Any]) -> str:
         result = {0: "", 5: " Nothing was run."}.get(file["status"], " **Failed:** see pytest's output.")
         settings = "".join(f" `{key}={value}`" for key, value in file["environment"].items())
         lines += ["", f"## {name}", "", f"{file['seconds']:.0f} s.{settings and f' With{settings}.'}{result}"]
-        for function, rows in by_function(file["benchmarks"]).items():
+        for group, rows in by_group(file["benchmarks"]).items():
             keys = list(dict.fromkeys(key for row in rows for key in row["extra"]))
             lines += [
                 "",
-                f"| {function} | median | {''.join(f'{key} | ' for key in keys)}",
+                f"| {group} | median | {''.join(f'{key} | ' for key in keys)}",
                 "|---" * (len(keys) + 2) + "|",
             ]
             for row in rows:
                 cells = [seconds(row["median"]), *(show(row["extra"].get(key, "")) for key in keys)]
-                lines.append(f"| {case(row['name'])} | {' | '.join(cells)} |")
+                lines.append(f"| {case(row)} | {' | '.join(cells)} |")
         if to_panels(file["benchmarks"]):
             lines += ["", f"![{name}]({Path(name).stem}.png)"]
     return "\n".join(lines) + "\n"
@@ -157,17 +157,17 @@ Panels = dict[str, dict[str, float]]
 
 
 def to_panels(benchmarks: list[dict[str, Any]]) -> Panels:
-    """Numbers by case, a panel for each quantity of each function: ratios where there are any."""
+    """Numbers by case, a panel for each quantity of each group: ratios where there are any."""
     panels: Panels = {}
-    for function, rows in by_function(benchmarks).items():
+    for group, rows in by_group(benchmarks).items():
         quantities: Panels = {}
         for row in rows:
             for key, value in row["extra"].items():
                 if isinstance(value, int | float | dict):
-                    quantities.setdefault(key, {})[case(row["name"])] = number(value)
+                    quantities.setdefault(key, {})[case(row)] = number(value)
         ratios = {key: values for key, values in quantities.items() if len(set(key.split("_over_"))) == 2}
-        medians = {"median (ms)": {case(row["name"]): 1e3 * row["median"] for row in rows}}
-        panels |= {f"{function}\n{key}": values for key, values in (ratios or quantities or medians).items()}
+        medians = {"median (ms)": {case(row): 1e3 * row["median"] for row in rows}}
+        panels |= {f"{group}\n{key}": values for key, values in (ratios or quantities or medians).items()}
     return panels
 
 
@@ -191,17 +191,19 @@ def draw(panels: Panels) -> Figure:
     return figure
 
 
-def by_function(benchmarks: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Benchmarks of each test function."""
-    functions: dict[str, list[dict[str, Any]]] = {}
+def by_group(benchmarks: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Benchmarks of each of pytest-benchmark's groups, or of each test function."""
+    groups: dict[str, list[dict[str, Any]]] = {}
     for benchmark in benchmarks:
-        functions.setdefault(benchmark["name"].split("[")[0].removeprefix("test_"), []).append(benchmark)
-    return functions
+        function = benchmark["name"].split("[")[0].removeprefix("test_")
+        groups.setdefault(benchmark["group"] or function, []).append(benchmark)
+    return groups
 
 
-def case(name: str) -> str:
-    """The parameters in brackets, or a dash."""
-    return name.split("[", 1)[1].removesuffix("]").replace("torch.", "") if "[" in name else "-"
+def case(benchmark: dict[str, Any]) -> str:
+    """What tells a benchmark from others of its group: its parameters, or its name."""
+    name = benchmark["name"].removeprefix("test_").replace("torch.", "")
+    return name if benchmark["group"] else name.partition("[")[2].removesuffix("]") or "-"
 
 
 def number(value: Any) -> float:
