@@ -24,14 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 HERE = Path(__file__).parent
 LANGUAGES = "zh-Hans,de,fr,ro,uk,gl,sl,hr,is,fa"
 # What --quick leaves out: the largest inputs, and sweeps whose outcome is a constant in the code.
 LARGE = "151936 or 50257 or chunk_size or ten_thousand or page_cache or 10000"
-# In this order: the kernels' files are timed with memory that the allocator keeps, as their docstrings say.
+# Kernels are timed with memory that the allocator keeps, as the file's docstring says; peaks of memory are not.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "68719476736", "MALLOC_TOP_PAD_": "0"}
-ENVIRONMENT = {"test_cross_entropy.py": KEEP_MEMORY}
+PARTS = {"test_cross_entropy.py": [("not peak_memory", KEEP_MEMORY), ("peak_memory", {})]}
 PACKAGES = ("pycooldown", "numpy", "torch", "webdataset", "torchdata", "litdata", "datasets")
 
 
@@ -77,21 +78,31 @@ def prepare(data: Path) -> None:
 
 def run(name: str, *, quick: bool, data: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Runs pytest on one file: status, seconds and benchmarks, and what pytest-benchmark says of the machine."""
-    with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / "out.json"
-        command = [sys.executable, "-m", "pytest", str(HERE / name), "--benchmark-enable", "--benchmark-only"]
-        command += ["--timeout=0", f"--benchmark-json={path}", *(["-k", f"not ({LARGE})"] if quick else [])]
-        environment = {**os.environ, "PYCOOLDOWN_PACKED": str(data.resolve()), **ENVIRONMENT.get(name, {})}
-        start = time.perf_counter()
-        status = subprocess.run(command, env=environment).returncode
-        seconds = round(time.perf_counter() - start, 1)
-        found = json.loads(path.read_text()) if path.exists() and path.stat().st_size else {}
-    benchmarks = [
-        {"name": b["name"], "median": b["stats"]["median"], "rounds": b["stats"]["rounds"], "extra": b["extra_info"]}
-        for b in found.get("benchmarks", ())
-    ]
-    file = {"status": status, "seconds": seconds, "environment": ENVIRONMENT.get(name, {}), "benchmarks": benchmarks}
-    return file, found.get("machine_info", {})
+    file: dict[str, Any] = {"status": 0, "seconds": 0.0, "environment": {}, "benchmarks": []}
+    machine: dict[str, Any] = {}
+    for keywords, settings in PARTS.get(name, [("", {})]):
+        chosen = " and ".join(f"({k})" for k in (keywords, f"not ({LARGE})" if quick else "") if k)
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / "out.json"
+            command = [sys.executable, "-m", "pytest", str(HERE / name), "--benchmark-enable", "--benchmark-only"]
+            command += ["--timeout=0", f"--benchmark-json={path}", *(["-k", chosen] if chosen else [])]
+            start = time.perf_counter()
+            environment = {**os.environ, "PYCOOLDOWN_PACKED": str(data.resolve()), **settings}
+            file["status"] |= subprocess.run(command, env=environment).returncode
+            file["seconds"] += time.perf_counter() - start
+            found = json.loads(path.read_text()) if path.exists() and path.stat().st_size else {}
+        file["environment"] |= settings
+        file["benchmarks"] += [
+            {
+                "name": b["name"],
+                "median": b["stats"]["median"],
+                "rounds": b["stats"]["rounds"],
+                "extra": b["extra_info"],
+            }
+            for b in found.get("benchmarks", ())
+        ]
+        machine = found.get("machine_info", machine)
+    return file, machine
 
 
 def describe(machine: dict[str, Any], *, quick: bool) -> dict[str, Any]:
@@ -120,23 +131,23 @@ def page(facts: dict[str, Any], files: dict[str, Any]) -> str:
         "",
         f"{facts['cores']} cores with {', '.join(facts['instructions']) or 'no AVX2'}; {facts['system']}; Python "
         f"{facts['python']}; {packages}; commit {facts['commit']}.",
-        f"Written by `python benchmarks/report.py{' --quick' if facts['quick'] else ''}`. Medians; contenders of a row "
-        "took turns. What a quantity means is in the docstring of its file.",
+        f"Written by `python benchmarks/report.py{' --quick' if facts['quick'] else ''}`. Medians; contenders whose "
+        "ratios are given took turns. What a quantity means is in the docstring of its file.",
     ]
     for name, file in files.items():
         result = {0: "", 5: " Nothing was run."}.get(file["status"], " **Failed:** see pytest's output.")
         settings = "".join(f" `{key}={value}`" for key, value in file["environment"].items())
         lines += ["", f"## {name}", "", f"{file['seconds']:.0f} s.{settings and f' With{settings}.'}{result}"]
-        for function, rows in by_function(file["benchmarks"]).items():
+        for group, rows in by_group(file["benchmarks"]).items():
             keys = list(dict.fromkeys(key for row in rows for key in row["extra"]))
             lines += [
                 "",
-                f"| {function} | median | {''.join(f'{key} | ' for key in keys)}",
+                f"| {group} | median | {''.join(f'{key} | ' for key in keys)}",
                 "|---" * (len(keys) + 2) + "|",
             ]
             for row in rows:
                 cells = [seconds(row["median"]), *(show(row["extra"].get(key, "")) for key in keys)]
-                lines.append(f"| {case(row['name'])} | {' | '.join(cells)} |")
+                lines.append(f"| {case(row)} | {' | '.join(cells)} |")
         if to_panels(file["benchmarks"]):
             lines += ["", f"![{name}]({Path(name).stem}.png)"]
     return "\n".join(lines) + "\n"
@@ -146,14 +157,17 @@ Panels = dict[str, dict[str, float]]
 
 
 def to_panels(benchmarks: list[dict[str, Any]]) -> Panels:
-    """Numbers by case, a panel for each quantity of each function: ratios where there are any."""
+    """Numbers by case, a panel for each quantity of each group: ratios where there are any."""
     panels: Panels = {}
-    for function, rows in by_function(benchmarks).items():
-        keys = list(dict.fromkeys(key for row in rows for key in row["extra"]))
-        ratios = [key for key in keys if "_over_" in key]
-        for key in ratios or keys or ["median (ms)"]:
-            values = {case(row["name"]): number(row["extra"].get(key, 1e3 * row["median"])) for row in rows}
-            panels[f"{function}\n{key}"] = values
+    for group, rows in by_group(benchmarks).items():
+        quantities: Panels = {}
+        for row in rows:
+            for key, value in row["extra"].items():
+                if isinstance(value, int | float | dict):
+                    quantities.setdefault(key, {})[case(row)] = number(value)
+        ratios = {key: values for key, values in quantities.items() if len(set(key.split("_over_"))) == 2}
+        medians = {"median (ms)": {case(row): 1e3 * row["median"] for row in rows}}
+        panels |= {f"{group}\n{key}": values for key, values in (ratios or quantities or medians).items()}
     return panels
 
 
@@ -172,21 +186,24 @@ def draw(panels: Panels) -> Figure:
         axis.margins(x=0.18)
         axis.invert_yaxis()
         axis.tick_params(labelsize=7)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.set_title(title, fontsize=8, loc="left")
     return figure
 
 
-def by_function(benchmarks: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Benchmarks of each test function."""
-    functions: dict[str, list[dict[str, Any]]] = {}
+def by_group(benchmarks: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Benchmarks of each of pytest-benchmark's groups, or of each test function."""
+    groups: dict[str, list[dict[str, Any]]] = {}
     for benchmark in benchmarks:
-        functions.setdefault(benchmark["name"].split("[")[0].removeprefix("test_"), []).append(benchmark)
-    return functions
+        function = benchmark["name"].split("[")[0].removeprefix("test_")
+        groups.setdefault(benchmark["group"] or function, []).append(benchmark)
+    return groups
 
 
-def case(name: str) -> str:
-    """The parameters in brackets, or a dash."""
-    return name.split("[", 1)[1].removesuffix("]").replace("torch.", "") if "[" in name else "-"
+def case(benchmark: dict[str, Any]) -> str:
+    """What tells a benchmark from others of its group: its parameters, or its name."""
+    name = benchmark["name"].removeprefix("test_").replace("torch.", "")
+    return name if benchmark["group"] else name.partition("[")[2].removesuffix("]") or "-"
 
 
 def number(value: Any) -> float:

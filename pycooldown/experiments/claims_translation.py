@@ -65,7 +65,9 @@ def cooldown_is_free(bench: Bench) -> Outcome:
         _difference(runs, "cooldown", "temperature 5", LOW),
     )
     measured = _finals(runs) | {f"gain, {HIGH}": gain, f"loss, {LOW}": loss}
-    return Outcome(verdict(gain.is_positive and loss.mean <= 0.05), measured, mean_epochs(runs))
+    close = abs(loss.mean - 0.05) <= 2 * loss.standard_error
+    note = "The rare language's change is within two standard errors of the rule's limit." if close else ""
+    return Outcome(verdict(gain.is_positive and loss.mean <= 0.05), measured, mean_epochs(runs), note)
 
 
 def table_4(bench: Bench) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PARTS = {"rarest": "rarest domain", "others": "other domains", "mean": "mean over domains"}
+
+
+def save(evidence: Evidence, folder: Path) -> list[Path]:
+    """Writes cooling.json, which the package has beside this file, and a page with its picture, which docs/ has."""
+    paths = [folder / name for name in ("cooling.json", "cooldown.md", "figures/cooldown.png")]
+    paths[2].parent.mkdir(parents=True, exist_ok=True)
+    evidence.save(paths[0])
+    paths[1].write_text(page(evidence, "figures/cooldown.png"), encoding="utf-8")
+    picture(evidence).savefig(paths[2])
+    return paths
 
 
 def picture(evidence: Evidence) -> Figure:
@@ -46,7 +57,7 @@ def page(evidence: Evidence, image: str) -> str:
         evidence: of the study.
         image: path of the picture, relative to the page.
     """
-    seeds = len(evidence.cells[0].losses[STATIC])
+    seeds = min(len(cell.losses[STATIC]) for cell in evidence.cells)
     lines = [
         "# When does cooling help?",
         "",
