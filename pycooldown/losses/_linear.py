@@ -41,7 +41,8 @@ def _linear(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, out: torch.Tensor | None = None
 ) -> torch.Tensor:
     """The product input (N, D) @ weight (V, D).T + bias (V,); in out, if there is one."""
-    if out is None and _has_onednn(input) and (weight.is_contiguous() or weight.t().is_contiguous()):
+    dense = weight.is_contiguous() or weight.t().is_contiguous()
+    if out is None and _has_onednn(input) and dense and weight.numel() and input.numel():
         return torch.ops.mkldnn._linear_pointwise(input.contiguous(), weight, bias, "none", [], "")  # type: ignore[no-any-return]
     if bias is None:
         return torch.mm(input, weight.t(), out=out)
