@@ -63,12 +63,18 @@ def test_stateful_data_loader_goes_on_in_mid_pass(dataset, expected, workers, st
     assert list(second) == expected  # a further pass
 
 
+def reset():
+    """Forgets what Accelerate keeps for the process."""
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerate.state.GradientState._reset_state()
+
+
 @pytest.fixture
 def accelerator():
     """An Accelerator that splits each batch over the processes."""
-    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    reset()
     yield accelerate.Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
-    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    reset()
 
 
 def test_accelerate_prepares_the_loader(dataset, expected, accelerator):

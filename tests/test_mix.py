@@ -152,7 +152,7 @@ def test_spawned_workers(shards, schedule):
     def loader(context):
         pipeline = mix(shards, schedule, batch_size=8, seed=3, num_steps=7)
         return webdataset.WebLoader(
-            pipeline, batch_size=8, num_workers=2, multiprocessing_context=context, collate_fn=keys
+            pipeline, batch_size=8, num_workers=1, multiprocessing_context=context, collate_fn=keys
         )
 
     assert list(loader("spawn")) == list(loader("fork"))
