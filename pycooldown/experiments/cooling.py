@@ -112,7 +112,7 @@ class Evidence:
             return None
 
         def distance(cell: Cell) -> float:
-            return math.hypot(math.log(cell.exposure / exposure), math.log(cell.skew / skew))
+            return math.hypot(math.log(cell.exposure / exposure), math.log(cell.skew / skew) / 5)
 
         return min(self.cells, key=distance)
 
