@@ -93,12 +93,7 @@ def run(name: str, *, quick: bool, data: Path) -> tuple[dict[str, Any], dict[str
             found = json.loads(path.read_text()) if path.exists() and path.stat().st_size else {}
         file["environment"] |= settings
         file["benchmarks"] += [
-            {
-                "name": b["name"],
-                "median": b["stats"]["median"],
-                "rounds": b["stats"]["rounds"],
-                "extra": b["extra_info"],
-            }
+            {"name": b["name"], "group": b["group"], "median": b["stats"]["median"], "extra": b["extra_info"]}
             for b in found.get("benchmarks", ())
         ]
         machine = found.get("machine_info", machine)

@@ -232,7 +232,7 @@ def test_variance_of_a_run(recipe, tmp_path):
     trained = CliRunner().invoke(cli.app, ["train", str(recipe), *run, "--output", str(tmp_path / "run")])
     assert trained.exit_code == 0, trained.output
     options = ["--tau", "2", "5", "--batches", "4", "--figures", str(tmp_path / "figures")]
-    result = CliRunner().invoke(cli.app, ["variance", str(tmp_path / "run"), *options])
+    result = CliRunner().invoke(cli.app, ["variance", str(tmp_path / "run"), *options], env={"COLUMNS": "160"})
     assert result.exit_code == 0, result.output
     assert all(word in result.output for word in ("aa", "systematic", "scalarization 2", "scalarization 5", "wrote"))
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"variance_inflation.png", "gradient_norms.png"}
