@@ -1,6 +1,6 @@
 """What a step of each mixture buys: throughput beside the variance of the minibatch gradient, on real text.
 
-The rounds are gradients of the small translation model, at its initialization and after a short training; temperature
+The rounds are gradients of the demo's model, at its initialization and after 200 steps of its recipe; temperature
 sampling and scalarization descend the same objective. ``extra_info`` has the trace variance (measured, predicted), the
 variance of the gradient's norm, tokens per second, and tokens per second over the trace: the rate at which the
 gradient's precision grows; for throughput the contenders take turns. Needs packed data, which
@@ -16,6 +16,7 @@ import os
 import re
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,65 +24,63 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from pycooldown import DomainBatchSampler, Mixture, schedules  # noqa: E402
-from pycooldown.experiments.translation import (  # noqa: E402
-    Setting,
-    build_model,
-    load_model,
-    read_texts,
-    sample_losses,
-    train,
-)
+from pycooldown.training import load_recipe, train  # noqa: E402
+from pycooldown.training.gradient_variance import RunGradients  # noqa: E402
 from pycooldown.variance import domain_moments, measure  # noqa: E402
 
-SETTING = Setting(steps=200)
+RECIPE = Path(__file__).parents[1] / "recipes" / "demo" / "temperature5.yaml"
+STEPS = 200
 TAU = 5
 ROUNDS = 5
 ALLOCATIONS = ("multinomial", "systematic")
 MIXTURES = {"temperature": Mixture.temperature_sampling, "scalarization": Mixture.scalarization}
 
 
-@pytest.fixture(scope="module")
-def texts():
-    folder = os.environ.get("PYCOOLDOWN_PACKED")
-    if not folder:
-        pytest.skip("set PYCOOLDOWN_PACKED to a folder that `pycooldown pack` wrote")
-    return read_texts(Path(folder))
-
-
 class Contender:
     """Gradients of eight batches of one mixture and allocation, always the same."""
 
-    def __init__(self, model, texts, kind, allocation):
-        self.model = model
-        self.mixture = MIXTURES[kind](texts.sizes, TAU)
+    def __init__(self, run, kind, allocation):
+        self.run = run
+        self.mixture = MIXTURES[kind](run.sizes, TAU)
         sampler = DomainBatchSampler(
-            schedules.constant(self.mixture), batch_size=SETTING.batch_size, seed=0, allocation=allocation
+            schedules.constant(self.mixture), batch_size=run.batch_size, seed=0, allocation=allocation
         )
         plans = [sampler.plan(step) for step in range(8)]
         self.batches = [
-            ([texts.train[i] for i in p.indices], torch.from_numpy(self.mixture.loss_weights[p.domain_ids]).float())
+            (
+                run.dataset.__getitems__(p.indices.tolist()),
+                torch.from_numpy(self.mixture.loss_weights[p.domain_ids]).float(),
+            )
             for p in plans
         ]
-        self.tokens = sum(len(tokens) for samples, _ in self.batches for tokens, _ in samples)
+        self.tokens = sum(int((run.collate(samples)["labels"][:, 1:] >= 0).sum()) for samples, _ in self.batches)
 
     def __call__(self):
         """One gradient of each batch."""
         for samples, weights in self.batches:
-            loss = (weights * sample_losses(self.model, samples)).mean()
-            torch.autograd.grad(loss, list(self.model.parameters()))
+            loss = (weights * self.run.losses(self.run.model, samples)).mean()
+            torch.autograd.grad(loss, list(self.run.model.parameters()))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    data = os.environ.get("PYCOOLDOWN_PACKED")
+    if not data:
+        pytest.skip("set PYCOOLDOWN_PACKED to a folder that `pycooldown pack` wrote")
+    steps = [f"training.{name}={STEPS}" for name in ("steps", "eval_every", "save_every")]
+    recipe = load_recipe(RECIPE, [f"data.path={Path(data).resolve()}", *steps])
+    return RunGradients.load(train(recipe, tmp_path_factory.mktemp("runs") / "run", progress=False).path)
 
 
 @pytest.fixture(scope="module", params=["initial", "trained"])
-def stage(request, texts, tmp_path_factory):
+def stage(request, trained):
     """The moments of a model, its contenders, and the tokens per second of each: medians of turns."""
+    run = trained
     if request.param == "initial":
-        model = build_model(texts, SETTING, 0)
-    else:
-        folder = tmp_path_factory.mktemp("runs")
-        train(texts, "temperature 5", 0, folder, SETTING, keep_weights=True)
-        model = load_model(texts, "temperature 5", 0, folder, SETTING)
-    moments = domain_moments(model, sample_losses, texts.train, Mixture.proportional(texts.sizes))
-    contenders = {key: Contender(model, texts, *key) for key in itertools.product(MIXTURES, ALLOCATIONS)}
+        torch.manual_seed(0)
+        run = replace(trained, model=type(trained.model)(trained.model.config).eval())
+    moments = domain_moments(run.model, run.losses, run.dataset, Mixture.proportional(run.sizes))
+    contenders = {key: Contender(run, *key) for key in itertools.product(MIXTURES, ALLOCATIONS)}
     times = {key: [] for key in contenders}
     for _ in range(ROUNDS + 1):
         for key, contender in contenders.items():
@@ -94,16 +93,16 @@ def stage(request, texts, tmp_path_factory):
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 @pytest.mark.parametrize("kind", MIXTURES)
-def test_gradient(benchmark, texts, stage, kind, allocation):
+def test_gradient(benchmark, stage, kind, allocation):
     moments, contenders, rates = stage
     contender = contenders[kind, allocation]
     benchmark.pedantic(contender, rounds=ROUNDS, warmup_rounds=1)
     (found,) = measure(
-        contender.model,
-        sample_losses,
-        texts.train,
+        contender.run.model,
+        contender.run.losses,
+        contender.run.dataset,
         {kind: contender.mixture},
-        batch_size=SETTING.batch_size,
+        batch_size=contender.run.batch_size,
         allocations=[allocation],
         moments=moments,
     )

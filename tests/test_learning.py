@@ -293,3 +293,4 @@ if __name__ == "__main__":  # one of two processes, started by torch.distributed
             outcome = [history(of_rank), of_rank.schedule.state_dict()]
             (Path(sys.argv[1]) / f"{name}.json").write_text(json.dumps(outcome))
             torch.save(of_rank.model.state_dict(), Path(sys.argv[1]) / name / "weights.pt")
+    torch.distributed.destroy_process_group()

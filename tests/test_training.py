@@ -321,3 +321,4 @@ if __name__ == "__main__":  # one of two processes, started by torch.distributed
     if of_rank.is_world_process_zero():
         (folder / "losses.json").write_text(json.dumps([*losses(of_rank), evaluation]))
         torch.save(of_rank.model.state_dict(), folder / "two.pt")
+    torch.distributed.destroy_process_group()

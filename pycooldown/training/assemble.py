@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,13 @@ from pycooldown.training.planning import build_schedule, training_sizes
 from pycooldown.training.probe import Probe
 from pycooldown.training.recipe import Recipe
 from pycooldown.training.trainer import MixtureTrainer
+
+
+@atexit.register
+def _close_process_group() -> None:
+    """Joins the threads of a process group that is still open; at times they abort a process that just exits."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class RecipeTrainer(MixtureTrainer):

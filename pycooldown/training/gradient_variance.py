@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,54 @@ from pycooldown.mixture import Mixture
 from pycooldown.training.batches import PackedText
 from pycooldown.training.history import Run
 from pycooldown.variance import DomainMoments, MixtureVariance, domain_moments, measure
+
+
+@dataclass(frozen=True)
+class RunGradients:
+    """What the gradients of a run are made of.
+
+    Attributes:
+        model: with the run's final weights, without dropout.
+        dataset: the training samples, the domains laid end to end.
+        sizes: of the domains.
+        batch_size: of the run.
+        collate: makes the model's inputs of samples.
+    """
+
+    model: LlamaForCausalLM
+    dataset: TarDataset
+    sizes: Mapping[str, int]
+    batch_size: int
+    collate: PackedText
+
+    @classmethod
+    def load(cls, folder: str | Path) -> RunGradients:
+        """Reads a run that `train` wrote.
+
+        Raises:
+            ValueError: if there is no finished run, or its data have changed.
+        """
+        run = Run.read(folder)
+        data = run.recipe["data"]
+        manifest = load_manifest(Path(data["path"]))
+        if manifest.fingerprint != run.recipe["fingerprint"]:
+            raise ValueError(f"{data['path']} holds other data than {folder} was trained on; pack its corpus again")
+        shards = manifest.shards("train")
+        return cls(
+            LlamaForCausalLM.from_pretrained(run.path / "model").eval(),
+            TarDataset({domain: shards[domain] for domain in run.sizes}),
+            run.sizes,
+            run.recipe["training"]["batch_size"],
+            PackedText(data["max_length"]),
+        )
+
+    def losses(self, model: Any, samples: list[Any]) -> torch.Tensor:
+        """Of each sample, the mean over its tokens."""
+        batch = self.collate(samples)
+        labels = batch["labels"][:, 1:]
+        logits = model(input_ids=batch["input_ids"][:, :-1]).logits
+        losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
+        return losses.sum(1) / (labels >= 0).sum(1).clamp(min=1)
 
 
 def measure_run(
@@ -46,25 +95,10 @@ def measure_run(
     Raises:
         ValueError: if there is no finished run, or its data have changed.
     """
-    run = Run.read(folder)
-    data = run.recipe["data"]
-    manifest = load_manifest(Path(data["path"]))
-    if manifest.fingerprint != run.recipe["fingerprint"]:
-        raise ValueError(f"{data['path']} holds other data than {folder} was trained on; pack its corpus again")
-    shards = manifest.shards("train")
-    dataset = TarDataset({domain: shards[domain] for domain in run.sizes})
-    collate = PackedText(data["max_length"])
-    model = LlamaForCausalLM.from_pretrained(run.path / "model").eval()
-
-    def loss(model: Any, samples: list[Any]) -> torch.Tensor:
-        batch = collate(samples)
-        labels = batch["labels"][:, 1:]
-        logits = model(input_ids=batch["input_ids"][:, :-1]).logits
-        losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
-        return losses.sum(1) / (labels >= 0).sum(1).clamp(min=1)
-
+    run = RunGradients.load(folder)
+    given = run.model, run.losses, run.dataset
     options: dict[str, Any] = {"projection": projection, "seed": seed}
-    moments = domain_moments(model, loss, dataset, Mixture.proportional(run.sizes), num_groups=num_groups, **options)
+    moments = domain_moments(*given, Mixture.proportional(run.sizes), num_groups=num_groups, **options)
     sampling = {f"temperature {tau:g}": Mixture.temperature_sampling(run.sizes, tau) for tau in taus}
     others = {}
     for tau in taus:
@@ -72,9 +106,9 @@ def measure_run(
         best = theory.optimal_sampling(target.target, moments.second_moments)
         others[f"scalarization {tau:g}"] = Mixture.scalarization(run.sizes, tau)
         others[f"variance-aware {tau:g}"] = Mixture(target.domains, target.sizes, target.target, best)
-    options |= {"batch_size": run.recipe["training"]["batch_size"], "num_batches": num_batches, "moments": moments}
-    results = measure(model, loss, dataset, sampling, allocations=("multinomial", "systematic"), **options)
-    return moments, results + measure(model, loss, dataset, others, **options)
+    options |= {"batch_size": run.batch_size, "num_batches": num_batches, "moments": moments}
+    results = measure(*given, sampling, allocations=("multinomial", "systematic"), **options)
+    return moments, results + measure(*given, others, **options)
 
 
 def save_figures(results: Sequence[MixtureVariance], folder: str | Path) -> list[Path]:
