@@ -35,10 +35,9 @@ void run_on_threads(int num_threads, void (*work)(void*), void* context) {
     omp_parallel(work, context, static_cast<unsigned>(num_threads), 0);
     return;
   }
-  std::vector<std::thread> threads;
-  for (int i = 1; i < num_threads; ++i) threads.emplace_back(work, context);
+  std::vector<std::jthread> threads;  // joined at the end, also if one cannot be started
+  for (int i = 1; i < num_threads; ++i) threads.emplace_back([=] { work(context); });
   work(context);
-  for (auto& thread : threads) thread.join();
 }
 
 }  // namespace pycooldown
