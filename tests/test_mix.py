@@ -208,7 +208,7 @@ def test_streams_over_http(shards, schedule, run_reader, server):
     urls = {domain: [f"{server}/{domain}-{n}.tar" for n in range(len(paths))] for domain, paths in shards.items()}
     options = {"batch_size": 8, "seed": 3, "num_steps": 12}
     assert run_reader(mix(urls, schedule, **options)) == run_reader(mix(shards, schedule, **options))
-    with pytest.raises(tarfile.ReadError, match=r"nothing\.tar"):
+    with pytest.raises((tarfile.ReadError, OSError), match=r"nothing\.tar"):  # whichever of tarfile and curl ends first
         run_reader(mix({**urls, "de": [f"{server}/nothing.tar"]}, schedule, **options))
 
 

@@ -94,7 +94,7 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
         summary = {
             "steps": recipe.training.steps,
             "resumed_at": int(checkpoint.rpartition("-")[2]) if checkpoint else None,
-            "seconds": round(metrics.seconds, 1),
+            "seconds": round(metrics.seconds, 3),
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
             "eval_loss": final["eval_loss"],
             "domains": {
