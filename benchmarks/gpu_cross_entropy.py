@@ -11,8 +11,7 @@ Forward and backward of a mean loss, in three tasks:
 
 ms is the median of interleaved runs between CUDA events, L2 flushed before each. GB/s counts one read and one write of
 the logits, the least that forward and backward with a kept gradient can move, whatever was moved; % of copy relates it
-to `Tensor.copy_` of the logits, measured likewise. MiB is peak memory above that of the inputs. Linear has no bytes to
-count: most of its time is matrix products.
+to `Tensor.copy_` of the logits, measured likewise. MiB is peak memory above the inputs'. Linear is mostly products.
 """
 
 from __future__ import annotations
@@ -42,7 +41,6 @@ SHAPES = [(8192, 32_768), (8192, 50_257), (4096, 151_936)]
 CHECK_SHAPE = (24, 5_027)
 RUNS = 30
 PEERS = {"liger-kernel": "liger_kernel", "cut-cross-entropy": "cut_cross_entropy"}
-NEEDS_GPU = {"cut-cross-entropy"}  # autotunes, which Triton's interpreter cannot
 
 
 class Problem(NamedTuple):
@@ -94,9 +92,8 @@ def torch_mean(logits: torch.Tensor, p: Problem) -> torch.Tensor:
 def torch_domains(logits: torch.Tensor, p: Problem) -> torch.Tensor:
     loss = F.cross_entropy(logits, p.target, reduction="none")
     valid = p.target != -100
-    domain_loss = torch.zeros(NUM_DOMAINS, dtype=torch.float64, device=loss.device)
-    domain_loss.index_add_(0, p.domain_ids, loss.detach().double())
-    torch.zeros(NUM_DOMAINS, dtype=torch.int64, device=loss.device).index_add_(0, p.domain_ids, valid.long())
+    for values in (loss.detach().double(), valid.long()):
+        torch.zeros(NUM_DOMAINS, dtype=values.dtype, device=loss.device).index_add_(0, p.domain_ids, values)
     return (loss * p.domain_weights[p.domain_ids]).sum() / valid.sum()
 
 
@@ -198,8 +195,8 @@ def missing(name: str) -> str | None:
     """Why a peer cannot run here."""
     if name in PEERS and importlib.util.find_spec(PEERS[name]) is None:
         return f"not installed: pip install {name}"
-    if name in NEEDS_GPU and not torch.cuda.is_available():
-        return "needs a GPU"
+    if name == "cut-cross-entropy" and not torch.cuda.is_available():
+        return "needs a GPU: it autotunes, which Triton's interpreter cannot"
     return None
 
 
@@ -232,7 +229,6 @@ def peak_memory(task: str, contender: Callable[..., torch.Tensor], p: Problem) -
 
 def benchmark(task: str, num_rows: int, num_classes: int, dtype: torch.dtype, runs: int) -> None:
     p = problem(task, num_rows, num_classes, dtype, "cuda")
-    nbytes = num_rows * num_classes * dtype.itemsize
     actions, memory, failed = {}, {}, {}
     for name, contender in CONTENDERS[task].items():
         failed[name] = missing(name)
@@ -245,7 +241,7 @@ def benchmark(task: str, num_rows: int, num_classes: int, dtype: torch.dtype, ru
     if task != "linear":
         actions["copy"] = lambda: torch.empty_like(p.logits), lambda out: out.copy_(p.logits.detach())
     times = time_all(actions, runs)
-    print(table(task, num_rows, num_classes, dtype, nbytes, times, memory, failed))
+    print(table(task, num_rows, num_classes, dtype, times, memory, failed))
 
 
 def table(
@@ -253,15 +249,15 @@ def table(
     num_rows: int,
     num_classes: int,
     dtype: torch.dtype,
-    nbytes: int,
     times: dict[str, float],
     memory: dict[str, float],
     failed: dict[str, str | None],
 ) -> str:
+    nbytes = num_rows * num_classes * dtype.itemsize
     lines = [
-        f"\n{task}, {num_rows} x {num_classes}, {str(dtype).removeprefix('torch.')}, logits {nbytes / 2**20:.0f} MiB"
+        f"\n{task}, {num_rows} x {num_classes}, {str(dtype).removeprefix('torch.')}, logits {nbytes / 2**20:.0f} MiB",
+        f"{'':22}{'ms':>10}{'GB/s':>8}{'% of copy':>11}{'MiB':>9}",
     ]
-    lines.append(f"{'':22}{'ms':>10}{'GB/s':>8}{'% of copy':>11}{'MiB':>9}")
     for name in [*failed, *(["copy"] if "copy" in times else [])]:
         if failed.get(name):
             lines.append(f"{name:22}  {failed[name]}")
@@ -284,12 +280,12 @@ def main() -> None:
             "Without one, --check compares the numbers"
         )
 
-    device = "cuda" if on_gpu else "cpu"
+    kind = (torch.bfloat16, "cuda") if on_gpu else (torch.float32, "cpu")
     versions = {name: importlib.metadata.version(name) for name in ("torch", "triton", *PEERS) if missing(name) is None}
     print(datetime.date.today(), torch.cuda.get_device_name() if on_gpu else "CPU, Triton interpreted", versions)
     for task in CONTENDERS:
         for name in CONTENDERS[task]:
-            p = problem(task, *CHECK_SHAPE, torch.bfloat16 if on_gpu else torch.float32, device)
+            p = problem(task, *CHECK_SHAPE, *kind)
             print(f"check {task:8}{name:22}", missing(name) or check(task, name, p), flush=True)
     if options.check:
         return

@@ -8,13 +8,13 @@ kernels alone, let glibc keep the memory: MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHO
 """
 
 import ctypes
-import re
 import statistics
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import process_memory
 import pytest
 import torch
 import torch.nn.functional as F
@@ -115,10 +115,6 @@ def test_cross_entropy(benchmark, stream_copy, shape, dtype):
     benchmark.extra_info["copy_gigabytes_per_second"] = 2e-9 * logits.numel() * logits.element_size() / medians["copy"]
 
 
-def resident(field):
-    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-
-
 @pytest.mark.parametrize("way", ["ours", "ours in place", "torch"])
 def test_peak_memory(benchmark, way):
     """Peak memory above that of the inputs, as a multiple of the logits."""
@@ -136,10 +132,10 @@ def test_peak_memory(benchmark, way):
 
     cross_entropy(torch.randn(2, 8), target[:2] % 8)  # what is imported and allocated once is not of interest
     torch.autograd.grad(F.cross_entropy(torch.randn(2, 8) + leaf, target[:2] % 8), leaf)
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before = process_memory.resident()
+    process_memory.forget_peak()
     benchmark.pedantic(run, rounds=1)
-    benchmark.extra_info["peak_over_logits"] = (resident("VmHWM") - before) / (x.numel() * x.element_size())
+    benchmark.extra_info["peak_over_logits"] = (process_memory.peak() - before) / (x.numel() * x.element_size())
 
 
 class Passing(torch.autograd.Function):

@@ -13,11 +13,10 @@ the others: MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736 MALLOC_TOP_PAD
 
 import ctypes
 import gc
-import re
 import statistics
 import time
-from pathlib import Path
 
+import process_memory
 import pytest
 import torch
 import torch.nn.functional as F
@@ -140,10 +139,6 @@ def test_chunk_size(benchmark, case, chunk_size):
         benchmark.extra_info[f"{name}_over_products"] = medians[name] / medians["products"]
 
 
-def resident(field):
-    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-
-
 @pytest.mark.parametrize("way", ["ours", "torch", "recomputed", "torch_chunked"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_peak_memory(benchmark, case, way):
@@ -153,10 +148,10 @@ def test_peak_memory(benchmark, case, way):
     problem.buffers = None
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # gives back what was freed before
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before = process_memory.resident()
+    process_memory.forget_peak()
     benchmark.pedantic(getattr(problem, way), rounds=1)
-    peak = resident("VmHWM") - before
+    peak = process_memory.peak() - before
     gradients = sum(t.numel() * t.element_size() for t in (problem.hidden, problem.weight))
     benchmark.extra_info["peak_mib"] = peak / 2**20
     benchmark.extra_info["peak_beyond_gradients_mib"] = (peak - gradients) / 2**20

@@ -7,12 +7,11 @@ the process at its peak above that before the first step, and the size of the lo
 """
 
 import json
-import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import process_memory
 import torch
 import transformers
 
@@ -38,7 +37,7 @@ def train(fuse):
     if fuse:
         fuse_loss(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    before, losses = _resident("VmRSS"), []
+    before, losses = process_memory.resident() / 2**20, []
     for _ in range(STEPS):
         start = time.perf_counter()
         tokens = torch.randint(VOCABULARY, (BATCH, LENGTH))
@@ -47,13 +46,7 @@ def train(fuse):
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    return {"losses": losses, "seconds": time.perf_counter() - start, "growth": _resident("VmHWM") - before}
-
-
-def _resident(field):
-    """Of this process in MiB; VmHWM is the largest so far."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) / 2**10
+    return {"losses": losses, "seconds": time.perf_counter() - start, "growth": process_memory.peak() / 2**20 - before}
 
 
 def test_training_needs_less_memory_by_the_logits(benchmark):

@@ -13,12 +13,12 @@ gradient's precision grows; for throughput the contenders take turns. Needs pack
 
 import itertools
 import os
-import re
 import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import process_memory
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -117,10 +117,6 @@ def test_gradient(benchmark, stage, kind, allocation):
 SAMPLES, WIDTH, LAYERS, GROUPS = 64, 4096, 3, 4
 
 
-def resident(field):
-    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-
-
 @pytest.mark.parametrize("projection", [None, 4096], ids=["all coordinates", "projection"])
 def test_probe(benchmark, projection):
     """Moments of two domains from groups of 8 samples, beside as many gradients, which cost next to nothing here."""
@@ -136,10 +132,10 @@ def test_probe(benchmark, projection):
             torch.autograd.grad(losses(model, list(data[8 * group : 8 * group + 8])).mean(), list(model.parameters()))
 
     def peak(run):
-        before, start = resident("VmRSS"), time.perf_counter()
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        before, start = process_memory.resident(), time.perf_counter()
+        process_memory.forget_peak()
         run()
-        return resident("VmHWM") - before, time.perf_counter() - start
+        return process_memory.peak() - before, time.perf_counter() - start
 
     def probe():
         domain_moments(model, losses, data, mixture, num_groups=GROUPS, projection=projection)

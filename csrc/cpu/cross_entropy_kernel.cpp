@@ -2,7 +2,6 @@
 // in a scratch row that stays in cache. A second sweep scales them into the gradient, written past the caches, a few
 // elements after every few of the next row's first sweep: memory is read and written all the time, beside arithmetic.
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
 #include <vector>

@@ -42,18 +42,18 @@ def _linear(
 ) -> torch.Tensor:
     """The product input (N, D) @ weight (V, D).T + bias (V,); in out, if there is one."""
     dense = weight.is_contiguous() or weight.t().is_contiguous()
-    if out is None and _has_onednn(input) and dense and weight.numel() and input.numel():
+    if out is None and _has_onednn(input.device, input.dtype) and dense and weight.numel() and input.numel():
         return torch.ops.mkldnn._linear_pointwise(input.contiguous(), weight, bias, "none", [], "")  # type: ignore[no-any-return]
     if bias is None:
         return torch.mm(input, weight.t(), out=out)
     return torch.addmm(bias, input, weight.t(), out=out)
 
 
-def _has_onednn(input: torch.Tensor) -> bool:
-    """Whether oneDNN should multiply it. torch leaves float32 to MKL: half as fast on AMD's processors with AVX-512."""
+def _has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN should multiply. torch leaves float32 to MKL: half as fast on AMD's processors with AVX-512."""
     return (
-        input.device.type == "cpu"
-        and input.dtype == torch.float32
+        device.type == "cpu"
+        and dtype == torch.float32
         and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
         and bool(torch.backends.mkldnn.enabled)
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -141,7 +141,9 @@ def linear_cross_entropy(
 
     losses = torch.zeros_like(scale)
     # What oneDNN multiplies lies in memory of its own.
-    buffer = None if _has_onednn(scale.to(dtype)) else input.new_empty(min(step, num_rows), num_classes, dtype=dtype)
+    buffer = (
+        None if _has_onednn(input.device, dtype) else input.new_empty(min(step, num_rows), num_classes, dtype=dtype)
+    )
     grad_input = input.new_empty(input.shape if want_input_grad else 0)
     if want_input_grad and not all_rows:
         grad_input.zero_()
