@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pycooldown.losses import LinearCrossEntropyLoss, _linear, cross_entropy, linear_cross_entropy
+from pycooldown.losses import LinearCrossEntropyLoss, _linear, _weight_gradient, cross_entropy, linear_cross_entropy
 
 ROWS, FEATURES, CLASSES = 23, 12, 61
 IDS = torch.arange(ROWS) % 3
@@ -212,14 +212,48 @@ def test_half_precision_is_summed_in_float32():
 
 
 def test_default_chunk_size():
-    mib = 2**20
-    assert _linear.default_chunk_size(100, 1000, torch.float32) == 100
-    assert _linear.default_chunk_size(1024, 32768, torch.float32) == 171
-    assert _linear.default_chunk_size(300, 32768, torch.float32) == 150  # even
-    assert _linear.default_chunk_size(4096, 128 * 1024, torch.float32) == 128
-    assert _linear.default_chunk_size(1024, 32768, torch.bfloat16, 128 * mib) == 1024  # 64 MiB against 24 + 128
-    assert _linear.default_chunk_size(8192, 32768, torch.bfloat16, 128 * mib) == 373
-    assert _linear.default_chunk_size(0, 0, torch.float32) == 1
+    def size(rows, classes, dtype=torch.float32, device="cpu"):
+        return _linear.default_chunk_size(rows, classes, dtype, torch.device(device))
+
+    assert size(100, 1000) == 100
+    assert size(1024, 32768) == 147  # 20 MiB would be 160, and 7 chunks are even
+    assert size(1024, 32768, torch.bfloat16) == 256
+    assert size(4096, 128 * 1024) == 96
+    assert size(4096, 128 * 1024, device="cuda") == 512
+    assert size(0, 0) == 1
+
+
+GROUPS = {  # of a weight's dtype, that of the logits, features and rows per chunk, for 23 rows: those of a group
+    "one chunk": (torch.float32, torch.float32, 12, 30, 23),
+    "chunks": (torch.float32, torch.float32, 12, 5, 5),
+    "all wait": (torch.float32, torch.float32, 23, 5, 23),
+    "all wait, half": (torch.bfloat16, torch.bfloat16, 40, 5, 23),
+    "some wait for a sum": (torch.bfloat16, torch.bfloat16, 12, 5, 10),
+    "chunks for a sum": (torch.bfloat16, torch.bfloat16, 4, 5, 5),
+    "all wait, autocast": (torch.float32, torch.bfloat16, 12, 5, 23),
+    "chunks, autocast": (torch.float32, torch.bfloat16, 11, 5, 5),
+}
+
+
+@pytest.mark.parametrize("with_rows_left_out", [False, True])
+@pytest.mark.parametrize("case", GROUPS)
+def test_groups_of_rows(case, with_rows_left_out, monkeypatch):
+    for module in (_linear, _weight_gradient):
+        monkeypatch.setattr(module, "SLICE", 16)  # classes of 61
+    dtype, autocast, features, chunk_size, group = GROUPS[case]
+    hidden, weight, bias, target = layer(dtype, features=features, rows=29 if with_rows_left_out else ROWS)
+    if not with_rows_left_out:
+        target[target == -100] = 3
+    assert (target != -100).sum() == ROWS
+    assert _weight_gradient.WeightGradient(weight, autocast, ROWS, chunk_size).group == group
+
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast != dtype):
+        loss = linear_cross_entropy(hidden, weight, target, linear_bias=bias, chunk_size=chunk_size)
+    wide = [t.detach().double().requires_grad_() for t in (hidden, weight, bias)]
+    expected = F.cross_entropy(F.linear(*wide), target)
+    tensors = (hidden, weight, bias)
+    for got, exact in zip(torch.autograd.grad(loss, tensors), torch.autograd.grad(expected, wide), strict=True):
+        torch.testing.assert_close(got.double(), exact, rtol=0, atol=TOLERANCE[autocast] * float(exact.abs().amax()))
 
 
 def test_gradients_are_given_away():

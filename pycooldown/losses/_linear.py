@@ -14,25 +14,22 @@ from typing import Any
 import torch
 
 from ._fused import FirstDerivative, backend_module, rows_function, scale_, scaled
+from ._weight_gradient import SLICE, WeightGradient
 
 Outputs = tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
 ]
 
-CHUNK_BYTES = 24 << 20  # of logits
-MIN_CHUNK = 128  # rows; with fewer, the products wait for the weight to come from memory
-SLICE = 2048  # classes whose part of the weight's gradient is summed at a time, from cache
+CHUNK_BYTES = 20 << 20  # of logits
+# Rows of a chunk at the least. With fewer, the products wait for the weight to come from memory, which on a GPU allows
+# several hundred operations per byte.
+MIN_ROWS = {"cpu": 96}
+MIN_ROWS_ELSEWHERE = 512
 
 
-def default_chunk_size(num_rows: int, num_classes: int, dtype: torch.dtype, float32_sum_bytes: int = 0) -> int:
-    """Rows per chunk: even chunks of at most CHUNK_BYTES of logits, or of MIN_CHUNK rows if that is more.
-
-    All rows form one chunk if that takes no more memory than a chunk and the float32 buffer that spares.
-    """
-    row_bytes = max(num_classes, 1) * dtype.itemsize
-    limit = max(CHUNK_BYTES // row_bytes, MIN_CHUNK)
-    if float32_sum_bytes and num_rows * row_bytes <= limit * row_bytes + float32_sum_bytes:
-        return max(num_rows, 1)
+def default_chunk_size(num_rows: int, num_classes: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Rows per chunk: even chunks of at most CHUNK_BYTES of logits, or of the least number of rows if that is more."""
+    limit = max(CHUNK_BYTES // (max(num_classes, 1) * dtype.itemsize), MIN_ROWS.get(device.type, MIN_ROWS_ELSEWHERE))
     chunks = max(math.ceil(num_rows / limit), 1)
     return max(math.ceil(num_rows / chunks), 1)
 
@@ -42,8 +39,16 @@ def _linear(
 ) -> torch.Tensor:
     """The product input (N, D) @ weight (V, D).T + bias (V,); in out, if there is one."""
     dense = weight.is_contiguous() or weight.t().is_contiguous()
-    if out is None and _has_onednn(input.device, input.dtype) and dense and weight.numel() and input.numel():
-        return torch.ops.mkldnn._linear_pointwise(input.contiguous(), weight, bias, "none", [], "")  # type: ignore[no-any-return]
+    if _has_onednn(input.device, input.dtype) and dense and weight.numel() and input.numel():
+        if out is None:
+            return torch.ops.mkldnn._linear_pointwise(input.contiguous(), weight, bias, "none", [], "")  # type: ignore[no-any-return]
+        # It allocates its output. Where small things took the place of a large one, the next would not fit there.
+        biases = [None] * math.ceil(len(weight) / SLICE) if bias is None else torch.split(bias, SLICE)
+        for part, of_part, columns in zip(
+            torch.split(weight, SLICE), biases, torch.split(out, SLICE, dim=1), strict=True
+        ):
+            columns.copy_(_linear(input, part, of_part))
+        return out
     if bias is None:
         return torch.mm(input, weight.t(), out=out)
     return torch.addmm(bias, input, weight.t(), out=out)
@@ -58,22 +63,6 @@ def _has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
         and bool(torch.backends.mkldnn.enabled)
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
-
-
-def _add_product(total: torch.Tensor, grad: torch.Tensor, hidden: torch.Tensor, first: bool) -> None:
-    """Add gradᵀ @ hidden to total (V, D), or write it there if first; in total's dtype from chunk to chunk."""
-    if total.dtype == grad.dtype:
-        if first:
-            torch.mm(grad.t(), hidden, out=total)
-        else:
-            total.addmm_(grad.t(), hidden)
-        return
-    for part, columns in zip(torch.split(total, SLICE), torch.split(grad, SLICE, dim=1), strict=True):
-        product = torch.mm(columns.t(), hidden)
-        if first:
-            part.copy_(product)
-        else:
-            part.add_(product)
 
 
 @torch.library.custom_op("pycooldown::linear_cross_entropy", mutates_args=())
@@ -134,23 +123,15 @@ def linear_cross_entropy(
     num_classes = len(linear_weight)
     want_grad = want_input_grad or want_weight_grad or want_bias_grad
 
-    wide = torch.promote_types(dtype, torch.float32)
-    saved = linear_weight.numel() * wide.itemsize if want_weight_grad and wide != linear_weight.dtype else 0
-    step = chunk_size or default_chunk_size(num_rows, num_classes, dtype, saved)
-    one_chunk = num_rows <= step
+    step = chunk_size or default_chunk_size(num_rows, num_classes, dtype, input.device)
 
     losses = torch.zeros_like(scale)
-    # What oneDNN multiplies lies in memory of its own.
-    buffer = (
-        None if _has_onednn(input.device, dtype) else input.new_empty(min(step, num_rows), num_classes, dtype=dtype)
-    )
+    buffer = input.new_empty(min(step, num_rows), num_classes, dtype=dtype)
     grad_input = input.new_empty(input.shape if want_input_grad else 0)
     if want_input_grad and not all_rows:
         grad_input.zero_()
-    sum_dtype = dtype if one_chunk and linear_weight.dtype == dtype else wide
-    grad_weight = linear_weight.new_empty(linear_weight.shape if want_weight_grad else 0, dtype=sum_dtype)
-    if num_rows == 0:
-        grad_weight.zero_()
+    grad_weight = WeightGradient(linear_weight, dtype, num_rows, step) if want_weight_grad else None
+    group_rows = max(grad_weight.group if grad_weight else step, 1)
     grad_bias = scale.new_zeros(num_classes if want_bias_grad else 0)
     loss_sum = scale.new_zeros(num_domains if want_stats else 0, dtype=torch.float64)
     token_count, correct = (torch.zeros_like(loss_sum, dtype=torch.int64) for _ in range(2))
@@ -158,37 +139,41 @@ def linear_cross_entropy(
     with torch.autocast(input.device.type, enabled=False):
         weight = linear_weight.to(dtype)
         bias = None if linear_bias is None else linear_bias.to(dtype)
-        for begin in range(0, num_rows, step):
-            rows = slice(begin, begin + step) if all_rows else kept[begin : begin + step]
-            hidden = input[rows].to(dtype)
-            logits = _linear(hidden, weight, bias, out=None if buffer is None else buffer[: len(hidden)])
-            loss, lse, grad, *sums = rows_function(backend, group, position)(
-                logits,
-                target[rows].contiguous(),
-                scale[rows].contiguous(),
-                None if domain_ids is None else domain_ids[rows].contiguous(),
-                num_domains,
-                ignore_index=ignore_index,
-                label_smoothing=label_smoothing,
-                z_loss=z_loss,
-                softcap=softcap,
-                want_grad=want_grad,
-                want_stats=want_stats,
-                inplace=True,
-            )
-            losses[rows] = scaled(loss, lse, scale[rows], z_loss)
-            if want_stats:
-                for total, part in zip((loss_sum, token_count, correct), sums, strict=True):
-                    total += part
-            if want_input_grad:
-                grad_input[rows] = _linear(grad, weight.t()).to(input.dtype)
-            if want_weight_grad:
-                _add_product(grad_weight, grad, hidden, first=begin == 0)
-            if want_bias_grad:
-                grad_bias += grad.sum(0, dtype=grad_bias.dtype)
-            del logits, grad  # before there are those of the next chunk
+        for start in range(0, num_rows, group_rows):
+            stop = min(start + group_rows, num_rows)
+            hidden_of_group = input[slice(start, stop) if all_rows else kept[start:stop]].to(dtype)
+            for begin in range(start, stop, step):
+                end = min(begin + step, stop)
+                hidden = hidden_of_group[begin - start : end - start]
+                logits = _linear(hidden, weight, bias, out=buffer[: end - begin])
+                rows = slice(begin, end) if all_rows else kept[begin:end]
+                loss, lse, grad, *sums = rows_function(backend, group, position)(
+                    logits,
+                    target[rows].contiguous(),
+                    scale[rows].contiguous(),
+                    None if domain_ids is None else domain_ids[rows].contiguous(),
+                    num_domains,
+                    ignore_index=ignore_index,
+                    label_smoothing=label_smoothing,
+                    z_loss=z_loss,
+                    softcap=softcap,
+                    want_grad=want_grad,
+                    want_stats=want_stats,
+                    inplace=True,
+                )
+                losses[rows] = scaled(loss, lse, scale[rows], z_loss)
+                if want_stats:
+                    for total, part in zip((loss_sum, token_count, correct), sums, strict=True):
+                        total += part
+                if want_input_grad:
+                    grad_input[rows] = _linear(grad, weight.t()).to(input.dtype)
+                if grad_weight:
+                    grad_weight.keep(grad, begin - start)
+                if want_bias_grad:
+                    grad_bias += grad.sum(0, dtype=grad_bias.dtype)
+            if grad_weight:
+                grad_weight.add(hidden_of_group)
 
-    del buffer
     if group and want_input_grad:  # of which each rank has the part that its classes make
         backend_module("sharded").sum_(grad_input, group)
     total = losses.sum(dtype=torch.float64).to(losses.dtype)
@@ -196,7 +181,7 @@ def linear_cross_entropy(
         total,
         losses,
         grad_input,
-        grad_weight.to(linear_weight.dtype),
+        grad_weight.finish() if grad_weight else linear_weight.new_empty(0),
         grad_bias if linear_bias is None else grad_bias.to(linear_bias.dtype),
         loss_sum,
         token_count,

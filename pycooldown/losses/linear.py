@@ -37,8 +37,9 @@ def linear_cross_entropy(
     The arguments are those of torch 2.13's `linear_cross_entropy` and of `pycooldown.losses.cross_entropy`. Gradients
     are formed in the forward pass, with 6·N·V·D operations for N rows that have a weight and are not ignored: others
     cost nothing, except that return_stats needs the losses of rows of weight 0. Those of input or of the layer are not
-    computed if they do not require grad. Memory beyond the gradients is that of one chunk's logits; if linear_weight is
-    bfloat16 or float16 and there are several chunks, also that of its gradient in float32, in which they are summed.
+    computed if they do not require grad. Memory beyond the gradients is that of one chunk's logits and a little more;
+    if linear_weight is bfloat16 or float16 and there are more than D such rows in several chunks, also that of its
+    gradient in float32, in which they are summed.
 
     Under autocast the logits and products have autocast's dtype; without, input and layer must have one dtype.
 
@@ -62,8 +63,8 @@ def linear_cross_entropy(
         normalizer: What "mean" divides by, "count" or "weight_sum".
         return_stats: Also return the sums of each domain.
         backend: As in `cross_entropy`. "reference" computes the logits of each chunk again in the backward pass.
-        chunk_size: Rows per chunk. The default is even chunks of at most 24 MiB of logits, but not of fewer than 128
-            rows, which would wait for memory; and all rows at once if that takes no more memory than the float32 sum.
+        chunk_size: Rows per chunk. The default is even chunks of at most 20 MiB of logits or, if that is more, of 96
+            rows (on a GPU of 512), as fewer would wait for memory.
         process_group: Ranks that share the classes, as in `cross_entropy`: linear_weight and linear_bias have this
             rank's slice, and their gradients are of it. input is the same on all ranks, and so is its gradient: it is
             summed over the ranks here, so that no further all-reduce must be put before the layer (such as Megatron's
@@ -100,7 +101,7 @@ def linear_cross_entropy(
     )
     hidden = input.reshape(-1, input.shape[-1])
     if rows.shard.sizes is not None and chunk_size is None:  # the same on all ranks, though their slices differ
-        chunk_size = _linear.default_chunk_size(len(hidden), int(rows.shard.sizes.max()), dtype)
+        chunk_size = _linear.default_chunk_size(len(hidden), int(rows.shard.sizes.max()), dtype, hidden.device)
 
     chosen = choose_backend(backend, input.device, dtype, weight, rows.target)
     cap = softcap or 0.0
@@ -203,7 +204,7 @@ def _reference_rows(
             softcap=softcap,
         )
 
-    step = chunk_size or _linear.default_chunk_size(len(hidden), len(linear_weight), hidden.dtype)
+    step = chunk_size or _linear.default_chunk_size(len(hidden), len(linear_weight), hidden.dtype, hidden.device)
     if len(hidden) <= step:
         return chunk(hidden, rows.target)
     chunks = zip(torch.split(hidden, step), torch.split(rows.target, step), strict=True)
