@@ -54,6 +54,7 @@ class Problem:
             torch.addmm(grad_weight, out.t(), rows, beta=min(number, 1), out=grad_weight)
 
     def fresh_products(self):
+        """As plain calls, which allocate their results."""
         hidden, weight = self.hidden.detach(), self.weight.detach()
         logits = torch.mm(hidden, weight.t())
         return torch.mm(logits, weight), torch.mm(logits.t(), hidden)

@@ -106,8 +106,11 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on with a run that was interrupted, if there is one.")] = False,
 ) -> None:
     """Train a recipe. A folder that holds the finished run already is left as it is."""
+    from transformers.utils import logging
+
     from pycooldown.training import load_recipe, train
 
+    logging.disable_progress_bar()  # of each file of a checkpoint
     folder = output or Path("runs") / recipe.stem
     run = train(load_recipe(recipe, overrides or ()), folder, resume=resume)
     if int(os.environ.get("RANK", "0")) == 0:

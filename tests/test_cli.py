@@ -135,7 +135,12 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(tmp_path, recipe, m
 
 def test_a_finished_run_is_left_alone_and_one_without_its_end_is_ended(tmp_path, recipe):
     run, command = tmp_path / "run", ["train", str(recipe), "training.steps=20", "--output", str(tmp_path / "run")]
-    assert CliRunner().invoke(cli.app, command).exit_code == 0
+    first = CliRunner().invoke(cli.app, command)
+    assert first.exit_code == 0
+    lines = [line for line in first.stderr.splitlines() if line.startswith("step ")]  # for want of a terminal
+    assert len(lines) == 20 + 2
+    assert re.fullmatch(r"step 20/20: loss \d\.\d+, tau 1", lines[-2])
+    assert re.fullmatch(r"step 20/20: eval_loss \d\.\d+", lines[-1])
     weights, losses = (run / "model/model.safetensors").read_bytes(), metrics(run)
     before = (run / "summary.json").stat().st_mtime_ns
     again = CliRunner().invoke(cli.app, command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def arguments(recipe: Recipe, output: Path, progress: bool) -> TrainingArguments
         save_steps=training.save_every,
         save_total_limit=2,
         dataloader_num_workers=training.workers,
-        disable_tqdm=not progress,
+        disable_tqdm=not (progress and sys.stderr.isatty()),
         report_to="none",
     )
     parts = args.world_size * training.accumulation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,17 @@ from pycooldown.training.checkpoints import write_atomically
 from pycooldown.training.methods import OrderMatters
 
 
+def _shown(logs: dict[str, Any]) -> dict[str, str]:
+    return {name: f"{logs[name]:.4g}" for name in ("loss", "eval_loss", "tau") if logs.get(name) is not None}
+
+
 class MixtureProgress(ProgressCallback):  # type: ignore[misc]
     """The progress bar with loss and temperature beside it, in place of a line for each log."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the bar at the step that training goes on from."""
         super().on_train_begin(args, state, control, **kwargs)
-        self._shown: dict[str, str] = {}
+        self._newest: dict[str, str] = {}
         if self.training_bar is not None:
             self.training_bar.update(state.global_step)
             self.current_step = state.global_step
@@ -27,9 +32,18 @@ class MixtureProgress(ProgressCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Shows the newest values."""
         if self.training_bar is not None:
-            shown = {k: f"{v:.4g}" for k, v in logs.items() if k in ("loss", "eval_loss", "tau")}
-            self._shown |= shown
-            self.training_bar.set_postfix(self._shown)
+            self._newest |= _shown(logs)
+            self.training_bar.set_postfix(self._newest)
+
+
+class ProgressLines(TrainerCallback):  # type: ignore[misc]
+    """A line for each log, where no terminal shows a bar."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Prints the newest values."""
+        values = ", ".join(f"{name} {value}" for name, value in _shown(logs).items())
+        if values and state.is_world_process_zero:
+            print(f"step {state.global_step}/{state.max_steps}: {values}", file=sys.stderr, flush=True)
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]

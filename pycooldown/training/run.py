@@ -20,7 +20,7 @@ from pycooldown import adaptive
 from pycooldown.adaptive import LearnedSchedule
 from pycooldown.data.manifest import Manifest, load_manifest
 from pycooldown.training.assemble import RecipeTrainer, arguments, assemble, validation_pairs
-from pycooldown.training.callbacks import MetricsFile
+from pycooldown.training.callbacks import MetricsFile, ProgressLines
 from pycooldown.training.checkpoints import complete_checkpoint, discard_incomplete, write_atomically
 from pycooldown.training.checks import warn_of_lengths
 from pycooldown.training.doremi import after_proxy
@@ -39,7 +39,7 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
         output: the run's folder.
         resume: go on with a run of this recipe that was interrupted in ``output``, from its newest complete
             checkpoint; the outcome is the same as without the interruption.
-        progress: show progress bars.
+        progress: show a bar on a terminal, elsewhere a line for each log.
 
     Returns:
         The finished run.
@@ -63,6 +63,8 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
 
     warn_of_lengths(sizes, {domain: manifest.domains[domain]["train"].tgt_tokens for domain in sizes})
     trainer = assemble(recipe, manifest, sizes, args)
+    if progress and args.disable_tqdm:
+        trainer.add_callback(ProgressLines())
     checkpoint = None
     if resume and any(output.glob("checkpoint-*")):
         try:
