@@ -48,6 +48,7 @@ MULTIPROCESSOR = {80: (164 << 10, 32, 64), 90: (228 << 10, 32, 64), 100: (228 <<
 BINARIES = Path(triton.__file__).parent / "backends/nvidia/bin"
 POINTERS = {
     "rows": {"target": "*i64", "scale": "*fp32", "loss": "*fp32", "lse": "*fp32", "correct": "*i8"},
+    "slice": {"target": "*i64", "scale": "*fp32", "lse": "*fp32", "num_whole_classes": "*i64"},
     "scale": {"factor": "*fp32"},
     "stats": {"loss": "*fp32", "correct": "*i8", "target": "*i64", "domain_ids": "*i64"}
     | {"loss_sum": "*fp64", "counts": "*i64"},
@@ -89,6 +90,11 @@ def variants() -> Iterator[Variant]:
             group = ("unlike" if not same else "grad" if grad else "loss") + " +options" * (smoothing or softcap)
             flags = (*constants.items(), ("LANES", lanes))
             yield Variant("rows", f"rows {group}", dtype, lanes // 32, flags, loads, stores)
+        for smoothing, softcap, same in itertools.product((0, 1), (0, 1), (0, 1)):
+            flags = (("SMOOTHING", smoothing), ("SOFTCAP", softcap), ("SAME_ALIGNMENT", same), ("LANES", lanes))
+            # Loads: target, scale, the log-sum-exp, the number of classes, the edges. Stores: the edges, twice.
+            group = "slice" + " unlike" * (not same) + " +options" * (smoothing or softcap)
+            yield Variant("slice", group, dtype, lanes // 32, flags, 4 + smoothing if same else None, 2)
         yield Variant("scale", "scale", dtype, lanes // 32, (("LANES", lanes),), 2, 1)  # the factor and the edges
     for has_domains in (0, 1):
         yield Variant("stats", "stats", "fp32", _triton.STATS_WARPS, (("HAS_DOMAINS", has_domains),), None, None)
@@ -177,13 +183,13 @@ def main() -> None:
     for (variant, target), figures in results:
         groups[variant.group, variant.dtype, target].append(figures)
     print(f"triton {triton.__version__}; the worst of each group; wide: 128-bit accesses of a row's body")
-    print(f"{'':21}{'':12}variants registers spills shared warps/SM  wide loads stores  narrow loads stores")
+    print(f"{'':24}{'':12}variants registers spills shared warps/SM  wide loads stores  narrow loads stores")
     for (group, dtype, target), group_figures in sorted(groups.items()):
         columns = list(zip(*group_figures))
         registers, spills, shared, narrow_loads, narrow_stores = (max(columns[i]) for i in (0, 1, 2, 6, 7))
         warps, wide_loads, wide_stores = (min(columns[i]) for i in (3, 4, 5))
         print(
-            f"{group:21}{dtype} sm_{target:<4}{len(group_figures):8}{registers:10}{spills:7}{shared:7}{warps:9}"
+            f"{group:24}{dtype} sm_{target:<4}{len(group_figures):8}{registers:10}{spills:7}{shared:7}{warps:9}"
             f"{wide_loads:12}{wide_stores:7}{narrow_loads:14}{narrow_stores:7}"
         )
     failed = 0

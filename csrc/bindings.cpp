@@ -48,7 +48,8 @@ py::tuple cross_entropy_of_arrays(const py::array& logits, std::optional<py::arr
                                   const Input<std::int64_t>& target, const Input<float>& scale,
                                   const std::optional<Input<std::int64_t>>& domain_ids, std::int64_t num_domains,
                                   bool want_stats, std::int64_t ignore_index, double label_smoothing, double z_loss,
-                                  double softcap, int num_threads) {
+                                  double softcap, int num_threads, const std::optional<Input<float>>& whole_lse,
+                                  std::int64_t num_whole_classes) {
   CrossEntropy job{};
   job.logits_stride = row_stride(logits, "logits");
   job.num_rows = logits.shape(0);
@@ -75,6 +76,11 @@ py::tuple cross_entropy_of_arrays(const py::array& logits, std::optional<py::arr
   job.label_smoothing = label_smoothing;
   job.z_loss = z_loss;
   job.softcap = softcap;
+  if (whole_lse) {
+    check_length(*whole_lse, job.num_rows, "whole_lse");
+    job.whole_lse = whole_lse->data();
+    job.num_whole_classes = num_whole_classes;
+  }
   py::array_t<float> loss(job.num_rows), lse(job.num_rows);
   job.loss = loss.mutable_data();
   job.lse = lse.mutable_data();
@@ -96,7 +102,8 @@ py::tuple cross_entropy_of_arrays(const py::array& logits, std::optional<py::arr
 void register_losses(py::module_& m) {
   m.def("cross_entropy", &cross_entropy_of_arrays, "logits"_a, "grad"_a, "target"_a, "scale"_a, "domain_ids"_a,
         "num_domains"_a, py::kw_only(), "want_stats"_a, "ignore_index"_a, "label_smoothing"_a, "z_loss"_a, "softcap"_a,
-        "num_threads"_a, "Writes the gradient of rows of logits; returns (loss, lse, loss_sum, token_count, correct).");
+        "num_threads"_a, "whole_lse"_a = py::none(), "num_whole_classes"_a = 0,
+        "Writes the gradient of rows of logits; returns (loss, lse, loss_sum, token_count, correct).");
 }
 
 }  // namespace

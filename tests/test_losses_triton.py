@@ -1,6 +1,7 @@
 """The Triton kernels, in Triton's interpreter where there is no GPU, against torch in float64."""
 
 import os
+from importlib import import_module
 
 import pytest
 
@@ -83,6 +84,31 @@ def test_rows_agree_with_torch(num_classes, dtype, options):
 @pytest.mark.parametrize("num_classes", [8 << 10 >> 1, (8 << 10 >> 1) + 1, (64 << 10 >> 1) + 9, 50_257])
 def test_rows_of_every_width_class_and_alignment(num_classes):
     check(problem(9, num_classes, torch.bfloat16), inplace=num_classes == 50_257, **EVERYTHING)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of infinite logits
+@pytest.mark.parametrize("backend", ["triton", "cpp", "reference"])
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("options", [{}, EVERYTHING, {"label_smoothing": 1.0}], ids=["plain", "everything", "uniform"])
+def test_gradients_of_slices_are_those_of_the_whole(backend, dtype, options):
+    device = DEVICE if backend == "triton" else "cpu"
+    logits, target, scale, ids, num_domains = (
+        x.to(device) if isinstance(x, torch.Tensor) else x for x in problem(8, 4200, dtype)
+    )
+    if not options:
+        logits[:, 7:40] = -float("inf")  # as the unused end of a vocabulary may be
+        target[target < 40] = 50
+    options = OPTIONS | options
+    _, lse, whole, *_ = in_float64(logits, target, scale, ids, num_domains, **options)
+    for inplace, begin, end in ((False, 0, 7), (False, 7, 40), (True, 40, 41), (True, 41, 4200), (False, 41, 4200)):
+        here = (target - begin).where((target >= begin) & (target < end), -1).where(target != -100, -100)
+        part = logits[:, begin:end] if not inplace else logits.clone()[:, begin:end]
+        grad = import_module(f"pycooldown.losses._{backend}").gradient(
+            part, here, scale, lse.float(), torch.tensor(4200, device=device), inplace=inplace, **options
+        )
+        assert (grad.data_ptr() == part.data_ptr()) == inplace
+        rounding = {"rtol": ROUNDING[dtype] + 1e-5, "atol": 3e-7 + 2.0**-25 * (dtype == torch.float16)}
+        torch.testing.assert_close(grad.double(), whole[:, begin:end], **rounding)
 
 
 @pytest.mark.parametrize("inplace", [False, True])

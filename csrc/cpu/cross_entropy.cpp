@@ -39,7 +39,10 @@ void prefer_huge_pages([[maybe_unused]] void* begin, [[maybe_unused]] std::size_
 
 void cross_entropy(const CrossEntropy& job, int num_threads) {
   for (std::int64_t row = 0; row < job.num_rows; ++row) {
-    if (job.target[row] != job.ignore_index) check("target", job.target, job.num_classes, row, "classes");
+    const bool elsewhere = job.whole_lse && job.target[row] == -1;
+    if (job.target[row] != job.ignore_index && !elsewhere) {
+      check("target", job.target, job.num_classes, row, "classes");
+    }
     if (job.domain_ids) check("domain_ids", job.domain_ids, job.num_domains, row, "domains");
   }
 

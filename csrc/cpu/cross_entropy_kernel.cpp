@@ -147,6 +147,12 @@ struct RowSums {
   float largest;
 
   double lse() const { return reference + log_sum; }
+
+  // To be of more classes, whose log-sum-exp this is.
+  void rebase(double whole) {
+    if (reference == -kInfinity) reference = 0;
+    log_sum = whole - reference;
+  }
 };
 
 // The first block is longer by `head`, so that the others begin where lines of the gradient do.
@@ -197,7 +203,8 @@ void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* c
   scratch.reserve(job.num_classes, job.softcap != 0);
   Row* kept = &scratch.rows[0];
   Row* other = &scratch.rows[1];
-  const double smoothing = job.label_smoothing, num_classes = static_cast<double>(job.num_classes);
+  const double smoothing = job.label_smoothing;
+  const auto num_classes = static_cast<double>(job.whole_lse ? job.num_whole_classes : job.num_classes);
   const auto softcap = static_cast<float>(job.softcap);
   std::vector<std::pair<T*, T>> at_target;  // written last, as streamed stores are not ordered with others
   Pending<T> pending;
@@ -217,7 +224,8 @@ void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* c
     }
 
     const float* capped = softcap != 0 ? cap(x, job.num_classes, softcap, kept->capped) : nullptr;
-    const double x_target = capped ? capped[target] : to_float(x[target]);
+    const bool here = target >= 0;
+    const double x_target = !here ? std::nan("") : capped ? capped[target] : to_float(x[target]);
     const auto past = reinterpret_cast<std::uintptr_t>(grad) % 64;
     const auto head = static_cast<std::int64_t>(past ? (64 - past) / sizeof(T) : 0);
     const auto sum = [&](const auto* source) {
@@ -225,7 +233,8 @@ void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* c
       return smoothing != 0 ? sum_row<true, true>(source, job.num_classes, head, *kept, pending)
                             : sum_row<true, false>(source, job.num_classes, head, *kept, pending);
     };
-    const RowSums sums = capped ? sum(capped) : sum(x);
+    RowSums sums = capped ? sum(capped) : sum(x);
+    if (job.whole_lse) sums.rebase(job.whole_lse[row]);
     const double nll = sums.log_sum + (sums.reference - x_target);
     const double uniform = sums.log_sum + (sums.reference - sums.logits / num_classes);
     const double loss = smoothing != 0 ? (1 - smoothing) * nll + smoothing * uniform : nll;
@@ -249,14 +258,16 @@ void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* c
                .shift = static_cast<float>(-scale * shift),
                .softcap = softcap,
                .streamed = job.grad != job.logits};
-    // At the target p - 1 as expm1, which does not cancel.
-    double g = std::expm1(-nll) + smoothing - shift;
-    if (z != 0) g += z * std::exp(-nll);
-    if (capped) {  // in float64, as 1 - tanh^2 cancels
-      const double t = std::tanh(to_float(x[target]) / job.softcap);
-      g *= 1 - t * t;
+    if (here) {
+      // At the target p - 1 as expm1, which does not cancel.
+      double g = std::expm1(-nll) + smoothing - shift;
+      if (z != 0) g += z * std::exp(-nll);
+      if (capped) {  // in float64, as 1 - tanh^2 cancels
+        const double t = std::tanh(to_float(x[target]) / job.softcap);
+        g *= 1 - t * t;
+      }
+      at_target.emplace_back(grad + target, from_float<T>(static_cast<float>(scale * g)));
     }
-    at_target.emplace_back(grad + target, from_float<T>(static_cast<float>(scale * g)));
     std::swap(kept, other);
   }
   pending.finish();

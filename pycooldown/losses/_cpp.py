@@ -26,6 +26,67 @@ def rows(
     inplace: bool,
 ) -> tuple[torch.Tensor | None, ...]:
     """Loss, gradient and sums of rows; `_reference` has the meaning of each."""
+    return _run(
+        logits,
+        target,
+        scale,
+        domain_ids,
+        num_domains,
+        want_grad=want_grad,
+        inplace=inplace,
+        want_stats=want_stats,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
+    )
+
+
+def gradient(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    scale: torch.Tensor,
+    lse: torch.Tensor,
+    num_whole_classes: torch.Tensor,
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    inplace: bool,
+) -> torch.Tensor:
+    """Gradient of a slice of classes; `_reference` has the meaning of each."""
+    _, _, grad, *_ = _run(
+        logits,
+        target,
+        scale,
+        None,
+        1,
+        want_grad=True,
+        inplace=inplace,
+        want_stats=False,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
+        whole_lse=lse.numpy(),
+        num_whole_classes=int(num_whole_classes),
+    )
+    assert grad is not None
+    return grad
+
+
+def _run(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    scale: torch.Tensor,
+    domain_ids: torch.Tensor | None,
+    num_domains: int,
+    *,
+    want_grad: bool,
+    inplace: bool,
+    **options: Any,
+) -> tuple[torch.Tensor | None, ...]:
     rows = logits.detach()
     if rows.shape[1] > 1 and rows.stride(1) != 1:
         rows = rows.contiguous()
@@ -37,12 +98,8 @@ def rows(
         scale.numpy(),
         None if domain_ids is None else domain_ids.numpy(),
         num_domains,
-        want_stats=want_stats,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        softcap=softcap,
         num_threads=torch.get_num_threads(),
+        **options,
     )
     if grad is not None and inplace and grad.data_ptr() != logits.data_ptr():
         grad = logits.detach().copy_(grad)

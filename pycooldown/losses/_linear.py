@@ -23,13 +23,13 @@ Outputs = tuple[
 CHUNK_BYTES = 20 << 20  # of logits
 # Rows of a chunk at the least. With fewer, the products wait for the weight to come from memory, which on a GPU allows
 # several hundred operations per byte.
-MIN_ROWS = {"cpu": 96}
-MIN_ROWS_ELSEWHERE = 512
+MIN_ROWS_CPU, MIN_ROWS_GPU = 96, 512
 
 
 def default_chunk_size(num_rows: int, num_classes: int, dtype: torch.dtype, device: torch.device) -> int:
     """Rows per chunk: even chunks of at most CHUNK_BYTES of logits, or of the least number of rows if that is more."""
-    limit = max(CHUNK_BYTES // (max(num_classes, 1) * dtype.itemsize), MIN_ROWS.get(device.type, MIN_ROWS_ELSEWHERE))
+    least = MIN_ROWS_CPU if device.type == "cpu" else MIN_ROWS_GPU
+    limit = max(CHUNK_BYTES // (max(num_classes, 1) * dtype.itemsize), least)
     chunks = max(math.ceil(num_rows / limit), 1)
     return max(math.ceil(num_rows / chunks), 1)
 

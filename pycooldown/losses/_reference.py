@@ -1,9 +1,11 @@
 """Cross-entropy of rows in plain torch operations: every option, any dtype, any derivative.
 
-It is also what the fused backends are held to. Each of those (`_cpp`, `_triton`) has two functions:
+It is also what the fused backends are held to. Each of those (`_cpp`, `_triton`) has three functions:
 
     rows(logits, target, scale, domain_ids, num_domains, *, ignore_index, label_smoothing, z_loss, softcap,
          want_grad, want_stats, inplace) -> (loss, lse, grad, loss_sum, token_count, correct)
+    gradient(logits, target, scale, lse, num_whole_classes, *, ignore_index, label_smoothing, z_loss, softcap,
+             inplace) -> grad
     scale_(grad, factor) -> None
 
 `rows` takes logits (N, V) float32, bfloat16 or float16 with any strides, target (N,) int64, scale (N,) float32,
@@ -23,6 +25,9 @@ count, NaN does not). Otherwise None.
 Ignored rows have loss 0, lse 0 and gradient 0, whatever their logits. So have rows of scale 0, except that with
 want_stats their loss and lse are computed. A target out of range raises IndexError on the CPU and gives a loss and
 gradient of NaN on a GPU, where raising would take a synchronization.
+
+`gradient` is that of a slice of `num_whole_classes` classes, a 0-dimensional tensor, whose lse is given; target is -1
+where the row's is none of the slice. Rows ignored or of scale 0 have gradient 0.
 
 `scale_` multiplies grad by a 0-dimensional tensor on the same device, without synchronization; free if that is 1.
 """
@@ -76,6 +81,33 @@ def rows(
             at_target = x.detach().gather(1, target.argmax(1, keepdim=True)).squeeze(1)
     correct = (at_target >= x.detach().amax(1)) & valid & ~loss.isnan()
     return loss, x.logsumexp(1), correct
+
+
+def gradient(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    scale: torch.Tensor,
+    lse: torch.Tensor,
+    num_whole_classes: torch.Tensor,
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    inplace: bool,
+) -> torch.Tensor:
+    """Scaled gradient of a slice of classes, in the dtype of lse; see above."""
+    x = logits.to(lse.dtype)
+    if softcap:
+        x = softcap * torch.tanh(x / softcap)
+    grad = torch.exp(x - lse.unsqueeze(1)) * (scale * (1 + 2 * z_loss * lse)).unsqueeze(1)
+    grad -= (label_smoothing * scale / num_whole_classes).unsqueeze(1)
+    share = (1 - label_smoothing) * scale.where(target >= 0, 0)
+    grad.scatter_add_(1, target.clamp(min=0).unsqueeze(1), -share.unsqueeze(1))
+    if softcap:
+        grad *= 1 - (x / softcap).square()
+    grad.masked_fill_(((target == ignore_index) | (scale == 0)).unsqueeze(1), 0)
+    return logits.copy_(grad) if inplace else grad.to(logits.dtype)
 
 
 def scale_(grad: torch.Tensor, factor: torch.Tensor) -> None:

@@ -2,7 +2,8 @@
 
 `rows` keeps to what `_reference` says of a fused backend, but for a slice of the classes, and with targets that number
 all of them. A rank's kernel gives the log-sum-exp of its slice. Two all-reduces of a few numbers per row make of these
-the log-sum-exp, the target's logit and the sum of logits over all classes, and the gradient is that of the slice.
+the log-sum-exp, the target's logit and the sum of logits over all classes, and of these the kernel the gradient of its
+slice.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from torch.distributed import distributed_c10d
 from ._fused import backend_module
 from ._rows import Shard
 
-BLOCK = {"cpu": 1 << 18}  # logits whose gradient is formed at a time: what a core's cache holds
-BLOCK_ELSEWHERE = 1 << 24
+ELSEWHERE, IGNORED = -1, -2  # targets that are no class of the slice
 
 
 def locate(
@@ -126,23 +126,21 @@ def rows(
     loss, lse = loss.where(counted, 0), lse.where(counted, 0)
 
     grad = None
-    if want_grad:
-        grad = logits.detach() if inplace else torch.empty_like(logits, memory_format=torch.contiguous_format)
-        share = (1 - label_smoothing) * scale * owned
-        spread = label_smoothing * scale / num_classes
-        factor = scale * (1 + 2 * z_loss * lse)
-        active = counted & (scale != 0)
-        step = max(BLOCK.get(logits.device.type, BLOCK_ELSEWHERE) // max(logits.shape[1], 1), 1)
-        for begin in range(0, len(logits) if logits.shape[1] else 0, step):
-            block = slice(begin, begin + step)
-            x = _capped(logits[block], scale.dtype, softcap)
-            g = torch.exp(x - lse[block].unsqueeze(1)).mul_(factor[block].unsqueeze(1))
-            if label_smoothing:
-                g.sub_(spread[block].unsqueeze(1))
-            g.scatter_add_(1, column[block].unsqueeze(1), -share[block].unsqueeze(1))
-            if softcap:
-                g.mul_(1 - (x / softcap).square())
-            grad[block] = g.masked_fill_(~active[block].unsqueeze(1), 0)
+    if want_grad and logits.shape[1] == 0:
+        grad = torch.empty_like(logits)
+    elif want_grad:
+        grad = backend_module(backend).gradient(
+            logits.detach(),
+            torch.where(counted, column.where(owned, ELSEWHERE), IGNORED),
+            scale,
+            lse,
+            num_classes,
+            ignore_index=IGNORED,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            softcap=softcap,
+            inplace=inplace,
+        )
 
     if not want_stats:
         return loss, lse, grad, None, None, None
@@ -183,11 +181,11 @@ def _local(
         return x.logsumexp(1), x.sum(1) if want_sum else zeros
     loss, lse, *_ = backend_module(backend).rows(
         logits,
-        torch.where(counted, 0, -1),
+        torch.where(counted, 0, IGNORED),
         torch.ones_like(zeros),
         None,
         1,
-        ignore_index=-1,
+        ignore_index=IGNORED,
         label_smoothing=1.0 if want_sum else 0.0,  # at 1, the loss is the log-sum-exp less the mean
         z_loss=0.0,
         softcap=softcap,

@@ -16,7 +16,7 @@ require("all", "triton")
 import triton  # noqa: E402
 
 from ._arguments import FUSED_DTYPES  # noqa: E402
-from ._triton_kernels import STATS_ROWS, STATS_TILE, rows_kernel, scale_kernel, stats_kernel  # noqa: E402
+from ._triton_kernels import STATS_ROWS, STATS_TILE, rows_kernel, scale_kernel, slice_kernel, stats_kernel  # noqa: E402
 
 INTERPRETED = not isinstance(rows_kernel, triton.runtime.JITFunction)  # TRITON_INTERPRET=1: runs on the CPU, slowly
 
@@ -56,12 +56,7 @@ def rows(
         ValueError: they are on the CPU and the kernels are not interpreted.
         IndexError: interpreted, a target is out of range.
     """
-    if logits.dtype not in FUSED_DTYPES:
-        raise TypeError(f"logits are {logits.dtype}; the Triton kernel takes float32, bfloat16 or float16")
-    if not (logits.is_cuda or INTERPRETED):
-        raise ValueError(
-            f"logits are on {logits.device}; the Triton kernel needs a GPU, or TRITON_INTERPRET=1 set before import"
-        )
+    _check(logits)
     num_rows, num_classes = logits.shape
     if not logits.is_cuda:
         bad = ((target != ignore_index) & ((target < 0) | (target >= num_classes))).nonzero()
@@ -73,9 +68,6 @@ def rows(
     x = logits if logits.stride(1) == 1 else logits.contiguous()
     grad = x if inplace else torch.empty_like(x, memory_format=torch.contiguous_format) if want_grad else None
     out = x if grad is None else grad
-    same_alignment = not (x.data_ptr() - out.data_ptr()) % 16 and (
-        num_rows == 1 or not (x.stride(0) - out.stride(0)) * x.element_size() % 16
-    )
     target, scale = target.contiguous(), scale.contiguous()
     loss, lse = torch.empty_like(scale), torch.empty_like(scale)
     correct = target.new_empty(num_rows, dtype=torch.int8)
@@ -84,12 +76,60 @@ def rows(
             rows_kernel[(num_rows,)](
                 x, target, scale, loss, lse, correct, out, x.stride(0), out.stride(0), num_classes, ignore_index,
                 int(want_stats), label_smoothing, z_loss, softcap, SMOOTHING=label_smoothing != 0, SOFTCAP=softcap != 0,
-                GRAD=grad is not None, SAME_ALIGNMENT=same_alignment, **_launch(x),
+                GRAD=grad is not None, SAME_ALIGNMENT=_aligned_alike(x, out), **_launch(x),
             )  # fmt: skip
         stats = _stats(loss, correct, target, domain_ids, num_domains, ignore_index) if want_stats else (None,) * 3
     if inplace and x is not logits:
         grad = logits.copy_(x)
     return loss, lse, grad, *stats
+
+
+def gradient(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    scale: torch.Tensor,
+    lse: torch.Tensor,
+    num_whole_classes: torch.Tensor,
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    inplace: bool,
+) -> torch.Tensor:
+    """Scaled gradient of a slice of classes.
+
+    Raises:
+        TypeError: as `rows`.
+        ValueError: likewise.
+    """
+    _check(logits)
+    x = logits if logits.stride(1) == 1 else logits.contiguous()
+    grad = x if inplace else torch.empty_like(x, memory_format=torch.contiguous_format)
+    if grad.numel():
+        with torch.cuda.device(x.get_device()):
+            slice_kernel[(len(x),)](
+                x, target.contiguous(), scale.contiguous(), lse.contiguous(), num_whole_classes, grad,
+                x.stride(0), grad.stride(0), x.size(1), ignore_index, label_smoothing, z_loss, softcap,
+                SMOOTHING=label_smoothing != 0, SOFTCAP=softcap != 0, SAME_ALIGNMENT=_aligned_alike(x, grad),
+                **_launch(x),
+            )  # fmt: skip
+    return logits.copy_(x) if inplace and x is not logits else grad
+
+
+def _check(logits: torch.Tensor) -> None:
+    if logits.dtype not in FUSED_DTYPES:
+        raise TypeError(f"logits are {logits.dtype}; the Triton kernel takes float32, bfloat16 or float16")
+    if not (logits.is_cuda or INTERPRETED):
+        raise ValueError(
+            f"logits are on {logits.device}; the Triton kernel needs a GPU, or TRITON_INTERPRET=1 set before import"
+        )
+
+
+def _aligned_alike(x: torch.Tensor, out: torch.Tensor) -> bool:
+    """Whether each row of x begins as far beyond a multiple of 16 bytes as that of out."""
+    same_steps = len(x) == 1 or not (x.stride(0) - out.stride(0)) * x.element_size() % 16
+    return same_steps and not (x.data_ptr() - out.data_ptr()) % 16
 
 
 def _stats(

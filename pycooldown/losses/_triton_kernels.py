@@ -98,6 +98,23 @@ def _gradient(
     return g
 
 
+@triton.jit
+def _write_gradient(
+    aligned, grad, head, body, edge, edge_column, edge_mask, target, m, factor, at_target, everywhere, softcap,
+    SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, VEC: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """From the end of the row to its start; aligned are the logits of the body."""
+    edge = _gradient(edge, edge_column, target, m, factor, at_target, everywhere, softcap, SMOOTHING, SOFTCAP)
+    tl.store(grad + edge_column, edge.to(grad.dtype.element_ty), mask=edge_mask)
+    aligned_grad = tl.multiple_of(grad + head, 16)
+    tiles = tl.cdiv(body, LANES * THREAD_ELEMENTS)
+    for i in range(tiles):
+        offset, mask = _tile((tiles - 1 - i) * (LANES * THREAD_ELEMENTS), body, VEC, LANES)
+        x = _load(aligned + offset, mask, softcap, SOFTCAP, "evict_first")
+        g = _gradient(x, head + offset, target, m, factor, at_target, everywhere, softcap, SMOOTHING, SOFTCAP)
+        tl.store(aligned_grad + offset, g.to(grad.dtype.element_ty), mask=mask)
+
+
 @triton.jit(
     do_not_specialize=["logits_stride", "grad_stride", "num_classes", "ignore_index", "want_stats"],
     do_not_specialize_on_alignment=["logits", "target", "scale", "loss", "lse", "correct", "grad"],
@@ -172,21 +189,47 @@ def rows_kernel(
         else:
             factor = weight * (1 + 2 * z_loss * row_lse) / row_sum + poison
             everywhere = weight * label_smoothing / num_classes
-            at_target = weight * (1 - label_smoothing)
-            target_column = t.to(tl.int32)
-            edge = _gradient(
-                edge, edge_column, target_column, m, factor, at_target, everywhere, softcap, SMOOTHING, SOFTCAP
-            )
-            tl.store(grad + edge_column, edge.to(grad.dtype.element_ty), mask=edge_mask)
-            aligned_grad = tl.multiple_of(grad + head, 16)
-            tiles = tl.cdiv(body, TILE)
-            for i in range(tiles):
-                offset, mask = _tile((tiles - 1 - i) * TILE, body, VEC, LANES)
-                x = _load(aligned + offset, mask, softcap, SOFTCAP, "evict_first")
-                g = _gradient(
-                    x, head + offset, target_column, m, factor, at_target, everywhere, softcap, SMOOTHING, SOFTCAP
-                )
-                tl.store(aligned_grad + offset, g.to(grad.dtype.element_ty), mask=mask)
+            _write_gradient(
+                aligned, grad, head, body, edge, edge_column, edge_mask, t.to(tl.int32), m,
+                factor, weight * (1 - label_smoothing), everywhere, softcap, SMOOTHING, SOFTCAP, VEC, LANES,
+            )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=["logits_stride", "grad_stride", "num_classes", "ignore_index"],
+    do_not_specialize_on_alignment=["logits", "target", "scale", "lse", "num_whole_classes", "grad"],
+)
+def slice_kernel(
+    logits, target, scale, lse, num_whole_classes, grad,
+    logits_stride: tl.int64, grad_stride: tl.int64, num_classes: tl.int32, ignore_index: tl.int64,
+    label_smoothing: tl.float32, z_loss: tl.float32, softcap: tl.float32,
+    SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, SAME_ALIGNMENT: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """The gradient of a slice of classes, where the log-sum-exp of all of them is known: the second pass alone."""
+    VEC: tl.constexpr = 128 // logits.dtype.element_ty.primitive_bitwidth
+    n = tl.program_id(0).to(tl.int64)
+    logits += n * logits_stride
+    grad += n * grad_stride
+    t = tl.load(target + n)
+    weight = tl.load(scale + n)
+    if (t == ignore_index) | (weight == 0):
+        _fill_zero(grad, num_classes, VEC, LANES)
+        return
+    row_lse = tl.load(lse + n)
+    everywhere = weight * label_smoothing
+    if SMOOTHING:
+        everywhere /= tl.load(num_whole_classes)
+    head, body = _split(grad, num_classes, VEC)
+    aligned = logits + head
+    if SAME_ALIGNMENT:
+        aligned = tl.multiple_of(aligned, 16)
+    edge_column, edge_mask = _edges(head, body, num_classes, VEC)
+    edge = _load(logits + edge_column, edge_mask, softcap, SOFTCAP, "")
+    _write_gradient(
+        aligned, grad, head, body, edge, edge_column, edge_mask, t.to(tl.int32), row_lse,
+        weight * (1 + 2 * z_loss * row_lse), weight * (1 - label_smoothing), everywhere, softcap, SMOOTHING, SOFTCAP,
+        VEC, LANES,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["stride", "num_classes"], do_not_specialize_on_alignment=["grad", "factor"])

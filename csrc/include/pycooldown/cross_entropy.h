@@ -12,6 +12,9 @@ enum class Format { f32, bf16, f16 };
 //   loss = lse - (1 - label_smoothing) x_t - label_smoothing mean_j x_j
 //   grad = scale * d(loss + z_loss lse^2) / d logits
 // Ignored rows give 0 throughout, and so do rows of scale 0 unless sums are wanted.
+//
+// With whole_lse the logits are a slice of num_whole_classes classes, of which that is the lse: grad is the slice's part
+// of the gradient, target -1 is a class elsewhere, and loss and lse are those of the slice and without meaning.
 struct CrossEntropy {
   std::int64_t num_rows, num_classes, num_domains;
   const void* logits;                       // of the format, num_classes contiguous elements a row
@@ -23,6 +26,8 @@ struct CrossEntropy {
   const std::int64_t* domain_ids;  // nullptr: every row is of domain 0
   std::int64_t ignore_index;
   double label_smoothing, z_loss, softcap;  // 0: without
+  const float* whole_lse;                   // nullptr: the logits are of all classes
+  std::int64_t num_whole_classes;
   float* loss;
   float* lse;
   // By domain, unscaled, over the rows that are not ignored; all three or none.
