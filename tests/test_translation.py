@@ -12,12 +12,15 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("sacrebleu")
 
+from safetensors.torch import load_file  # noqa: E402
+
 from pycooldown.data.manifest import load_manifest  # noqa: E402
 from pycooldown.data.pack import pack  # noqa: E402
 from pycooldown.training import load_recipe, train  # noqa: E402
 from pycooldown.training.assemble import arguments, assemble  # noqa: E402
 from pycooldown.training.batches import PackedPairs  # noqa: E402
 from pycooldown.training.fused_loss import fuse_loss  # noqa: E402
+from pycooldown.training.gradient_variance import RunGradients, measure_run  # noqa: E402
 from pycooldown.training.learning_rate import exponential  # noqa: E402
 from pycooldown.training.models import build_model  # noqa: E402
 from pycooldown.training.probe import Probe  # noqa: E402
@@ -121,6 +124,25 @@ def test_losses_are_those_of_the_model_smoothed_in_training_alone(tmp_path, reci
         with torch.no_grad():
             expected = model(**collate([part[i] for i in range(len(part))])).loss  # the model's own, of Hugging Face
         assert evaluated[f"eval_loss/{domain}"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_gradient_variance_of_a_translation_run(tmp_path, recipe):
+    """Of the trained weights and the training loss, smoothed; its unbiased estimates lie near the closed form."""
+    run = train(recipe("{method: scalarization, tau: 5}", "training.steps=5"), tmp_path / "run", progress=False)
+    gradients = RunGradients.load(run.path)
+    samples = [gradients.dataset[i] for i in (0, 3, 61)]
+    with torch.no_grad():
+        losses = gradients.losses(gradients.model, samples)
+    for one, loss in zip(samples, losses, strict=True):
+        pair = PackedPairs(40, 3)([one])
+        logits = gradients.model(**pair).logits[0]
+        expected = torch.nn.functional.cross_entropy(logits, pair["labels"][0], label_smoothing=0.1)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    weights = load_file(run.path / "model/model.safetensors")
+    for name, value in gradients.model.state_dict().items():
+        assert name not in weights or value.equal(weights[name])
+    _, (multinomial, *_) = measure_run(run.path, [5.0], num_batches=24)
+    assert multinomial.trace.value == pytest.approx(multinomial.predicted.value, rel=0.5)
 
 
 def test_pairs_are_cut_and_padded_and_the_decoder_is_given_what_precedes_each_label():

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 from pycooldown.data.manifest import Manifest
 from pycooldown.data.shards import TarDataset
 from pycooldown.training import learning_rate
-from pycooldown.training.batches import Collator, PackedPairs, PackedText
+from pycooldown.training.batches import Collator, collator
 from pycooldown.training.callbacks import ResetAtStep
 from pycooldown.training.learning_methods import DoReMi, Probing
 from pycooldown.training.methods import OrderMatters
@@ -99,16 +99,14 @@ def assemble(recipe: Recipe, manifest: Manifest, sizes: Mapping[str, int], args:
     set_seed(recipe.training.seed)
     shards = manifest.shards("train")
     dataset: Any = TarDataset({domain: shards[domain] for domain in sizes})
-    collate: Collator = PackedText(recipe.data.max_length)
-    if recipe.model.family == "marian":
-        collate = PackedPairs(recipe.data.max_length, manifest.tokenizer.pad_id)
+    collate = collator(recipe.model.family, recipe.data.max_length, manifest.tokenizer.pad_id)
     kept, probe = training_sizes(recipe, sizes), None
     if isinstance(recipe.mixture, Probing):
         dataset, probe = _hold_out(dataset, sizes, kept, recipe.mixture, recipe, collate)
     reference = None
     if isinstance(recipe.mixture, DoReMi):
         assert recipe.mixture.reference is not None  # `after_proxy` has filled it in
-        reference = load_model(recipe, Path(recipe.mixture.reference))
+        reference = load_model(recipe.model.family, Path(recipe.mixture.reference))
     trainer = RecipeTrainer(
         build_model(recipe, manifest.tokenizer),
         args,

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from pycooldown import plots, theory
 from pycooldown.data.manifest import load_manifest
 from pycooldown.data.shards import TarDataset
 from pycooldown.mixture import Mixture
-from pycooldown.training.batches import PackedText
+from pycooldown.training.batches import Collator, collator
 from pycooldown.training.history import Run
+from pycooldown.training.models import load_model
 from pycooldown.variance import DomainMoments, MixtureVariance, domain_moments, measure
 
 
@@ -31,13 +32,15 @@ class RunGradients:
         sizes: of the domains.
         batch_size: of the run.
         collate: makes the model's inputs of samples.
+        label_smoothing: of the run.
     """
 
-    model: LlamaForCausalLM
+    model: PreTrainedModel
     dataset: TarDataset
     sizes: Mapping[str, int]
     batch_size: int
-    collate: PackedText
+    collate: Collator
+    label_smoothing: float
 
     @classmethod
     def load(cls, folder: str | Path) -> RunGradients:
@@ -51,21 +54,24 @@ class RunGradients:
         manifest = load_manifest(Path(data["path"]))
         if manifest.fingerprint != run.recipe["fingerprint"]:
             raise ValueError(f"{data['path']} holds other data than {folder} was trained on; pack its corpus again")
-        shards = manifest.shards("train")
+        family, shards = run.recipe["model"]["family"], manifest.shards("train")
         return cls(
-            LlamaForCausalLM.from_pretrained(run.path / "model").eval(),
+            load_model(family, run.path).eval(),
             TarDataset({domain: shards[domain] for domain in run.sizes}),
             run.sizes,
             run.recipe["training"]["batch_size"],
-            PackedText(data["max_length"]),
+            collator(family, data["max_length"], manifest.tokenizer.pad_id),
+            run.recipe["training"]["label_smoothing"],
         )
 
     def losses(self, model: Any, samples: list[Any]) -> torch.Tensor:
         """Of each sample, the mean over its tokens."""
-        batch = self.collate(samples)
-        labels = batch["labels"][:, 1:]
-        logits = model(input_ids=batch["input_ids"][:, :-1]).logits
-        losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
+        inputs = self.collate(samples)
+        labels = inputs.pop("labels")
+        logits = model(**inputs).logits
+        if "decoder_input_ids" not in inputs:  # a language model, whose labels are its inputs
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", label_smoothing=self.label_smoothing)
         return losses.sum(1) / (labels >= 0).sum(1).clamp(min=1)
 
 

@@ -57,6 +57,6 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> PreTrainedModel:
     )
 
 
-def load_model(recipe: Recipe, folder: Path) -> PreTrainedModel:
-    """The model that a run of the same family left in its folder."""
-    return _CLASSES[recipe.model.family].from_pretrained(folder / "model")
+def load_model(family: str, folder: Path) -> PreTrainedModel:
+    """The model that a run of the family left in its folder."""
+    return _CLASSES[family].from_pretrained(folder / "model")
