@@ -45,6 +45,8 @@ def tests(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Benchmarks against peers, side by side, and a report of them; run them on a quiet machine."""
     install(session, "all", "test", "bench")
+    # litdata brings it for images. Beside a torch for CPUs it does not load, and takes transformers with it.
+    session.run("pip", "uninstall", "--yes", "--quiet", "torchvision")
     session.run("python", "benchmarks/report.py", *session.posargs)
 
 
