@@ -26,10 +26,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-HERE = Path(__file__).parent
+HERE = (
+    Path(__file__).resolve().parent
+)  # commands run here: in the folder above, the source tree hides what is installed
 LANGUAGES = "zh-Hans,de,fr,ro,uk,gl,sl,hr,is,fa"
-# Else the source tree, where this runs, would hide the package that is installed.
-SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 # What --quick leaves out: the largest inputs, and sweeps whose outcome is a constant in the code.
 LARGE = "151936 or 50257 or chunk_size or ten_thousand or page_cache or 10000"
 # Kernels are timed with memory that the allocator keeps, as the file's docstring says; peaks of memory are not.
@@ -73,9 +73,10 @@ def prepare(data: Path) -> None:
     """The demo's corpus, fetched and packed unless it is there."""
     if (data / "manifest.json").exists():
         return
+    data = data.resolve()
     corpus = data.with_name("corpus")
     for command in (["corpus", str(corpus), "--languages", LANGUAGES], ["pack", str(corpus), str(data)]):
-        subprocess.run([sys.executable, "-m", "pycooldown.cli", *command], env=os.environ | SAFE_PATH, check=True)
+        subprocess.run([sys.executable, "-m", "pycooldown.cli", *command], cwd=HERE, check=True)
 
 
 def run(name: str, *, quick: bool, data: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -89,8 +90,8 @@ def run(name: str, *, quick: bool, data: Path) -> tuple[dict[str, Any], dict[str
             command = [sys.executable, "-m", "pytest", str(HERE / name), "--benchmark-enable", "--benchmark-only"]
             command += ["--timeout=0", f"--benchmark-json={path}", *(["-k", chosen] if chosen else [])]
             start = time.perf_counter()
-            environment = {**os.environ, **SAFE_PATH, "PYCOOLDOWN_PACKED": str(data.resolve()), **settings}
-            file["status"] |= subprocess.run(command, env=environment).returncode
+            environment = {**os.environ, "PYCOOLDOWN_PACKED": str(data.resolve()), **settings}
+            file["status"] |= subprocess.run(command, cwd=HERE, env=environment).returncode
             file["seconds"] += time.perf_counter() - start
             found = json.loads(path.read_text()) if path.exists() and path.stat().st_size else {}
         file["environment"] |= settings
