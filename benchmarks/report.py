@@ -26,9 +26,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-HERE = (
-    Path(__file__).resolve().parent
-)  # commands run here: in the folder above, the source tree hides what is installed
+# Commands run here: in the folder above, the source tree hides what is installed.
+HERE = Path(__file__).resolve().parent
 LANGUAGES = "zh-Hans,de,fr,ro,uk,gl,sl,hr,is,fa"
 # What --quick leaves out: the largest inputs, and sweeps whose outcome is a constant in the code.
 LARGE = "151936 or 50257 or chunk_size or ten_thousand or page_cache or 10000"

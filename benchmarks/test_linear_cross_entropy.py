@@ -8,8 +8,8 @@ extra_info has the medians' ratios. "half" is ours with every other token ignore
 in MiB; errors are the largest of each gradient against float64, as shares of its largest entry.
 
 "products" write into memory that is mapped already, which takes no time: the strictest of measures. "fresh_products"
-allocate theirs, as all others do. Or let glibc keep the memory of the others, for an equal footing:
-MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736 MALLOC_TOP_PAD_=0.
+allocate theirs, as all others do. With MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736 MALLOC_TOP_PAD_=0 glibc
+keeps the memory of all, and none waits for pages.
 """
 
 import ctypes

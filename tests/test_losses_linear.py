@@ -198,16 +198,17 @@ def test_all_rows_ignored(reduction):
         assert all(t.grad.eq(0).all() for t in (hidden, weight, bias))
 
 
-def test_half_precision_is_summed_in_float32():
-    """With a chunk per row, a sum in bfloat16 would be off by many times its rounding."""
-    hidden, weight, _, target = layer(torch.bfloat16, rows=400, classes=5)
+@pytest.mark.parametrize(("features", "chunk_size", "seed"), [(12, 1, 4), (2, 3, 0)])  # 12 rows, or 3, at once
+def test_half_precision_is_summed_in_float32(features, chunk_size, seed):
+    """A sum in bfloat16 would be off by many times its rounding."""
+    hidden, weight, _, target = layer(torch.bfloat16, rows=400, classes=5, features=features, seed=seed)
 
     def gradient(x, w, **options):
         x, w = x.detach(), w.detach().requires_grad_()
         return torch.autograd.grad(linear_cross_entropy(x, w, target, reduction="sum", **options), w)[0].double()
 
     exact = gradient(hidden.double(), weight.double())
-    errors = [(gradient(hidden, weight, chunk_size=size) - exact).abs().amax() for size in (1, 400)]
+    errors = [(gradient(hidden, weight, chunk_size=size) - exact).abs().amax() for size in (chunk_size, 400)]
     assert errors[0] <= 1.5 * errors[1] + 2.0**-9 * exact.abs().amax()
 
 
@@ -223,12 +224,15 @@ def test_default_chunk_size():
     assert size(0, 0) == 1
 
 
-GROUPS = {  # of a weight's dtype, that of the logits, features and rows per chunk, for 23 rows: those of a group
+# Dtype of the weight, of the logits, features, rows per chunk, and how many of 23 rows are multiplied at once.
+GROUPS = {
     "one chunk": (torch.float32, torch.float32, 12, 30, 23),
     "chunks": (torch.float32, torch.float32, 12, 5, 5),
     "all wait": (torch.float32, torch.float32, 23, 5, 23),
     "all wait, half": (torch.bfloat16, torch.bfloat16, 40, 5, 23),
     "some wait for a sum": (torch.bfloat16, torch.bfloat16, 12, 5, 10),
+    "some wait for a sum, float16": (torch.float16, torch.float16, 12, 5, 10),
+    "none wait, as two chunks do not fit": (torch.bfloat16, torch.bfloat16, 9, 5, 5),
     "chunks for a sum": (torch.bfloat16, torch.bfloat16, 4, 5, 5),
     "all wait, autocast": (torch.float32, torch.bfloat16, 12, 5, 23),
     "chunks, autocast": (torch.float32, torch.bfloat16, 11, 5, 5),
@@ -240,12 +244,12 @@ GROUPS = {  # of a weight's dtype, that of the logits, features and rows per chu
 def test_groups_of_rows(case, with_rows_left_out, monkeypatch):
     for module in (_linear, _weight_gradient):
         monkeypatch.setattr(module, "SLICE", 16)  # classes of 61
-    dtype, autocast, features, chunk_size, group = GROUPS[case]
+    dtype, autocast, features, chunk_size, rows_at_once = GROUPS[case]
     hidden, weight, bias, target = layer(dtype, features=features, rows=29 if with_rows_left_out else ROWS)
     if not with_rows_left_out:
         target[target == -100] = 3
     assert (target != -100).sum() == ROWS
-    assert _weight_gradient.WeightGradient(weight, autocast, ROWS, chunk_size).group == group
+    assert _weight_gradient.WeightGradient(weight, autocast, ROWS, chunk_size).rows_at_once == rows_at_once
 
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast != dtype):
         loss = linear_cross_entropy(hidden, weight, target, linear_bias=bias, chunk_size=chunk_size)

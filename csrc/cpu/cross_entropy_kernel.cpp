@@ -185,7 +185,7 @@ RowSums sum_row(const S* x, std::int64_t num_classes, std::int64_t head, Row& ro
     row_largest = std::max(row_largest, block.largest);
   }
   pending.finish();
-  return {reference, reference == -kInfinity ? std::nan("") : std::log(sum), logits, row_largest};
+  return {reference, std::log(sum), logits, row_largest};
 }
 
 template <class T>

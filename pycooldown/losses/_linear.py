@@ -1,9 +1,9 @@
 """Linear layer and cross-entropy as one operator of torch: `torch.ops.pycooldown.linear_cross_entropy`.
 
 One sweep over chunks of rows, and nothing is computed twice: a product gives the logits of a chunk, the kernel of
-`_fused` overwrites them with their gradient, as all weights are known by then, and two products take it to the
-gradients of the layer's input and weight. Backward multiplies those by a scalar and gives them away. A second backward
-over the same graph, and that of unreduced losses, sweeps again.
+`_fused` overwrites them with their gradient, as all weights are known by then, a second product takes it to the layer's
+input, and a third, of as many chunks at once as it can, to the weight. Backward multiplies those by a scalar and gives
+them away. A second backward over the same graph, and that of unreduced losses, sweeps again.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def _linear(
     if _has_onednn(input.device, input.dtype) and dense and weight.numel() and input.numel():
         if out is None:
             return torch.ops.mkldnn._linear_pointwise(input.contiguous(), weight, bias, "none", [], "")  # type: ignore[no-any-return]
-        # It allocates its output. Where small things took the place of a large one, the next would not fit there.
+        # Its output is freshly allocated. A slice at a time keeps that small: large blocks, freed, break up the heap.
         biases = [None] * math.ceil(len(weight) / SLICE) if bias is None else torch.split(bias, SLICE)
         for part, of_part, columns in zip(
             torch.split(weight, SLICE), biases, torch.split(out, SLICE, dim=1), strict=True
         ):
-            columns.copy_(_linear(input, part, of_part))
+            columns.copy_(_linear(input, part.contiguous(), of_part))
         return out
     if bias is None:
         return torch.mm(input, weight.t(), out=out)
@@ -131,7 +131,7 @@ def linear_cross_entropy(
     if want_input_grad and not all_rows:
         grad_input.zero_()
     grad_weight = WeightGradient(linear_weight, dtype, num_rows, step) if want_weight_grad else None
-    group_rows = max(grad_weight.group if grad_weight else step, 1)
+    rows_at_once = max(grad_weight.rows_at_once if grad_weight else step, 1)
     grad_bias = scale.new_zeros(num_classes if want_bias_grad else 0)
     loss_sum = scale.new_zeros(num_domains if want_stats else 0, dtype=torch.float64)
     token_count, correct = (torch.zeros_like(loss_sum, dtype=torch.int64) for _ in range(2))
@@ -139,12 +139,12 @@ def linear_cross_entropy(
     with torch.autocast(input.device.type, enabled=False):
         weight = linear_weight.to(dtype)
         bias = None if linear_bias is None else linear_bias.to(dtype)
-        for start in range(0, num_rows, group_rows):
-            stop = min(start + group_rows, num_rows)
-            hidden_of_group = input[slice(start, stop) if all_rows else kept[start:stop]].to(dtype)
+        for start in range(0, num_rows, rows_at_once):
+            stop = min(start + rows_at_once, num_rows)
+            all_hidden = input[slice(start, stop) if all_rows else kept[start:stop]].to(dtype)
             for begin in range(start, stop, step):
                 end = min(begin + step, stop)
-                hidden = hidden_of_group[begin - start : end - start]
+                hidden = all_hidden[begin - start : end - start]
                 logits = _linear(hidden, weight, bias, out=buffer[: end - begin])
                 rows = slice(begin, end) if all_rows else kept[begin:end]
                 loss, lse, grad, *sums = rows_function(backend, group, position)(
@@ -172,7 +172,8 @@ def linear_cross_entropy(
                 if want_bias_grad:
                     grad_bias += grad.sum(0, dtype=grad_bias.dtype)
             if grad_weight:
-                grad_weight.add(hidden_of_group)
+                grad_weight.add(all_hidden)
+            del all_hidden, hidden
 
     if group and want_input_grad:  # of which each rank has the part that its classes make
         backend_module("sharded").sum_(grad_input, group)

@@ -26,8 +26,9 @@ Ignored rows have loss 0, lse 0 and gradient 0, whatever their logits. So have r
 want_stats their loss and lse are computed. A target out of range raises IndexError on the CPU and gives a loss and
 gradient of NaN on a GPU, where raising would take a synchronization.
 
-`gradient` is that of a slice of `num_whole_classes` classes, a 0-dimensional tensor, whose lse is given; target is -1
-where the row's is none of the slice. Rows ignored or of scale 0 have gradient 0.
+`gradient` is that over a slice of `num_whole_classes` classes, a 0-dimensional int64 tensor, whose lse (N,) float32 is
+given: of logits (N, V of the slice), in their dtype. Targets number the slice's classes and are -1 where the row's is
+none of them; `ignore_index` is another number. Rows ignored or of scale 0 have gradient 0.
 
 `scale_` multiplies grad by a 0-dimensional tensor on the same device, without synchronization; free if that is 1.
 """
@@ -96,7 +97,7 @@ def gradient(
     softcap: float,
     inplace: bool,
 ) -> torch.Tensor:
-    """Scaled gradient of a slice of classes, in the dtype of lse; see above."""
+    """Scaled gradient of a slice of classes, computed in the dtype of lse; see above."""
     x = logits.to(lse.dtype)
     if softcap:
         x = softcap * torch.tanh(x / softcap)

@@ -4,45 +4,46 @@ from __future__ import annotations
 
 import torch
 
-SLICE = 2048  # classes whose part of the gradient is formed at a time, in cache
+SLICE = 2048  # classes of which logits, or a part of the gradient, are formed at a time
 
 
 class WeightGradient:
-    """The sum of gradᵀ @ hidden over groups of chunks of rows: grad (n, V) of the logits, hidden (n, D) of the group.
+    """The sum of gradᵀ @ hidden over all rows, for gradients of logits (n, V) that come a chunk of rows at a time.
 
     Many rows are multiplied faster than a few, and in half precision they spare sums in float32. So the gradients of
     the logits of as many rows as fit wait in the memory of the result, each slice of classes where its own part will
-    be. Where the result is itself the sum of several groups, it has no room, and a group is a chunk.
+    be. Where the result is itself a running sum, it has no room, and each chunk is multiplied alone.
 
     Attributes:
-        result: (V, D), in the dtype of the weight.
-        group: Rows of a group, a whole number of chunks unless it is all rows.
+        rows_at_once: That are multiplied at once, a whole number of chunks unless it is all rows.
     """
 
     def __init__(self, weight: torch.Tensor, dtype: torch.dtype, num_rows: int, step: int):
         """For num_rows rows in chunks of step, whose logits have dtype."""
-        self.result = torch.empty_like(weight, memory_format=torch.contiguous_format)
-        room = weight.shape[1] * weight.dtype.itemsize // dtype.itemsize
+        self._result = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        narrower = weight.dtype.itemsize < dtype.itemsize
+        room = 0 if narrower else weight.shape[1] * weight.dtype.itemsize // dtype.itemsize
         wide = torch.promote_types(dtype, torch.float32)
-        alone = num_rows <= max(step, room)  # one group: its products are the sum
-        self._sum = self.result if alone or weight.dtype == wide else torch.empty_like(self.result, dtype=wide)
-        self._waits = step < num_rows and step <= room and (alone or self._sum is not self.result)
-        self.group = num_rows if alone else room // step * step if self._waits else step
+        at_once = num_rows <= max(step, room)
+        self._sum = self._result if at_once or weight.dtype == wide else torch.empty_like(self._result, dtype=wide)
+        has_room = self._sum is not self._result and 2 * step <= room
+        self._waits = step < num_rows and (at_once or has_room)
+        self.rows_at_once = num_rows if at_once else room // step * step if self._waits else step
         self._grad: torch.Tensor | None = None
         self._first = True
         if num_rows == 0:
-            self.result.zero_()
+            self._result.zero_()
 
     def keep(self, grad: torch.Tensor, begin: int) -> None:
-        """Keep the gradient of the logits (n, V) of the group's rows from begin on, until the group is added."""
+        """Keep the gradient of the logits (n, V) of rows from begin on, counted among those multiplied at once."""
         if not self._waits:
             self._grad = grad
             return
-        for part, columns in zip(torch.split(self.result, SLICE), torch.split(grad, SLICE, dim=1), strict=True):
+        for part, columns in zip(torch.split(self._result, SLICE), torch.split(grad, SLICE, dim=1), strict=True):
             _waiting(part, grad.dtype, begin, len(grad)).copy_(columns)
 
     def add(self, hidden: torch.Tensor) -> None:
-        """Add the products of what was kept and the group's hidden (n, D)."""
+        """Add the product of what was kept and the same rows' hidden (n, D)."""
         grad, self._grad = self._grad, None
         if grad is not None and self._sum.dtype == grad.dtype:
             self._add(self._sum, grad, hidden)
@@ -50,9 +51,9 @@ class WeightGradient:
             for part, columns in zip(torch.split(self._sum, SLICE), torch.split(grad, SLICE, dim=1), strict=True):
                 self._add(part, columns, hidden)
         else:
-            in_place = self._sum is self.result
+            in_place = self._sum is self._result
             scratch = hidden.new_empty(len(hidden) * min(SLICE, len(self._sum)) if in_place else 0)
-            for part, place in zip(torch.split(self._sum, SLICE), torch.split(self.result, SLICE), strict=True):
+            for part, place in zip(torch.split(self._sum, SLICE), torch.split(self._result, SLICE), strict=True):
                 columns = _waiting(place, hidden.dtype, 0, len(hidden))
                 if in_place:
                     columns = scratch[: columns.numel()].view_as(columns).copy_(columns)
@@ -60,15 +61,18 @@ class WeightGradient:
         self._first = False
 
     def finish(self) -> torch.Tensor:
-        """The result."""
-        if self._sum is not self.result:
-            self.result.copy_(self._sum)
-        return self.result
+        """The gradient (V, D), in the dtype of the weight."""
+        if self._sum is not self._result:
+            self._result.copy_(self._sum)
+        return self._result
 
     def _add(self, part: torch.Tensor, columns: torch.Tensor, hidden: torch.Tensor) -> None:
         if part.dtype != hidden.dtype:
             product = torch.mm(columns.t(), hidden)
-            part.copy_(product) if self._first else part.add_(product)
+            if self._first:
+                part.copy_(product)
+            else:
+                part.add_(product)
         elif self._first:
             torch.mm(columns.t(), hidden, out=part)
         else:

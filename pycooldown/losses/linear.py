@@ -37,9 +37,10 @@ def linear_cross_entropy(
     The arguments are those of torch 2.13's `linear_cross_entropy` and of `pycooldown.losses.cross_entropy`. Gradients
     are formed in the forward pass, with 6·N·V·D operations for N rows that have a weight and are not ignored: others
     cost nothing, except that return_stats needs the losses of rows of weight 0. Those of input or of the layer are not
-    computed if they do not require grad. Memory beyond the gradients is that of one chunk's logits and a little more;
-    if linear_weight is bfloat16 or float16 and there are more than D such rows in several chunks, also that of its
-    gradient in float32, in which they are summed.
+    computed if they do not require grad. Memory beyond the gradients is that of one chunk's logits and, unless all rows
+    form one chunk, of at most D (D + 2,048) elements more (under autocast from float32 twice that); if linear_weight is
+    bfloat16 or float16 and there are more than D such rows in several chunks, also that of its gradient in float32, in
+    which they are summed.
 
     Under autocast the logits and products have autocast's dtype; without, input and layer must have one dtype.
 
@@ -99,7 +100,7 @@ def linear_cross_entropy(
         process_group=process_group,
         options=(reduction, label_smoothing, z_loss, softcap, return_stats, torch.is_grad_enabled(), chunk_size),
     )
-    hidden = input.reshape(-1, input.shape[-1])
+    hidden = input.reshape(shape.numel(), input.shape[-1])
     if rows.shard.sizes is not None and chunk_size is None:  # the same on all ranks, though their slices differ
         chunk_size = _linear.default_chunk_size(len(hidden), int(rows.shard.sizes.max()), dtype, hidden.device)
 

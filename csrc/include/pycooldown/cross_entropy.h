@@ -14,7 +14,7 @@ enum class Format { f32, bf16, f16 };
 // Ignored rows give 0 throughout, and so do rows of scale 0 unless sums are wanted.
 //
 // With whole_lse the logits are a slice of num_whole_classes classes, of which that is the lse: grad is the slice's
-// part of the gradient, target -1 is a class elsewhere, and loss and lse are those of the slice and without meaning.
+// part of the gradient, target -1 is a class elsewhere, and loss and lse are undefined.
 struct CrossEntropy {
   std::int64_t num_rows, num_classes, num_domains;
   const void* logits;                       // of the format, num_classes contiguous elements a row
