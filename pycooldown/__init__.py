@@ -5,7 +5,8 @@ try:
 except ImportError as error:  # a source tree without the compiled core
     raise ImportError(
         "pycooldown's compiled core is missing or was built for another Python: run `pip install .` in the source "
-        "tree, or `pip install -e .` to develop"
+        "tree, or `pip install -e .` to develop. If it is installed, run Python elsewhere: in the source tree, "
+        "`python -m` takes the sources"
     ) from error
 
 from pycooldown import schedules, theory

@@ -154,7 +154,7 @@ def compare(
     for measure, rows in study.tables.items():
         table = Table("domain", _right("size"), title=study.title(measure))
         for name in study.recipes:
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", overflow="fold")
         for name, size, cells in rows:
             table.add_row(name, f"{size:,}", *map(str, cells))
         console.print(table)
@@ -257,10 +257,11 @@ def main() -> None:
 
 
 def _comparison_table(comparison: Comparison) -> Table:
-    table = Table("domain", _right("size"), title="validation loss (nats a token) and epochs of the domain")
+    title = "validation loss (nats a token) and epochs of the domain"
+    table = Table(Column("domain", no_wrap=True), _right("size"), title=title)
     translated = comparison.groups[-1].cells[0].bleu is not None
     for run in comparison.runs:
-        table.add_column(f"{run.name}\nloss", justify="right")
+        table.add_column(f"{run.name}\nloss", justify="right", overflow="fold")  # cut, names would look the same
         for name in ("epochs", *(("BLEU", "chrF") if translated else ())):
             table.add_column(f"\n{name}", justify="right")
     for rows in (comparison.rows, comparison.groups):
