@@ -106,11 +106,8 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on with a run that was interrupted, if there is one.")] = False,
 ) -> None:
     """Train a recipe. A folder that holds the finished run already is left as it is."""
-    from transformers.utils import logging
-
     from pycooldown.training import load_recipe, train
 
-    logging.disable_progress_bar()  # of each file of a checkpoint
     folder = output or Path("runs") / recipe.stem
     run = train(load_recipe(recipe, overrides or ()), folder, resume=resume)
     if int(os.environ.get("RANK", "0")) == 0:
@@ -246,6 +243,7 @@ def study(
 
 def main() -> None:
     """Runs the command line; errors of the user are told in a line (PYCOOLDOWN_TRACEBACK=1 shows where they arose)."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars of each file of a checkpoint
     try:
         app()
     except (ValueError, OSError, ImportError, RuntimeError) as error:
