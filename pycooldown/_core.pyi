@@ -79,6 +79,8 @@ def cross_entropy(
     z_loss: float,
     softcap: float,
     num_threads: int,
+    whole_lse: npt.NDArray[np.float32] | None = ...,
+    num_whole_classes: int = ...,
 ) -> tuple[
     npt.NDArray[np.float32],
     npt.NDArray[np.float32],
