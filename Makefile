@@ -19,13 +19,13 @@ LANGUAGES := zh-Hans,de,fr,ro,uk,gl,sl,hr,is,fa
 RUNS := temperature1 temperature5 cooldown
 
 demo: .venv/.installed
-	$(BIN)/pycooldown corpus demo/corpus --languages $(LANGUAGES)
+	$(BIN)/python -m reproduction corpus demo/corpus --languages $(LANGUAGES)
 	$(BIN)/pycooldown pack demo/corpus demo/packed
 	for run in $(RUNS); do $(BIN)/pycooldown train recipes/demo/$$run.yaml --output demo/runs/$$run --resume || exit 1; done
 	$(BIN)/pycooldown report $(RUNS:%=demo/runs/%) --figures demo/report
 
 smoke: .venv/.installed  ## the demo with few steps
-	$(BIN)/pycooldown corpus demo/corpus --languages $(LANGUAGES)
+	$(BIN)/python -m reproduction corpus demo/corpus --languages $(LANGUAGES)
 	$(BIN)/pycooldown pack demo/corpus demo/packed
 	rm -rf demo/smoke
 	$(BIN)/pycooldown train recipes/demo/cooldown.yaml --output demo/smoke/cooldown \

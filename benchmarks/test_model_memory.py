@@ -15,7 +15,7 @@ import process_memory
 import torch
 import transformers
 
-from pycooldown.training import fuse_loss
+from pycooldown.huggingface import fuse_loss
 
 VOCABULARY, WIDTH, BATCH, LENGTH, STEPS = 128 * 1024, 512, 4, 512, 2
 LOGITS = BATCH * LENGTH * VOCABULARY * 4 / 2**20

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pycooldown.training import fuse_loss
-from pycooldown.training.probe import Probe
+from pycooldown.huggingface import fuse_loss
+from pycooldown.huggingface.probe import Probe
 
 DOMAINS, LENGTH, VOCABULARY = 10, 32, 4000
 KINDS = {

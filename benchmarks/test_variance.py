@@ -24,9 +24,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from pycooldown import DomainBatchSampler, Mixture, schedules  # noqa: E402
-from pycooldown.training import load_recipe, train  # noqa: E402
-from pycooldown.training.gradient_variance import RunGradients  # noqa: E402
-from pycooldown.variance import domain_moments, measure  # noqa: E402
+from pycooldown.gradients.variance import domain_moments, measure  # noqa: E402
+from pycooldown.recipes import load_recipe, train  # noqa: E402
+from pycooldown.recipes.gradient_variance import RunGradients  # noqa: E402
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo" / "temperature5.yaml"
 STEPS = 200

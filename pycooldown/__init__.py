@@ -9,11 +9,12 @@ except ImportError as error:  # a source tree without the compiled core
         "`python -m` takes the sources"
     ) from error
 
-from pycooldown import schedules, theory
+from pycooldown import schedules
 from pycooldown._core import AliasTable
+from pycooldown.gradients import theory
 from pycooldown.mixture import Mixture, temperature
-from pycooldown.plans import BatchPlan, Exposure
-from pycooldown.sampler import DomainBatchSampler
+from pycooldown.sampling.batches import BatchPlan, Exposure
+from pycooldown.sampling.sampler import DomainBatchSampler
 from pycooldown.schedules import Schedule
 
 __version__ = "0.1.0"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pycooldown.data.publish import Progress
-    from pycooldown.training.report import Comparison
+    from pycooldown.recipes.report import Comparison
 
 app = typer.Typer(
     name="pycooldown",
@@ -38,23 +38,6 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Values in place of 
 
 
 @app.command()
-def corpus(
-    out: Annotated[Path, typer.Argument(help="Folder for <language>/{train,validation}.jsonl.")],
-    languages: Annotated[str | None, typer.Option(help="Language codes, comma-separated; all by default.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder for the download.")] = None,
-) -> None:
-    """Fetch a real imbalanced corpus: Home Assistant's interface texts in about 48 languages, paired with English."""
-    from pycooldown.experiments.corpora import build_corpus
-
-    with _progress() as progress:
-        counts = build_corpus(out, cache=cache, languages=_names(languages), progress=progress)
-    table = Table("language", *(_right(column) for column in ("train", "validation")), title=str(out))
-    for language, splits in counts.items():
-        table.add_row(language, f"{splits['train']:,}", f"{splits['validation']:,}")
-    console.print(table)
-
-
-@app.command()
 def pack(
     corpus: Annotated[Path, typer.Argument(help="Folder that `corpus` wrote, or one of the same form.")],
     out: Annotated[Path, typer.Argument(help="Folder for the tar shards, tokenizer and manifest.")],
@@ -64,8 +47,8 @@ def pack(
     """Train a tokenizer and write webdataset tar shards for each domain."""
     from pycooldown.data.pack import pack
 
-    with _progress() as progress:
-        manifest = pack(corpus, out, domains=_names(domains), vocabulary_size=vocabulary_size, progress=progress)
+    with progress_bars() as progress:
+        manifest = pack(corpus, out, domains=names(domains), vocabulary_size=vocabulary_size, progress=progress)
     columns = [_right(column) for column in ("train samples", "tokens", "validation samples")]
     table = Table("domain", *columns, title=str(out))
     tokens, validation = manifest.tokens("train"), manifest.sizes("validation")
@@ -77,8 +60,8 @@ def pack(
 @app.command()
 def plan(recipe: Recipe, overrides: Overrides = None) -> None:
     """Show what a recipe will do to each domain, before anything is trained."""
-    from pycooldown.experiments.cooling import advise
-    from pycooldown.training import load_recipe, plan
+    from pycooldown.recipes import load_recipe, plan
+    from pycooldown.recipes.advice import advise
 
     for stage in plan(load_recipe(recipe, overrides or ())):
         mixture, exposure = stage.mixture, stage.exposure
@@ -106,7 +89,7 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on with a run that was interrupted, if there is one.")] = False,
 ) -> None:
     """Train a recipe. A folder that holds the finished run already is left as it is."""
-    from pycooldown.training import load_recipe, train
+    from pycooldown.recipes import load_recipe, train
 
     folder = output or Path("runs") / recipe.stem
     run = train(load_recipe(recipe, overrides or ()), folder, resume=resume)
@@ -121,7 +104,7 @@ def report(
     figures: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("report"),
 ) -> None:
     """Compare runs: a table by domain, a sentence, and pictures."""
-    from pycooldown.training import compare
+    from pycooldown.recipes import compare
 
     comparison = compare(runs)
     console.print(_comparison_table(comparison))
@@ -140,13 +123,13 @@ def compare(
     ] = None,
 ) -> None:
     """Train recipes over seeds and compare them: a table with mean ± sd and a picture. Interrupted, it goes on."""
-    from pycooldown.training import load_recipe, train
-    from pycooldown.training.study import run_study
+    from pycooldown.recipes import load_recipe, train
+    from pycooldown.recipes.sweep import run_study
 
     loaded = {path.stem: load_recipe(path, override or ()) for path in recipes}
     if len(loaded) < len(recipes):
         raise ValueError(f"recipes share a name: {', '.join(path.stem for path in recipes)}; rename a file")
-    numbers = [int(seed) for seed in _names(seeds) or ()]
+    numbers = [int(seed) for seed in names(seeds) or ()]
     study = run_study(loaded, numbers, output, lambda recipe, folder: train(recipe, folder, resume=True))
     for measure, rows in study.tables.items():
         table = Table("domain", _right("size"), title=study.title(measure))
@@ -170,7 +153,7 @@ def variance(
     figures: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("variance"),
 ) -> None:
     """Measure the gradient variance of mixtures at a run's weights, beside the predicted one."""
-    from pycooldown.training.gradient_variance import measure_run, save_figures
+    from pycooldown.recipes.gradient_variance import measure_run, save_figures
 
     moments, results = measure_run(run, [*(tau or []), *(more or [])] or [5.0], num_batches=batches)
     table = Table("domain", _right("tr Sigma"), _right("|mu|^2"), title="per-sample gradients")
@@ -188,61 +171,13 @@ def variance(
         console.print(f"wrote {path}", highlight=False)
 
 
-@app.command()
-def reproduce(
-    claims: Annotated[list[str] | None, typer.Argument(help="R1 ... R15; all by default.", metavar="[ID]...")] = None,
-    data: Annotated[Path | None, typer.Option(help="Packed data with German and Romanian, for R4 to R11.")] = None,
-    folder: Annotated[Path, typer.Option(help="For runs and results; what it has is not run again.")] = Path(
-        "reproduce"
-    ),
-    seeds: Annotated[int, typer.Option(help="Paired seeds, at least 4.")] = 4,
-    workers: Annotated[int, typer.Option(help="Processes that train at a time.")] = 1,
-    scale: Annotated[str, typer.Option(help="small runs; paper prints the papers' configurations.")] = "small",
-) -> None:
-    """Test the papers' claims by rules that were fixed beforehand, and write a page of the outcome."""
-    from pycooldown.experiments import reproduce as experiment
-    from pycooldown.experiments.figures import save_figures
-
-    if scale not in ("small", "paper"):
-        raise ValueError(f"scale = {scale!r}; expected 'small' or 'paper'")
-    if scale == "paper":
-        for name in claims or experiment.CLAIMS:
-            claim = experiment.CLAIMS[name]
-            console.print(f"{name} ({claim.item}): {claim.paper_scale}", soft_wrap=True, highlight=False)
-        return
-
-    def show(result: experiment.Result) -> None:
-        claim = experiment.CLAIMS[result.claim]
-        console.print(f"{result.claim}: {result.outcome.verdict}: {claim.statement}", soft_wrap=True, highlight=False)
-
-    results = experiment.reproduce(folder, data=data, claims=claims or (), seeds=seeds, workers=workers, progress=show)
-    page, pictures = folder / "claims.md", save_figures(folder, folder / "figures")
-    relative = {caption: f"figures/{path.name}" for caption, path in pictures.items()}
-    page.write_text(experiment.page(results, relative), encoding="utf-8")
-    for path in (page, *pictures.values()):
-        console.print(f"wrote {path}", highlight=False)
-
-
-@app.command()
-def study(
-    data: Annotated[Path, typer.Argument(help="Packed data with German, Chinese and Romanian.")],
-    folder: Annotated[Path, typer.Option(help="For runs and results; what it has is not run again.")] = Path("study"),
-    seeds: Annotated[int, typer.Option(help="Paired seeds, at least 2; each takes 11 minutes of a core.")] = 4,
-    workers: Annotated[int, typer.Option(help="Processes that train at a time.")] = 1,
-) -> None:
-    """When does cooling help? Train schedules over the epochs of the rarest domain, and write a page of the outcome."""
-    from pycooldown.experiments import cooling_page
-    from pycooldown.experiments.cooling_study import run_study
-
-    with _progress() as progress:
-        evidence = run_study(data, folder, seeds=seeds, workers=workers, progress=progress)
-    console.print(cooling_page.conclusion(evidence), soft_wrap=True, highlight=False)
-    for path in cooling_page.save(evidence, folder):
-        console.print(f"wrote {path}", highlight=False)
-
-
 def main() -> None:
-    """Runs the command line; errors of the user are told in a line (PYCOOLDOWN_TRACEBACK=1 shows where they arose)."""
+    """Run the command line."""
+    run(app)
+
+
+def run(app: typer.Typer) -> None:
+    """Run an application, telling the user's errors in a line (PYCOOLDOWN_TRACEBACK=1 shows where they arose)."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars of each file of a checkpoint
     try:
         app()
@@ -278,12 +213,13 @@ def _right(name: str) -> Column:
     return Column(name, justify="right")
 
 
-def _names(text: str | None) -> list[str] | None:
+def names(text: str | None) -> list[str] | None:
+    """The names in a comma-separated list."""
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
+def progress_bars() -> Iterator[Progress]:
     """A bar for each phase of a long call."""
     with RichProgress(*RichProgress.get_default_columns(), console=console) as bars:
         tasks: dict[str, TaskID] = {}

@@ -1,1 +1,12 @@
-"""Corpora and reproductions of published experiments."""
+"""Reproductions of published experiments, and the corpora they need. Not part of the installed package.
+
+`python -m reproduction` starts in the source tree, which lacks the compiled core, so an installed pycooldown is looked
+for first.
+"""
+
+import sys
+from pathlib import Path
+
+_root = str(Path(__file__).parents[1])
+if any(str(Path(entry).resolve()) == _root for entry in sys.path):
+    sys.path = [entry for entry in sys.path if str(Path(entry).resolve()) != _root] + [_root]

@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 
 from pycooldown import theory
-from pycooldown.experiments.claim import Bench, Claim, Outcome, Quantity, verdict
 from pycooldown.mixture import Mixture
+from reproduction.claim import Bench, Claim, Outcome, Quantity, verdict
 
 # F(5) of `zipf`'s sizes.
 GOLDEN = {0.5: 1.1158, 1.0: 1.5989, 1.5: 2.9691, 2.0: 6.7745}

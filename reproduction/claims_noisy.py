@@ -9,9 +9,9 @@ from importlib.util import find_spec
 import numpy as np
 
 from pycooldown.adaptive import DoReMi, Statistics
-from pycooldown.experiments import noisy_domains
-from pycooldown.experiments.claim import Bench, Claim, Outcome, Quantity, verdict
 from pycooldown.mixture import Mixture, Vector
+from reproduction import noisy_domains
+from reproduction.claim import Bench, Claim, Outcome, Quantity, verdict
 
 _UNKNOWN = "dimensions, sizes, step sizes and seeds are not known to us; the settings are ours"
 

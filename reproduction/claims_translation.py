@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pycooldown.experiments.claim import Bench, Claim, Outcome, Quantity, verdict
-from pycooldown.experiments.processes import in_parallel
-from pycooldown.experiments.translation import HIGH, LOW, Run, Setting, read_texts, train
 from pycooldown.mixture import Vector
+from reproduction.claim import Bench, Claim, Outcome, Quantity, verdict
+from reproduction.processes import in_parallel
+from reproduction.translation import HIGH, LOW, Run, Setting, read_texts, train
 
 SETTING = Setting()
 Runs = Mapping[str, Sequence[Run]]  # of each system, by seed

@@ -11,14 +11,14 @@ from typing import Literal
 import numpy as np
 
 from pycooldown import theory
-from pycooldown.experiments.claim import Bench, Claim, Outcome, Quantity, verdict
-from pycooldown.experiments.claims_translation import BIG, NO_DATA, SETTING, mean_epochs, train_all
-from pycooldown.experiments.processes import in_parallel
-from pycooldown.experiments.translation import LOW, build_model, load_model, read_texts, sample_losses, write_json
+from pycooldown.gradients.moments import Interval, bootstrap
+from pycooldown.gradients.variance import domain_moments, measure, trace_ratio
 from pycooldown.mixture import Mixture
-from pycooldown.moments import Interval, bootstrap
-from pycooldown.sampler import AllocationName
-from pycooldown.variance import domain_moments, measure, trace_ratio
+from pycooldown.sampling.sampler import AllocationName
+from reproduction.claim import Bench, Claim, Outcome, Quantity, verdict
+from reproduction.claims_translation import BIG, NO_DATA, SETTING, mean_epochs, train_all
+from reproduction.processes import in_parallel
+from reproduction.translation import LOW, build_model, load_model, read_texts, sample_losses, write_json
 
 Stage = Literal["at initialization", "after training"]
 STAGES: tuple[Stage, ...] = ("at initialization", "after training")
@@ -28,7 +28,7 @@ SAMPLING, WEIGHTING = "temperature sampling", "scalarization"
 
 @dataclass(frozen=True)
 class Batches:
-    """What 64 batches of one mixture and allocation gave; attributes as of `pycooldown.variance.MixtureVariance`."""
+    """What 64 batches of one mixture and allocation gave; attributes as of `MixtureVariance`."""
 
     predicted: Interval
     trace: Interval

@@ -1,4 +1,4 @@
-"""When cooling helps: the evidence of `pycooldown study`, and the advice that `pycooldown plan` draws from it.
+"""When cooling helps: the evidence of the study, of which `pycooldown plan` has a summary.
 
 The rules were fixed before the study was run.
 """
@@ -6,7 +6,6 @@ The rules were fixed before the study was run.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from pycooldown.experiments.claim import Quantity
-from pycooldown.mixture import temperature
+from pycooldown.recipes.advice import Finding
+from reproduction.claim import Quantity
 
 STATIC, COOLDOWN = "temperature 5", "cooldown"
 STORED = Path(__file__).with_name("cooling.json")
@@ -97,50 +96,12 @@ class Evidence:
 
     @classmethod
     def load(cls, path: Path = STORED) -> Evidence:
-        """Reads what `save` wrote; by default the study that came with the package."""
+        """Reads what `save` wrote; by default the study beside this file."""
         return cls([Cell(**cell) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]])
 
-    def nearest(self, exposure: float, skew: float) -> Cell | None:
-        """The cell that stands for a setting, or ``None`` outside of the study's range.
-
-        The range of exposures ends with the study's. The rarest domain's share at tau = 5 goes with the fifth root of
-        the skew, so skews stand for others up to twice as far.
-        """
-        exposures, skews = [c.exposure for c in self.cells], [c.skew for c in self.cells]
-        near = min(skews) / 2 <= skew <= 2 * max(skews)
-        if not (near and round(min(exposures)) <= exposure <= round(max(exposures))):
-            return None
-
-        def distance(cell: Cell) -> float:
-            return math.hypot(math.log(cell.exposure / exposure), math.log(cell.skew / skew) / 5)
-
-        return min(self.cells, key=distance)
-
-
-def advise(sizes: Mapping[str, int], num_samples: int, evidence: Evidence | None = None) -> str:
-    """What the study says about cooling for these domains, and on what grounds.
-
-    Args:
-        sizes: training samples of each domain.
-        num_samples: that the run draws, its steps times its batch size.
-        evidence: that of the package by default.
-    """
-    evidence = evidence or Evidence.load()
-    counts = np.array(list(sizes.values()), dtype=np.float64)
-    i = int(counts.argmin())
-    exposure = float(temperature(counts, 5)[i] * num_samples / counts[i])
-    skew = float(counts.max() / counts[i])
-    found = (
-        f"At tau = 5 the rarest domain, {list(sizes)[i]}, would be passed through {exposure:.3g} times (sizes up to "
-    )
-    found += f"{skew:.3g}:1). "
-    cell = evidence.nearest(exposure, skew)
-    exposures, skews = [c.exposure for c in evidence.cells], [c.skew for c in evidence.cells]
-    study = f"our study (docs/cooldown.md: {min(exposures):.0f} to {max(exposures):.0f} epochs, skews "
-    study += f"{min(skews):g} and {max(skews):g}, small models)"
-    if cell is None:
-        return f"{found}That is outside of {study}: no advice."
-    return f"{found}Nearest in {study} is {cell.exposure:.0f} epochs at {cell.skew:g}:1: {summary(cell)}"
+    def findings(self) -> list[Finding]:
+        """What `pycooldown plan` needs of it: the outcome of each cell."""
+        return [Finding(cell.exposure, cell.skew, summary(cell)) for cell in self.cells]
 
 
 def summary(cell: Cell) -> str:

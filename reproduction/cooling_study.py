@@ -1,7 +1,7 @@
 """When does cooling help? Trainings over the epochs of the rarest domain and the skew of the sizes, on real text.
 
 English to German and Chinese (frequent) and Romanian (rare), all cut so that Romanian is passed through a chosen number
-of times under temperature sampling with tau = 5. `pycooldown.experiments.cooling` has the rule that reads the outcome.
+of times under temperature sampling with tau = 5. `reproduction.cooling` has the rule that reads the outcome.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from pycooldown.data.manifest import load_manifest
-from pycooldown.experiments.cooling import STATIC, Cell, Evidence
-from pycooldown.experiments.processes import in_parallel
-from pycooldown.experiments.translation import VALIDATION, Run, Sample, Setting, Texts, read_samples, spread, train
 from pycooldown.mixture import temperature
-from pycooldown.sampler import AllocationName
+from pycooldown.sampling.sampler import AllocationName
+from reproduction.cooling import STATIC, Cell, Evidence
+from reproduction.processes import in_parallel
+from reproduction.translation import VALIDATION, Run, Sample, Setting, Texts, read_samples, spread, train
 
 FREQUENT, RARE = ("de", "zh-Hans"), "ro"
 BATCH_SIZE, MAX_LENGTH = 32, 32

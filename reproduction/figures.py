@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pycooldown import plots, theory
-from pycooldown.experiments.claims_analytic import GOLDEN, zipf
-from pycooldown.experiments.claims_translation import SETTING
-from pycooldown.experiments.claims_variance import SAMPLING, WEIGHTING, read_probe
-from pycooldown.experiments.translation import HIGH, LOW, NUM_ROMANIAN, systems
 from pycooldown.mixture import Mixture
+from reproduction.claims_analytic import GOLDEN, zipf
+from reproduction.claims_translation import SETTING
+from reproduction.claims_variance import SAMPLING, WEIGHTING, read_probe
+from reproduction.translation import HIGH, LOW, NUM_ROMANIAN, systems
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -27,7 +27,7 @@ from pycooldown import schedules
 from pycooldown.data.manifest import load_manifest
 from pycooldown.data.shards import TarDataset
 from pycooldown.mixture import Mixture
-from pycooldown.sampler import AllocationName, DomainBatchSampler
+from pycooldown.sampling.sampler import AllocationName, DomainBatchSampler
 from pycooldown.schedules import Schedule
 
 HIGH, LOW = "de", "ro"

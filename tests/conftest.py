@@ -3,13 +3,16 @@
 import io
 import os
 import shutil
+import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 # Processes that tests start must import the installed package, not the source tree that they happen to start in.
 os.environ["PYTHONSAFEPATH"] = "1"
+sys.path.append(str(Path(__file__).parents[1]))  # `reproduction`, behind the installed package
 # Without a GPU, Triton's kernels run in its interpreter.
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")

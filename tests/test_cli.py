@@ -241,17 +241,3 @@ def test_variance_of_a_run(recipe, tmp_path):
     assert result.exit_code == 0, result.output
     assert all(word in result.output for word in ("aa", "systematic", "scalarization 2", "scalarization 5", "wrote"))
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"variance_inflation.png", "gradient_norms.png"}
-
-
-def test_reproduce_writes_a_page(tmp_path):
-    result = CliRunner().invoke(cli.app, ["reproduce", "R1", "R3", "--folder", str(tmp_path)])
-    assert result.exit_code == 0, result.output
-    assert "R3: not reproduced" in result.output
-    page = (tmp_path / "claims.md").read_text()
-    assert "## R1" in page
-    pictures = re.findall(r"\]\((figures/.*?)\)", page)
-    assert pictures == ["figures/variance_inflation.png", "figures/temperature_by_step.png"]
-    assert all((tmp_path / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
-    recipe = CliRunner().invoke(cli.app, ["reproduce", "R5", "--scale", "paper", "--folder", str(tmp_path / "none")])
-    assert "transformer_wmt_en_de_big" in recipe.output
-    assert not (tmp_path / "none").exists()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pycooldown import Mixture, schedules, temperature
-from pycooldown.theory import variance_inflation
+from pycooldown.gradients.theory import variance_inflation
 
 MC4 = {"en": 2733, "it": 162, "zh": 39, "sw": 1}
 

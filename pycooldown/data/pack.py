@@ -145,7 +145,9 @@ def _inputs(corpus: Path, domains: Collection[str] | None) -> dict[str, dict[str
         )
     found = sorted(path.parent.name for path in corpus.glob("*/train.jsonl"))
     if not found:
-        raise ValueError(f"{corpus} has no <domain>/train.jsonl; make it with `pycooldown corpus`")
+        raise ValueError(
+            f"{corpus} has no <domain>/train.jsonl: a folder of train.jsonl and validation.jsonl for each domain"
+        )
     for domain in domains if domains is not None else ():
         if domain not in found:
             raise ValueError(f"domains has {domain!r}; expected some of {', '.join(found)}")

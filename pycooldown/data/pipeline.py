@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pycooldown._extras import require
-from pycooldown.sampler import AllocationName, DomainBatchSampler
+from pycooldown.sampling.sampler import AllocationName, DomainBatchSampler
 from pycooldown.schedules import Schedule
 
 require("data", "webdataset")

@@ -1,4 +1,4 @@
-"""Measured variance of minibatch gradients, beside the one that `pycooldown.theory` predicts.
+"""Measured variance of minibatch gradients, beside the one that `pycooldown.gradients.theory` predicts.
 
 The gradient measured is that of (1/B) sum_b v_{d(b)} loss(x_b): losses are averaged over *samples*. A loss that is
 averaged over the tokens of a batch is a ratio, whose variance the closed forms do not describe.
@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pycooldown import schedules, theory
+from pycooldown import schedules
+from pycooldown.gradients import theory
+from pycooldown.gradients.moments import CountSketch, Interval, StreamingMoments, bootstrap
 from pycooldown.mixture import Mixture, Vector
-from pycooldown.moments import CountSketch, Interval, StreamingMoments, bootstrap
-from pycooldown.plans import BatchPlan
-from pycooldown.sampler import AllocationName, DomainBatchSampler
+from pycooldown.sampling.batches import BatchPlan
+from pycooldown.sampling.sampler import AllocationName, DomainBatchSampler
 
 Loss = Callable[[Any, list[Any]], torch.Tensor]
 Vectorize = Callable[[Sequence[torch.Tensor | None]], torch.Tensor]

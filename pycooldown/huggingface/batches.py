@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from transformers import TrainingArguments
 
-from pycooldown.sampler import DomainBatchSampler
+from pycooldown.sampling.sampler import DomainBatchSampler
 
 Collator = Callable[[list[Any]], dict[str, torch.Tensor]]
 

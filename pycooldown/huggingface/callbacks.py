@@ -10,8 +10,7 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
 
-from pycooldown.training.checkpoints import write_atomically
-from pycooldown.training.methods import OrderMatters
+from pycooldown.huggingface.checkpoints import write_atomically
 
 
 def _shown(logs: dict[str, Any]) -> dict[str, str]:
@@ -79,14 +78,15 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
 
 
 class ResetAtStep(TrainerCallback):  # type: ignore[misc]
-    """Empties the optimizer's state or starts the learning rate again before the step at which Order Matters switches.
+    """Empty the optimizer's state or start the learning rate again before a step, as Order Matters does at its switch.
 
-    A run that is resumed finds the outcome in its checkpoint; one from the very step of the switch resets once more.
+    A run that is resumed finds the outcome in its checkpoint; one from the very step of the reset resets once more.
     """
 
-    def __init__(self, method: OrderMatters, num_steps: int) -> None:
-        self.method = method
-        self.step = method.switch_step(num_steps)
+    def __init__(self, step: int, *, optimizer: bool, learning_rate: bool) -> None:
+        self.step = step
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
 
     def on_step_begin(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **kwargs: Any
@@ -94,9 +94,9 @@ class ResetAtStep(TrainerCallback):  # type: ignore[misc]
         """Resets at the switch."""
         if state.global_step != self.step:
             return
-        if self.method.reset_optimizer:
+        if self.optimizer:
             getattr(optimizer, "optimizer", optimizer).state.clear()
-        if self.method.reset_lr:
+        if self.learning_rate:
             scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)
             scheduler.last_epoch = 0
             rates = [base * rate(0) for base, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]

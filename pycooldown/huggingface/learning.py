@@ -8,9 +8,9 @@ import torch
 from transformers import TrainerCallback
 
 from pycooldown.adaptive import Statistics
+from pycooldown.huggingface.fused_loss import fuse_loss
+from pycooldown.huggingface.probe import Probe
 from pycooldown.schedules import AdaptiveSchedule
-from pycooldown.training.fused_loss import fuse_loss
-from pycooldown.training.probe import Probe
 
 _ROWS = ("loss_sum", "token_count", "excess_loss_sum", "probe_loss", "probe_loss_variance", "probe_gradient_variance")
 

@@ -11,7 +11,7 @@ import torch
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pycooldown.training.batches import Samples
+from pycooldown.huggingface.batches import Samples
 
 Inputs = dict[str, torch.Tensor]
 
@@ -71,7 +71,7 @@ class Probe:
         """Mean loss, variance of the loss and, if asked for, trace of the gradients' covariance, (3, K) float64.
 
         Args:
-            model: with its loss fused (`pycooldown.training.fuse_loss`); is left as it was.
+            model: with its loss fused (`pycooldown.huggingface.fuse_loss`); is left as it was.
             step: decides the examples.
             positions: of the domains to be measured; 0 for the others.
             gradients: whether to form them, or leave 0.

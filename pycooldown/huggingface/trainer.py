@@ -11,18 +11,18 @@ from torch.utils.data import DataLoader
 from transformers import ProgressCallback, Trainer, TrainerControl, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
+from pycooldown.gradients.theory import variance_inflation
+from pycooldown.huggingface.batches import EvaluationBatches, MicroBatches, Samples, WithDomains, load, seed_micro_batch
+from pycooldown.huggingface.callbacks import MixtureProgress
+from pycooldown.huggingface.checkpoints import complete_checkpoint, discard_incomplete, seal, unseal
+from pycooldown.huggingface.checks import check_arguments, check_change, check_learning
+from pycooldown.huggingface.fused_loss import fuse_loss
+from pycooldown.huggingface.learning import Learner
+from pycooldown.huggingface.probe import Probe
+from pycooldown.huggingface.statistics import DomainSums
 from pycooldown.mixture import Mixture
-from pycooldown.sampler import AllocationName, DomainBatchSampler
+from pycooldown.sampling.sampler import AllocationName, DomainBatchSampler
 from pycooldown.schedules import AdaptiveSchedule, Schedule
-from pycooldown.theory import variance_inflation
-from pycooldown.training.batches import EvaluationBatches, MicroBatches, Samples, WithDomains, load, seed_micro_batch
-from pycooldown.training.callbacks import MixtureProgress
-from pycooldown.training.checkpoints import complete_checkpoint, discard_incomplete, seal, unseal
-from pycooldown.training.checks import check_arguments, check_change, check_learning
-from pycooldown.training.fused_loss import fuse_loss
-from pycooldown.training.learning import Learner
-from pycooldown.training.probe import Probe
-from pycooldown.training.sums import DomainSums
 
 
 class MixtureTrainer(Trainer):  # type: ignore[misc]

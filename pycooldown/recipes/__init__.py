@@ -1,7 +1,7 @@
-"""Training on Hugging Face Trainer with a mixture, and recipes that say it in a few lines of YAML.
+"""Training runs that are said in a few lines of YAML.
 
-    from pycooldown.training import MixtureTrainer                     # in your own script
-    from pycooldown.training import load_recipe, train                 # train(load_recipe("recipe.yaml"), "runs/one")
+    from pycooldown.recipes import load_recipe, train    # train(load_recipe("recipe.yaml"), "runs/one")
+
 
 Names are imported on first use, so that reading a recipe or a run does not import torch.
 """
@@ -14,24 +14,19 @@ from pycooldown._extras import require
 require("train", "torch", "transformers", "accelerate", "tensorboard", "yaml")
 
 if TYPE_CHECKING:
-    from pycooldown.training.fused_loss import FusedLoss, fuse_loss
-    from pycooldown.training.planning import plan
-    from pycooldown.training.recipe import Recipe, load_recipe
-    from pycooldown.training.report import compare
-    from pycooldown.training.run import train
-    from pycooldown.training.trainer import MixtureTrainer
+    from pycooldown.recipes.planning import plan
+    from pycooldown.recipes.report import compare
+    from pycooldown.recipes.run import train
+    from pycooldown.recipes.schema import Recipe, load_recipe
 
 _HOME = {
-    "FusedLoss": "fused_loss",
-    "MixtureTrainer": "trainer",
-    "Recipe": "recipe",
+    "Recipe": "schema",
     "compare": "report",
-    "fuse_loss": "fused_loss",
-    "load_recipe": "recipe",
+    "load_recipe": "schema",
     "plan": "planning",
     "train": "run",
 }
-__all__ = ["FusedLoss", "MixtureTrainer", "Recipe", "compare", "fuse_loss", "load_recipe", "plan", "train"]
+__all__ = ["Recipe", "compare", "load_recipe", "plan", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,16 +15,16 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from pycooldown.data.manifest import Manifest
 from pycooldown.data.shards import TarDataset
-from pycooldown.training import learning_rate
-from pycooldown.training.batches import Collator, collator
-from pycooldown.training.callbacks import ResetAtStep
-from pycooldown.training.learning_methods import DoReMi, Probing
-from pycooldown.training.methods import OrderMatters
-from pycooldown.training.models import build_model, load_model
-from pycooldown.training.planning import build_schedule, training_sizes
-from pycooldown.training.probe import Probe
-from pycooldown.training.recipe import Recipe
-from pycooldown.training.trainer import MixtureTrainer
+from pycooldown.huggingface.batches import Collator, collator
+from pycooldown.huggingface.callbacks import ResetAtStep
+from pycooldown.huggingface.probe import Probe
+from pycooldown.huggingface.trainer import MixtureTrainer
+from pycooldown.recipes import learning_rate
+from pycooldown.recipes.learning_methods import DoReMi, Probing
+from pycooldown.recipes.methods import OrderMatters
+from pycooldown.recipes.models import build_model, load_model
+from pycooldown.recipes.planning import build_schedule, training_sizes
+from pycooldown.recipes.schema import Recipe
 
 
 @atexit.register
@@ -121,7 +121,10 @@ def assemble(recipe: Recipe, manifest: Manifest, sizes: Mapping[str, int], args:
     trainer.recipe = recipe
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has what it would print
     if isinstance(recipe.mixture, OrderMatters):
-        trainer.add_callback(ResetAtStep(recipe.mixture, recipe.training.steps))
+        method = recipe.mixture
+        step = method.switch_step(recipe.training.steps)
+        reset = ResetAtStep(step, optimizer=method.reset_optimizer, learning_rate=method.reset_lr)
+        trainer.add_callback(reset)
     return trainer
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from pycooldown.training.history import Run
-from pycooldown.training.learning_methods import DoReMi
-from pycooldown.training.methods import Temperature, Weights
-from pycooldown.training.recipe import Recipe
+from pycooldown.recipes.history import Run
+from pycooldown.recipes.learning_methods import DoReMi
+from pycooldown.recipes.methods import Temperature, Weights
+from pycooldown.recipes.schema import Recipe
 
 _SETTLED = 1e-3
 

@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from pycooldown import plots, theory
+from pycooldown import plots
 from pycooldown.data.manifest import load_manifest
 from pycooldown.data.shards import TarDataset
+from pycooldown.gradients import theory
+from pycooldown.gradients.variance import DomainMoments, MixtureVariance, domain_moments, measure
+from pycooldown.huggingface.batches import Collator, collator
 from pycooldown.mixture import Mixture
-from pycooldown.training.batches import Collator, collator
-from pycooldown.training.history import Run
-from pycooldown.training.models import load_model
-from pycooldown.variance import DomainMoments, MixtureVariance, domain_moments, measure
+from pycooldown.recipes.history import Run
+from pycooldown.recipes.models import load_model
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def measure_run(
         taus: temperatures.
         num_batches: for each mixture and allocation.
         num_groups: of 8 samples, for the moments of each domain.
-        projection: see `pycooldown.variance.domain_moments`.
+        projection: see `pycooldown.gradients.variance.domain_moments`.
         seed: of the samples.
 
     Raises:

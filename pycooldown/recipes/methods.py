@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from pycooldown import schedules
 from pycooldown.mixture import Mixture
+from pycooldown.recipes.learning_methods import LEARNING_METHODS
 from pycooldown.schedules import Schedule, Shape
-from pycooldown.training.learning_methods import LEARNING_METHODS
 
 
 class Method(Protocol):

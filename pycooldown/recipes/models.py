@@ -8,7 +8,7 @@ from typing import Any
 from transformers import LlamaConfig, LlamaForCausalLM, MarianConfig, MarianMTModel, PreTrainedModel
 
 from pycooldown.data.manifest import Tokenizer
-from pycooldown.training.recipe import Recipe
+from pycooldown.recipes.schema import Recipe
 
 _CLASSES = {"llama": LlamaForCausalLM, "marian": MarianMTModel}
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pycooldown import plots
-from pycooldown.training.history import Run
+from pycooldown.recipes.history import Run
 
 # Differences below this, in nats a token, are called none: seeds alone differ by about as much.
 _TIE = 0.005

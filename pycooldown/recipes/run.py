@@ -19,16 +19,16 @@ from transformers.integrations import TensorBoardCallback
 from pycooldown import adaptive
 from pycooldown.adaptive import LearnedSchedule
 from pycooldown.data.manifest import Manifest, load_manifest
-from pycooldown.training.assemble import RecipeTrainer, arguments, assemble, validation_pairs
-from pycooldown.training.callbacks import MetricsFile, ProgressLines
-from pycooldown.training.checkpoints import complete_checkpoint, discard_incomplete, write_atomically
-from pycooldown.training.checks import warn_of_lengths
-from pycooldown.training.doremi import after_proxy
-from pycooldown.training.history import METRICS, RECIPE, SUMMARY, TRANSLATIONS, Run
-from pycooldown.training.learning_methods import DoReMi
-from pycooldown.training.planning import domain_sizes
-from pycooldown.training.recipe import Recipe
-from pycooldown.training.translation import Translation, score, translate
+from pycooldown.huggingface.callbacks import MetricsFile, ProgressLines
+from pycooldown.huggingface.checkpoints import complete_checkpoint, discard_incomplete, write_atomically
+from pycooldown.huggingface.checks import warn_of_lengths
+from pycooldown.recipes.build import RecipeTrainer, arguments, assemble, validation_pairs
+from pycooldown.recipes.doremi import after_proxy
+from pycooldown.recipes.history import METRICS, RECIPE, SUMMARY, TRANSLATIONS, Run
+from pycooldown.recipes.learning_methods import DoReMi
+from pycooldown.recipes.planning import domain_sizes
+from pycooldown.recipes.schema import Recipe
+from pycooldown.recipes.translation import Translation, score, translate
 
 
 def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress: bool = True) -> Run:

@@ -11,9 +11,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from pycooldown.sampler import AllocationName
-from pycooldown.training.learning_rate import Decay
-from pycooldown.training.methods import METHODS, Method
+from pycooldown.recipes.learning_rate import Decay
+from pycooldown.recipes.methods import METHODS, Method
+from pycooldown.sampling.sampler import AllocationName
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from pycooldown import plots
-from pycooldown.training.checkpoints import write_atomically
-from pycooldown.training.history import Run
-from pycooldown.training.recipe import Recipe
-from pycooldown.training.report import Comparison, compare
+from pycooldown.huggingface.checkpoints import write_atomically
+from pycooldown.recipes.history import Run
+from pycooldown.recipes.report import Comparison, compare
+from pycooldown.recipes.schema import Recipe
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from pycooldown._extras import require
 from pycooldown.data.manifest import Tokenizer
-from pycooldown.training.batches import PackedPairs, Samples, packed_ids
-from pycooldown.training.recipe import Decoding
+from pycooldown.huggingface.batches import PackedPairs, Samples, packed_ids
+from pycooldown.recipes.schema import Decoding
 
 require("train", "sacrebleu", "sentencepiece")
 

@@ -8,7 +8,7 @@ from itertools import pairwise, zip_longest
 from typing import Any
 
 from pycooldown.mixture import Mixture
-from pycooldown.plans import NEVER
+from pycooldown.sampling.batches import NEVER
 from pycooldown.schedules import AdaptiveSchedule, Schedule
 
 

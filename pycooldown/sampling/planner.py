@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from pycooldown import _core
-from pycooldown.journal import Journal
-from pycooldown.plans import NEVER, BatchPlan, Integers, Stage
+from pycooldown.sampling.batches import NEVER, BatchPlan, Integers, Stage
+from pycooldown.sampling.changes import Journal
 
 # How many past positions are remembered, so that a state a little behind the newest batch costs no replay from step 0.
 _MAX_SNAPSHOTS = 16

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 
 from pycooldown import _core
-from pycooldown.journal import Journal, difference
 from pycooldown.mixture import Mixture
-from pycooldown.planner import Planner
-from pycooldown.plans import BatchPlan, Exposure, Integers, check_batches_fit
+from pycooldown.sampling.batches import BatchPlan, Exposure, Integers, check_batches_fit
+from pycooldown.sampling.changes import Journal, difference
+from pycooldown.sampling.planner import Planner
 from pycooldown.schedules import Schedule
 
 AllocationName = Literal["multinomial", "systematic", "quota"]

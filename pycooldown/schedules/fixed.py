@@ -1,4 +1,4 @@
-"""Mixtures as functions of the optimizer step."""
+"""Schedules that are known beforehand: constant, in stages, annealed."""
 
 from __future__ import annotations
 
@@ -7,54 +7,15 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
 
 from pycooldown.mixture import Mixture
-from pycooldown.unimax import front_loaded, unimax_budgets
+from pycooldown.schedules.protocol import Schedule
+from pycooldown.schedules.unimax import front_loaded, unimax_budgets
 
 Shape = Literal["linear", "cosine", "exponential"]
-
-
-@runtime_checkable
-class Schedule(Protocol):
-    """What a sampler needs to know of a schedule. All its mixtures share the same domains and sizes."""
-
-    def mixture(self, step: int) -> Mixture:
-        """The mixture of optimizer step ``step`` (from 0)."""
-        ...
-
-    def next_change(self, step: int) -> int | None:
-        """The first step after ``step`` whose mixture may differ from that of ``step``; ``None`` if there is none."""
-        ...
-
-    def describe(self) -> str:
-        """A text that is equal for equal schedules over the same sizes; saved states are checked against it."""
-        ...
-
-
-@runtime_checkable
-class AdaptiveSchedule(Schedule, Protocol):
-    """A schedule that learns (`pycooldown.adaptive`): its mixtures are known only ``delay`` steps ahead of training."""
-
-    delay: int
-
-    def needs(self, step: int) -> frozenset[str]:
-        """The statistics that the update of ``step`` reads beside losses and counts."""
-        ...
-
-    def update(self, step: int, stats: Any) -> None:
-        """Learns from the statistics of ``step``; decides the mixture of step ``step + delay``."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """What has been learned, as JSON values."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state."""
-        ...
 
 
 def constant(mixture: Mixture) -> Schedule:

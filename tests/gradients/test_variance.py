@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from pycooldown import Mixture, theory
-from pycooldown.moments import CountSketch, StreamingMoments, bootstrap
-from pycooldown.variance import domain_moments, measure, trace_ratio
+from pycooldown.gradients.moments import CountSketch, StreamingMoments, bootstrap
+from pycooldown.gradients.variance import domain_moments, measure, trace_ratio
 
 
 def test_streaming_moments_and_merge():

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 t = pytest.importorskip("transformers")
 F = torch.nn.functional
 
-from pycooldown.training import fuse_loss  # noqa: E402
+from pycooldown.huggingface import fuse_loss  # noqa: E402
 
 torch.set_num_threads(1)  # the models are tiny
 

@@ -8,7 +8,7 @@ transformers = pytest.importorskip("transformers")
 from test_fused_loss import VOCABULARY, batch, make, own_losses  # noqa: E402
 
 from pycooldown import Mixture, schedules  # noqa: E402
-from pycooldown.training import MixtureTrainer, fuse_loss  # noqa: E402
+from pycooldown.huggingface import MixtureTrainer, fuse_loss  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -15,9 +15,9 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from pycooldown import DomainBatchSampler, Mixture, schedules  # noqa: E402
-from pycooldown.training import MixtureTrainer  # noqa: E402
-from pycooldown.training.checkpoints import complete_checkpoint  # noqa: E402
-from pycooldown.training.checks import check_arguments  # noqa: E402
+from pycooldown.huggingface import MixtureTrainer  # noqa: E402
+from pycooldown.huggingface.checkpoints import complete_checkpoint  # noqa: E402
+from pycooldown.huggingface.checks import check_arguments  # noqa: E402
 
 torch.set_num_threads(1)  # the model is tiny
 

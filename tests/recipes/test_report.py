@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
-from pycooldown.training import compare
+from pycooldown.recipes import compare
 
 SIZES = {"a": 10, "b": 4000, "c": 100, "d": 900}
 

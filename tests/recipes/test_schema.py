@@ -10,9 +10,9 @@ yaml = pytest.importorskip("yaml")
 
 from pycooldown import Mixture, schedules  # noqa: E402
 from pycooldown.adaptive import ERMA, FGLS, DoReMi, GroupDRO, OnlineDataMixing, VarianceAware  # noqa: E402
-from pycooldown.training import load_recipe  # noqa: E402
-from pycooldown.training.doremi import after_proxy  # noqa: E402
-from pycooldown.training.planning import training_sizes  # noqa: E402
+from pycooldown.recipes import load_recipe  # noqa: E402
+from pycooldown.recipes.doremi import after_proxy  # noqa: E402
+from pycooldown.recipes.planning import training_sizes  # noqa: E402
 
 GOOD = """
 data: {path: packed}

@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from pycooldown.training.history import Run
-from pycooldown.training.methods import Temperature
-from pycooldown.training.recipe import Data, Recipe, Training
-from pycooldown.training.study import run_study
+from pycooldown.recipes.history import Run
+from pycooldown.recipes.methods import Temperature
+from pycooldown.recipes.schema import Data, Recipe, Training
+from pycooldown.recipes.sweep import run_study
 
 SIZES = {"a": 10, "b": 4000, "c": 100}
 RECIPES = {

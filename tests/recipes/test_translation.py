@@ -16,15 +16,15 @@ from safetensors.torch import load_file  # noqa: E402
 
 from pycooldown.data.manifest import load_manifest  # noqa: E402
 from pycooldown.data.pack import pack  # noqa: E402
-from pycooldown.training import load_recipe, train  # noqa: E402
-from pycooldown.training.assemble import arguments, assemble  # noqa: E402
-from pycooldown.training.batches import PackedPairs  # noqa: E402
-from pycooldown.training.fused_loss import fuse_loss  # noqa: E402
-from pycooldown.training.gradient_variance import RunGradients, measure_run  # noqa: E402
-from pycooldown.training.learning_rate import exponential  # noqa: E402
-from pycooldown.training.models import build_model  # noqa: E402
-from pycooldown.training.probe import Probe  # noqa: E402
-from pycooldown.training.translation import Translation, score  # noqa: E402
+from pycooldown.huggingface.batches import PackedPairs  # noqa: E402
+from pycooldown.huggingface.fused_loss import fuse_loss  # noqa: E402
+from pycooldown.huggingface.probe import Probe  # noqa: E402
+from pycooldown.recipes import load_recipe, train  # noqa: E402
+from pycooldown.recipes.build import arguments, assemble  # noqa: E402
+from pycooldown.recipes.gradient_variance import RunGradients, measure_run  # noqa: E402
+from pycooldown.recipes.learning_rate import exponential  # noqa: E402
+from pycooldown.recipes.models import build_model  # noqa: E402
+from pycooldown.recipes.translation import Translation, score  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from pycooldown.experiments import cooling_page, cooling_study
-from pycooldown.experiments.cooling import COOLDOWN, STATIC, Cell, Evidence, advise, summary
-from pycooldown.experiments.processes import in_parallel
-from pycooldown.experiments.translation import Run
 from pycooldown.mixture import temperature
+from pycooldown.recipes import advice
+from reproduction import cooling_page, cooling_study
+from reproduction.cooling import COOLDOWN, STATIC, Cell, Evidence, summary
+from reproduction.processes import in_parallel
+from reproduction.translation import Run
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def cell(rare=100, skew=10, exposure=20.0, *, rarest=0.0, others=0.0, noise=0.01):
@@ -51,32 +52,16 @@ def test_the_rule(rarest, others, noise, best, words):
     assert all(text in summary(found) for text in words)
 
 
-def test_advice_stays_within_the_range_of_the_study():
-    evidence = Evidence([cell(exposure=e, rarest=e / 1000, skew=s) for e in (5.2, 20, 300) for s in (10, 50)])
-    sizes = {"en": 100_000, "fr": 10_000, "sw": 2_000}
-    share = temperature(list(sizes.values()), 5)[2]
-
-    def advice(epochs, n=sizes):
-        return advise(n, round(epochs * 2_000 / share), evidence)
-
-    assert "the rarest domain, sw, would be passed through 83 times (sizes up to 50:1)" in advice(83)
-    assert "Nearest in our study (docs/cooldown.md: 5 to 300 epochs, skews 10 and 50, small models)" in advice(83)
-    assert "is 300 epochs at 50:1: against static tau = 5, Cooldown worsened" in advice(83)
-    assert "is 20 epochs at 50:1" in advice(70)
-    for outside in (
-        advice(4.9),
-        advice(301),
-        advice(20, {"en": 2_001, "sw": 2_000}),
-        advice(20, {"en": 10**7, "sw": 9}),
-    ):
-        assert outside.endswith("small models): no advice.")
-
-
 def test_evidence_survives_its_file(tmp_path):
     evidence = Evidence([cell(), cell(exposure=75.0, rarest=-0.2)])
     evidence.save(tmp_path / "e.json")
     assert Evidence.load(tmp_path / "e.json") == evidence
     assert cooling_page.page(Evidence.load(tmp_path / "e.json"), "x.png") == cooling_page.page(evidence, "x.png")
+
+
+def test_the_packages_advice_is_that_of_the_evidence():
+    """Whoever runs the study again copies both."""
+    assert advice.load() == Evidence.load().findings()
 
 
 def test_the_page_is_that_of_the_packages_evidence():

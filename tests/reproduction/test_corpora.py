@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pycooldown.experiments import corpora
-from pycooldown.experiments.corpora import Wheel, build_corpus, english_key, fetch, read_pairs, validation_keys
+from reproduction import corpora
+from reproduction.corpora import Wheel, build_corpus, english_key, fetch, read_pairs, validation_keys
 
 METADATA = "Metadata-Version: 2.1\nName: tinytexts\nVersion: 1.0\n"
 DIST_INFO = {
@@ -228,7 +228,7 @@ def test_killed_run_is_made_anew(tmp_path: Path) -> None:
     code = f"""
 import os
 from pathlib import Path
-from pycooldown.experiments.corpora import *
+from reproduction.corpora import *
 build_corpus(Path({str(out)!r}), cache=Path({str(tmp_path / "cache")!r}), wheel={wheel!r},
              progress=lambda phase, done, total: phase == "write" and os.kill(os.getpid(), 9))
 """

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pycooldown.experiments import noisy_domains
 from pycooldown.mixture import Mixture
+from reproduction import noisy_domains
 
 METHODS = tuple(noisy_domains.methods(Mixture.proportional({"a": 1, "b": 1})))
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from pycooldown import Mixture
-from pycooldown.experiments import claims_variance
-from pycooldown.experiments import reproduce as module
-from pycooldown.experiments.claim import Claim, Outcome, Quantity, verdict
-from pycooldown.experiments.reproduce import CLAIMS, page, reproduce
-from pycooldown.experiments.translation import Setting, Texts, build_model, load_model, sample_losses, systems, train
-from pycooldown.variance import domain_moments, measure
+from pycooldown.gradients.variance import domain_moments, measure
+from reproduction import claims_variance
+from reproduction import reproduce as module
+from reproduction.claim import Claim, Outcome, Quantity, verdict
+from reproduction.reproduce import CLAIMS, page, reproduce
+from reproduction.translation import Setting, Texts, build_model, load_model, sample_losses, systems, train
 
 
 def test_every_target_has_a_claim():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pycooldown import DomainBatchSampler, schedules
-from pycooldown.unimax import unimax_budgets
+from pycooldown.schedules.unimax import unimax_budgets
 
 SIZES = {"en": 5000, "de": 1200, "gl": 150, "fa": 30}
 

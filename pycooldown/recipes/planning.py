@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pycooldown.data.manifest import load_manifest
+from pycooldown.gradients.theory import variance_inflation
 from pycooldown.mixture import Mixture
-from pycooldown.plans import Exposure
-from pycooldown.sampler import DomainBatchSampler
+from pycooldown.recipes.learning_methods import Probing
+from pycooldown.recipes.schema import Recipe
+from pycooldown.sampling.batches import Exposure
+from pycooldown.sampling.sampler import DomainBatchSampler
 from pycooldown.schedules import AdaptiveSchedule, Schedule, constant
-from pycooldown.theory import variance_inflation
-from pycooldown.training.learning_methods import Probing
-from pycooldown.training.recipe import Recipe
 
 # A schedule that changes more often is shown at the quarters of the run.
 _MAX_STAGES = 6

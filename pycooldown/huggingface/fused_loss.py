@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers.utils import ModelOutput
 
+from pycooldown.huggingface.output_layer import examine, next_tokens, without_labels
 from pycooldown.losses import DomainStats, cross_entropy, linear_cross_entropy
-from pycooldown.training.output_layer import examine, next_tokens, without_labels
 
 
 def fuse_loss(

@@ -1,0 +1,32 @@
+"""A mixture for models and trainers of Hugging Face.
+
+    from pycooldown.huggingface import MixtureTrainer    # Trainer, with batches and loss weights from a mixture
+    from pycooldown.huggingface import fuse_loss         # a model's loss, weighed by domain, without its logits
+
+
+Names are imported on first use, so that reading a recipe or a run does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pycooldown._extras import require
+
+require("train", "torch", "transformers", "accelerate", "tensorboard", "yaml")
+
+if TYPE_CHECKING:
+    from pycooldown.huggingface.fused_loss import FusedLoss, fuse_loss
+    from pycooldown.huggingface.trainer import MixtureTrainer
+
+_HOME = {
+    "FusedLoss": "fused_loss",
+    "MixtureTrainer": "trainer",
+    "fuse_loss": "fused_loss",
+}
+__all__ = ["FusedLoss", "MixtureTrainer", "fuse_loss"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

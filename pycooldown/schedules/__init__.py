@@ -1,0 +1,16 @@
+"""Mixtures as functions of the optimizer step."""
+
+from pycooldown.schedules.fixed import Shape, anneal, constant, cooldown, order_matters, staircase, unimax
+from pycooldown.schedules.protocol import AdaptiveSchedule, Schedule
+
+__all__ = [
+    "AdaptiveSchedule",
+    "Schedule",
+    "Shape",
+    "anneal",
+    "constant",
+    "cooldown",
+    "order_matters",
+    "staircase",
+    "unimax",
+]

@@ -1,0 +1,93 @@
+"""`python -m reproduction`: the demo's corpus, the papers' claims, the study of cooling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Column, Table
+
+from pycooldown.cli import console, names, progress_bars, run
+
+app = typer.Typer(
+    name="python -m reproduction",
+    help="Reproduce what the papers say, on real text.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def corpus(
+    out: Annotated[Path, typer.Argument(help="Folder for <language>/{train,validation}.jsonl.")],
+    languages: Annotated[str | None, typer.Option(help="Language codes, comma-separated; all by default.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder for the download.")] = None,
+) -> None:
+    """Fetch a real imbalanced corpus: Home Assistant's interface texts in about 48 languages, paired with English."""
+    from reproduction.corpora import build_corpus
+
+    with progress_bars() as progress:
+        counts = build_corpus(out, cache=cache, languages=names(languages), progress=progress)
+    table = Table("language", *(Column(name, justify="right") for name in ("train", "validation")), title=str(out))
+    for language, splits in counts.items():
+        table.add_row(language, f"{splits['train']:,}", f"{splits['validation']:,}")
+    console.print(table)
+
+
+@app.command()
+def reproduce(
+    claims: Annotated[list[str] | None, typer.Argument(help="R1 ... R15; all by default.", metavar="[ID]...")] = None,
+    data: Annotated[Path | None, typer.Option(help="Packed data with German and Romanian, for R4 to R11.")] = None,
+    folder: Annotated[Path, typer.Option(help="For runs and results; what it has is not run again.")] = Path(
+        "reproduce"
+    ),
+    seeds: Annotated[int, typer.Option(help="Paired seeds, at least 4.")] = 4,
+    workers: Annotated[int, typer.Option(help="Processes that train at a time.")] = 1,
+    scale: Annotated[str, typer.Option(help="small runs; paper prints the papers' configurations.")] = "small",
+) -> None:
+    """Test the papers' claims by rules that were fixed beforehand, and write a page of the outcome."""
+    from reproduction import reproduce as experiment
+    from reproduction.figures import save_figures
+
+    if scale not in ("small", "paper"):
+        raise ValueError(f"scale = {scale!r}; expected 'small' or 'paper'")
+    if scale == "paper":
+        for name in claims or experiment.CLAIMS:
+            claim = experiment.CLAIMS[name]
+            console.print(f"{name} ({claim.item}): {claim.paper_scale}", soft_wrap=True, highlight=False)
+        return
+
+    def show(result: experiment.Result) -> None:
+        claim = experiment.CLAIMS[result.claim]
+        console.print(f"{result.claim}: {result.outcome.verdict}: {claim.statement}", soft_wrap=True, highlight=False)
+
+    results = experiment.reproduce(folder, data=data, claims=claims or (), seeds=seeds, workers=workers, progress=show)
+    page, pictures = folder / "claims.md", save_figures(folder, folder / "figures")
+    relative = {caption: f"figures/{path.name}" for caption, path in pictures.items()}
+    page.write_text(experiment.page(results, relative), encoding="utf-8")
+    for path in (page, *pictures.values()):
+        console.print(f"wrote {path}", highlight=False)
+
+
+@app.command()
+def study(
+    data: Annotated[Path, typer.Argument(help="Packed data with German, Chinese and Romanian.")],
+    folder: Annotated[Path, typer.Option(help="For runs and results; what it has is not run again.")] = Path("study"),
+    seeds: Annotated[int, typer.Option(help="Paired seeds, at least 2; each takes 11 minutes of a core.")] = 4,
+    workers: Annotated[int, typer.Option(help="Processes that train at a time.")] = 1,
+) -> None:
+    """When does cooling help? Train schedules over the epochs of the rarest domain, and write a page of the outcome."""
+    from reproduction import cooling_page
+    from reproduction.cooling_study import run_study
+
+    with progress_bars() as progress:
+        evidence = run_study(data, folder, seeds=seeds, workers=workers, progress=progress)
+    console.print(cooling_page.conclusion(evidence), soft_wrap=True, highlight=False)
+    for path in cooling_page.save(evidence, folder):
+        console.print(f"wrote {path}", highlight=False)
+
+
+if __name__ == "__main__":
+    run(app)
