@@ -17,7 +17,7 @@ from webdataset.handlers import ignore_and_continue, reraise_exception
 
 from pycooldown.data import TarDataset
 
-CORPUS = Path(__file__).parent / "fuzz" / "corpus"
+CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"
 
 
 def as_webdataset(path, handler=reraise_exception):

@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from test_fused_loss import VOCABULARY, batch, make, own_losses  # noqa: E402
+from test_fuse_loss import VOCABULARY, batch, make, own_losses  # noqa: E402
 
 from pycooldown import Mixture, schedules  # noqa: E402
 from pycooldown.huggingface import MixtureTrainer, fuse_loss  # noqa: E402

@@ -4,7 +4,7 @@ import pytest
 
 transformers = pytest.importorskip("transformers")
 
-from test_training import SIZES, losses, make_trainer, switching  # noqa: E402
+from test_trainer import SIZES, losses, make_trainer, switching  # noqa: E402
 
 from pycooldown import Mixture, adaptive, schedules  # noqa: E402
 

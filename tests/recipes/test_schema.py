@@ -179,7 +179,7 @@ def test_overrides_are_typed_like_the_file(tmp_path):
     assert recipe.model.layers == 2
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parent.parent.glob("recipes/**/*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("recipes/**/*.yaml")), ids=lambda p: p.stem)
 def test_recipes_of_the_repository_can_be_read(path):
     recipe = load_recipe(path)
     sizes = {"en": 2_700_000_000, "it": 160_000_000, "zh": 38_000_000, "sw": 1_000_000}
