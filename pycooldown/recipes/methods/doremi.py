@@ -1,47 +1,85 @@
-"""DoReMi's runs: reference, proxy and the one with the weights that the proxy found."""
+"""DoReMi: a run for the reference, one for the proxy that learns weights, and the recipe's own with those weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from pycooldown.recipes.history import Run
-from pycooldown.recipes.learning_methods import DoReMi
-from pycooldown.recipes.methods import Temperature, Weights
-from pycooldown.recipes.schema import Recipe
+from pycooldown import adaptive
+from pycooldown.mixture import Mixture
+from pycooldown.recipes.fields import Count, FinitePositive, Positive, Share, Text
+from pycooldown.recipes.methods.base import MethodOptions, TrainStage, register
+from pycooldown.recipes.methods.learning import LearningOptions, by_name
+from pycooldown.recipes.methods.static import TemperatureOptions, WeightsOptions
+from pycooldown.schedules import Schedule
 
 _SETTLED = 1e-3
 
 
-def after_proxy(recipe: Recipe, output: Path, train: Callable[[Recipe, Path], Run]) -> Recipe:
-    """The recipe of the last run, after those before it are trained.
+@register("doremi")
+class DoReMiOptions(LearningOptions):
+    """Three runs: a reference, a proxy that learns weights, and the run itself with those. See `adaptive.DoReMi`.
 
-    Each is an ordinary run in a folder of its own beside ``output``, which is left as it is once it is finished; so the
-    whole is resumed where it was interrupted, between the runs or within one. The weights are taken over by name. In a
-    further round, the reference is trained with the weights of the round before; rounds end early when no weight
-    changes by more than 1e-3, the paper's tolerance.
-
-    Args:
-        recipe: with the method "doremi".
-        output: folder of the last run; the others have "-reference" and "-proxy" at the end, from the second round on
-            with its number.
-        train: trains a recipe in a folder, unless it is finished there.
+    All have the recipe's model. For a proxy of another size, train a reference and, with its folder as `reference`, the
+    proxy alone, and give the weights in its summary to the method "weights".
     """
-    method = recipe.mixture
-    assert isinstance(method, DoReMi)
-    # What counts of these runs is the excess of one loss over the other.
-    stage = replace(recipe, decoding=None, training=replace(recipe.training, label_smoothing=0.0))
-    mixture: Temperature | Weights = Temperature(method.reference_tau)
-    weights: dict[str, float] = {}
-    for number in range(1, method.rounds + 1):
-        suffix = f"-{number}" if number > 1 else ""
-        reference = output.with_name(f"{output.name}-reference{suffix}")
-        train(replace(stage, mixture=mixture), reference)
-        learning = replace(stage, mixture=replace(method, reference=str(reference)))
-        proxy = train(learning, output.with_name(f"{output.name}-proxy{suffix}"))
-        before, weights = weights, proxy.summary["learned"]["target"]
-        mixture = Weights(tuple(weights.items()))
-        if before and max(abs(weights[domain] - before[domain]) for domain in weights) < _SETTLED:
-            break
-    return replace(recipe, mixture=mixture)
+
+    reference_tau: Positive = 1.0
+    """Temperature of the reference's draws."""
+    step_size: FinitePositive = 1.0
+    """Step size of the exponentiated gradient."""
+    smoothing: Share = 1e-3
+    """Share of the uniform distribution in the weights."""
+    delay: Count = 4
+    """Steps from a statistic to the mixture that it decides."""
+    rounds: Count = 1
+    """References and proxies to train, each reference with the weights of the proxy before."""
+    reference: Text | None = None
+    """Folder of a finished run; with it, the recipe is a proxy's alone."""
+
+    def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
+        """Return the proxy's schedule."""
+        start = Mixture.temperature_sampling(sizes, math.inf)
+        return adaptive.DoReMi(start, step_size=self.step_size, smoothing=self.smoothing, delay=self.delay)
+
+    def reference_run(self) -> Path | None:
+        """Return the folder of the reference."""
+        return None if self.reference is None else Path(self.reference)
+
+    def run_stages(self, output: Path, train: TrainStage) -> MethodOptions:
+        """Train references and proxies, and return the weights that the last proxy found.
+
+        Each is an ordinary run in a folder of its own beside ``output``, and a finished one is not trained again; so an
+        interrupted recipe goes on within the run, or between the runs, where it stopped. Weights are taken over by
+        name. Rounds end early when no weight changes by more than 1e-3, the paper's tolerance.
+
+        Args:
+            output: Folder of the last run; the others have "-reference" and "-proxy" at the end, from the second round
+                on with its number.
+            train: Trains the recipe with another method in another folder, unless that run is finished already.
+        """
+        if self.reference is not None:
+            return self
+        mixture: MethodOptions = TemperatureOptions(self.reference_tau)
+        weights: dict[str, float] = {}
+        for number in range(1, self.rounds + 1):
+            suffix = f"-{number}" if number > 1 else ""
+            reference = output.with_name(f"{output.name}-reference{suffix}")
+            train(mixture, reference)
+            proxy = train(replace(self, reference=str(reference)), output.with_name(f"{output.name}-proxy{suffix}"))
+            before, weights = weights, proxy.summary["learned"]["target"]
+            mixture = WeightsOptions(tuple(weights.items()))
+            if before and max(abs(weights[domain] - before[domain]) for domain in weights) < _SETTLED:
+                break
+        return mixture
+
+    def learned(self, schedule: Any) -> dict[str, dict[str, float]]:
+        """Return the average of the weights, which is DoReMi's outcome, and their exponential moving average.
+
+        The two differ if the weights have not settled.
+        """
+        average = {name: by_name(schedule.average, name) for name in ("target", "sampling")}
+        return {**average, "moving_average": by_name(schedule.moving_average, "target")}

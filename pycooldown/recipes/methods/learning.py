@@ -1,100 +1,119 @@
-"""The methods that learn during training, as a recipe's options."""
+"""The methods that learn their mixture during training, each as a recipe's options."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic.dataclasses import dataclass
 
 from pycooldown import adaptive
 from pycooldown.mixture import Mixture
+from pycooldown.recipes.fields import (
+    CONFIG,
+    Count,
+    FinitePositive,
+    Flag,
+    Natural,
+    NonNegative,
+    Positive,
+    ProperShare,
+    Share,
+    Text,
+)
+from pycooldown.recipes.methods.base import MethodOptions, register
 from pycooldown.schedules import Schedule
 
+if TYPE_CHECKING:
+    from pycooldown.huggingface.batches import Collator, Samples
+    from pycooldown.huggingface.probe import Probe
 
-@dataclass(frozen=True)
-class GroupDRO:
-    """Losses of the worst domains weigh more; domains are drawn with ``tau``. See `pycooldown.adaptive.GroupDRO`."""
 
-    tau: float = math.inf
-    step_size: float = 0.01
-    smoothing: float = 0.0
-    delay: int = 4
+@dataclass(frozen=True, config=CONFIG)
+class LearningOptions(MethodOptions):
+    """The base of methods whose schedule is a `pycooldown.adaptive.LearnedSchedule`."""
+
+    def learned(self, schedule: Any) -> dict[str, dict[str, float]]:
+        """Return target and sampling at the end of a run."""
+        mixture = schedule.current
+        return {"target": by_name(mixture, "target"), "sampling": by_name(mixture, "sampling")}
+
+
+@register("group_dro")
+class GroupDROOptions(LearningOptions):
+    """Losses of the worst domains weigh more. See `pycooldown.adaptive.GroupDRO`."""
+
+    tau: Positive = math.inf
+    """The temperature of the draws."""
+    step_size: FinitePositive = 0.01
+    """Step size of the exponentiated gradient."""
+    smoothing: Share = 0.0
+    """Share of the uniform distribution in the target."""
+    delay: Count = 4
+    """Steps from a statistic to the mixture that it decides."""
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
-        """A learning schedule."""
+        """Return a learning schedule."""
         start = Mixture.temperature_sampling(sizes, self.tau)
         return adaptive.GroupDRO(start, step_size=self.step_size, smoothing=self.smoothing, delay=self.delay)
 
 
-@dataclass(frozen=True)
-class DoReMi:
-    """Three runs: a reference with ``reference_tau``, a proxy that learns weights, and the run itself with those.
-
-    All have the recipe's model. For a proxy of another size, train a reference and, with its folder as ``reference``,
-    the proxy alone, and give the weights in its summary to the method "weights". See `pycooldown.adaptive.DoReMi`.
-
-    Attributes:
-        rounds: references and proxies, each reference with the weights of the proxy before.
-        reference: folder of a finished run.
-    """
-
-    reference_tau: float = 1.0
-    step_size: float = 1.0
-    smoothing: float = 1e-3
-    delay: int = 4
-    rounds: int = 1
-    reference: str | None = None
-
-    def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
-        """The proxy's."""
-        start = Mixture.temperature_sampling(sizes, math.inf)
-        return adaptive.DoReMi(start, step_size=self.step_size, smoothing=self.smoothing, delay=self.delay)
-
-
-@dataclass(frozen=True)
-class OnlineDataMixing:
+@register("odm")
+class OnlineDataMixingOptions(LearningOptions):
     """The bandit Exp3 draws domains by their loss. See `pycooldown.adaptive.OnlineDataMixing`."""
 
-    reward_scale: float = 10.0
-    momentum: float | None = None
-    delay: int = 4
+    reward_scale: FinitePositive = 10.0
+    """The loss that counts as a reward of 1."""
+    momentum: Share | None = None
+    """Share of the old reward in a moving average; none by default."""
+    delay: Count = 4
+    """Steps from a statistic to the mixture that it decides."""
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
-        """A learning schedule."""
+        """Return a learning schedule."""
         start = Mixture.temperature_sampling(sizes, math.inf)
         return adaptive.OnlineDataMixing(
             start, reward_scale=self.reward_scale, momentum=self.momentum, delay=self.delay
         )
 
 
-@dataclass(frozen=True)
-class Probing:
-    """What methods have in common that learn from examples kept out of training.
+@dataclass(frozen=True, config=CONFIG)
+class ProbingOptions(LearningOptions):
+    """The base of methods that learn from examples kept out of training."""
 
-    Attributes:
-        tau: temperature of the importances and of the draws at the start.
-        interval: steps between two probes.
-        hold_out: share of each domain's training samples that is kept for probes, at least two samples.
-        probe_size: examples of each domain in a probe.
-        probe_parameters: regular expression of the parameters whose gradients are formed; all by default.
-        probe_directions: random directions that the gradients are projected on, in place of being formed.
-        delay: steps from a probe to the mixture that it decides.
-    """
-
-    tau: float = 5.0
-    interval: int = 20
-    hold_out: float = 0.05
-    probe_size: int = 8
-    probe_parameters: str | None = None
-    probe_directions: int | None = None
-    delay: int = 4
+    tau: Positive = 5.0
+    """Temperature of the importances, and of the draws at the start."""
+    interval: Count = 20
+    """Steps between two probes."""
+    hold_out: ProperShare = 0.05
+    """Share of each domain's training samples that is kept for probes, at least two samples."""
+    probe_size: Count = 8
+    """Examples of each domain in a probe."""
+    probe_parameters: Text | None = None
+    """Regular expression of the parameters whose gradients are formed; all by default."""
+    probe_directions: Count | None = None
+    """Random directions to project the gradients on, instead of forming them."""
+    delay: Count = 4
+    """Steps from a probe to the mixture that it decides."""
 
     def held_out(self, size: int) -> int:
-        """Samples of a domain of this size that are kept out of training."""
-        if not 0 < self.hold_out < 1:
-            raise ValueError(f"hold_out = {self.hold_out}; expected a share between 0 and 1")
+        """Return how many samples of a domain of this size are kept out of training."""
         return max(2, round(self.hold_out * size))
+
+    def probe(self, held_out: Mapping[str, Samples], collate: Collator, seed: int) -> Probe:
+        """Return what measures losses and gradients of single examples."""
+        from pycooldown.huggingface.probe import Probe
+
+        return Probe(
+            held_out,
+            tuple(held_out),
+            collate,
+            size=self.probe_size,
+            parameters=self.probe_parameters or "",
+            directions=self.probe_directions or 0,
+            seed=seed,
+        )
 
     def _start(self, sizes: Mapping[str, int]) -> Mixture:
         return Mixture.temperature_sampling(sizes, self.tau)
@@ -103,52 +122,53 @@ class Probing:
         return {"interval": self.interval, "delay": self.delay}
 
 
-@dataclass(frozen=True)
-class FGLS(Probing):
+@register("fgls")
+class FGLSOptions(ProbingOptions):
     """Losses weigh by the inverse of the domain's held-out error. See `pycooldown.adaptive.FGLS`."""
 
-    decay: float = 0.8
-    warmup: int = 0
-    variance_aware: bool = False
+    decay: Share = 0.8
+    """Decay rate of the moving average of the errors."""
+    warmup: Natural = 0
+    """Steps before the weights change."""
+    variance_aware: Flag = False
+    """Learn the sampling too, as the method "variance_aware" does."""
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
-        """A learning schedule; with ``variance_aware`` the sampling is learned too."""
+        """Return a learning schedule."""
         weights = adaptive.FGLS(self._start(sizes), decay=self.decay, warmup=self.warmup, **self._options())
         return _variance_aware(weights, batch_size, self._options()) if self.variance_aware else weights
 
 
-@dataclass(frozen=True)
-class ERMA(Probing):
+@register("erma")
+class ERMAOptions(ProbingOptions):
     """Losses of domains with varied losses weigh less. See `pycooldown.adaptive.ERMA`."""
 
-    bias_rate: float = 0.002
-    variance_rate: float = 0.02
-    variance_aware: bool = False
+    bias_rate: NonNegative = 0.002
+    """Step size of the term in the means of the losses."""
+    variance_rate: NonNegative = 0.02
+    """Step size of the term in their variances."""
+    variance_aware: Flag = False
+    """Learn the sampling too, as the method "variance_aware" does."""
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
-        """A learning schedule; with ``variance_aware`` the sampling is learned too."""
-        start, rates = self._start(sizes), (self.bias_rate, self.variance_rate)
-        weights = adaptive.ERMA(start, bias_rate=rates[0], variance_rate=rates[1], **self._options())
+        """Return a learning schedule."""
+        rates: dict[str, Any] = {"bias_rate": self.bias_rate, "variance_rate": self.variance_rate}
+        weights = adaptive.ERMA(self._start(sizes), **rates, **self._options())
         return _variance_aware(weights, batch_size, self._options()) if self.variance_aware else weights
 
 
-@dataclass(frozen=True)
-class VarianceAware(Probing):
+@register("variance_aware")
+class VarianceAwareOptions(ProbingOptions):
     """Domains are drawn by the variance of their gradients. See `pycooldown.adaptive.VarianceAware`."""
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
-        """A learning schedule."""
+        """Return a learning schedule."""
         return _variance_aware(self._start(sizes), batch_size, self._options())
 
 
-LEARNING_METHODS: dict[str, Any] = {
-    "group_dro": GroupDRO,
-    "doremi": DoReMi,
-    "odm": OnlineDataMixing,
-    "fgls": FGLS,
-    "erma": ERMA,
-    "variance_aware": VarianceAware,
-}
+def by_name(mixture: Mixture, vector: str) -> dict[str, float]:
+    """Return a mixture's "target" or "sampling" by domain."""
+    return dict(zip(mixture.domains, getattr(mixture, vector).tolist(), strict=True))
 
 
 def _variance_aware(

@@ -1,92 +1,84 @@
-"""The mixing methods that a recipe can name, each as its options and the schedule that they make.
-
-A further method is one more class in `METHODS`: its fields are the recipe's keys.
-"""
+"""The methods whose mixtures are known before training, each as a recipe's options."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Literal
 
 from pycooldown import schedules
 from pycooldown.mixture import Mixture
-from pycooldown.recipes.learning_methods import LEARNING_METHODS
+from pycooldown.recipes.fields import Flag, NonNegative, Number, Positive, ProperShare, Share, Text
+from pycooldown.recipes.methods.base import MethodOptions, register
 from pycooldown.schedules import Schedule, Shape
 
 
-class Method(Protocol):
-    """The options of a mixing method, checked by the schedule that they make."""
+@register("temperature")
+class TemperatureOptions(MethodOptions):
+    """Temperature sampling: draw domains with p(i; tau); all losses weigh the same."""
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
-        """The schedule over ``num_steps`` steps of ``batch_size`` samples for domains of these sizes."""
-        ...
-
-
-@dataclass(frozen=True)
-class Temperature:
-    """Temperature sampling: domains are drawn with p(i; tau), losses weigh the same."""
-
-    tau: float
+    tau: Positive
+    """The temperature: 1 draws in proportion to size, inf evenly."""
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
-        """One mixture throughout."""
+        """Return one mixture throughout."""
         return schedules.constant(Mixture.temperature_sampling(sizes, self.tau))
 
 
-@dataclass(frozen=True)
-class Scalarization:
-    """Scalarization: domains are drawn in proportion to size, losses are weighed with p(i; tau) / p(i; 1)."""
+@register("scalarization")
+class ScalarizationOptions(MethodOptions):
+    """Scalarization: draw domains in proportion to size; weigh losses with p(i; tau) / p(i; 1)."""
 
-    tau: float
+    tau: Positive
+    """The temperature of the loss weights."""
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
-        """One mixture throughout."""
+        """Return one mixture throughout."""
         return schedules.constant(Mixture.scalarization(sizes, self.tau))
 
 
-@dataclass(frozen=True)
-class Cooldown:
-    """Temperature sampling with ``tau`` until ``switch_at``, a share of the steps, then with ``final_tau``."""
+@register("cooldown")
+class CooldownOptions(MethodOptions):
+    """Temperature sampling with `tau` until the switch, then with `final_tau`."""
 
-    tau: float = 5.0
-    final_tau: float = 1.0
-    switch_at: float = 0.5
+    tau: Positive = 5.0
+    """The temperature before the switch."""
+    final_tau: Positive = 1.0
+    """The temperature from the switch on."""
+    switch_at: ProperShare = 0.5
+    """When to switch, as a share of the steps."""
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
-        """Two stages."""
-        return schedules.cooldown(
-            sizes,
-            tau=self.tau,
-            final_tau=self.final_tau,
-            switch_step=_step_at("switch_at", self.switch_at, num_steps, smallest=1),
-        )
+        """Return two stages."""
+        switch_step = _step_at("switch_at", self.switch_at, num_steps, smallest=1)
+        return schedules.cooldown(sizes, tau=self.tau, final_tau=self.final_tau, switch_step=switch_step)
 
 
-@dataclass(frozen=True)
-class Anneal:
-    """Temperature sampling whose temperature moves from ``tau`` to ``final_tau`` over all steps."""
+@register("anneal")
+class AnnealOptions(MethodOptions):
+    """Temperature sampling whose temperature moves from `tau` to `final_tau` over all steps."""
 
-    tau: float = 5.0
-    final_tau: float = 1.0
+    tau: Positive = 5.0
+    """The first temperature."""
+    final_tau: Positive = 1.0
+    """The last temperature."""
     shape: Shape = "linear"
+    """The curve between them."""
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
-        """A temperature for each step."""
+        """Return a temperature for each step."""
         return schedules.anneal(sizes, tau=self.tau, final_tau=self.final_tau, num_steps=num_steps, shape=self.shape)
 
 
-@dataclass(frozen=True)
-class Staircase:
-    """Temperature sampling in stages, each ``[share of the steps at which it starts, tau]``."""
+@register("staircase")
+class StaircaseOptions(MethodOptions):
+    """Temperature sampling in stages."""
 
-    stages: tuple[tuple[float, float], ...]
+    stages: tuple[tuple[Share, Positive], ...]
+    """Each [share of the steps at which the stage starts, its temperature]; the first starts at 0."""
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
-        """One mixture for each stage."""
+        """Return one mixture for each stage."""
         return schedules.staircase(
             [
                 (_step_at("stages", start, num_steps, smallest=0), Mixture.temperature_sampling(sizes, tau))
@@ -95,48 +87,59 @@ class Staircase:
         )
 
 
-@dataclass(frozen=True)
-class UniMax:
-    """As even as can be with no domain passed through more than ``max_epochs`` times."""
+@register("unimax")
+class UniMaxOptions(MethodOptions):
+    """As even as can be with no domain passed through more than `max_epochs` times."""
 
-    max_epochs: float = 1.0
+    max_epochs: Positive = 1.0
+    """The cap on passes through a domain."""
     mode: Literal["static", "frontload"] = "static"
+    """"static" draws with one mixture; "frontload" draws evenly and drops a domain when its cap is reached."""
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
-        """One mixture, or one for each domain that is dropped."""
+        """Return one mixture, or one for each domain that is dropped."""
         budget = num_steps * batch_size
         return schedules.unimax(sizes, budget=budget, max_epochs=self.max_epochs, mode=self.mode, num_steps=num_steps)
 
 
-@dataclass(frozen=True)
-class OrderMatters:
-    """The high-resource domains alone until ``switch_at``, a share of the steps, then all with ``tau``.
+@register("order_matters")
+class OrderMattersOptions(MethodOptions):
+    """The high-resource domains alone until the switch, then all with `tau`."""
 
-    ``reset_optimizer`` empties the optimizer's state at the switch, ``reset_lr`` starts the learning rate again.
-    """
-
-    tau: float = 5.0
-    switch_at: float = 0.5
-    high_resource: tuple[str, ...] | None = None
-    reset_optimizer: bool = False
-    reset_lr: bool = False
+    tau: Positive = 5.0
+    """The temperature from the switch on."""
+    switch_at: ProperShare = 0.5
+    """When to switch, as a share of the steps."""
+    high_resource: tuple[Text, ...] | None = None
+    """The domains of the first stage; by default those above the mean size."""
+    reset_optimizer: Flag = False
+    """Empty the optimizer's state at the switch."""
+    reset_lr: Flag = False
+    """Start the learning rate again at the switch."""
 
     def switch_step(self, num_steps: int) -> int:
-        """First step with all domains."""
+        """Return the first step with all domains."""
         return _step_at("switch_at", self.switch_at, num_steps, smallest=1)
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
-        """Two stages."""
-        return schedules.order_matters(
-            sizes, high_resource=self.high_resource, switch_step=self.switch_step(num_steps), tau=self.tau
-        )
+        """Return two stages."""
+        switch_step = self.switch_step(num_steps)
+        return schedules.order_matters(sizes, high_resource=self.high_resource, switch_step=switch_step, tau=self.tau)
+
+    def callbacks(self, num_steps: int) -> list[object]:
+        """Return the callback that resets optimizer and learning rate at the switch."""
+        from pycooldown.huggingface.callbacks import ResetAtStep
+
+        step = self.switch_step(num_steps)
+        return [ResetAtStep(step, optimizer=self.reset_optimizer, learning_rate=self.reset_lr)]
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Fixed probabilities, each ``[domain, weight]``, from another run or a publication; domains in any order."""
+@register("weights")
+class WeightsOptions(MethodOptions):
+    """Fixed probabilities, from another run or a publication."""
 
-    weights: tuple[tuple[str, float], ...]
+    weights: tuple[tuple[Text, NonNegative], ...]
+    """Each [domain, weight], in any order; they are scaled to sum to 1."""
 
     def __post_init__(self) -> None:
         names = [name for name, _ in self.weights]
@@ -144,7 +147,7 @@ class Weights:
             raise ValueError(f"weights has {twice[0]!r} twice; expected one weight for each domain")
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
-        """One mixture throughout."""
+        """Return one mixture throughout."""
         weights = dict(self.weights)
         if set(weights) != set(sizes):
             differ = sorted(set(weights) ^ set(sizes))
@@ -154,21 +157,8 @@ class Weights:
         return schedules.constant(Mixture(tuple(sizes), list(sizes.values()), p, p))  # type: ignore[arg-type]
 
 
-METHODS: dict[str, type[Method]] = {
-    "temperature": Temperature,
-    "scalarization": Scalarization,
-    "cooldown": Cooldown,
-    "anneal": Anneal,
-    "staircase": Staircase,
-    "unimax": UniMax,
-    "order_matters": OrderMatters,
-    "weights": Weights,
-    **LEARNING_METHODS,
-}
-
-
-def _step_at(name: str, share: float, num_steps: int, *, smallest: int) -> int:
-    step = round(share * num_steps) if math.isfinite(share) else -1
+def _step_at(name: str, share: Number, num_steps: int, *, smallest: int) -> int:
+    step = round(share * num_steps)
     if not smallest <= step < num_steps:
         raise ValueError(f"{name} = {share} is step {step} of {num_steps}; expected a share of the steps in [0, 1)")
     return step
