@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -79,8 +80,11 @@ def metrics(run):
 
 def kill(recipe, output, watched, ranks):
     """Trains and kills all processes at a random number of lines in the watched run's metrics, which is returned."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    command = [sys.executable, *launcher, "-m", "pycooldown", "train", str(recipe), "--output", str(output)]
+    script = Path(sys.executable).with_name("pycooldown")
+    program = ["--no-python", script] if script.exists() else ["-m", "pycooldown"]  # without it: not installed
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *program]
+    launched = torchrun if ranks > 1 else ["-m", "pycooldown"]
+    command = [sys.executable, *launched, "train", str(recipe), "--output", str(output)]
     environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     path, lines = watched / "metrics.jsonl", random.randint(15, 40)

@@ -43,6 +43,8 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise ValueError(f"it is not YAML: {error}") from error
+    except (OverflowError, RecursionError) as error:
+        raise ValueError(f"it has a value that cannot be read: {error}") from error
 
 
 def _check_extent(text: str) -> None:

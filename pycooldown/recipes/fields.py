@@ -19,8 +19,11 @@ def _refuse_truth_values(value: Any) -> Any:
 # YAML 1.1 reads 1e-3 and inf as text, which pydantic takes for numbers.
 _Numeric = BeforeValidator(_refuse_truth_values)
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-Natural = Annotated[int, Field(strict=True, ge=0)]
+_LARGEST = 10**12  # beyond any run, and within what 64 bits and JSON can count
+
+Count = Annotated[int, Field(strict=True, ge=1, le=_LARGEST)]
+Natural = Annotated[int, Field(strict=True, ge=0, le=_LARGEST)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]  # NumPy's generator, which Trainer seeds, takes 32 bits
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
 Number = Annotated[float, _Numeric]

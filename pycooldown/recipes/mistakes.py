@@ -27,7 +27,7 @@ _EXPECTED = {
     "tuple_type": "a list",
     "greater_than": "a number > {gt:g}",
     "greater_than_equal": "a number >= {ge:g}",
-    "less_than": "a number < {lt:g}",
+    "less_than": "a number < {lt:.12g}",
     "less_than_equal": "a number <= {le:g}",
 }
 
@@ -63,8 +63,13 @@ def _sentence(details: ErrorDetails, values: dict[str, Any]) -> str:
     if kind == "missing" and isinstance(location[-1], str):
         missing = _section(location, values)
         return f"{where} is missing" + (f"; expected keys {_keys(missing)}" if missing else "")
+    if kind == "invalid_key":
+        inside = _where([part for part in location[:-1] if isinstance(part, str)]) or "it"
+        return f"{inside} has the key {shown(given)}; expected a text: put it in quotes"
+    if kind == "unknown_method" and not isinstance(given, dict):
+        return f"mixture is {shown(given)}; expected keys method and its options, as in {{method: cooldown, tau: 5}}"
     if kind == "unknown_method":
-        method = given.get("method") if isinstance(given, dict) else given
+        method = given.get("method")
         named = "missing" if method is None else shown(method)
         return f"mixture.method is {named}; expected one of {context['names']}" + _nearest(
             method, context["names"].split(", ")
@@ -82,8 +87,11 @@ def _sentence(details: ErrorDetails, values: dict[str, Any]) -> str:
         length = len(get_args(_hint(place, values)))
         return f"{_where(place)} is {shown(given)}; expected a list of {length} values"
     expected = _EXPECTED[kind].format(**context) if kind in _EXPECTED else details["msg"]
-    wrong_bool = isinstance(given, bool) and kind == "string_type"
-    hint = ": put it in quotes, YAML reads a bare no, on or yes as a truth value" if wrong_bool else ""
+    hint = ""
+    if kind == "string_type" and isinstance(given, bool):
+        hint = ": put it in quotes, YAML reads a bare no, on or yes as a truth value"
+    elif kind == "string_type" and not isinstance(given, list | dict):
+        hint = ": put it in quotes"
     return f"{where} is {shown(given, typed=not context)}; expected {expected}{hint}"
 
 

@@ -19,7 +19,7 @@ _TIE = 0.005
 
 
 @dataclass(frozen=True)
-class Cell:
+class DomainResult:
     """A run's validation loss (nats a token) and passes through a domain; of a group: their means over domains.
 
     ``bleu`` and ``chrf`` (0 to 100) are there if the run translated validation pairs.
@@ -44,7 +44,7 @@ class DomainRow:
 
     name: str
     size: int
-    cells: tuple[Cell, ...]
+    cells: tuple[DomainResult, ...]
     domains: tuple[str, ...] = ()
 
     @property
@@ -133,9 +133,9 @@ def _rank(loss: float) -> float:
     return loss if math.isfinite(loss) else math.inf
 
 
-def _cell(run: Run, domain: str) -> Cell:
+def _cell(run: Run, domain: str) -> DomainResult:
     entry = run.summary["domains"][domain]
-    return Cell(entry["loss"], entry["epochs"], entry.get("bleu"), entry.get("chrf"))
+    return DomainResult(entry["loss"], entry["epochs"], entry.get("bleu"), entry.get("chrf"))
 
 
 def _family(run: Run) -> Any:
@@ -150,12 +150,12 @@ def _groups(rows: Sequence[DomainRow]) -> tuple[DomainRow, ...]:
 
 
 def _group(name: str, rows: Sequence[DomainRow]) -> DomainRow:
-    def mean(column: Sequence[Cell], name: str) -> Any:
+    def mean(column: Sequence[DomainResult], name: str) -> Any:
         values = [getattr(cell, name) for cell in column]
         return None if None in values else fmean(values)
 
     cells = tuple(
-        Cell(*(mean(column, field.name) for field in fields(Cell)))
+        DomainResult(*(mean(column, field.name) for field in fields(DomainResult)))
         for column in zip(*(row.cells for row in rows), strict=True)
     )
     return DomainRow(name, sum(row.size for row in rows), cells, tuple(row.name for row in rows))

@@ -17,6 +17,7 @@ from pycooldown.recipes.fields import (
     Flag,
     Natural,
     Number,
+    Seed,
     Share,
     Text,
 )
@@ -109,7 +110,7 @@ class Training:
     """How a batch is shared out to the domains; see `pycooldown.DomainBatchSampler`."""
     accumulation: Count = 1
     """Micro-batches that a step's batch is cut into on each rank."""
-    seed: Natural = 0
+    seed: Seed = 0
     """Seed of the weights and of the order of samples."""
     log_every: Count = 10
     """Steps between two logs of training."""

@@ -32,8 +32,8 @@ class Spread:
         return f"{self.mean:.3f}{deviation} ({self.epochs:.1f})"
 
 
-Rows = tuple[tuple[str, int, tuple[Spread, ...]], ...]
-Differences = tuple[tuple[str, int, tuple[PairedDifference, ...]], ...]
+SpreadRows = tuple[tuple[str, int, tuple[Spread, ...]], ...]
+DifferenceRows = tuple[tuple[str, int, tuple[PairedDifference, ...]], ...]
 MEASURES = {"loss": "Validation loss in nats a token", "bleu": "BLEU", "chrf": "chrF"}
 
 
@@ -53,8 +53,8 @@ class Sweep:
 
     recipes: tuple[str, ...]
     seeds: tuple[int, ...]
-    tables: Mapping[str, Rows]
-    differences: Mapping[str, Differences]
+    tables: Mapping[str, SpreadRows]
+    differences: Mapping[str, DifferenceRows]
     rows: tuple[Mapping[str, Any], ...] = field(repr=False)
 
     @classmethod
@@ -93,9 +93,8 @@ class Sweep:
         parts += [(self.difference_title(m), self.recipes[1:], rows) for m, rows in self.differences.items()]  # type: ignore[misc]
         lines = []
         for title, names, rows in parts:
-            header = ["domain", "size", *names]
-            lines += [title, "", f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-            lines += [f"| {name} | {size:,} | {' | '.join(map(str, cells))} |" for name, size, cells in rows]
+            lines += [title, "", _line(["domain", "size", *names]), f"|{'---|' * (2 + len(names))}"]
+            lines += [_line([name, f"{size:,}", *map(str, cells)]) for name, size, cells in rows]
             lines.append("")
         return "\n".join(lines)
 
@@ -129,6 +128,11 @@ class Sweep:
         return text.getvalue()
 
 
+def _line(cells: Sequence[str]) -> str:
+    """Return a line of a Markdown table; names may hold the sign between its cells."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
 def _values(
     comparisons: Sequence[Comparison], measure: str
 ) -> Iterator[tuple[str, int, list[list[float]], list[float]]]:
@@ -139,7 +143,7 @@ def _values(
         yield same[0].name, same[0].size, values, [fmean(cell.epochs for cell in column) for column in columns]
 
 
-def _spreads(comparisons: Sequence[Comparison], measure: str) -> Rows:
+def _spreads(comparisons: Sequence[Comparison], measure: str) -> SpreadRows:
     rows = []
     for name, size, values, epochs in _values(comparisons, measure):
         deviations = [stdev(column) if len(column) > 1 else None for column in values]
@@ -147,7 +151,7 @@ def _spreads(comparisons: Sequence[Comparison], measure: str) -> Rows:
     return tuple(rows)
 
 
-def _differences(comparisons: Sequence[Comparison], measure: str) -> Differences:
+def _differences(comparisons: Sequence[Comparison], measure: str) -> DifferenceRows:
     return tuple(
         (name, size, tuple(paired_difference(column, values[0]) for column in values[1:]))
         for name, size, values, _ in _values(comparisons, measure)

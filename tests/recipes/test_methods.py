@@ -1,7 +1,10 @@
 """Methods of recipes: the schedules they make, their hooks into a run, and methods of one's own."""
 
+import importlib.util
 import json
+import re
 from math import inf
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -174,6 +177,16 @@ def test_a_method_of_ones_own_is_registered_in_one_place(tmp_path):
     assert recipe.mixture.callbacks(100) == []
     with pytest.raises(ValueError, match=r"method 'own' is .*OwnOptions already"):
         register("own")(type("Other", (MethodOptions,), {"schedule": OwnOptions.schedule}))
+
+
+def test_the_documented_method_works(tmp_path):
+    page = (Path(__file__).parents[2] / "docs/recipes.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "mixing.py").write_text(snippet)  # descriptions of keys are read from a file
+    spec = importlib.util.spec_from_file_location("mixing", tmp_path / "mixing.py")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    recipe = load(tmp_path, GOOD, ["mixture.method=capped", "mixture.cap=60"])
+    assert recipe.mixture.schedule(SIZES, 100, 8).mixture(0).sampling.tolist() == pytest.approx([2 / 3, 1 / 3])
 
 
 def test_an_installed_package_brings_a_method(tmp_path, monkeypatch):
