@@ -13,6 +13,7 @@ import pycooldown
 PACKAGE = Path(pycooldown.__file__).parent
 # From the top down: a module imports its own room and those of lower floors; rooms of one floor do not know each other.
 FLOORS = [
+    ("__main__",),
     ("cli",),
     ("recipes",),
     ("huggingface", "gradients.variance", "plots"),
@@ -98,7 +99,7 @@ def test_missing_core_says_what_to_run():
         ("data.pack", "webdataset", "data"),
         ("data.packing", "numba", "data"),
         ("huggingface", "transformers", "train"),
-        ("recipes", "transformers", "train"),
+        ("recipes", "pydantic", "cli"),
         ("plots", "matplotlib", "plots"),
         ("cli", "typer", "cli"),
     ],
