@@ -1,74 +1,96 @@
-"""What the losses accept: checks that name the argument, and its translation into one weight per row.
+"""Checks of the losses' arguments, which name the argument, what came and what was expected.
 
-Shapes, dtypes and devices are always checked. Values are checked where that takes no synchronization with a device, so
-on the CPU and outside torch.compile.
+Shapes, dtypes and devices are always checked. Values are checked where that takes no synchronization with a device:
+on the CPU, and not while torch traces or transforms the call.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
-REDUCTIONS = ("mean", "sum", "none")
-NORMALIZERS = ("count", "weight_sum")
-BACKENDS = ("auto", "reference", "cpp", "triton")
-FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the logits that the fused kernels take
+from ._options import Layer, Weights
 
 
-def check_options(
-    reduction: str, label_smoothing: float, z_loss: float, softcap: float | None, normalizer: str, backend: str
-) -> None:
-    """Raise ValueError for an option that is not among, or not in the range of, the accepted values."""
-    for name, value, accepted in (
-        ("reduction", reduction, REDUCTIONS),
-        ("normalizer", normalizer, NORMALIZERS),
-        ("backend", backend, BACKENDS),
-    ):
-        if value not in accepted:
-            raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {value!r}")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
-    if not 0.0 <= z_loss < float("inf"):
-        raise ValueError(f"z_loss must be finite and not negative, got {z_loss}")
-    if softcap is not None and not 0.0 < softcap < float("inf"):
-        raise ValueError(f"softcap must be finite and positive, or None for no cap, got {softcap}")
+class Layout(NamedTuple):
+    """The shape of the logits.
+
+    Attributes:
+        shape: Of the rows, i.e. of targets that are classes.
+        class_dim: Dimension of the logits that the classes are in.
+        num_classes: Length of that dimension.
+        dtype: Of the logits.
+    """
+
+    shape: torch.Size
+    class_dim: int
+    num_classes: int
+    dtype: torch.dtype
 
 
-def check_whole(name: str, tensor: torch.Tensor) -> None:
-    """Raise for a DTensor, of which a rank may have but a part."""
-    distributed = sys.modules.get("torch.distributed.tensor")  # there is a DTensor only if this is
-    if distributed is not None and isinstance(tensor, distributed.DTensor):
-        raise ValueError(
-            f"{name} is a DTensor with placements {tensor.placements}; pass {name}.to_local(), with "
-            f"process_group=mesh.get_group() if it is split by classes, or the whole, {name}.full_tensor()"
-        )
-
-
-def check_logits(input: torch.Tensor) -> None:
-    """Raise unless input is floating point and has a class dimension."""
-    check_whole("input", input)
+def logits_layout(input: torch.Tensor) -> Layout:
+    """Return the layout of input; raise unless it is floating point and has a class dimension."""
+    _check_whole("input", input)
     if not input.is_floating_point():
         raise TypeError(f"input must be floating point logits, got {input.dtype}")
     if input.dim() == 0:
         raise ValueError("input must have a class dimension: (V,), (N, V) or (N, V, ...), got a scalar")
+    class_dim = min(input.dim() - 1, 1)
+    shape = input.shape[:class_dim] + input.shape[class_dim + 1 :]
+    return Layout(shape, class_dim, input.shape[class_dim], input.dtype)
+
+
+def layer_layout(input: torch.Tensor, layer: Layer) -> Layout:
+    """Return the layout of the layer's outputs; raise unless input (..., D) and the layer fit together."""
+    tensors = (("input", input), ("linear_weight", layer.weight), ("linear_bias", layer.bias))
+    for name, tensor in tensors:
+        if tensor is not None:
+            _check_whole(name, tensor)
+    weight, bias = layer.weight, layer.bias
+    if input.dim() == 0 or weight.dim() < 2 or input.shape[-1] != weight.shape[-1]:
+        raise ValueError(
+            f"input must be (..., D) and linear_weight (V, D) or (V, d1, ..., D), got {tuple(input.shape)} and "
+            f"{tuple(weight.shape)}; a weight of torch.nn.Linear fits as it is"
+        )
+    if weight.dim() > 2 and input.dim() == 1:
+        raise ValueError(
+            f"linear_weight {tuple(weight.shape)} of more than two dimensions needs an input (N, D), got "
+            f"{tuple(input.shape)}; use input.unsqueeze(0)"
+        )
+    if bias is not None and bias.shape != weight.shape[:-1]:
+        raise ValueError(
+            f"linear_bias must be {tuple(weight.shape[:-1])}, one per row of linear_weight, got {tuple(bias.shape)}"
+        )
+    autocast = autocast_enabled(input.device)
+    for name, tensor in tensors:
+        if tensor is None:
+            continue
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
+        if tensor.device != input.device:
+            raise ValueError(f"{name} is on {tensor.device}, but input on {input.device}; move it there")
+        if tensor.dtype != input.dtype and not autocast:
+            raise TypeError(f"{name} is {tensor.dtype}, but input {input.dtype}; convert one, or use torch.autocast")
+    batch = input.shape[:-1]
+    dtype = input.dtype
+    if autocast and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(input.device.type)
+    return Layout(batch + weight.shape[1:-1], len(batch), len(weight), dtype)
 
 
 def check_target(
-    input: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    ignore_index: int,
-    *,
-    shape: torch.Size,
-    class_dim: int,
-    num_classes: int,
+    input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, ignore_index: int, layout: Layout
 ) -> None:
-    """Raise unless target has the rows' shape, or that with num_classes at class_dim, and weight is (num_classes,)."""
+    """Raise unless target has the shape of the rows or of the logits, and weight is (V,)."""
+    shape, class_dim, num_classes, _ = layout
     for name, tensor in (("target", target), ("weight", weight)):
         if tensor is not None and tensor.device != input.device:
             raise ValueError(f"{name} is on {tensor.device}, but input on {input.device}; move it there")
-    same_dtype = weight is None or weight.dtype == input.dtype or torch.is_autocast_enabled(input.device.type)
+    same_dtype = weight is None or weight.dtype == input.dtype or autocast_enabled(input.device)
     if weight is not None and (weight.shape != (num_classes,) or not same_dtype):
         raise ValueError(
             f"weight must be ({num_classes},) {input.dtype}, one weight per class in the dtype of input, "
@@ -82,13 +104,18 @@ def check_target(
                 f"got {tuple(target.shape)}; class indices must be int64"
             )
         return
+    if weight is not None and differentiated(weight):
+        raise ValueError(
+            "weight (of classes) is differentiated, but has a derivative only where target holds class probabilities, "
+            "as in torch; pass weight.detach()"
+        )
     if target.dtype not in (torch.int64, torch.uint8):
         raise TypeError(f"target must be int64 classes or floating point probabilities, got {target.dtype}")
     if target.shape != shape:
         raise ValueError(
             f"target must have shape {tuple(shape)} for input {tuple(input.shape)}, got {tuple(target.shape)}"
         )
-    if _checkable(target):
+    if values_are_known(target):
         wrong = ((target < 0) | (target >= num_classes)) & (target != ignore_index)
         if wrong.any():
             row = int(wrong.flatten().nonzero()[0])
@@ -98,8 +125,35 @@ def check_target(
             )
 
 
+def check_weights(input: torch.Tensor, shape: torch.Size, weights: Weights) -> None:
+    """Raise unless the domains and weights fit rows of this shape, whose logits are input or computed from it."""
+    ids, domains = weights.domain_ids, weights.domain_weights
+    if (ids is None) != (domains is None):
+        given, missing = ("domain_weights", "domain_ids") if ids is None else ("domain_ids", "domain_weights")
+        hint = "" if ids is None else "; for statistics alone, pass domain_weights=torch.ones(num_domains)"
+        raise ValueError(f"{given} needs {missing}{hint}")
+    if ids is not None and domains is not None:
+        if ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8):
+            raise TypeError(f"domain_ids must be integers, got {ids.dtype}")
+        _check_values("domain_weights", domains, input)
+        if domains.dim() != 1 or len(domains) == 0:
+            raise ValueError(f"domain_weights must be (K,), one weight per domain, got {tuple(domains.shape)}")
+        _check_per_row("domain_ids", ids, input, shape)
+        if values_are_known(ids) and ids.numel():
+            low, high = (int(bound) for bound in torch.aminmax(ids))
+            if low < 0 or high >= len(domains):
+                rows = per_row(ids, shape).long()
+                row = int(((rows < 0) | (rows >= len(domains))).nonzero()[0])
+                raise IndexError(
+                    f"domain_ids holds {int(rows[row])} at row {row}, but there are {len(domains)} domain_weights"
+                )
+    if weights.token_weights is not None:
+        _check_values("token_weights", weights.token_weights, input)
+        _check_per_row("token_weights", weights.token_weights, input, shape)
+
+
 def check_inplace(input: torch.Tensor) -> None:
-    """Check that the gradient may overwrite input."""
+    """Raise unless the gradient may overwrite input."""
     owner = input if input._base is None else input._base
     if input.is_leaf or (owner.is_leaf and owner.requires_grad):
         raise ValueError("inplace=True would overwrite input, a leaf that requires grad; use inplace=False")
@@ -109,85 +163,89 @@ def check_inplace(input: torch.Tensor) -> None:
         )
 
 
-def flatten_logits(input: torch.Tensor) -> torch.Tensor:
-    """Input (N, V, ...) as (rows, V), a view where strides allow."""
-    num_classes = input.shape[0 if input.dim() == 1 else 1]
-    if input.dim() == 2:
-        return input
-    if input.dim() == 1:
-        return input.unsqueeze(0)
-    return input.movedim(1, -1).reshape(-1, num_classes)
+def needs_reference(operands: Iterable[torch.Tensor | None], target: torch.Tensor, weights: Weights) -> str | None:
+    """Return what in a call only plain torch operations can compute, or None.
 
-
-def row_weights(
-    input: torch.Tensor,
-    shape: torch.Size,
-    domain_ids: torch.Tensor | None,
-    domain_weights: torch.Tensor | None,
-    token_weights: torch.Tensor | None,
-) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
-    """Check the domains and weights of rows of this shape, whose logits are input or are computed from it.
-
-    Returns:
-        weights (rows,) float32 (float64 if input is) or None for ones, domain_ids (rows,) int64 or None, and the number
-        of domains. No gradient flows into weights.
+    Args:
+        operands: The logits, or the tensors that they are computed from.
+        target: Classes or class probabilities.
+        weights: Of the call.
     """
-    dtype = torch.promote_types(input.dtype, torch.float32)
-    weights = None
-    num_domains = 1
-    if (domain_ids is None) != (domain_weights is None):
-        given, missing = ("domain_weights", "domain_ids") if domain_ids is None else ("domain_ids", "domain_weights")
-        hint = "" if domain_ids is None else "; for statistics alone, pass domain_weights=torch.ones(num_domains)"
-        raise ValueError(f"{given} needs {missing}{hint}")
-    if domain_ids is not None and domain_weights is not None:
-        if domain_ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8):
-            raise TypeError(f"domain_ids must be integers, got {domain_ids.dtype}")
-        _check_weights("domain_weights", domain_weights, input)
-        if domain_weights.dim() != 1 or len(domain_weights) == 0:
-            raise ValueError(f"domain_weights must be (K,), one weight per domain, got {tuple(domain_weights.shape)}")
-        num_domains = len(domain_weights)
-        domain_ids = _per_row("domain_ids", domain_ids, input, shape).long()
-        if _checkable(domain_ids) and domain_ids.numel():
-            low, high = (int(bound) for bound in torch.aminmax(domain_ids))
-            if low < 0 or high >= num_domains:
-                row = int(((domain_ids < 0) | (domain_ids >= num_domains)).nonzero()[0])
-                raise IndexError(
-                    f"domain_ids holds {int(domain_ids[row])} at row {row}, but there are {num_domains} domain_weights"
-                )
-        weights = domain_weights.detach().to(dtype).take(domain_ids)
-    if token_weights is not None:
-        _check_weights("token_weights", token_weights, input)
-        token_weights = _per_row("token_weights", token_weights.detach(), input, shape).to(dtype)
-        weights = token_weights if weights is None else weights * token_weights
-    return weights, domain_ids, num_domains
+    if weights.weight is not None:
+        return "class weights"
+    if target.is_floating_point():
+        return "class probabilities as target"
+    for name, tensor in (("domain_weights", weights.domain_weights), ("token_weights", weights.token_weights)):
+        if tensor is not None and differentiated(tensor):
+            return f"{name} that are differentiated"
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func transforms"
+    if any(tensor is not None and has_tangent(tensor) for tensor in operands):
+        return "forward-mode derivatives"
+    return None
 
 
-def _check_weights(name: str, weights: torch.Tensor, input: torch.Tensor) -> None:
+def differentiated(tensor: torch.Tensor) -> bool:
+    """Return whether the loss is to be differentiated with respect to this tensor."""
+    return (tensor.requires_grad and torch.is_grad_enabled()) or has_tangent(tensor)
+
+
+def has_tangent(tensor: torch.Tensor) -> bool:
+    """Return whether a forward-mode derivative is taken along this tensor."""
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def values_are_known(tensor: torch.Tensor) -> bool:
+    """Return whether a check may read the tensor: on the CPU, and not while torch traces or transforms the call."""
+    return tensor.device.type == "cpu" and not is_traced(tensor) and not torch._C._are_functorch_transforms_active()
+
+
+def is_traced(tensor: torch.Tensor) -> bool:
+    """Return whether the tensor is a stand-in for later values: under torch.compile, make_fx, or fake."""
+    if torch.compiler.is_compiling() or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return True
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")  # nothing is traced by it unless it is imported
+    return proxies is not None and proxies.get_proxy_mode() is not None
+
+
+def autocast_enabled(device: torch.device) -> bool:
+    """Return whether autocast is on for a device; some, as meta, have none."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def per_row(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Return (N,) values of one per row, or one per entry of the leading dimension, of rows of this shape."""
+    if tensor.shape == shape:
+        return tensor.reshape(-1)
+    return tensor.reshape(-1, *(1 for _ in shape[1:])).expand(shape).reshape(-1)
+
+
+def _check_values(name: str, weights: torch.Tensor, input: torch.Tensor) -> None:
     if not weights.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {weights.dtype}; use {name}.float()")
     if weights.device != input.device:
         raise ValueError(f"{name} is on {weights.device}, but input on {input.device}; move it there")
-    if _checkable(weights) and weights.numel():
+    if values_are_known(weights) and weights.numel():
         low, high = (float(bound) for bound in torch.aminmax(weights.detach()))  # NaN if any is
         if not (low >= 0 and high < float("inf")):
             raise ValueError(f"{name} must be finite and not negative, got values from {low} to {high}")
 
 
-def _per_row(name: str, tensor: torch.Tensor, input: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """`tensor` of one value per row, or per entry of the leading dimension, as one value per row."""
+def _check_per_row(name: str, tensor: torch.Tensor, input: torch.Tensor, shape: torch.Size) -> None:
     if tensor.device != input.device:
         raise ValueError(f"{name} is on {tensor.device}, but input on {input.device}; move it there")
-    if tensor.shape == shape:
-        return tensor.reshape(-1)
-    if tensor.shape != shape[:1]:
+    if tensor.shape not in (shape, shape[:1]):
         raise ValueError(
             f"{name} must have the shape of target {tuple(shape)} (per token) or {tuple(shape[:1])} (per sequence), "
             f"got {tuple(tensor.shape)}"
         )
-    return tensor.reshape(-1, *(1 for _ in shape[1:])).expand(shape).reshape(-1)
 
 
-def _checkable(tensor: torch.Tensor) -> bool:
-    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
-        return False
-    return not torch._C._are_functorch_transforms_active()
+def _check_whole(name: str, tensor: torch.Tensor) -> None:
+    """Raise for a DTensor, of which a rank may have a part only."""
+    distributed = sys.modules.get("torch.distributed.tensor")  # there is no DTensor unless it is imported
+    if distributed is not None and isinstance(tensor, distributed.DTensor):
+        raise ValueError(
+            f"{name} is a DTensor with placements {tensor.placements}; pass {name}.to_local(), with "
+            f"process_group=mesh.get_group() if it is split by classes, or the whole, {name}.full_tensor()"
+        )

@@ -2,10 +2,59 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, Literal, overload
 
-from . import _arguments, _fused, _reference
-from ._rows import DomainStats, choose_backend, prepare
+import torch
+from typing_extensions import Unpack
+
+from . import _checks
+from ._operator import InplaceCrossEntropy, Losses, LossRows, cross_entropy_rows
+from ._options import BackendName, CallKeywords, LossOptions, Normalizer, Reduction, Weights
+from ._rows import prepare
+from ._statistics import DomainStats
+from .backends import reference
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@overload
+def cross_entropy(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    *,
+    return_stats: Literal[False] = False,
+    ignore_index: int = -100,
+    inplace: bool = False,
+    **options: Unpack[CallKeywords],
+) -> torch.Tensor: ...
+
+
+@overload
+def cross_entropy(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    *,
+    return_stats: Literal[True],
+    ignore_index: int = -100,
+    inplace: bool = False,
+    **options: Unpack[CallKeywords],
+) -> tuple[torch.Tensor, DomainStats]: ...
+
+
+@overload
+def cross_entropy(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    *,
+    return_stats: bool,
+    ignore_index: int = -100,
+    inplace: bool = False,
+    **options: Unpack[CallKeywords],
+) -> torch.Tensor | tuple[torch.Tensor, DomainStats]: ...
 
 
 def cross_entropy(
@@ -14,20 +63,20 @@ def cross_entropy(
     weight: torch.Tensor | None = None,
     *,
     ignore_index: int = -100,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
     domain_ids: torch.Tensor | None = None,
     domain_weights: torch.Tensor | None = None,
     token_weights: torch.Tensor | None = None,
     z_loss: float = 0.0,
     softcap: float | None = None,
-    normalizer: str = "count",
+    normalizer: Normalizer = "count",
     return_stats: bool = False,
     inplace: bool = False,
-    backend: str = "auto",
-    process_group: torch.distributed.ProcessGroup | None = None,
+    backend: BackendName = "auto",
+    process_group: ProcessGroup | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, DomainStats]:
-    """Cross-entropy of logits, as `torch.nn.functional.cross_entropy`, with weights and statistics by domain.
+    """Return the cross-entropy of logits, as `F.cross_entropy`, with weights and statistics by domain.
 
     The loss of a token i of domain d is `domain_weights[d] * token_weights[i] * (ce + z_loss * lse²)`, where lse is the
     log-sum-exp of its logits and ce torch's loss of the token. Without the arguments that torch does not have, the
@@ -45,8 +94,9 @@ def cross_entropy(
         reduction: "mean", "sum" or "none".
         label_smoothing: Share of the uniform distribution in the target, in [0, 1].
         domain_ids: Integers of the shape of target, or (N,) for one domain per sequence.
-        domain_weights: (K,) weights, indexed by domain id; finite and not negative, constants for autograd.
-        token_weights: Weights of the shape of target, or (N,); finite and not negative, constants for autograd.
+        domain_weights: (K,) weights, indexed by domain id; finite and not negative. Where they are
+            differentiated, "auto" takes the reference backend.
+        token_weights: Weights of the shape of target, or (N,); finite and not negative. Likewise.
         z_loss: Coefficient of lse², which keeps the logits from drifting (Chowdhery et al., PaLM, 2022).
         softcap: Replace logits x by softcap * tanh(x / softcap) first (Gemma 2, 2024).
         normalizer: What "mean" divides by: "count", the number of tokens that are not ignored (with class weights: the
@@ -54,16 +104,17 @@ def cross_entropy(
         return_stats: Also return the sums of each domain; of one domain in all without domain_ids.
         inplace: Let the gradient overwrite the logits, so that no memory is needed. They must not be used afterwards;
             autograd raises if it has saved them for an earlier operation, or if they are written to before backward; a
-            later operation that only reads them sees the gradient. Without effect on unreduced losses, under
-            torch.compile and on the reference backend.
+            later operation that only reads them sees the gradient. Without effect on unreduced losses, while torch
+            traces the call (torch.compile, make_fx, fake tensors) and on the reference backend.
         backend: "auto" takes the fused kernel of input's device if that covers the arguments, and "reference", plain
-            torch operations, otherwise: for class weights, class probabilities, float64, other devices and torch.func
-            transforms. A backend named here never falls back. "cpp" is for the CPU, "triton" for GPUs.
+            torch operations, otherwise: for class weights, class probabilities, float64, other devices, torch.func
+            transforms, forward-mode derivatives and derivatives by weights. A backend named here never falls back: what
+            it does not cover raises an error. "cpp" is for the CPU, "triton" for GPUs.
         process_group: Ranks that share the classes, as a tensor-parallel output layer leaves them: input has this
             rank's slice, in the order of ranks, of any size. All else is the same on all ranks: target numbers all
             classes, and loss and statistics are over all. The gradient is that of the slice. It takes two all-reduces
-            of a few numbers per row, and an all-gather of the sizes, by which ranks on the CPU also see that they
-            agree. There can be neither class weights nor class probabilities.
+            of a few numbers per row. On the CPU an all-gather of checksums shows whether the ranks agree. What takes
+            the reference backend (class weights, class probabilities, ...) raises an error.
 
     Returns:
         The loss, a scalar or of the shape of target; with return_stats (loss, DomainStats).
@@ -74,49 +125,39 @@ def cross_entropy(
         IndexError: For a target or domain id out of range; on a GPU a device-side assertion or a loss of NaN instead.
         NotImplementedError: On differentiating the gradient of a fused backend; use "reference" for that.
     """
-    _arguments.check_options(reduction, label_smoothing, z_loss, softcap, normalizer, backend)
-    _arguments.check_logits(input)
-    class_dim = min(input.dim() - 1, 1)
-    rows = prepare(
-        input,
-        target,
-        weight,
-        ignore_index,
-        domain_ids,
-        domain_weights,
-        token_weights,
-        normalizer,
-        shape=input.shape[:class_dim] + input.shape[class_dim + 1 :],
-        class_dim=class_dim,
-        num_classes=input.shape[class_dim],
+    weights = Weights(weight, domain_ids, domain_weights, token_weights)
+    options = LossOptions(
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
+        normalizer=normalizer,
+        backend=backend,
         process_group=process_group,
-        options=(reduction, label_smoothing, z_loss, softcap, return_stats, torch.is_grad_enabled()),
     )
-    logits = _arguments.flatten_logits(input)
+    rows = prepare(input, target, weights, options, return_stats=return_stats)
+    logits = _two_dimensional(input)
+    if rows.by_reference:
+        row_losses = reference.losses(logits, rows.target, weight, rows.options)
+        loss = rows.reduce(row_losses, reduction)
+        return (loss, rows.stats(row_losses)) if return_stats else loss
 
-    chosen = choose_backend(backend, logits.device, logits.dtype, weight, rows.target)
-    if chosen == "reference" and not rows.shard.group:
-        loss, lse, correct = _reference.rows(
-            logits,
-            rows.target,
-            weight,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            softcap=softcap or 0.0,
-        )
-        result = rows.reduce(loss, lse, z_loss, reduction)
-        return (result, rows.stats(loss, correct)) if return_stats else result
-
+    of_rows = LossRows(rows.target, rows.scale(reduction), rows.domain_ids, rows.num_domains)
     want_grad = reduction != "none" and logits.requires_grad and torch.is_grad_enabled()
-    options = (ignore_index, label_smoothing, z_loss, softcap or 0.0)
-    args = (logits, rows.target, rows.scale(reduction), rows.domain_ids, rows.num_domains, *options)
-    where = (chosen, rows.shard.group, rows.shard.position)
-    if want_grad and inplace and not torch.compiler.is_compiling():
-        _arguments.check_inplace(input)
-        total, losses, _, *sums = _fused.InplaceCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            *args, *where, return_stats
-        )
+    if inplace and want_grad and not _checks.is_traced(input):
+        _checks.check_inplace(input)
+        losses = Losses(*InplaceCrossEntropy.apply(logits, of_rows, rows.options, return_stats))  # type: ignore[no-untyped-call]
     else:
-        total, losses, _, *sums = _fused.cross_entropy(*args, *where, want_grad, return_stats)
-    result = rows.reduce_scaled(total, losses, reduction)
-    return (result, DomainStats(*sums)) if return_stats else result
+        losses = cross_entropy_rows(logits, of_rows, rows.options, want_grad=want_grad, want_stats=return_stats)
+    loss = rows.reduce_scaled(losses.total, losses.losses, reduction)
+    return (loss, losses.stats) if return_stats else loss
+
+
+def _two_dimensional(input: torch.Tensor) -> torch.Tensor:
+    """Logits (V,) or (N, V, ...) as (rows, V), a view where strides allow."""
+    if input.dim() == 2:
+        return input
+    if input.dim() == 1:
+        return input.unsqueeze(0)
+    return input.movedim(1, -1).reshape(-1, input.shape[1])
