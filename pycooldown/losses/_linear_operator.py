@@ -153,7 +153,7 @@ def _sweep(
     # waiting for the device, which is not possible while a CUDA graph is captured.
     kept = torch.arange(0)
     num_rows, all_rows = len(scale), True
-    if not (input.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
         keep = rows.target != options.ignore_index if wanted.stats else scale != 0
         kept = keep.nonzero().squeeze(1)
         num_rows, all_rows = len(kept), len(kept) == len(keep)

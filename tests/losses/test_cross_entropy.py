@@ -89,9 +89,10 @@ def test_count_is_unbiased_and_weight_sum_is_not():
 def test_operator_registration(reduction):
     logits, target = logits_and_target(5, 9)
     scale, ids = torch.rand(5), torch.tensor([0, 1, 1, 0, 2])
-    arguments = (logits, target, scale, ids, 3, -100, 0.1, 1e-3, 0.0, "cpp", "", None, reduction == "mean", True)
-    torch.library.opcheck(_fused.cross_entropy, arguments)
-    torch.library.opcheck(_fused.scale_, (torch.rand(2, 3), torch.tensor(2.0), "cpp"))
+    operators = torch.ops.pycooldown
+    arguments = (logits, target, scale, ids, 3, reduction == "mean", True, -100, 0.1, 1e-3, 0.0, "cpp", "")
+    torch.library.opcheck(operators.cross_entropy.default, arguments)
+    torch.library.opcheck(operators.scale_gradient_.default, (torch.rand(2, 3), torch.tensor(2.0), "cpp"))
 
 
 def test_compiles_to_one_graph():
@@ -254,6 +255,8 @@ ERRORS = {
     "smoothing": ({"label_smoothing": 1.5}, ValueError, "label_smoothing"),
     "softcap": ({"softcap": 0.0}, ValueError, "None for no cap"),
     "z-loss": ({"z_loss": -1.0}, ValueError, "z_loss"),
+    "softcap as a tensor": ({"softcap": torch.tensor(3.0)}, TypeError, r"softcap must be a number.*softcap.item\(\)"),
+    "z-loss as a tensor": ({"z_loss": torch.tensor(0.1)}, TypeError, "z_loss must be a number"),
     "cpp with class weights": ({"weight": torch.ones(5), "backend": "cpp"}, ValueError, "class weights"),
     "cpp with float64": ({"input": torch.zeros(3, 5).double(), "backend": "cpp"}, ValueError, "float64"),
 }
