@@ -15,7 +15,17 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from . import _vocabulary
-from ._operator import OPTIONS_SCHEMA, FirstDerivative, LossRows, compute, padded, rescaled, scale_, scaled
+from ._operator import (
+    OPTIONS_SCHEMA,
+    FirstDerivative,
+    LossRows,
+    compute,
+    padded,
+    refuse_tangents,
+    rescaled,
+    scale_,
+    scaled,
+)
 from ._products import WeightGradient, default_chunk_size, linear
 from ._statistics import DomainStats
 from .backends import KernelOptions
@@ -56,13 +66,7 @@ class LinearLosses(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """The operator's tensors that have gradients.
-
-    Attributes:
-        input: (N, D).
-        weight: (V, D).
-        bias: (V,) or None.
-    """
+    """The operator's tensors that have gradients: (N, D), (V, D) and (V,) or None."""
 
     input: torch.Tensor
     weight: torch.Tensor
@@ -135,7 +139,9 @@ class Call(NamedTuple):
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _linear_cross_entropy(*arguments: Any) -> tuple[torch.Tensor, ...]:
-    return _sweep(*Call.of(arguments))
+    call = Call.of(arguments)
+    refuse_tangents(*call.operands, call.rows.scale)
+    return _sweep(*call)
 
 
 def _sweep(
@@ -153,7 +159,7 @@ def _sweep(
     # waiting for the device, which is not possible while a CUDA graph is captured.
     kept = torch.arange(0)
     num_rows, all_rows = len(scale), True
-    if not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
+    if not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):  # type: ignore[no-untyped-call]
         keep = rows.target != options.ignore_index if wanted.stats else scale != 0
         kept = keep.nonzero().squeeze(1)
         num_rows, all_rows = len(kept), len(kept) == len(keep)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, get_type_hints
 import torch
 
 from . import _vocabulary, backends
+from ._checks import has_tangent
 from ._statistics import DomainStats
 from .backends import KernelOptions, Outputs
 
@@ -130,6 +131,7 @@ def _cross_entropy(
     want_stats: bool,
     *options: Any,
 ) -> tuple[torch.Tensor, ...]:
+    refuse_tangents(logits, scale)
     rows = LossRows(target, scale, domain_ids, num_domains)
     return _run(logits, rows, KernelOptions(*options), want_grad=want_grad, want_stats=want_stats, inplace=False)
 
@@ -202,6 +204,18 @@ _cross_entropy.register_autograd(_backward, setup_context=_setup_context)
 def padded(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     """Return the gradients of an operator's first arguments, and None for all others."""
     return (*grads, *[None] * (len(ctx.needs_input_grad) - len(grads)))
+
+
+def refuse_tangents(*tensors: torch.Tensor | None) -> None:
+    """Raise if a forward-mode derivative would be lost: what torch.compile traced may be called with tangents later."""
+    try:
+        lost = any(tensor is not None and has_tangent(tensor) for tensor in tensors)
+    except RuntimeError:  # AOTAutograd hides tangents from operators; outside a dual_level none are looked for
+        lost = True
+    if lost:
+        raise NotImplementedError(
+            "the fused backends have no forward-mode derivatives; use backend='reference' inside torch.compile"
+        )
 
 
 def rescaled(scale: torch.Tensor, grad_total: torch.Tensor | None, grad_losses: torch.Tensor | None) -> torch.Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, overload
 
 import torch
-from typing_extensions import Unpack
 
 from . import _checks
 from ._operator import InplaceCrossEntropy, Losses, LossRows, cross_entropy_rows
@@ -16,6 +15,7 @@ from .backends import reference
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from typing_extensions import Unpack
 
 
 @overload

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal, overload
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
-from typing_extensions import Unpack
 
 from ._linear_operator import Operands, Wanted, linear_cross_entropy_rows
 from ._operator import LossRows
@@ -20,6 +19,7 @@ from .backends.reference import RowLosses
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from typing_extensions import Unpack
 
 
 class LinearKeywords(CallKeywords, total=False):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from typing_extensions import Unpack
 
 from ._options import LossKeywords, LossOptions
 from ._statistics import DomainStats
 from .cross_entropy import cross_entropy
 from .linear_cross_entropy import check_chunk_size, linear_cross_entropy
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class CrossEntropyLoss(torch.nn.Module):

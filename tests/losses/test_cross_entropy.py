@@ -50,6 +50,11 @@ def test_module_holds_the_functions_options():
     assert CrossEntropyLoss()(logits, target).equal(cross_entropy(logits, target))
 
 
+def test_module_refuses_unknown_options():
+    with pytest.raises(TypeError, match=r"has no option lable_smoothing; the options are .*label_smoothing"):
+        CrossEntropyLoss(lable_smoothing=0.1)
+
+
 def test_scalarization_has_the_gradient_of_temperature_sampling():
     """On a full batch, weights p(i; τ) / p(i; 1) give the gradient of the sum of domain means under p(i; τ)."""
     sizes = torch.tensor([50, 10, 4])

@@ -71,6 +71,18 @@ def test_a_named_backend_refuses_forward_mode():
             cross_entropy(dual, TARGET, backend="cpp")
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_loss_refuses_tangents(case, backend):
+    """torch.compile traces tensors without their tangents, so they are seen when the operator runs."""
+    function, _, shapes = CASES[case]
+    tensors = [random(*shape, seed=i) for i, shape in enumerate(shapes)]
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(tensors[0], torch.ones_like(tensors[0]))
+        with pytest.raises(NotImplementedError, match="no forward-mode derivatives; use backend='reference'"):
+            torch.compile(function, backend=backend)(dual, *tensors[1:])
+
+
 def weighted(logits, domain_weights, token_weights, **options):
     return cross_entropy(
         logits, TARGET, domain_ids=IDS, domain_weights=domain_weights, token_weights=token_weights, **options

@@ -264,6 +264,7 @@ def run(rank, world_size, store):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_that_share_the_classes_agree_with_one_process(world_size, tmp_path):
     torch.multiprocessing.spawn(run, (world_size, tmp_path / "store"), nprocs=world_size)
