@@ -111,8 +111,8 @@ def slowdown(dtype):
 @pytest.fixture(autouse=True)
 def native(request):
     """Skips cases of a dtype whose products the processor emulates."""
-    parameters = getattr(request.node, "callspec", None)
-    dtype = (parameters.params.get("case") or [parameters.params.get("dtype")])[0]
+    parameters = request.node.callspec.params
+    dtype = parameters["case"][0] if "case" in parameters else parameters["dtype"]
     if dtype != torch.float32 and slowdown(dtype) > NATIVE_SLOWDOWN:
         pytest.skip(f"products in {dtype} take {slowdown(dtype):.0f} times as long as in float32: they are emulated")
 

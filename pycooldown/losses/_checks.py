@@ -7,7 +7,6 @@ on the CPU, and not while torch traces or transforms the call.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -163,14 +162,18 @@ def check_inplace(input: torch.Tensor) -> None:
         )
 
 
-def needs_reference(operands: Iterable[torch.Tensor | None], target: torch.Tensor, weights: Weights) -> str | None:
+def needs_reference(input: torch.Tensor, layer: Layer | None, target: torch.Tensor, weights: Weights) -> str | None:
     """Return what in a call only plain torch operations can compute, or None.
 
     Args:
-        operands: The logits, or the tensors that they are computed from.
+        input: Logits, or the layer's input.
+        layer: The layer whose outputs are the logits, if not input is.
         target: Classes or class probabilities.
         weights: Of the call.
     """
+    operands = (input,) if layer is None else (input, layer.weight, layer.bias)
+    if layer is not None and layer.weight.dim() > 2:
+        return "a linear_weight of more than two dimensions"
     if weights.weight is not None:
         return "class weights"
     if target.is_floating_point():

@@ -97,11 +97,7 @@ def prepare(
     """
     options.check()
     layout = _checks.logits_layout(input) if layer is None else _checks.layer_layout(input, layer)
-    operands = (input,) if layer is None else (input, layer.weight, layer.bias)
-    needs = _checks.needs_reference(operands, target, weights)
-    kdim = layer is not None and layer.weight.dim() > 2
-    if kdim:
-        needs = needs or "a linear_weight of more than two dimensions"
+    needs = _checks.needs_reference(input, layer, target, weights)
     group = ""
     if options.process_group is not None:
         if needs is not None:

@@ -127,7 +127,8 @@ def linear_cross_entropy(
             rank's slice, and their gradients are of it. input is the same on all ranks, and so is its gradient: it is
             summed over the ranks here, so that no further all-reduce must be put before the layer (such as Megatron's
             `copy_to_tensor_model_parallel_region`). There are two small all-reduces for each chunk.
-            Without chunk_size the first call of a layer asks for the largest slice of the ranks.
+            Without chunk_size there is one more, which waits for the device, at the first call with a weight: keep the
+            tensor that `to_local` gives, or pass chunk_size.
 
     Returns:
         The loss, a scalar or of the shape of target; with return_stats (loss, DomainStats).

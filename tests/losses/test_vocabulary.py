@@ -223,7 +223,7 @@ def check_collectives(rank, world_size):
     try:
         hidden, weight, _, target = layer(torch.float32)
         begin = sum(sizes(world_size)[:rank])
-        mine = weight[begin : begin + sizes(world_size)[rank]]
+        mine = weight[begin : begin + sizes(world_size)[rank]].clone().requires_grad_()
         group = {"process_group": dist.group.WORLD}
         for _ in range(3):
             linear_cross_entropy(hidden, mine, target, **group)
@@ -232,7 +232,7 @@ def check_collectives(rank, world_size):
         if world_size > 2:  # compiling takes a while, and no more is seen with more ranks
             return
         calls.clear()
-        logits = (hidden @ mine.T).requires_grad_()
+        logits = (hidden @ mine.detach().T).requires_grad_()
 
         def loss(x):
             return cross_entropy(x, target, **group)
