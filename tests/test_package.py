@@ -31,7 +31,7 @@ CORE_USERS = {
     "sampling/sampler.py",
     "data/index.py",
     "data/shards.py",
-    "losses/_cpp.py",
+    "losses/backends/cpp.py",
 }
 HEAVY = ("torch", "triton", "webdataset", "numba", "transformers", "accelerate", "matplotlib", "sentencepiece", "typer")
 

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
-"""The Triton kernels of `_triton`, which launches them.
+"""The Triton kernels of `triton`, which launches them.
 
 One program per row. A first pass keeps a running maximum and sum of exponentials in every lane (online softmax,
 Milakov and Gimelshein, arXiv 1805.02867) and reduces them across lanes once, at the end of the row. A second pass, from
@@ -126,6 +126,7 @@ def rows_kernel(
     SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, GRAD: tl.constexpr, SAME_ALIGNMENT: tl.constexpr,
     LANES: tl.constexpr,
 ):  # fmt: skip
+    """Loss, log-sum-exp, whether correct, and the gradient of a row; see `contract.Backend.rows`."""
     VEC: tl.constexpr = 128 // logits.dtype.element_ty.primitive_bitwidth
     TILE: tl.constexpr = LANES * THREAD_ELEMENTS
     n = tl.program_id(0).to(tl.int64)
@@ -234,6 +235,7 @@ def slice_kernel(
 
 @triton.jit(do_not_specialize=["stride", "num_classes"], do_not_specialize_on_alignment=["grad", "factor"])
 def scale_kernel(grad, factor, stride: tl.int64, num_classes: tl.int32, LANES: tl.constexpr):
+    """Multiply a row by the factor, in place; leave it as it is if that is 1."""
     VEC: tl.constexpr = 128 // grad.dtype.element_ty.primitive_bitwidth
     f = tl.load(factor).to(tl.float32)
     if f == 1:
