@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from pycooldown._extras import require
+from pycooldown._files import sha256
 from pycooldown.data.jsonl import Row, count_rows, read_rows
 from pycooldown.data.manifest import FILENAME, FORMAT, Manifest, load_manifest
-from pycooldown.data.publish import STAGING, Progress, publish, sha256
+from pycooldown.data.publish import STAGING, Progress, publish
 from pycooldown.mixture import temperature
 
 require("data", "sentencepiece", "webdataset")

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
 
-from pycooldown.huggingface.checkpoints import write_atomically
+from pycooldown._files import write_atomically
 
 
 def _shown(logs: dict[str, Any]) -> dict[str, str]:

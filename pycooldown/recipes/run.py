@@ -17,10 +17,11 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers.integrations import TensorBoardCallback
 
 from pycooldown import adaptive
+from pycooldown._files import write_atomically
 from pycooldown.adaptive import LearnedSchedule
 from pycooldown.data.manifest import Manifest, load_manifest
 from pycooldown.huggingface.callbacks import MetricsFile, ProgressLines
-from pycooldown.huggingface.checkpoints import complete_checkpoint, discard_incomplete, write_atomically
+from pycooldown.huggingface.checkpoints import complete_checkpoint, discard_incomplete
 from pycooldown.huggingface.checks import warn_of_lengths
 from pycooldown.recipes.build import RecipeTrainer, arguments, assemble, validation_pairs
 from pycooldown.recipes.doremi import after_proxy

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from pycooldown import plots
-from pycooldown.huggingface.checkpoints import write_atomically
+from pycooldown._files import write_atomically
 from pycooldown.recipes.history import Run
 from pycooldown.recipes.report import Comparison, compare
 from pycooldown.recipes.schema import Recipe
