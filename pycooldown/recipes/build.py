@@ -14,7 +14,6 @@ from torch.utils.data import Subset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from pycooldown.data.manifest import Manifest
-from pycooldown.data.shards import TarDataset
 from pycooldown.huggingface.batches import Collator, collator
 from pycooldown.huggingface.callbacks import ResetAtStep
 from pycooldown.huggingface.probe import Probe
@@ -97,8 +96,7 @@ def arguments(recipe: Recipe, output: Path, progress: bool) -> TrainingArguments
 def assemble(recipe: Recipe, manifest: Manifest, sizes: Mapping[str, int], args: TrainingArguments) -> RecipeTrainer:
     """The trainer, with data and model drawn from the recipe's seed."""
     set_seed(recipe.training.seed)
-    shards = manifest.shards("train")
-    dataset: Any = TarDataset({domain: shards[domain] for domain in sizes})
+    dataset: Any = manifest.dataset("train", sizes)
     collate = collator(recipe.model.family, recipe.data.max_length, manifest.tokenizer.pad_id)
     kept, probe = training_sizes(recipe, sizes), None
     if isinstance(recipe.mixture, Probing):
@@ -130,9 +128,9 @@ def assemble(recipe: Recipe, manifest: Manifest, sizes: Mapping[str, int], args:
 
 def validation_pairs(manifest: Manifest, domains: Iterable[str], count: int) -> dict[str, Subset[Any]]:
     """At most ``count`` validation samples of each domain, evenly spread."""
-    shards, chosen = manifest.shards("validation"), {}
+    chosen = {}
     for domain in domains:
-        dataset: Any = TarDataset({domain: shards[domain]})
+        dataset: Any = manifest.dataset("validation", [domain])
         places = np.unique(np.linspace(0, len(dataset) - 1, count).astype(np.int64))
         chosen[domain] = Subset(dataset, places.tolist())
     return chosen
