@@ -70,14 +70,14 @@ class Grouper {
       open_ = true;
       ++ordinal_;
     }
-    const auto label = [&] { return std::string(1, '\'').append(path).append("' "); };
+    const auto label = [&] { return quoted(path) + " "; };
     if (what) return drop(header, label() + what);
     const std::uint32_t extension = extension_id(path.substr(dot + 1));
     const std::string& spelled = index_.extensions[extension];
     if (spelled == "__key__" || spelled == "__url__" || spelled == "__domain__")
       return drop(header, label() + "has the extension " + spelled + ", which is reserved");
     if (last_sample_[extension] == ordinal_)
-      return drop(header, label() + "repeats the extension '" + spelled + "' of its sample");
+      return drop(header, label() + "repeats the extension " + quoted(spelled) + " of its sample");
     last_sample_[extension] = ordinal_;
     index_.members.push_back({static_cast<std::uint32_t>(data / kBlock), extension, size});
   }
@@ -228,7 +228,7 @@ void scan(Source& source, Grouper& grouper) {
     const bool regular = header.regular(), has_data = header.has_data(), sparse = header.sparse() || extended.sparse;
     for (bool more = header.sparse() && block[482]; more; data += kBlock) more = source.block(data)[504];
     if (has_data && padded(size) > source.size() - data) {
-      fail(at, "'" + name + "' is cut off: " + std::to_string(size) + " bytes expected, " +
+      fail(at, quoted(name) + " is cut off: " + std::to_string(size) + " bytes expected, " +
                    std::to_string(source.size() - data) + " left in the file");
     }
     if (regular) grouper.add(name, at, data, size, sparse ? "is a sparse file; store it whole" : nullptr);

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pycooldown._files import lock_folder, read_bounded, sha256, write_atomically
+from pycooldown._files import lock_folder, read_bounded, sha256, sync, write_atomically
 
 __all__ = ["Progress", "publish", "sha256", "staging", "write_atomically"]
 
@@ -82,7 +82,6 @@ def publish(
             if path.is_file()
         }
         manifest = {"fingerprint": fingerprint, "recipe": recipe, **content, "files": files}
-        (partial / name).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
         for path in recorded.keys() - {folder / file for file in files}:
             path.unlink(missing_ok=True)
@@ -90,7 +89,10 @@ def publish(
         for file in files:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             os.replace(partial / file, folder / file)
-        os.replace(partial / name, folder / name)
+        # A manifest that survives a power failure must not survive what it lists.
+        for written in sorted({path for file in files for path in ((folder / file), (folder / file).parent)}):
+            sync(written)
+        write_atomically(folder / name, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
         return manifest
 
 

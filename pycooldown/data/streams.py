@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from urllib.parse import urlparse
 
 from pycooldown._extras import require
-from pycooldown.data.index import TarReader, count_samples, load_index
+from pycooldown.data.index import TarIndex, TarReader, count_samples, load_index
 
 require("data", "webdataset")
 
@@ -138,6 +138,7 @@ class LocalShards:
         self._domain, self._urls, self._paths = domain, urls, paths
         self._offset, self._stride = offset, stride
         self._passes = Passes(self._count, order)
+        self._indexed: tuple[int, TarIndex] | None = None
         self._open: int | None = None  # the shard that `_reader` reads
         self._reader = TarReader(1)
         self._make_stream = stream
@@ -161,11 +162,9 @@ class LocalShards:
 
     def _read(self, shard: int, number: int) -> Sample:
         if self._open != shard:
-            path = self._paths[shard]
-            index = load_index(path)
-            _require_sound(path, index.faults)
+            index = self._index_of(shard)
             self._reader, self._open = TarReader(1), shard
-            self._reader.add(os.fsencode(path), self._domain, index)
+            self._reader.add(os.fsencode(self._paths[shard]), self._domain, index)
         if number >= len(self._reader):
             raise ValueError(f"{self._paths[shard]} has changed while it was read; start again")
         sample = self._reader.getitems([number])[0]
@@ -173,17 +172,25 @@ class LocalShards:
         return sample
 
     def _count(self, shard: int) -> int:
-        path = self._paths[shard]
-        if not os.path.isfile(path):
+        if not os.path.isfile(self._paths[shard]):
             raise _NotRandomError
-        count = count_samples(path)
-        if count is None and _is_compressed(path):
-            raise _NotRandomError
-        if count is None:
+        count = count_samples(self._paths[shard])
+        return len(self._index_of(shard)) if count is None else count
+
+    def _index_of(self, shard: int) -> TarIndex:
+        """Return the index of a shard; the last one is kept, as a shard is counted just before it is read."""
+        if self._indexed is None or self._indexed[0] != shard:
+            path = self._paths[shard]
             index = load_index(path)
-            _require_sound(path, index.faults)
-            count = len(index)
-        return count
+            for offset, reason in index.faults:
+                if _is_compressed(path):
+                    raise _NotRandomError
+                raise ValueError(
+                    f"{path} at byte {offset}: {reason}; mend the shard, or give mix a handler, such as "
+                    "webdataset.warn_and_continue, with which webdataset reads what it can"
+                )
+            self._indexed = shard, index
+        return self._indexed[1]
 
 
 class _NotRandomError(Exception):
@@ -222,14 +229,6 @@ def local_path(url: str) -> str | None:
 def _is_compressed(path: str) -> bool:
     with open(path, "rb") as file:
         return file.read(8).startswith(_COMPRESSED)
-
-
-def _require_sound(path: str, faults: Sequence[tuple[int, str]]) -> None:
-    for offset, reason in faults:
-        raise ValueError(
-            f"{path} at byte {offset}: {reason}; mend the shard, or give mix a handler, such as "
-            "webdataset.warn_and_continue, with which webdataset reads what it can"
-        )
 
 
 def _no_samples(domain: str) -> ValueError:

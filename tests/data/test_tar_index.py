@@ -162,6 +162,7 @@ def test_reads_sizes_in_base_256_and_in_pax_headers(tmp_path):
         (bytes(header("a.txt", 0, b"S")), "'a.txt' is a sparse file"),
         (bytes(header("a.__key__", 0)), "reserved"),
         (bytes(header("a.txt", 0) + header("a.txt", 0)), "repeats the extension 'txt'"),
+        (bytes(header("\x1b[31ma\x7f.txt", 9999)) + bytes(512), r"'\\x1b\[31ma\\x7f\.txt' is cut off"),
         (bytes(header("a.txt", 0)) + b"short", "ends inside a block"),
         (bytes(header("a.txt", 0)), "ends without the zero blocks that end a tar: it was cut off, or never closed"),
     ],

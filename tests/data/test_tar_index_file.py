@@ -134,10 +134,18 @@ def test_largest_indexes_are_within_the_limit(tmp_path):
 
 
 def test_samples_are_counted_by_the_head_of_the_index(shard):
-    assert count_samples(str(shard)) == 100  # scanned
+    assert count_samples(str(shard)) is None  # there is none
+    TarDataset({"d": shard})
     index = Path(f"{shard}.idx")
     index.write_bytes(index.read_bytes()[:64])
     assert count_samples(str(shard)) == 100
+    index.write_bytes(index.read_bytes()[:63])
+    assert count_samples(str(shard)) is None
     index.unlink()
     shard.write_bytes(shard.read_bytes()[:-10240])
+    with pytest.warns(UserWarning, match="skipped"):
+        TarDataset({"d": shard}, on_error="skip")
     assert count_samples(str(shard)) is None  # it has a fault
+    index.unlink()
+    index.mkdir()
+    assert count_samples(str(shard)) is None
