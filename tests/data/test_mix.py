@@ -214,6 +214,28 @@ def test_batches_made_in_the_pipeline_resume_exactly(shards, schedule, stages, w
         assert list(second) == whole  # a further pass
 
 
+@pytest.mark.parametrize("elastic", [False, True])
+def test_states_of_a_loader_that_started_late_resume_exactly(shards, schedule, elastic):
+    """start_step = 5 with 2 workers, then states after 1, 3 and 6 steps, one from the other."""
+
+    def loader():
+        pipeline = mix(shards, schedule, batch_size=8, seed=3, num_steps=15, start_step=5, elastic=elastic)
+        return StatefulDataLoader(pipeline.map(lambda sample: sample["__key__"]), batch_size=8, num_workers=2)
+
+    single = mix(shards, schedule, batch_size=8, seed=3, num_steps=15, elastic=True)
+    whole = list(loader())
+    if elastic:
+        assert whole == list(DataLoader(single, batch_size=8, collate_fn=numbered))[5:]
+    seen, state = [], None
+    for steps in (1, 3, 6):
+        current = loader()
+        if state is not None:
+            current.load_state_dict(state)
+        seen += [batch for _, batch in zip(range(steps), current, strict=False)]
+        state = current.state_dict()
+    assert seen == whole
+
+
 @pytest.mark.parametrize(
     ("stage", "name"),
     [
@@ -350,7 +372,7 @@ def test_resumes_far_ahead_without_reading_up_to_there(write_shards, run_reader)
     shards = write_shards({"en": [20, 20, 20]})
     schedule = schedules.constant(Mixture.proportional({"en": 60}))
     options = {"batch_size": 1, "seed": 3, "shuffle_shards": False}
-    expected = run_reader(mix(shards, schedule, num_steps=10**4 * 60 + 50, start_step=10**4 * 60 + 45, **options))
+    expected = run_reader(mix(shards, schedule, num_steps=1000 * 60 + 50, start_step=1000 * 60 + 45, **options))
     assert [key for _, key in expected] == [f"en/2/{i}" for i in range(5, 10)]
 
 
