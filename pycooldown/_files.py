@@ -7,20 +7,22 @@ import errno
 import fcntl
 import hashlib
 import os
+import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 # The errors of file systems that have no locks, such as Lustre mounted without them.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_MAX_WRITERS = 1000  # of one file at a time
 
 
 def write_atomically(path: str | Path, content: str | bytes, *, durable: bool = True) -> None:
     """Write a file so that a reader finds all of the old content or all of the new.
 
     The content goes to a temporary file in the same folder, which is then renamed. Temporary files that killed writers
-    of the same file left behind are removed first.
+    of the same file left behind are used or removed.
 
     Args:
         path: Where to write; a file that is there is replaced.
@@ -44,6 +46,7 @@ def write_atomically(path: str | Path, content: str | bytes, *, durable: bool = 
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _remove_leftovers(path)
     if durable:
         sync(path.parent)
 
@@ -116,35 +119,47 @@ def read_bounded(path: str | Path, limit: int) -> bytes:
         os.close(descriptor)
 
 
+def _temporary(path: Path, label: int | str) -> Path:
+    return path.with_name("." + os.fsdecode(os.fsencode(path.name)[:200]) + f".{label}.partial")  # 255 bytes at most
+
+
 def _open_temporary(path: Path) -> tuple[int, Path]:
     """Open an empty file beside `path`, locked while its writer lives.
 
     Writers of one file number their temporary files from 0. A number whose file is not locked is free, so a writer uses
-    the file that a killed one left behind, and removes the ones of the numbers that follow. Nobody lists the folder,
-    which may hold 100,000 shards.
+    the file that a killed one left behind, and nobody has to list the folder, which may hold 100,000 shards.
     """
-    prefix = "." + os.fsdecode(os.fsencode(path.name)[:200])  # names have at most 255 bytes
-    for number in range(1000):
-        temporary = path.with_name(f"{prefix}.{number}.partial")
-        while (descriptor := _open_locked(temporary, os.O_CREAT)) is not None:
-            if _is_named(descriptor, temporary):
-                os.ftruncate(descriptor, 0)
-                _remove_leftovers(path.with_name(f"{prefix}.{later}.partial") for later in range(number + 1, 1000))
-                return descriptor, temporary
-            os.close(descriptor)  # its last writer has renamed or removed it since it was opened
-    raise BlockingIOError(errno.EWOULDBLOCK, "1000 other processes are writing this file", str(path))
-
-
-def _remove_leftovers(candidates: Iterable[Path]) -> None:
-    """Remove the files that no living process has locked, up to the first that does not exist."""
-    for candidate in candidates:
+    for number in range(_MAX_WRITERS):
+        temporary = _temporary(path, number)
         try:
-            descriptor = _open_locked(candidate)
+            while (descriptor := _open_locked(temporary, os.O_CREAT)) is not None:
+                if _is_named(descriptor, temporary):
+                    os.ftruncate(descriptor, 0)
+                    return descriptor, temporary
+                os.close(descriptor)  # its last writer has renamed or removed it since it was opened
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            temporary.unlink(missing_ok=True)  # empty: without locks, nobody writes to a numbered file
+            temporary = _temporary(path, secrets.token_hex(8))
+            return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), temporary
+    raise BlockingIOError(errno.EWOULDBLOCK, f"{_MAX_WRITERS} other processes are writing this file", str(path))
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of writers that are gone: no living process has locked them."""
+    missing = 0  # one number may be missing in between: that of the file which was just renamed
+    for number in range(_MAX_WRITERS):
+        try:
+            descriptor = _open_locked(_temporary(path, number))
         except OSError:
-            return
+            missing += 1
+            if missing == 2:
+                return
+            continue
         if descriptor is not None:
             with contextlib.suppress(OSError):
-                candidate.unlink()
+                _temporary(path, number).unlink()
             os.close(descriptor)
 
 
@@ -153,12 +168,12 @@ def _open_locked(path: Path, flags: int = 0) -> int | None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | flags, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            os.close(descriptor)
-            if isinstance(error, BlockingIOError):
-                return None
-            raise
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor
 
 

@@ -1,6 +1,7 @@
 """Files are whole or not there; what killed writers leave behind goes; locks are seen by others."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import stat
@@ -69,7 +70,7 @@ def test_what_a_killed_writer_left_is_used_or_removed(tmp_path):
     assert path.read_text() == "old"
     assert len(names(tmp_path)) == 2
     leftover = next(name for name in names(tmp_path) if name != "file")
-    for number in (1, 2):
+    for number in (1, 2, 3):
         (tmp_path / leftover.replace(".0.", f".{number}.")).write_text("longer than what comes next")
     write_atomically(path, "next")
     assert path.read_text() == "next"
@@ -86,6 +87,36 @@ def test_the_temporary_file_of_a_living_writer_is_left_alone(tmp_path):
     assert names(tmp_path) == sorted([other, "file"])
     writer.communicate()
     assert path.read_text() == "ours"
+
+
+def test_a_writer_beside_living_and_killed_ones_removes_what_the_killed_left(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    assert subprocess.run([sys.executable, "-c", KILLED_WRITER, path]).returncode == -9
+    (first,) = (tmp_path / name for name in names(tmp_path) if name != "file")
+    second, third = (tmp_path / first.name.replace(".0.", f".{number}.") for number in (1, 2))
+    second.touch()
+    third.touch()
+    with first.open("w") as living:
+        fcntl.flock(living, fcntl.LOCK_EX)
+        write_atomically(path, "new")
+    assert path.read_text() == "new"
+    assert names(tmp_path) == [first.name, "file"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_file_systems_without_locks_are_written_to(tmp_path, monkeypatch, code):
+    def refuse(*_):
+        raise OSError(code, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    other = tmp_path / ".file.1.partial"
+    other.write_text("of a living writer, for all that is known")
+    write_atomically(tmp_path / "file", "content")
+    assert (tmp_path / "file").read_text() == "content"
+    assert names(tmp_path) == [other.name, "file"]
+    with pytest.raises(OSError, match="the folder cannot be locked"), lock_folder(tmp_path):
+        pass
 
 
 def test_many_writers_at_once_leave_one_whole_file(tmp_path):

@@ -63,8 +63,8 @@ def mix(
 
     Of uncompressed tar files on disk, a reader reads its own samples only, by their index (see `load_index`), so that
     all readers together read them once in a pass. Other URLs are streams, of which a reader reads all that its group
-    shares: nothing is read twice where the number of shards is a multiple of the number of readers. Each domain keeps
-    one stream open.
+    shares: nothing is read twice where the number of shards is a multiple of the number of readers. webdataset reads
+    them up to the zero blocks that end a tar, and nothing behind those. Each domain keeps one stream open.
 
     Args:
         sources: By domain, in the schedule's order: URLs that webdataset can open (`pipe:`, http, local paths, braces),
