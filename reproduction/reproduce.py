@@ -6,12 +6,12 @@ Every claim has a rule, fixed in code beside its test; a claim that fails its ru
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pycooldown.data.publish import write_atomically
 from reproduction import claims_analytic, claims_noisy, claims_translation, claims_variance
 from reproduction.claim import Bench, Claim, Outcome, Quantity
 from reproduction.translation import NUM_ROMANIAN
@@ -124,9 +124,7 @@ def page(results: Sequence[Result], pictures: Mapping[str, str] | None = None) -
 
 def _save(path: Path, identity: Mapping[str, object], result: Result) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"identity": identity, "result": asdict(result)}, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps({"identity": identity, "result": asdict(result)}, indent=1))
 
 
 def _load(path: Path, identity: Mapping[str, object]) -> Result | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -25,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from pycooldown import schedules
 from pycooldown.data.manifest import load_manifest
-from pycooldown.data.shards import TarDataset
+from pycooldown.data.publish import write_atomically
 from pycooldown.mixture import Mixture
 from pycooldown.sampling.sampler import AllocationName, DomainBatchSampler
 from pycooldown.schedules import Schedule
@@ -132,7 +131,7 @@ def read_samples(folder: Path, domain: str, split: str, max_length: int = MAX_LE
     manifest = load_manifest(folder)
     if domain not in manifest.domains:
         raise ValueError(f"{folder} has no {domain!r}; pack a corpus with that language")
-    dataset = TarDataset({"all": manifest.shards(split)[domain]})
+    dataset = manifest.dataset(split, [domain])
     samples = []
     for packed in dataset.__getitems__(list(range(len(dataset)))):
         source, target = (
@@ -278,6 +277,4 @@ def _evaluate(model: Decoder, samples: list[Sample]) -> float:
 
 def write_json(path: Path, value: Any) -> None:
     """All or nothing, so that an interrupted run is not taken for a finished one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(value, indent=1))

@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
 
-from pycooldown.huggingface.checkpoints import valid_json, write_atomically
+from pycooldown._files import write_atomically
+from pycooldown.huggingface.checkpoints import valid_json
 
 
 def _shown(logs: dict[str, Any]) -> dict[str, str]:
