@@ -8,6 +8,18 @@ from typing import Any
 import torch
 
 
+def tokens_by_domain(targets: torch.Tensor, domain_ids: torch.Tensor, num_domains: int) -> torch.Tensor:
+    """Count the targets (N, T) that are not -100 in each domain, (K,) int64.
+
+    Args:
+        targets: Token ids or -100.
+        domain_ids: Domains of the sequences (N,), or of the targets (N, T).
+        num_domains: K.
+    """
+    ids = domain_ids if domain_ids.shape == targets.shape else domain_ids[:, None].expand_as(targets)
+    return torch.bincount(ids[targets != -100], minlength=num_domains)
+
+
 class DomainSums:
     """Losses and tokens of each domain, summed over micro-batches and, when they are asked for, over ranks.
 

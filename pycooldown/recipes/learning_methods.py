@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from pycooldown import adaptive
 from pycooldown.mixture import Mixture
@@ -19,12 +19,17 @@ class GroupDRO:
     tau: float = math.inf
     step_size: float = 0.01
     smoothing: float = 0.0
+    adjustment: float = 0.0
+    normalize_losses: bool = False
+    worst: float | None = None
+    decay: float = 0.9
+    least: float = 0.0
     delay: int = 4
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
         """A learning schedule."""
-        start = Mixture.temperature_sampling(sizes, self.tau)
-        return adaptive.GroupDRO(start, step_size=self.step_size, smoothing=self.smoothing, delay=self.delay)
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tau"}
+        return adaptive.GroupDRO(Mixture.temperature_sampling(sizes, self.tau), **options)
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,16 @@ class DoReMi:
 class OnlineDataMixing:
     """The bandit Exp3 draws domains by their loss. See `pycooldown.adaptive.OnlineDataMixing`."""
 
-    reward_scale: float = 10.0
+    reward_scale: float | None = None
     momentum: float | None = None
+    warmup: int = 0
     delay: int = 4
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
         """A learning schedule."""
         start = Mixture.temperature_sampling(sizes, math.inf)
         return adaptive.OnlineDataMixing(
-            start, reward_scale=self.reward_scale, momentum=self.momentum, delay=self.delay
+            start, reward_scale=self.reward_scale, momentum=self.momentum, warmup=self.warmup, delay=self.delay
         )
 
 
@@ -79,6 +85,7 @@ class Probing:
         probe_size: examples of each domain in a probe.
         probe_parameters: regular expression of the parameters whose gradients are formed; all by default.
         probe_directions: random directions that the gradients are projected on, in place of being formed.
+        allocation: that of the training section, which decides what the best sampling is; for variance-aware sampling.
         delay: steps from a probe to the mixture that it decides.
     """
 
@@ -88,6 +95,7 @@ class Probing:
     probe_size: int = 8
     probe_parameters: str | None = None
     probe_directions: int | None = None
+    allocation: Literal["multinomial", "systematic", "quota"] = "multinomial"
     delay: int = 4
 
     def held_out(self, size: int) -> int:
@@ -102,6 +110,11 @@ class Probing:
     def _options(self) -> dict[str, Any]:
         return {"interval": self.interval, "delay": self.delay}
 
+    def _variance_aware(self, objective: Mixture | adaptive.LearnedSchedule, batch_size: int) -> Schedule:
+        domains = (objective if isinstance(objective, Mixture) else objective.start).num_domains
+        least = min(1 / batch_size, 1 / domains)
+        return adaptive.VarianceAware(objective, allocation=self.allocation, least=least, **self._options())
+
 
 @dataclass(frozen=True)
 class FGLS(Probing):
@@ -114,7 +127,7 @@ class FGLS(Probing):
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
         """A learning schedule; with ``variance_aware`` the sampling is learned too."""
         weights = adaptive.FGLS(self._start(sizes), decay=self.decay, warmup=self.warmup, **self._options())
-        return _variance_aware(weights, batch_size, self._options()) if self.variance_aware else weights
+        return self._variance_aware(weights, batch_size) if self.variance_aware else weights
 
 
 @dataclass(frozen=True)
@@ -123,13 +136,19 @@ class ERMA(Probing):
 
     bias_rate: float = 0.002
     variance_rate: float = 0.02
+    normalization: Literal["projected", "printed"] = "projected"
     variance_aware: bool = False
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
         """A learning schedule; with ``variance_aware`` the sampling is learned too."""
-        start, rates = self._start(sizes), (self.bias_rate, self.variance_rate)
-        weights = adaptive.ERMA(start, bias_rate=rates[0], variance_rate=rates[1], **self._options())
-        return _variance_aware(weights, batch_size, self._options()) if self.variance_aware else weights
+        weights = adaptive.ERMA(
+            self._start(sizes),
+            bias_rate=self.bias_rate,
+            variance_rate=self.variance_rate,
+            normalization=self.normalization,
+            **self._options(),
+        )
+        return self._variance_aware(weights, batch_size) if self.variance_aware else weights
 
 
 @dataclass(frozen=True)
@@ -138,7 +157,7 @@ class VarianceAware(Probing):
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
         """A learning schedule."""
-        return _variance_aware(self._start(sizes), batch_size, self._options())
+        return self._variance_aware(self._start(sizes), batch_size)
 
 
 LEARNING_METHODS: dict[str, Any] = {
@@ -149,10 +168,3 @@ LEARNING_METHODS: dict[str, Any] = {
     "erma": ERMA,
     "variance_aware": VarianceAware,
 }
-
-
-def _variance_aware(
-    objective: Mixture | adaptive.LearnedSchedule, batch_size: int, options: dict[str, Any]
-) -> adaptive.VarianceAware:
-    domains = (objective if isinstance(objective, Mixture) else objective.start).num_domains
-    return adaptive.VarianceAware(objective, least=min(1 / batch_size, 1 / domains), **options)
