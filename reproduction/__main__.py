@@ -49,7 +49,7 @@ def reproduce(
 ) -> None:
     """Test the papers' claims by rules that were fixed beforehand, and write a page of the outcome."""
     from reproduction import reproduce as experiment
-    from reproduction.figures import save_figures
+    from reproduction.figures import draw_figures
 
     if scale not in ("small", "paper"):
         raise ValueError(f"scale = {scale!r}; expected 'small' or 'paper'")
@@ -64,7 +64,7 @@ def reproduce(
         console.print(f"{result.claim}: {result.outcome.verdict}: {claim.statement}", soft_wrap=True, highlight=False)
 
     results = experiment.reproduce(folder, data=data, claims=claims or (), seeds=seeds, workers=workers, progress=show)
-    page, pictures = folder / "claims.md", save_figures(folder, folder / "figures")
+    page, pictures = folder / "claims.md", draw_figures(folder, folder / "figures")
     relative = {caption: f"figures/{path.name}" for caption, path in pictures.items()}
     page.write_text(experiment.page(results, relative), encoding="utf-8")
     for path in (page, *pictures.values()):
@@ -80,12 +80,12 @@ def study(
 ) -> None:
     """When does cooling help? Train schedules over the epochs of the rarest domain, and write a page of the outcome."""
     from reproduction import cooling_page
-    from reproduction.cooling_study import run_study
+    from reproduction.cooling_study import study_cooling
 
     with progress_bars() as progress:
-        evidence = run_study(data, folder, seeds=seeds, workers=workers, progress=progress)
+        evidence = study_cooling(data, folder, seeds=seeds, workers=workers, progress=progress)
     console.print(cooling_page.conclusion(evidence), soft_wrap=True, highlight=False)
-    for path in cooling_page.save(evidence, folder):
+    for path in cooling_page.save_page(evidence, folder):
         console.print(f"wrote {path}", highlight=False)
 
 

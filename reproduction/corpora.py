@@ -21,7 +21,7 @@ from typing import Any
 
 from pycooldown.data.publish import Progress, publish, sha256, staging
 
-FORMAT = "pycooldown.corpus/1"
+CORPUS_FORMAT = "pycooldown.corpus/1"
 MIN_CHARACTERS = 8  # shorter English strings are mostly single words and state names ("On", "Open")
 VALIDATION_SHARE = 0.05
 VALIDATION_PAIRS = 100  # a language whose 5 % is less than this gets a larger share, ...
@@ -196,7 +196,7 @@ def build_corpus(
         raise ValueError("languages is empty; expected language codes, or None for all")
     chosen = sorted(set(languages)) if languages is not None else None
     recipe = {
-        "format": FORMAT,
+        "format": CORPUS_FORMAT,
         "source": asdict(wheel),
         "options": {"languages": chosen, "min_pairs": min_pairs},
         "filter": {"min_characters": MIN_CHARACTERS},
