@@ -1,4 +1,4 @@
-"""`python -m reproduction`: the demo's corpus, the papers' claims, the study of cooling."""
+"""`python -m reproduction`: fetch the demo's corpus, test the papers' claims, study when cooling helps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pycooldown.cli import console, names, progress_bars, run
 
 app = typer.Typer(
     name="python -m reproduction",
-    help="Reproduce what the papers say, on real text.",
+    help="Reproduce experiments of papers, on real text.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,7 +40,7 @@ def corpus(
 def reproduce(
     claims: Annotated[list[str] | None, typer.Argument(help="R1 ... R15; all by default.", metavar="[ID]...")] = None,
     data: Annotated[Path | None, typer.Option(help="Packed data with German and Romanian, for R4 to R11.")] = None,
-    folder: Annotated[Path, typer.Option(help="For runs and results; what it has is not run again.")] = Path(
+    folder: Annotated[Path, typer.Option(help="Folder for runs and results; finished ones are not run again.")] = Path(
         "reproduce"
     ),
     seeds: Annotated[int, typer.Option(help="Paired seeds, at least 4.")] = 4,
@@ -74,7 +74,9 @@ def reproduce(
 @app.command()
 def study(
     data: Annotated[Path, typer.Argument(help="Packed data with German, Chinese and Romanian.")],
-    folder: Annotated[Path, typer.Option(help="For runs and results; what it has is not run again.")] = Path("study"),
+    folder: Annotated[Path, typer.Option(help="Folder for runs and results; finished ones are not run again.")] = Path(
+        "study"
+    ),
     seeds: Annotated[int, typer.Option(help="Paired seeds, at least 2; each takes 11 minutes of a core.")] = 4,
     workers: Annotated[int, typer.Option(help="Processes that train at a time.")] = 1,
 ) -> None:

@@ -39,8 +39,8 @@ def erma_step(
         target: (K,) pi, on the simplex and > 0.
         loss: (K,) Mean loss L.
         variance: (K,) Variance Var of the loss over examples.
-        bias_rate: gamma_1 >= 0.
-        variance_rate: gamma_2 >= 0.
+        bias_rate: The rate gamma_1 >= 0.
+        variance_rate: The rate gamma_2 >= 0.
         normalization: "projected" or "printed".
     """
     gap = (target * (1 - weights) * loss).sum()
@@ -73,8 +73,8 @@ class ERMA(LearnedSchedule):
 
     Args:
         start: Importances pi as ``target``, all > 0; its ``sampling`` stays.
-        bias_rate: gamma_1 >= 0.
-        variance_rate: gamma_2 >= 0.
+        bias_rate: The rate gamma_1 >= 0.
+        variance_rate: The rate gamma_2 >= 0.
         normalization: "projected" or "printed"; see `erma_step`.
         interval: Number of steps between two probes.
         delay: See `LearnedSchedule`.

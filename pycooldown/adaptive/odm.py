@@ -27,7 +27,7 @@ def exp3(rewards: Vector, step: int) -> Vector:
 
     Args:
         rewards: (K,) Estimates of each domain's reward so far.
-        step: t.
+        step: The number t of the step.
     """
     k = len(rewards)
     epsilon = exploration_rate(k, step)
@@ -40,7 +40,7 @@ def smoothed_mean(log_rewards: Vector, step: int) -> Vector:
 
     Args:
         log_rewards: (K,) log R_i, with at least one finite value; NaN for R_i = 0.
-        step: t.
+        step: The number t of the step.
     """
     seen = ~np.isnan(log_rewards)
     uniform = np.where(seen, 1 / seen.sum(), 0.0)
