@@ -10,6 +10,7 @@ from scipy import optimize
 
 from pycooldown import DomainBatchSampler, Mixture, schedules, theory
 from pycooldown.adaptive import (
+    ADO,
     ERMA,
     FGLS,
     DoReMi,
@@ -36,6 +37,8 @@ METHODS = {
     "group_dro_worst": lambda start=UNIFORM, **o: GroupDRO(start, worst=0.3, least=0.1, **o),
     "erma_printed": lambda start=UNIFORM, **o: ERMA(start, interval=3, variance_rate=0.5, normalization="printed", **o),
     "va_systematic": lambda start=UNIFORM, **o: VarianceAware(start, interval=3, allocation="systematic", **o),
+    "ado": lambda start=UNIFORM, **o: ADO(start, warmup=4, interval=4, **o),
+    "ado_shared": lambda start=UNIFORM, **o: ADO(start, warmup=0, interval=5, shared_count=True, **o),
     "fgls": lambda start=UNIFORM, **o: FGLS(start, interval=3, warmup=6, **o),
     "erma": lambda start=UNIFORM, **o: ERMA(start, interval=3, variance_rate=0.5, **o),
     "va": lambda start=UNIFORM, **o: VarianceAware(start, interval=3, **o),
@@ -80,8 +83,8 @@ class TestContract:
         assert seen[39] != UNIFORM
 
     def test_the_delay_only_shifts_the_mixtures_of_methods_that_do_not_depend_on_their_draws(self, method):
-        if method.startswith("odm"):
-            pytest.skip("its rewards depend on the probability of the draw")
+        if method.startswith(("odm", "ado")):
+            pytest.skip("it depends on the probabilities of the draws")
         now, later = (train(METHODS[method](delay=delay), 0, 40) for delay in (1, 7))
         assert now[:-6] == later[6:]
 
