@@ -51,13 +51,7 @@ _NEAREST_TICKS = 0.13  # decades between two labelled values of a logarithmic ax
 
 
 class Curve(NamedTuple):
-    """A quantity of one domain over a run.
-
-    Attributes:
-        x: (n,) Positions.
-        y: (n,) Values.
-        error: (n,) Half lengths of the bars, or ``None`` for no bars.
-    """
+    """A quantity of one domain over a run: x and y (n,), and half the lengths of bars (n,), if there are any."""
 
     x: Vector
     y: Vector
@@ -65,10 +59,7 @@ class Curve(NamedTuple):
 
 
 def line_style(name: str) -> dict[str, Any] | None:
-    """Return the colour and line style of a method, or ``None`` if the name is not that of a known method.
-
-    Case, spaces, punctuation and a prefix "translation" do not matter.
-    """
+    """Return colour and line style of a method, whatever its case and punctuation; ``None`` for other names."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
     style = _METHODS.get(re.sub("^translation(pair)?", "", plain))
     return None if style is None else {"color": style[0], "linestyle": style[1]}
@@ -213,10 +204,7 @@ def gains(panels: Mapping[str, Mapping[str, Curve]], *, columns: int, x_label: s
 
 
 def inflation(lines: Mapping[str, Curve]) -> Figure:
-    """Draw the variance inflation F of scalarization over tau, a line for each corpus.
-
-    Figure 2 of Li et al., NAACL 2025.
-    """
+    """Draw the variance inflation F of scalarization over tau (Li et al., NAACL 2025, figure 2), a line a corpus."""
     figure = curves(lines, x_label="temperature", y_label="variance inflation F")
     _label_decades(figure.axes[0])
     return figure
@@ -235,10 +223,7 @@ def curves(lines: Mapping[str, Curve], *, x_label: str, y_label: str) -> Figure:
 
 
 def gradient_norms(norms: Mapping[str, Vector]) -> Figure:
-    """Draw the norms of minibatch gradients at the same parameters, a box for each mixture.
-
-    Figure 3 of Li et al., NAACL 2025.
-    """
+    """Draw norms of minibatch gradients at equal parameters (Li et al., NAACL 2025, figure 3), a box a mixture."""
     figure = _figure(1.3 + 1.1 * len(norms), 3.6)
     axes = figure.subplots()
     axes.boxplot(list(norms.values()), tick_labels=list(norms), widths=0.6, medianprops={"color": _COLOURS[1]})

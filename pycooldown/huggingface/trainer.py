@@ -160,8 +160,8 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         if not batches:
             return batches, None
         self._micro_batch = self.args.process_index * len(batches)
-        count = torch.stack([self._count(batch) for batch in batches]).sum(dim=0).to(device)
-        return batches, self.accelerator.reduce(count, "sum")
+        counts = [tokens_by_domain(self.fused, batch, len(self.domains)) for batch in batches]
+        return batches, self.accelerator.reduce(torch.stack(counts).sum(dim=0).to(device), "sum")
 
     def compute_loss(
         self,
@@ -173,9 +173,10 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         """This micro-batch's part of the loss of its global batch."""
         # Trainer takes the micro-batches of a step one after another and trains on them before it counts the step, so
         # the step they were planned for is the current one, however far the loader has read ahead.
-        count = self._count(inputs) if num_items_in_batch is None else num_items_in_batch
-        # Gradients are averaged over ranks.
-        weights = self._token_weights(self.state.global_step, count) * self.accelerator.num_processes
+        if (count := num_items_in_batch) is None:
+            count = tokens_by_domain(self.fused, inputs, len(self.domains))
+        weights = self._token_weights(self.state.global_step, count)
+        weights = weights * self.accelerator.num_processes  # gradients are averaged over ranks
         seed_micro_batch(self.args.seed, self.state.global_step, self._micro_batch)
         self._micro_batch += 1
         if self._learner is not None and self._learner.reference is not None:
@@ -253,12 +254,8 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         options = {"domain_weights": weights, "reduction": reduction, "return_stats": True, "skip_logits": True}
         return model(**inputs, **options)
 
-    def _count(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        targets = self.fused.targets(inputs["labels"])
-        return tokens_by_domain(targets, inputs["domain_ids"], len(self.domains))
-
     def _token_weights(self, step: int, count: torch.Tensor) -> torch.Tensor:
-        """What the loss of a token of each domain is multiplied by, (K,), for a global batch with so many tokens."""
+        """Factors of the losses of tokens of each domain, (K,), for a global batch with so many of them (K,)."""
         mixture = self.sampler.mixture(step)
         if self._weights is None or self._weights[0] is not mixture:
             values = mixture.target if self._domain_means else mixture.loss_weights

@@ -14,22 +14,26 @@ from pycooldown.schedules import Schedule
 
 @dataclass(frozen=True)
 class GroupDRO:
-    """Losses of the worst domains weigh more; domains are drawn with ``tau``. See `pycooldown.adaptive.GroupDRO`."""
+    """Losses of the worst domains weigh more; domains are drawn with ``tau``. See `pycooldown.adaptive.GroupDRO`.
+
+    Options that are ``None`` have the default of `pycooldown.adaptive.GroupDRO`.
+    """
 
     tau: float = math.inf
     step_size: float = 0.01
     smoothing: float = 0.0
-    adjustment: float = 0.0
-    normalize_losses: bool = False
+    adjustment: float | None = None
+    normalize_losses: bool | None = None
     worst: float | None = None
-    decay: float = 0.9
-    least: float = 0.0
+    decay: float | None = None
+    least: float | None = None
     delay: int = 4
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
         """A learning schedule."""
         options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tau"}
-        return adaptive.GroupDRO(Mixture.temperature_sampling(sizes, self.tau), **options)
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        return adaptive.GroupDRO(Mixture.temperature_sampling(sizes, self.tau), **given)
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Probing:
         probe_size: examples of each domain in a probe.
         probe_parameters: regular expression of the parameters whose gradients are formed; all by default.
         probe_directions: random directions that the gradients are projected on, in place of being formed.
-        allocation: that of the training section, which decides what the best sampling is; for variance-aware sampling.
+        allocation: that of the batches, on which the best sampling depends; by default that of the training section.
         delay: steps from a probe to the mixture that it decides.
     """
 
@@ -95,7 +99,7 @@ class Probing:
     probe_size: int = 8
     probe_parameters: str | None = None
     probe_directions: int | None = None
-    allocation: Literal["multinomial", "systematic", "quota"] = "multinomial"
+    allocation: Literal["multinomial", "systematic", "quota"] | None = None
     delay: int = 4
 
     def held_out(self, size: int) -> int:
@@ -113,7 +117,8 @@ class Probing:
     def _variance_aware(self, objective: Mixture | adaptive.LearnedSchedule, batch_size: int) -> Schedule:
         domains = (objective if isinstance(objective, Mixture) else objective.start).num_domains
         least = min(1 / batch_size, 1 / domains)
-        return adaptive.VarianceAware(objective, allocation=self.allocation, least=least, **self._options())
+        allocation = self.allocation or "multinomial"  # the default of samplers
+        return adaptive.VarianceAware(objective, allocation=allocation, least=least, **self._options())
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ class ERMA(Probing):
 
     bias_rate: float = 0.002
     variance_rate: float = 0.02
-    normalization: Literal["projected", "printed"] = "projected"
+    normalization: Literal["projected", "printed"] | None = None
     variance_aware: bool = False
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
@@ -145,7 +150,7 @@ class ERMA(Probing):
             self._start(sizes),
             bias_rate=self.bias_rate,
             variance_rate=self.variance_rate,
-            normalization=self.normalization,
+            normalization=self.normalization or "projected",
             **self._options(),
         )
         return self._variance_aware(weights, batch_size) if self.variance_aware else weights

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pycooldown.data.manifest import load_manifest
@@ -99,7 +99,10 @@ def training_sizes(recipe: Recipe, sizes: Mapping[str, int]) -> dict[str, int]:
 
 def build_schedule(recipe: Recipe, sizes: Mapping[str, int]) -> Schedule:
     """The recipe's mixture over its steps."""
+    method = recipe.mixture
+    if isinstance(method, Probing) and method.allocation is None:
+        method = replace(method, allocation=recipe.training.allocation)
     try:
-        return recipe.mixture.schedule(sizes, recipe.training.steps, recipe.training.batch_size)
+        return method.schedule(sizes, recipe.training.steps, recipe.training.batch_size)
     except ValueError as error:
         raise ValueError(f"mixture: {error}") from error

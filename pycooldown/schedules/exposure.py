@@ -23,8 +23,8 @@ def cooldown_by_exposure(
     """Sample with ``tau`` until the rarest domain has been passed through ``epochs`` times, then with ``final_tau``.
 
     It is `cooldown` with switch_step = ceil(epochs * n / (batch_size * p)), where n is the size of the rarest domain
-    and p its probability under ``tau``. Li et al. (NAACL 2025) set the switch by hand, at half of the steps. Scarce data in
-    a mixture are reported to bear 15 to 20 passes before repeating them does harm (arXiv 2605.12715).
+    and p its probability under ``tau``. Li et al. (NAACL 2025) set the switch by hand, at half of the steps. Scarce
+    data in a mixture are reported to bear 15 to 20 passes before repeating them does harm (arXiv 2605.12715).
 
     Args:
         sizes: Number of samples of each domain.

@@ -12,7 +12,7 @@ from pycooldown import Mixture, schedules  # noqa: E402
 from pycooldown.adaptive import ERMA, FGLS, DoReMi, GroupDRO, OnlineDataMixing, VarianceAware  # noqa: E402
 from pycooldown.recipes import load_recipe  # noqa: E402
 from pycooldown.recipes.doremi import after_proxy  # noqa: E402
-from pycooldown.recipes.planning import training_sizes  # noqa: E402
+from pycooldown.recipes.planning import build_schedule, training_sizes  # noqa: E402
 
 GOOD = """
 data: {path: packed}
@@ -128,6 +128,12 @@ def test_probes_are_kept_out_of_training(tmp_path):
     with pytest.raises(ValueError, match="domain 'b' has 2 samples, all kept out"):
         training_sizes(recipe, {"a": 1000, "b": 2})
     assert training_sizes(load(tmp_path, GOOD), {"b": 2}) == {"b": 2}
+
+
+@pytest.mark.parametrize("allocation", ["multinomial", "systematic"])
+def test_variance_aware_sampling_follows_the_allocation_of_the_training(tmp_path, allocation):
+    recipe = load(tmp_path, GOOD, ["mixture.method=variance_aware", f"training.allocation={allocation}"])
+    assert build_schedule(recipe, {"a": 1000, "b": 50}).allocation == allocation
 
 
 class Stages:
