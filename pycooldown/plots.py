@@ -240,7 +240,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour and line style by name; names of no method get the colours that the methods leave over, in order."""
+    """Return colour and line style by name; names of no method get the colours that are left, in order."""
     known = {name: line_style(name) for name in names}
     used = {style["color"] for style in known.values() if style is not None}
     left = [colour for colour in _COLOURS if colour not in used] or list(_COLOURS)
@@ -279,7 +279,7 @@ def _label_decades(panel: Axes) -> None:
 
 
 def _apart(values: Vector) -> Vector:
-    """The positions that can be labelled on a logarithmic axis without overlap, from the smallest on."""
+    """Return the positions that can be labelled on a logarithmic axis without overlap, from the smallest on."""
     kept = [values[0]]
     for value in values[1:]:
         if np.log10(value / kept[-1]) >= _NEAREST_TICKS:

@@ -32,7 +32,7 @@ SAMPLING, WEIGHTING = "temperature sampling", "scalarization"
 
 @dataclass(frozen=True)
 class Batches:
-    """What 64 batches of one mixture and allocation gave; the attributes are those of `MixtureVariance`."""
+    """Measurements of 64 batches of one mixture and allocation; the attributes are those of `MixtureVariance`."""
 
     predicted: Interval
     trace: Interval

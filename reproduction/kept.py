@@ -63,13 +63,13 @@ def digest(parts: Iterable[bytes]) -> str:
 
 
 def _difference(stored: Mapping[str, Any], identity: Mapping[str, Any]) -> str | None:
-    """The first part in which the identity of a file differs, or ``None`` if it is the same."""
+    """Return the first part in which the identity of a file differs, or ``None`` if it is the same."""
     theirs, mine = stored.get("identity", {}), _complete(identity)
     return next((key for key in (*mine, *theirs) if theirs.get(key) != mine.get(key)), None)
 
 
 def _complete(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The identity as JSON has it, with the revision."""
+    """Return the identity in the form of JSON, with the revision."""
     complete: dict[str, Any] = json.loads(json.dumps({**identity, "revision": REVISION}))
     return complete
 

@@ -83,7 +83,7 @@ def systems(steps: int, batch_size: int, max_epochs: float = 10) -> dict[str, Ca
 
 @dataclass(frozen=True)
 class TrainedSystem:
-    """What came of one training.
+    """The outcome of one training.
 
     Attributes:
         system: Name of the system.

@@ -140,7 +140,7 @@ class ADO(LearnedSchedule):
         return self._mixture(sampling / sampling.sum(), sampling / sampling.sum())
 
     def _counts(self, state: dict[str, Vector]) -> Table:
-        """Tokens seen at the start and by the end of each slot, (1 + slots, K)."""
+        """Return the tokens seen at the start and by the end of each slot, (1 + slots, K)."""
         tokens = [state["tokens_before"], *(state[f"tokens_{slot}"] for slot in range(_SLOTS))]
         counts = np.cumsum(tokens, axis=0)
         return np.repeat(counts.sum(axis=1, keepdims=True), counts.shape[1], axis=1) if self.shared_count else counts
@@ -162,7 +162,7 @@ def _add(state: dict[str, Vector], step: int, loss: Vector, tokens: Vector) -> d
 
 
 def _fit(state: dict[str, Vector], counts: Table) -> dict[str, Vector]:
-    """The power laws of all domains; a domain with fewer than three means of losses keeps its law."""
+    """Return the power laws of all domains; a domain with fewer than three means of losses keeps its law."""
     tokens = np.array([state[f"tokens_{slot}"] for slot in range(_SLOTS)])
     losses = np.array([state[f"loss_{slot}"] for slot in range(_SLOTS)]) / np.maximum(tokens, 1)
     laws = np.array([state[name] for name in PowerLaw._fields])
@@ -174,7 +174,7 @@ def _fit(state: dict[str, Vector], counts: Table) -> dict[str, Vector]:
 
 
 def _middle(first: Vector, last: Vector) -> Vector:
-    """The number of tokens whose logarithm is the mean of those between two counts: there a slot's mean loss lies."""
+    """Return the tokens at which a slot's mean loss is taken, by the mean logarithm, from the counts at its ends."""
     width = last - first
     rise = last * np.log(last) - first * np.log(first)
     return np.where(width > 0, np.exp(np.divide(rise, width, out=np.ones_like(rise), where=width > 0) - 1), first)
