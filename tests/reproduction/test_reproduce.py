@@ -62,6 +62,9 @@ def test_claims_on_text_need_text(tmp_path):
     (result,) = reproduce(tmp_path, claims=["R7"])
     assert result.outcome.verdict == "not testable here"
     assert "--data" in result.outcome.note
+    identity = json.loads((tmp_path / "R7.json").read_text())["identity"]
+    assert identity["data"] is None  # with data it is tested anew
+    assert identity["setting"]["steps"] == 400
 
 
 @pytest.mark.parametrize(
