@@ -1,6 +1,7 @@
 #include "pycooldown/token_reader.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <stdexcept>
 #include <utility>
@@ -11,6 +12,8 @@
 namespace pycooldown {
 
 namespace {
+
+static_assert(std::endian::native == std::endian::little, "the files' tokens are read as they are");
 
 constexpr std::int64_t kIgnored = -100;
 

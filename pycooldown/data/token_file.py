@@ -86,6 +86,20 @@ class TokenFile:
             raise ValueError(f"{self.path} is damaged: it has {self.tokens} tokens, but its last document ends {last}")
         return ends
 
+    def check(self) -> None:
+        """Read the ends of all documents.
+
+        Raises:
+            OSError: If they cannot be mapped.
+            ValueError: If they do not ascend.
+        """
+        ends = self.document_ends()
+        for begin in range(0, len(ends) - 1, step := 1 << 20):
+            falls = ends[begin + 1 : begin + step + 1] < ends[begin : min(begin + step, len(ends) - 1)]
+            if falls.any():
+                at = begin + 1 + int(falls.argmax())
+                raise ValueError(f"{self.path} is damaged: the ends of its documents do not ascend at document {at}")
+
 
 def one_block(path: str, size: int, dtype: np.dtype[Any], offset: int, tokens: int) -> dict[str, Any]:
     """Fields of a `TokenFile`, but for the ends, whose tokens lie end to end from a byte on."""

@@ -68,7 +68,7 @@ _U64 = np.dtype("<u8")
 def open_token_shard(path: str | os.PathLike[str]) -> TokenFile:
     """Open a shard: map its sidecar, which is made again where it is missing, and check it against the tar.
 
-    The ends of the documents are only mapped, not read; whoever reads them must be ready for damage.
+    The ends of the documents are only mapped, not read; `TokenFile.check` reads them.
 
     Raises:
         OSError: If the shard cannot be read.
