@@ -89,12 +89,12 @@ class TokenReader:
         limits: npt.NDArray[np.int64],
         whole_documents: bool,
         across_documents: bool,
-        shifted: bool,
         pad_id: int,
         input_ids: npt.NDArray[Any],
         position_ids: npt.NDArray[np.int32] | None,
         segment_ids: npt.NDArray[np.int32] | None,
         labels: npt.NDArray[Any] | None,
+        shift_labels: npt.NDArray[Any] | None,
     ) -> None: ...
 
 def cross_entropy(

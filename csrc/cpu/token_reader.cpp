@@ -82,6 +82,7 @@ class TokenReader::Filler {
     const std::int64_t rest = rows_.length - at_;
     set(rows_.ids, at_, rest, rows_.pad_id);
     set(rows_.labels, at_, rest, kIgnored);
+    set(rows_.shift_labels, at_, rest, kIgnored);
     if (rows_.positions) std::fill_n(rows_.positions + first_ + at_, rest, 0);
     if (rows_.segments) std::fill_n(rows_.segments + first_ + at_, rest, 0);
   }
@@ -98,22 +99,23 @@ class TokenReader::Filler {
       count = std::min(count, static_cast<std::int64_t>(end_of(*place.file, document, place.token) - place.token));
     if (count <= 0) throw std::out_of_range("a row has more pieces than places");
     copy(begin, count, element(rows_.ids, at_));
-    if (rows_.labels) label(begin, limit, count);
+    if (rows_.labels) label(count);
+    if (rows_.shift_labels) label_shifted(begin, limit, count);
     mark_documents(place, document, at_ + count);
   }
 
-  // Labels of a piece as if it were one document.
-  void label(std::int64_t begin, std::int64_t limit, std::int64_t count) {
-    if (!rows_.shifted) {
-      std::memcpy(element(rows_.labels, at_), element(rows_.ids, at_), count * width_);
-      return set(rows_.labels, at_, 1, kIgnored);
-    }
+  // Labels of a piece as if it were one document: first each token's own, then that of the token after it.
+  void label(std::int64_t count) {
+    std::memcpy(element(rows_.labels, at_), element(rows_.ids, at_), count * width_);
+    set(rows_.labels, at_, 1, kIgnored);
+  }
+  void label_shifted(std::int64_t begin, std::int64_t limit, std::int64_t count) {
     const std::int64_t last = at_ + count - 1;
-    std::memcpy(element(rows_.labels, at_), element(rows_.ids, at_ + 1), (count - 1) * width_);
+    std::memcpy(element(rows_.shift_labels, at_), element(rows_.ids, at_ + 1), (count - 1) * width_);
     if (begin + count < limit)
-      copy(begin + count, 1, element(rows_.labels, last));
+      copy(begin + count, 1, element(rows_.shift_labels, last));
     else
-      set(rows_.labels, last, 1, kIgnored);
+      set(rows_.shift_labels, last, 1, kIgnored);
   }
 
   // Positions, segments and the labels at boundaries, for the parts of documents up to place `stop` of the row.
@@ -131,12 +133,9 @@ class TokenReader::Filler {
       if (rows_.positions) kernels_.count_up(rows_.positions + first_ + at_, count);
       if (rows_.segments) std::fill_n(rows_.segments + first_ + at_, count, segment_);
       place.token += count, at_ += count;
-      if (!rows_.across_documents) {
-        if (!rows_.shifted)
-          set(rows_.labels, at_ - count, 1, kIgnored);
-        else if (place.token == end)
-          set(rows_.labels, at_ - 1, 1, kIgnored);
-      }
+      if (rows_.across_documents) continue;
+      set(rows_.labels, at_ - count, 1, kIgnored);
+      if (place.token == end) set(rows_.shift_labels, at_ - 1, 1, kIgnored);
     }
   }
 

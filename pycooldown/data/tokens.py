@@ -6,7 +6,7 @@ import operator
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,15 @@ from pycooldown.data.token_index import Concatenated, Documents
 from pycooldown.data.token_manifest import load_token_manifest
 from pycooldown.data.token_shards import open_token_shard
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["TokenDataset"]
 
 Source = str | os.PathLike[str] | TokenFile
 MODES = ("concat", "document", "best_fit")
 LONG = ("split", "truncate", "drop", "raise")
-COLUMNS = ("input_ids", "position_ids", "segment_ids", "labels")
+COLUMNS = ("input_ids", "position_ids", "segment_ids", "labels")  # by default
 
 
 class TokenDataset:
@@ -44,13 +47,14 @@ class TokenDataset:
     - `position_ids`: int32, place of the token in the part of its document that is in the row, from 0; 0 in padding.
     - `segment_ids`: int32, number of that part in the row, from 1; 0 in padding.
     - `labels`: The token itself where the model shall predict it from the position before, as Hugging Face models
-      expect that shift labels themselves; -100 at the first token of each row or document and in padding.
-    - `shift_labels`, if asked for instead of `labels`: the token after each position, which at a row's end is the next
-      row's first; -100 at the last token of a document and in padding. It is what these models take under this name.
+      expect that shift labels themselves; -100 at the first token of each row and document and in padding.
+    - `shift_labels`, only if asked for: the token after each position, which at a row's end is the next row's first;
+      -100 at the last token of a document and in padding. Hugging Face models take it beside `labels`, in their place.
+    - `domain_ids`: int64 of shape (B,), positions in `domains`.
 
-    and `domain_ids`, int64 of shape (B,): positions in `domains`. Torch's `default_convert` makes tensors of it::
+    A loader makes tensors of it with the function `collate`::
 
-        DataLoader(dataset, batch_sampler=sampler, collate_fn=torch.utils.data.default_convert)
+        DataLoader(dataset, batch_sampler=sampler, collate_fn=TokenDataset.collate)
 
     `dataset[i]` gives the same for one sequence, without the batch dimension.
 
@@ -126,10 +130,9 @@ class TokenDataset:
         expect(0 <= self.pad_id < 1 << 31, f"pad_id = {self.pad_id}; expected a token id")
         known = set(self.columns) <= {*COLUMNS, "shift_labels"} and "input_ids" in self.columns
         expect(known, f"columns = {self.columns}; expected input_ids and others of {(*COLUMNS, 'shift_labels')}")
-        labels = {"labels", "shift_labels"} & set(self.columns)
-        expect(len(labels) < 2, "columns has labels and shift_labels; expected one of them, as the model shifts or not")
         if self.cross_document_labels:
             expect(concat, f"cross_document_labels in mode {self.mode!r}: neighbours there do not follow each other")
+            labels = {"labels", "shift_labels"} & set(self.columns)
             expect(bool(labels), f"cross_document_labels without labels in columns = {self.columns}")
         expect(remainder in (None, "pad", "drop"), f"remainder = {remainder!r}; expected 'pad' or 'drop'")
         expect(long_documents in (None, *LONG), f"long_documents = {long_documents!r}; expected one of {LONG}")
@@ -202,15 +205,24 @@ class TokenDataset:
             limits=pieces.limits,
             whole_documents=self.mode != "concat",
             across_documents=self.cross_document_labels,
-            shifted="shift_labels" in batch,
             pad_id=self.pad_id,
             input_ids=batch["input_ids"],
             position_ids=batch.get("position_ids"),
             segment_ids=batch.get("segment_ids"),
-            labels=batch.get("shift_labels", batch.get("labels")),
+            labels=batch.get("labels"),
+            shift_labels=batch.get("shift_labels"),
         )
         batch["domain_ids"] = pieces.domain_ids
         return batch
+
+    @staticmethod
+    def collate(batch: Mapping[str, npt.NDArray[Any]] | Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make tensors of a batch, or of a list of single sequences; for loaders' `collate_fn`."""
+        from torch.utils.data import default_collate, default_convert
+
+        if isinstance(batch, Mapping):
+            return default_convert(dict(batch))  # type: ignore[no-any-return,no-untyped-call]
+        return default_collate(list(batch))  # type: ignore[no-any-return]
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_reader"}

@@ -12,28 +12,27 @@ from pycooldown.data import TokenDataset, token_sources
 def check(dataset, domains, length, rows_of_tokens, cross=False):
     """All arrays of all sequences, given the (domain, document, place) of each token of each row."""
     batch = dataset.__getitems__(range(len(dataset)))
-    shifted = "shift_labels" in dataset.columns
     assert len(dataset) == len(rows_of_tokens)
     for row, tokens in enumerate(rows_of_tokens):
         ids = [domains[k][d][p] for k, d, p in tokens]
         firsts = [i for i, (k, d, p) in enumerate(tokens) if i == 0 or tokens[i - 1] != (k, d, p - 1)]
         positions = [i - max(first for first in firsts if first <= i) for i in range(len(tokens))]
         segments = [sum(first <= i for first in firsts) for i in range(len(tokens))]
-        if shifted:
-            labels = []
-            for k, d, p in tokens:
-                after = domains[k][d][p + 1 :] or ([t for doc in domains[k][d + 1 :] for t in doc] if cross else [])
-                labels.append(after[0] if after else -100)
-        else:
-            labels = [-100 if i in (firsts if not cross else [0]) else ids[i] for i in range(len(tokens))]
+        shift_labels = []
+        for k, d, p in tokens:
+            after = domains[k][d][p + 1 :] or ([t for doc in domains[k][d + 1 :] for t in doc] if cross else [])
+            shift_labels.append(after[0] if after else -100)
+        labels = [-100 if i in (firsts if not cross else [0]) else ids[i] for i in range(len(tokens))]
         pad = length - len(tokens)
         for name, values, fill in (
             ("input_ids", ids, 9),
             ("position_ids", positions, 0),
             ("segment_ids", segments, 0),
-            ("shift_labels" if shifted else "labels", labels, -100),
+            ("labels", labels, -100),
+            ("shift_labels", shift_labels, -100),
         ):
-            np.testing.assert_array_equal(batch[name][row], values + [fill] * pad, err_msg=f"{name} of row {row}")
+            if name in dataset.columns:
+                np.testing.assert_array_equal(batch[name][row], values + [fill] * pad, err_msg=f"{name} of row {row}")
         assert batch["domain_ids"][row] == tokens[0][0]
 
 
@@ -73,14 +72,14 @@ def test_sequences_are_slices_of_the_documents(tmp_path_factory, kind, data):
         domains.append([document.tolist() for document in documents])
     length = data.draw(st.integers(1, 24))
     mode = data.draw(st.sampled_from(["concat", "document"]))
-    labels = data.draw(st.sampled_from(["labels", "shift_labels"]))
+    columns = data.draw(st.sets(st.sampled_from(["position_ids", "segment_ids", "labels", "shift_labels"])))
     options = {
-        "columns": ("input_ids", "position_ids", "segment_ids", labels),
+        "columns": {"input_ids", *columns},
         "dtype": data.draw(st.sampled_from(["int32", "int64"])),
         "pad_id": 9,
     }
     if mode == "concat":
-        options["cross_document_labels"] = data.draw(st.booleans())
+        options["cross_document_labels"] = bool({"labels", "shift_labels"} & columns) and data.draw(st.booleans())
         dataset = TokenDataset(sources, length, mode, **options)
         rows = places(domains, length, mode)
         assert sum(len(row) for row in rows) == sum(dataset.tokens.values())  # every token once
@@ -89,7 +88,10 @@ def test_sequences_are_slices_of_the_documents(tmp_path_factory, kind, data):
         dataset = TokenDataset(sources, length, mode, long_documents=policy, **options)
         rows = places(domains, length, mode, long_documents=policy)
     check(dataset, domains, length, rows, options.get("cross_document_labels", False))
-    assert all(array.dtype == options["dtype"] for array in (dataset[0]["input_ids"], dataset[0][labels]))
+    for name, array in dataset.__getitems__([0]).items():
+        of_ids = name in ("input_ids", "labels", "shift_labels")
+        assert array.dtype == (options["dtype"] if of_ids else "int64" if name == "domain_ids" else "int32")
+    assert dataset.__getitems__([0]).keys() == {*options["columns"], "domain_ids"}
 
 
 def in_order(dataset):
@@ -181,7 +183,6 @@ def test_folder_of_tokens(tmp_path):
         ({"pad_id": 200, "vocabulary_size": 128}, "pad_id = 200; expected one of the 128 ids"),
         ({"columns": ["labels"]}, "expected input_ids and others of"),
         ({"columns": ["input_ids", "tokens"]}, "expected input_ids and others of"),
-        ({"columns": ["input_ids", "labels", "shift_labels"]}, "expected one of them, as the model shifts or not"),
         ({"columns": ["input_ids"], "cross_document_labels": True}, "cross_document_labels without labels"),
         ({"mode": "best_fit", "cross_document_labels": True}, "neighbours there do not follow each other"),
         ({"mode": "document", "remainder": "drop"}, "mode 'document' has long_documents"),

@@ -33,13 +33,13 @@ struct TokenRows {
   std::span<const std::int64_t> limits;  // where the domain of each piece ends, in the stream
   bool whole_documents;                  // a piece ends with its document; else it goes on to the end of the row
   bool across_documents;                 // labels: a document's first token is predicted from the one before
-  bool shifted;                          // labels: position t has the token after t; else its own
   std::int64_t pad_id;
   bool wide;  // ids and labels are int64; else int32
   void* ids;
-  std::int32_t* positions;  // these three may be null
+  std::int32_t* positions;  // these four may be null
   std::int32_t* segments;
-  void* labels;
+  void* labels;        // position t has its own token
+  void* shift_labels;  // position t has the token after t
 };
 
 class TokenReader {
