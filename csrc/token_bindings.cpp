@@ -62,11 +62,11 @@ class PyTokenReader {
  public:
   void add(const std::string& path, Input<std::uint8_t> bytes, const std::string& dtype,
            std::optional<std::uint64_t> vocabulary_size, Input<std::uint64_t> block_offsets,
-           Input<std::uint64_t> block_ends, Input<std::uint64_t> ends) {
+           Input<std::uint64_t> block_ends, Input<std::uint64_t> ends, const std::optional<std::string>& ends_path) {
     const auto blocks = view(block_ends);
-    reader_.add({path, std::as_bytes(view(bytes)), type_of(dtype), blocks.empty() ? 0 : blocks.back(),
-                 vocabulary_size.value_or(std::numeric_limits<std::uint64_t>::max()), view(block_offsets), blocks,
-                 view(ends)});
+    reader_.add(
+        {path, ends_path.value_or(""), std::as_bytes(view(bytes)), type_of(dtype), blocks.empty() ? 0 : blocks.back(),
+         vocabulary_size.value_or(std::numeric_limits<std::uint64_t>::max()), view(block_offsets), blocks, view(ends)});
     kept_.push_back({std::move(bytes), std::move(block_offsets), std::move(block_ends), std::move(ends)});
   }
 
@@ -114,7 +114,7 @@ void register_tokens(py::module_& m) {
   py::class_<PyTokenReader>(m, "TokenReader")
       .def(py::init<>())
       .def("add", &PyTokenReader::add, "path"_a, py::kw_only(), "bytes"_a, "dtype"_a, "vocabulary_size"_a,
-           "block_offsets"_a, "block_ends"_a, "ends"_a)
+           "block_offsets"_a, "block_ends"_a, "ends"_a, "ends_path"_a)
       .def("__len__", &PyTokenReader::size)
       .def("fill", &PyTokenReader::fill, py::kw_only(), "pieces"_a, "begins"_a, "limits"_a, "whole_documents"_a,
            "across_documents"_a, "pad_id"_a, "input_ids"_a, "position_ids"_a, "segment_ids"_a, "labels"_a,

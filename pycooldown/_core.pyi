@@ -79,6 +79,7 @@ class TokenReader:
         block_offsets: npt.NDArray[np.uint64],
         block_ends: npt.NDArray[np.uint64],
         ends: npt.NDArray[np.uint64],
+        ends_path: str | bytes | None,
     ) -> None: ...
     def __len__(self) -> int: ...
     def fill(

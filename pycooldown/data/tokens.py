@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pycooldown._core import TokenReader
-from pycooldown.data.token_file import TokenFile, map_file
+from pycooldown.data.token_file import MappedEnds, TokenFile, map_file
 from pycooldown.data.token_index import Concatenated, Documents
 from pycooldown.data.token_manifest import load_token_manifest
 from pycooldown.data.token_shards import open_token_shard
@@ -59,8 +59,9 @@ class TokenDataset:
     `dataset[i]` gives the same for one sequence, without the batch dimension.
 
     Files are mapped into memory, not read; a map holds no file open. A dataset can be pickled and used in forked or
-    spawned workers, which share the pages. Files must not be written to while they are read: a file that was cut off
-    since is refused when it is mapped, but one that is cut off later ends the process (SIGBUS).
+    spawned workers, which share the pages. Files must not be written to while they are in use. Each batch looks whether
+    those it reads have changed since they were mapped, which is an `OSError`; one that is cut off at that very moment
+    ends the process (SIGBUS).
 
     Args:
         sources: A folder that `pycooldown tokenize` wrote, or by domain the paths of shards (`.tar`), what
@@ -152,6 +153,7 @@ class TokenDataset:
                 block_offsets=file.block_offsets,
                 block_ends=file.block_ends,
                 ends=file.document_ends(),
+                ends_path=os.fsencode(file.ends.path) if isinstance(file.ends, MappedEnds) else None,
             )
 
     @property

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -98,6 +100,18 @@ def test_pickles_do_not_grow_with_the_documents(tmp_path):
     np.testing.assert_array_equal(copy[777]["position_ids"], dataset[777]["position_ids"])
     whole = TokenDataset(sources, 8)  # has blocks of seven tokens, 16 bytes each
     assert len(pickle.dumps(whole)) < 16 * 8_000
+
+
+def test_reading_needs_nothing_but_numpy(tmp_path):
+    paths = [str(path) for path in write_prepared(tmp_path, make_documents([9, 9]), "uint16")]
+    code = f"""
+import sys
+for name in ("torch", "numba", "webdataset", "transformers"): sys.modules[name] = None
+from pycooldown.data import TokenDataset
+print(TokenDataset({{"a": {paths}}}, 6)[2]["position_ids"].tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[0, 1, 2, 3, 4, 5]"
 
 
 def test_files_stay_mapped_but_not_open(dataset):

@@ -17,6 +17,7 @@ from pycooldown.data.token_manifest import load_token_manifest
 from pycooldown.data.token_shards import open_token_shard
 from pycooldown.data.token_writer import write_token_shard
 
+GOLDEN = {7: ("7e120be3ddedd1db", "c03135ded7f3ec11"), 70_000: ("ed569dbda7aea85a", "5e363af690f25ac2")}
 LENGTHS = [5, 60, 1, 300, 44, 7]
 
 
@@ -72,6 +73,13 @@ def test_the_same_documents_give_the_same_bytes(shard, tmp_path):
     assert write_token_shard(again, documents, 128, block_tokens=50) == record
     assert again.read_bytes() == path.read_bytes()
     assert sidecar_of(again).read_bytes() == sidecar_of(path).read_bytes()
+
+
+def test_the_format_does_not_change(tmp_path):
+    """Bytes of every release: if this fails, files that users have are at stake, and the format needs a new version."""
+    for vocabulary_size, digests in GOLDEN.items():
+        record = write_token_shard(tmp_path / "a.tar", [[1, 2, 3], [4], [5, 6]], vocabulary_size, block_tokens=4)
+        assert (record.sha256[:16], record.ends_sha256[:16]) == digests
 
 
 def test_documents_without_tokens_are_left_out_and_counted(tmp_path):

@@ -1,11 +1,15 @@
 """TokenDataset: every sequence, in every mode and of every kind of file, is what slicing the documents gives."""
 
+import os
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_files import KINDS, make_documents, write_datatrove, write_flat, write_folder, write_prepared
 
+from pycooldown import _core
 from pycooldown.data import TokenDataset, token_sources
 
 
@@ -251,21 +255,58 @@ def test_indices(tmp_path):
 
 def test_damaged_ends_are_refused(tmp_path):
     write_datatrove(tmp_path, make_documents([4] * 6), "uint16")
-    good, bad = np.arange(4, 28, 4, dtype="<u8"), np.array([4, 8, 3, 16, 20, 24], "<u8")
     source = token_sources.datatrove(tmp_path / "d.ds")
-    dataset = TokenDataset({"a": source}, 4)
-    message = r"d\.ds is damaged: the ends of its documents do not ascend at document"
-    with (tmp_path / "d.ds.index").open("r+b") as file:  # the same file, in place: it is mapped
-        file.write(bad.tobytes())
-        file.flush()
-        with pytest.raises(ValueError, match=f"{message} 2"):
-            TokenDataset({"a": source}, 4)
-        file.seek(0)
-        file.write((good * 0 + 24).tobytes())
-        file.flush()
-        assert dataset[5]["position_ids"].tolist() == [0, 1, 2, 3]
-        file.seek(0)
-        file.write((good[::-1] + 4).tobytes())
-        file.flush()
-        with pytest.raises(ValueError, match=message):
-            dataset.__getitems__(range(6))
+    np.array([4, 8, 3, 16, 20, 24], "<u8").tofile(tmp_path / "d.ds.index")
+    with pytest.raises(ValueError, match=r"d\.ds is damaged: the ends of its documents do not ascend at document 2"):
+        TokenDataset({"a": source}, 4)
+
+
+@pytest.mark.parametrize("ends", [[], [24] * 6, [4, 8, 3, 16, 20, 24], [28, 24, 20, 16, 12, 8], [2**63] * 6, [0, 24]])
+def test_reader_stays_within_the_file_whatever_the_ends_are(ends):
+    """They are in a file that others may write to."""
+    reader = _core.TokenReader()
+    tokens = np.arange(24, dtype="<u2")
+    block = {"block_offsets": np.array([0], "<u8"), "block_ends": np.array([24], "<u8")}
+    reader.add(
+        "t",
+        bytes=tokens.view(np.uint8),
+        dtype="uint16",
+        vocabulary_size=24,
+        ends=np.array(ends, "<u8"),
+        ends_path=None,
+        **block,
+    )
+    arrays = {name: np.zeros((6, 4), np.int32) for name in ("input_ids", "position_ids", "segment_ids", "labels")}
+    rows = {"pieces": np.arange(7), "begins": np.arange(0, 24, 4), "limits": np.full(6, 24)}
+    for whole_documents in (False, True):
+        try:
+            reader.fill(
+                **rows, **arrays, shift_labels=None, whole_documents=whole_documents, across_documents=False, pad_id=0
+            )
+        except ValueError as error:
+            assert re.search("t is damaged: the ends of its documents do not ascend", str(error))  # noqa: PT017
+        else:
+            assert (arrays["input_ids"] < 24).all()
+            assert (arrays["position_ids"] < 4).all()
+
+
+@pytest.mark.parametrize("name", ["0.tar", "0.tar.ends"])
+@pytest.mark.parametrize("change", ["cut", "touch"])
+def test_files_that_change_in_use_are_refused(tmp_path, name, change):
+    dataset = TokenDataset({"a": write_prepared(tmp_path, make_documents([8, 8, 8, 8]), "uint16")}, 8)
+    path = tmp_path / name
+    if change == "cut":
+        os.truncate(path, 3)
+    else:
+        os.utime(path, (1, 1))
+    dataset.__getitems__([2, 3])  # of the other file
+    with pytest.raises(OSError, match=rf"{name} has changed since it was mapped"):
+        dataset.__getitems__([3, 0])
+
+
+def test_files_that_are_replaced_or_deleted_are_still_there(tmp_path):
+    dataset = TokenDataset({"a": write_prepared(tmp_path, make_documents([8, 8, 8, 8]), "uint16")}, 8)
+    rows = in_order(dataset)
+    write_prepared(tmp_path, make_documents([5, 5]), "uint16")
+    (tmp_path / "1.tar").unlink()
+    assert in_order(dataset) == rows
