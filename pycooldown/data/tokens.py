@@ -69,6 +69,7 @@ class TokenDataset:
         length: Tokens in a sequence.
         mode: What a sequence is.
         split: Which part of a folder, "train" or "validation"; sources by domain have none.
+        domains: Which domains, in this order; by default all, in the order of the mapping or the folder's manifest.
         columns: Which arrays to fill; `input_ids` must be among them.
         cross_document_labels: In mode "concat", also predict the first token of a document from the last one of the
             document before.
@@ -92,6 +93,7 @@ class TokenDataset:
         mode: Literal["concat", "document", "best_fit"] = "concat",
         split: str = "train",
         *,
+        domains: Collection[str] | None = None,
         columns: Collection[str] = COLUMNS,
         cross_document_labels: bool = False,
         remainder: Literal["pad", "drop"] | None = None,
@@ -107,7 +109,7 @@ class TokenDataset:
         self.pad_id = operator.index(pad_id)
         self.dtype = np.dtype(dtype)
         self._check_options(remainder, long_documents)
-        self.files, self.vocabulary_size = _open(sources, split, vocabulary_size)
+        self.files, self.vocabulary_size = _open(sources, split, domains, vocabulary_size)
         if self.vocabulary_size is not None and self.pad_id >= self.vocabulary_size:
             raise ValueError(f"pad_id = {pad_id}; expected one of the {self.vocabulary_size} ids")
         for file in (file for files in self.files.values() for file in files):
@@ -235,23 +237,34 @@ class TokenDataset:
 
 
 def _open(
-    sources: str | os.PathLike[str] | Mapping[str, Source | Iterable[Source]], split: str, vocabulary_size: int | None
+    sources: str | os.PathLike[str] | Mapping[str, Source | Iterable[Source]],
+    split: str,
+    domains: Collection[str] | None,
+    vocabulary_size: int | None,
 ) -> tuple[dict[str, list[TokenFile]], int | None]:
     """The files of each domain, and the number of token ids if it is known."""
     if isinstance(sources, Mapping):
         if split != "train":
             raise ValueError(f"split = {split!r}: sources by domain have no splits; give those of the split")
-        return {domain: [_file(one) for one in _listed(given)] for domain, given in sources.items()}, vocabulary_size
+        chosen = _chosen(sources, domains)
+        return {domain: [_file(one) for one in _listed(given)] for domain, given in chosen.items()}, vocabulary_size
     manifest = load_token_manifest(Path(sources))
     known = manifest.tokenizer["vocabulary_size"]
     if vocabulary_size is not None and vocabulary_size < known:
         raise ValueError(f"vocabulary_size = {vocabulary_size}, but the tokenizer of {sources} has {known} ids")
-    for domain, splits in manifest.domains.items():
+    files = {}
+    for domain, splits in _chosen(manifest.domains, domains).items():
         if split not in splits:
             raise ValueError(f"split = {split!r}; {sources} has {', '.join(splits)} of {domain!r}")
-    return {
-        domain: [shard.open() for shard in splits[split].shards] for domain, splits in manifest.domains.items()
-    }, known
+        files[domain] = [shard.open() for shard in splits[split].shards]
+    return files, known
+
+
+def _chosen(every: Mapping[str, Any], domains: Collection[str] | None) -> dict[str, Any]:
+    names = list(every if domains is None else domains)
+    if not names or isinstance(domains, str) or not set(names) <= every.keys() or len(set(names)) < len(names):
+        raise ValueError(f"domains = {domains!r}; expected some of {', '.join(every)}, each once")
+    return {name: every[name] for name in names}
 
 
 def _listed(given: Source | Iterable[Source]) -> Iterable[Source]:

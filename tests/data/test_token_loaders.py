@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -100,6 +101,15 @@ def test_pickles_do_not_grow_with_the_documents(tmp_path):
     np.testing.assert_array_equal(copy[777]["position_ids"], dataset[777]["position_ids"])
     whole = TokenDataset(sources, 8)  # has blocks of seven tokens, 16 bytes each
     assert len(pickle.dumps(whole)) < 16 * 8_000
+
+
+def test_threads_read_at_once(dataset, expected):
+    batches = list(make_sampler(dataset)) * 20
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(dataset.__getitems__, batches))
+    for batch, other in zip(found, expected * 20):
+        for name, array in batch.items():
+            np.testing.assert_array_equal(array, other[name])
 
 
 def test_reading_needs_nothing_but_numpy(tmp_path):

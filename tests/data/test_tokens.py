@@ -173,13 +173,30 @@ def test_folder_of_tokens(tmp_path):
         assert in_order(dataset) == [
             np.concatenate([x for shard in parts[d, split] for x in shard]).tolist() for d in ("b", "a")
         ]
+    assert TokenDataset(folder, 17, domains=["a"]).sizes == {"a": 1}
+    assert in_order(TokenDataset(folder, 17, domains=["a", "b"])) == in_order(TokenDataset(folder, 17))[::-1]
     with pytest.raises(ValueError, match=r"split = 'test'; .* has train, validation of 'b'"):
         TokenDataset(folder, 17, split="test")
+
+
+def test_a_split_without_documents_of_some_domain(tmp_path):
+    """As of a domain too small for a validation split."""
+    parts = {"en": {"train": [make_documents([9])], "validation": [make_documents([8])]}}
+    folder = write_folder(tmp_path, {**parts, "is": {"train": [make_documents([9])], "validation": []}})
+    with pytest.raises(
+        ValueError, match="domain 'is' has no sequence: it does not have a token; leave it out of domains"
+    ):
+        TokenDataset(folder, 8, split="validation")
+    assert TokenDataset(folder, 8, split="validation", domains=["en"]).tokens == {"en": 8}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"domains": ["b"]}, r"domains = \['b'\]; expected some of a, each once"),
+        ({"domains": ["a", "a"]}, "expected some of a, each once"),
+        ({"domains": "a"}, "domains = 'a'; expected some of a"),
+        ({"domains": []}, "expected some of a"),
         ({"mode": "packed"}, "mode = 'packed'; expected one of"),
         ({"length": 0}, "length = 0; expected at least 1"),
         ({"dtype": "float32"}, "dtype = float32; expected int64 or int32"),
