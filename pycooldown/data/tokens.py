@@ -50,7 +50,7 @@ class TokenDataset:
       expect that shift labels themselves; -100 at the first token of each row and document and in padding.
     - `shift_labels`, only if asked for: the token after each position, which at a row's end is the next row's first;
       -100 at the last token of a document and in padding. Hugging Face models take it beside `labels`, in their place.
-    - `domain_ids`: int64 of shape (B,), positions in `domains`.
+    - `domain_ids`, only if asked for: int64 of shape (B,), positions in `domains`. `MixtureTrainer` adds its own.
 
     A loader makes tensors of it with the function `collate`::
 
@@ -131,8 +131,11 @@ class TokenDataset:
         expect(1 <= self.length < 1 << 31, f"length = {self.length}; expected at least 1 token in a sequence")
         expect(self.dtype in (np.int64, np.int32), f"dtype = {self.dtype}; expected int64 or int32")
         expect(0 <= self.pad_id < 1 << 31, f"pad_id = {self.pad_id}; expected a token id")
-        known = set(self.columns) <= {*COLUMNS, "shift_labels"} and "input_ids" in self.columns
-        expect(known, f"columns = {self.columns}; expected input_ids and others of {(*COLUMNS, 'shift_labels')}")
+        known = (*COLUMNS, "shift_labels", "domain_ids")
+        expect(
+            {"input_ids"} <= set(self.columns) <= set(known),
+            f"columns = {self.columns}; expected some of {known}, input_ids among them",
+        )
         if self.cross_document_labels:
             expect(concat, f"cross_document_labels in mode {self.mode!r}: neighbours there do not follow each other")
             labels = {"labels", "shift_labels"} & set(self.columns)
@@ -201,7 +204,9 @@ class TokenDataset:
         pieces = self._index.pieces(np.where(wanted < 0, wanted + len(self), wanted))
         dtypes = {"position_ids": np.int32, "segment_ids": np.int32}
         batch: dict[str, npt.NDArray[Any]] = {
-            name: np.empty((len(wanted), self.length), dtypes.get(name, self.dtype)) for name in self.columns
+            name: np.empty((len(wanted), self.length), dtypes.get(name, self.dtype))
+            for name in self.columns
+            if name != "domain_ids"
         }
         self._reader.fill(
             pieces=pieces.bounds,
@@ -216,7 +221,8 @@ class TokenDataset:
             labels=batch.get("labels"),
             shift_labels=batch.get("shift_labels"),
         )
-        batch["domain_ids"] = pieces.domain_ids
+        if "domain_ids" in self.columns:
+            batch["domain_ids"] = pieces.domain_ids
         return batch
 
     @staticmethod

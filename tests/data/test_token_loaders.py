@@ -16,17 +16,19 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from pycooldown import DomainBatchSampler, schedules
 from pycooldown.data import TokenDataset, token_sources
+from pycooldown.huggingface import MixtureTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 LENGTHS = {"en": [30, 70, 9, 300, 44, 80, 5], "de": [100, 33, 60], "sw": [20, 40]}
 NUM_STEPS = 9
+COLUMNS = ("input_ids", "position_ids", "segment_ids", "labels", "domain_ids")
 
 
 @pytest.fixture(params=["concat", "best_fit"])
 def dataset(tmp_path, request):
     domains = {name: {"train": [make_documents(sizes)]} for name, sizes in LENGTHS.items()}
-    return TokenDataset(write_folder(tmp_path, domains), 16, request.param)
+    return TokenDataset(write_folder(tmp_path, domains), 16, request.param, columns=COLUMNS)
 
 
 def make_sampler(dataset):
@@ -158,8 +160,7 @@ def test_loss_of_a_hugging_face_model_is_that_of_each_document_alone(tmp_path, m
     columns = ("input_ids", "position_ids", "labels", "segment_ids")
     dataset = TokenDataset({"a": write_prepared(tmp_path, documents, "uint16")}, 16, mode, columns=columns)
     batch = TokenDataset.collate(dataset.__getitems__(range(len(dataset))))
-    segments, domain_ids = batch.pop("segment_ids"), batch.pop("domain_ids")
-    assert domain_ids.tolist() == [0] * len(dataset)
+    segments = batch.pop("segment_ids")
     with torch.no_grad():
         found = model(**batch).loss
         losses = []
@@ -178,10 +179,45 @@ def test_shift_labels_predict_the_next_row_too(tmp_path, model):
     source = {"a": write_prepared(tmp_path, documents, "uint16")}
     dataset = TokenDataset(source, 16, columns=columns, cross_document_labels=True)
     batch = TokenDataset.collate(dataset.__getitems__(range(len(dataset))))
-    del batch["domain_ids"]
     targets = batch["shift_labels"]
     assert targets[targets != -100].tolist() == np.concatenate(documents)[1:].tolist()
     with torch.no_grad():
         output = model(**batch)
         expected = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), targets.flatten())
     torch.testing.assert_close(output.loss, expected.float(), rtol=1e-5, atol=0)
+
+
+def test_mixture_trainer(tmp_path):
+    """Domains of training and of each evaluation set are the mixture's; the loss is that of the model."""
+    parts = {"en": [30, 70, 9, 300], "sw": [20, 40]}
+    domains = {d: {s: [make_documents(n)] for s in ("train", "validation")} for d, n in parts.items()}
+    folder = write_folder(tmp_path, domains)
+    columns = ("input_ids", "position_ids", "labels")
+    dataset = TokenDataset(folder, 16, columns=columns)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=128, **sizes))
+    trainer = MixtureTrainer(
+        model=model,
+        args=transformers.TrainingArguments(
+            output_dir=str(tmp_path / "run"),
+            max_steps=3,
+            per_device_train_batch_size=4,
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            logging_steps=1,
+        ),
+        schedule=schedules.cooldown(dataset.sizes, switch_step=2),
+        train_dataset=dataset,
+        eval_dataset={
+            d: TokenDataset(folder, 16, split="validation", domains=[d], columns=columns) for d in dataset.domains
+        },
+        data_collator=TokenDataset.collate,
+    )
+    trainer.train()
+    logged = trainer.state.log_history[2]
+    rows = [batch for step in range(3) for batch in trainer.sampler.plan(step).indices.tolist()]
+    labels = TokenDataset(folder, 16).__getitems__(rows)["labels"].reshape(3, -1)
+    assert logged["tokens/en"] + logged["tokens/sw"] == (labels != -100).sum()
+    metrics = trainer.evaluate()
+    assert {"eval_loss/en", "eval_loss/sw"} <= metrics.keys()
