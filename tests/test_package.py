@@ -31,6 +31,8 @@ CORE_USERS = {
     "sampling/sampler.py",
     "data/index.py",
     "data/shards.py",
+    "data/token_file.py",
+    "data/tokens.py",
     "losses/backends/cpp.py",
 }
 HEAVY = ("torch", "triton", "webdataset", "numba", "transformers", "accelerate", "matplotlib", "sentencepiece", "typer")
