@@ -90,7 +90,8 @@ class DomainBatchSampler:
         self.shuffle = shuffle
 
         check_batches_fit(schedule, batch_size, 0, num_steps)
-        self._next_step = 0  # where iteration starts
+        self._next_step = 0  # where iteration goes on
+        self._pass_ended = False  # whether the last batch has been yielded, so that the next pass starts at step 0
         self._planner = Planner(self._journal, batch_size=batch_size, seed=seed, allocation=allocation, shuffle=shuffle)
 
     @property
@@ -109,25 +110,34 @@ class DomainBatchSampler:
         return self._journal.newest.first.sizes
 
     def __len__(self) -> int:
-        """Steps left of ``num_steps``."""
+        """Return ``num_steps``, the length of a whole pass, wherever iteration stands.
+
+        A pass that goes on after `load_state_dict`, or after it was broken off, has as many steps as are left of it:
+        ``num_steps`` minus the step of the state.
+        """
         if self.num_steps is None:
             raise TypeError("the sampler has no end: give num_steps to have a length")
-        return max(0, self.num_steps - self._next_step)
+        return self.num_steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yields this rank's sample indices, step after step, up to ``num_steps``; a further pass starts anew.
+        """Yield this rank's sample indices, step after step, up to ``num_steps``.
 
-        A pass that is broken off goes on with the next batch, as does one after `load_state_dict`: a sampler yields no
-        batch twice. A ``DataLoader`` with workers has asked for batches ahead, which are lost if its iterator is
-        dropped: keep the iterator, or go back with ``sampler.load_state_dict(sampler.state_dict(step=consumed))``.
+        A pass ends with its last batch, and the next one starts at step 0. A pass that is broken off before goes on
+        with the next batch, as does one after `load_state_dict`: no batch is yielded twice. A state of the end of a
+        pass gives a pass of no steps, and then whole ones. A ``DataLoader`` with workers asks for batches ahead of
+        their use, which are lost if its iterator is dropped: keep the iterator, or go back with
+        ``sampler.load_state_dict(sampler.state_dict(step=consumed))``.
         """
+        if self._pass_ended:
+            self._next_step, self._pass_ended = 0, False
         step = self._next_step
         while self.num_steps is None or step < self.num_steps:
             plan = self._planner.plan(step, *self._slice())
             step += 1
-            self._next_step = step
+            self._next_step, self._pass_ended = step, step == self.num_steps
             yield plan.indices.tolist()
-        self._next_step = 0  # a further pass starts anew
+        if self._next_step == self.num_steps:  # not if a state was loaded meanwhile
+            self._next_step, self._pass_ended = 0, False
 
     def set_schedule(self, schedule: Schedule, *, from_step: int) -> None:
         """Mixes by another schedule from a step on, in a running job.
@@ -222,7 +232,7 @@ class DomainBatchSampler:
         for change, draws in zip(self._journal.changes[1:], draws_at_changes, strict=True):
             change.draws = draws
         self._planner.go_on(step, (counts, credits))
-        self._next_step = step
+        self._next_step, self._pass_ended = step, False
 
     def _identity(self) -> dict[str, Any]:
         """What decides the order of samples, but for the position in it."""

@@ -114,7 +114,7 @@ def train(rank, world_size, shards, num_steps, folder, barrier):
     sampler = make_sampler(num_steps, rank=rank, world_size=world_size)
     if path.exists():
         sampler.load_state_dict(json.loads(path.read_text()))
-    first = num_steps - len(sampler)
+    first = sampler.state_dict()["step"]
     with open(folder / f"{first}-{rank:02d}.jsonl", "w", buffering=1) as log:
         for step, batch in enumerate(make_loader(shards, sampler, 1), first):
             print(json.dumps([step, batch]), file=log)

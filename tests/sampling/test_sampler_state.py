@@ -33,33 +33,6 @@ def test_far_resume_needs_no_replay():
     assert len(json.dumps(sampler.state_dict(10**9 + 1))) < 64 * 4 + 200
 
 
-def test_a_second_pass_starts_anew():
-    sampler = make(num_steps=3)
-    assert list(sampler) == list(sampler)
-
-
-def test_a_pass_that_is_broken_off_goes_on():
-    sampler, whole, consumed = make(num_steps=9), list(make(num_steps=9)), []
-    for batch in sampler:
-        consumed.append(batch)
-        if len(consumed) == 4:
-            break
-    assert sampler.state_dict()["step"] == 4
-    assert consumed + list(sampler) == whole
-    assert list(sampler) == whole  # that pass has ended: a further one
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_a_loader_that_is_dropped_after_reading_ahead_goes_on_from_what_was_consumed():
-    torch = pytest.importorskip("torch")
-    sampler, whole = make(num_steps=12), list(make(num_steps=12))
-    loader = torch.utils.data.DataLoader(torch.arange(sum(SIZES.values())), batch_sampler=sampler, num_workers=2)
-    consumed = [batch.tolist() for batch in islice(loader, 3)]
-    assert sampler.state_dict()["step"] > 3
-    sampler.load_state_dict(sampler.state_dict(step=3))
-    assert consumed + [batch.tolist() for batch in loader] == whole
-
-
 @pytest.mark.parametrize("stop", [0, 10, 30])
 @pytest.mark.parametrize("allocation", ["multinomial", "systematic", "quota"])
 def test_pickles_where_it_stands(allocation, stop):
