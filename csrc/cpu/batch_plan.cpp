@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -25,6 +24,7 @@ BatchPlanner::BatchPlanner(std::span<const std::int64_t> sizes, Allocation alloc
       credits_(sizes.size(), 0),
       deadlines_(sizes.size()),
       claims_(sizes.size()),
+      open_needs_(sizes.size()),
       allocation_(allocation),
       seed_(seed),
       shuffle_(shuffle) {
@@ -35,7 +35,7 @@ BatchPlanner::BatchPlanner(std::span<const std::int64_t> sizes, Allocation alloc
   const Permutation unused(seed, Stream::permutation, 0, 0, 1);
   std::uint64_t first_index = 0;
   domains_.reserve(sizes.size());
-  extents_.reserve(sizes.size());
+  epoch_sizes_.reserve(sizes.size());
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     if (sizes[i] <= 0) {
       throw std::invalid_argument("sizes[" + std::to_string(i) + "] = " + std::to_string(sizes[i]) +
@@ -43,28 +43,28 @@ BatchPlanner::BatchPlanner(std::span<const std::int64_t> sizes, Allocation alloc
     }
     const auto size = static_cast<std::uint64_t>(sizes[i]);
     domains_.push_back({size, first_index, 0, 0, 0, kNoEpoch, unused});
-    extents_.push_back({{0, size}});
+    epoch_sizes_.push_back({{0, size}});
     first_index += size;
   }
 }
 
-void BatchPlanner::set_extents(std::size_t domain, std::vector<Extent> extents) {
+void BatchPlanner::set_epoch_sizes(std::size_t domain, std::vector<EpochSize> sizes) {
   const auto fail = [&](const std::string& what) {
-    throw std::invalid_argument("extents of domain " + std::to_string(domain) + ": " + what);
+    throw std::invalid_argument("epoch sizes of domain " + std::to_string(domain) + ": " + what);
   };
   if (domain >= num_domains()) fail("there are " + std::to_string(num_domains()) + " domains");
   const auto most = static_cast<std::uint64_t>(sizes_[domain]);
-  if (extents.empty() || extents.front().first_draw != 0) fail("expected a first one from draw 0 on");
-  for (std::size_t i = 0; i < extents.size(); ++i) {
-    if (extents[i].size == 0 || extents[i].size > most) fail("expected sizes of 1 to " + std::to_string(most));
+  if (sizes.empty() || sizes.front().first_draw != 0) fail("expected a first one from draw 0 on");
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i].size == 0 || sizes[i].size > most) fail("expected sizes of 1 to " + std::to_string(most));
     if (i == 0) continue;
-    const auto [first_draw, size] = extents[i - 1];
-    if (extents[i].first_draw <= first_draw || (extents[i].first_draw - first_draw) % size != 0) {
-      fail("draw " + std::to_string(extents[i].first_draw) + " begins no epoch after draw " +
-           std::to_string(first_draw) + " at a size of " + std::to_string(size));
+    const auto [first_draw, size] = sizes[i - 1];
+    if (sizes[i].first_draw <= first_draw || (sizes[i].first_draw - first_draw) % size != 0) {
+      fail("draw " + std::to_string(sizes[i].first_draw) + " begins no epoch after draw " + std::to_string(first_draw) +
+           " at a size of " + std::to_string(size));
     }
   }
-  extents_[domain] = std::move(extents);
+  epoch_sizes_[domain] = std::move(sizes);
   place(domain, domains_[domain].epoch_start + domains_[domain].position);
 }
 
@@ -73,7 +73,7 @@ void BatchPlanner::place(std::size_t domain, std::uint64_t draws) {
   Domain& d = domains_[domain];
   d.epoch = d.epoch_start = 0;
   d.permuted_epoch = kNoEpoch;
-  for (const auto& [first_draw, size] : extents_[domain]) {
+  for (const auto& [first_draw, size] : epoch_sizes_[domain]) {
     if (first_draw > draws) break;
     if (first_draw > 0) d.epoch += (first_draw - d.epoch_start) / d.size;
     d.epoch_start = first_draw;
@@ -83,6 +83,13 @@ void BatchPlanner::place(std::size_t domain, std::uint64_t draws) {
   d.epoch += epochs;
   d.epoch_start += epochs * d.size;
   d.position = draws - d.epoch_start;
+}
+
+// Moves a domain past so many more draws.
+void BatchPlanner::advance(std::size_t domain, std::uint64_t draws) {
+  Domain& d = domains_[domain];
+  d.position += draws;
+  if (d.position >= d.size) place(domain, d.epoch_start + d.position);
 }
 
 std::vector<std::int64_t> BatchPlanner::counts() const {
@@ -101,26 +108,56 @@ void BatchPlanner::seek(std::span<const std::int64_t> counts, std::span<const st
   if (const auto negative = std::ranges::find_if(counts, [](auto n) { return n < 0; }); negative != counts.end()) {
     throw std::invalid_argument("counts has " + std::to_string(*negative) + "; expected numbers of draws >= 0");
   }
-  if (const auto sum = std::accumulate(credits.begin(), credits.end(), std::int64_t{0}); sum != 0) {
-    throw std::invalid_argument("credits sum to " + std::to_string(sum) + "; expected 0");
+  // A domain is never given more than the sample that it has begun to earn; what some have been given too early, the
+  // others are owed.
+  constexpr auto kUnits = static_cast<std::int64_t>(AliasTable::kUnits);
+  const std::int64_t most = static_cast<std::int64_t>(num_domains()) * kUnits;
+  std::int64_t sum = 0;  // cannot overflow: each is below 2^24 samples, and there are at most 2^24
+  for (const std::int64_t credit : credits) {
+    if (credit <= -kUnits || credit >= most) {
+      throw std::invalid_argument("credits has " + std::to_string(credit) + "; expected numbers between " +
+                                  std::to_string(-kUnits) + " and " + std::to_string(most));
+    }
+    sum += credit;
   }
+  if (sum != 0) throw std::invalid_argument("credits sum to " + std::to_string(sum) + "; expected 0");
   for (std::size_t i = 0; i < counts.size(); ++i) place(i, static_cast<std::uint64_t>(counts[i]));
   std::ranges::copy(credits, credits_.begin());
-  stages_.clear();
+  spans_.clear();
 }
 
-void BatchPlanner::plan(std::span<const Stage> stages, std::uint64_t step, std::size_t begin,
-                        std::span<std::int64_t> indices, std::span<std::int64_t> epochs) {
-  const AliasTable& table = *stages.front().table;
-  if (table.weights().size() > num_domains()) {
-    throw std::invalid_argument("the mixture of step " + std::to_string(step) + " has " +
-                                std::to_string(table.weights().size()) + " domains; expected at most " +
+void BatchPlanner::check(std::span<const MixtureSpan> spans, std::uint64_t step) const {
+  for (const MixtureSpan& span : spans) {
+    const std::size_t outcomes = span.table->weights().size();
+    if (outcomes <= num_domains() && outcomes == spans.front().table->weights().size()) continue;
+    throw std::invalid_argument("a mixture known at step " + std::to_string(step) + " has " + std::to_string(outcomes) +
+                                " domains; expected as many as the first one, at most " +
                                 std::to_string(num_domains()));
   }
+}
+
+void BatchPlanner::skip(std::span<const MixtureSpan> spans, std::uint64_t step) {
+  check(spans, step);
+  const AliasTable& table = *spans.front().table;
+  if (allocation_ == Allocation::systematic) {
+    skip_systematic(table, step);
+    return;
+  }
+  if (allocation_ == Allocation::quota) fill_quota(spans, step);
   if (allocation_ == Allocation::multinomial)
     draw(table.view(), seed_, step * batch_size(), std::span(domain_ids_).first(batch_size_), 1);
-  if (allocation_ == Allocation::systematic) allocate_systematic(table, step);
-  if (allocation_ == Allocation::quota) allocate_quota(stages, step);
+  for (const std::int32_t domain : domain_ids()) advance(static_cast<std::size_t>(domain), 1);
+}
+
+void BatchPlanner::plan(std::span<const MixtureSpan> spans, std::uint64_t step, std::size_t begin,
+                        std::span<std::int64_t> indices, std::span<std::int64_t> epochs) {
+  check(spans, step);
+  const AliasTable& table = *spans.front().table;
+  if (allocation_ == Allocation::multinomial)
+    draw(table.view(), seed_, step * batch_size(), std::span(domain_ids_).first(batch_size_), 1);
+  if (allocation_ == Allocation::systematic) fill_systematic(table, step);
+  if (allocation_ == Allocation::quota) fill_quota(spans, step);
+  if (allocation_ != Allocation::multinomial) shuffle_slots(step);
 
   // Positions are permuted a group at a time, in place: those of the last `waiting` of the samples so far still are to.
   const auto permute = PYCOOLDOWN_DISPATCH(permute);

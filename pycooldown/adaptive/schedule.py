@@ -157,9 +157,7 @@ class LearnedSchedule(ABC):
 
     def _mixture(self, target: Vector, sampling: Vector | None = None) -> Mixture:
         """``target`` over the start's domains, drawn as at the start unless told otherwise."""
-        return Mixture(
-            self.start.domains, self.start.sizes, target, self.start.sampling if sampling is None else sampling
-        )
+        return self.start.reweighted(target, self.start.sampling if sampling is None else sampling)
 
     def _by_name(self, vector: Vector) -> dict[str, float | None]:
         values = (None if np.isnan(x) else x for x in vector.tolist())  # JSON has no NaN

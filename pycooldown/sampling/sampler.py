@@ -6,13 +6,13 @@ import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-import numpy as np
-
 from pycooldown import _core
 from pycooldown.mixture import Mixture
 from pycooldown.sampling.batches import BatchPlan, Exposure, Integers, check_batches_fit
-from pycooldown.sampling.changes import Journal, difference
+from pycooldown.sampling.changes import ScheduleHistory
+from pycooldown.sampling.exclusive import Exclusive
 from pycooldown.sampling.planner import Planner
+from pycooldown.sampling.state import VERSION, read_state
 from pycooldown.schedules import Schedule
 
 AllocationName = Literal["multinomial", "systematic", "quota"]
@@ -27,26 +27,29 @@ class DomainBatchSampler:
     domain, samples are drawn without replacement: each epoch of a domain is a permutation of it.
 
     Args:
-        schedule: the mixture at each step, from `pycooldown.schedules`.
-        batch_size: size B of the global batch in samples, over all ranks.
-        seed: integer in [0, 2^64).
-        num_steps: stop after this step; ``None`` to go on for ever.
-        rank: this process's position among ``world_size``.
-        world_size: number of processes that share the batch.
+        schedule: The mixture at each step, from `pycooldown.schedules`.
+        batch_size: Size B of the global batch in samples, over all ranks.
+        seed: Integer in [0, 2^64).
+        num_steps: Number of steps of a pass; ``None`` for a pass without an end.
+        rank: This process's position among ``world_size``.
+        world_size: Number of processes that share the batch.
         allocation: "multinomial" draws each slot's domain independently; "systematic" gives domain i floor(B q_i) or
             ceil(B q_i) slots, which is unbiased too and has less variance; "quota" carries the rounding error over, so
-            that after any number of steps each domain has been drawn within one sample of the sum of its B q_i
-            (under a schedule that changes at every step, as far as 32 steps ahead tell, and under an adaptive one or
-            a change by `set_schedule`, as far as it is decided).
+            that after any number of steps each domain has been drawn within one sample of the sum of its B q_i. Where
+            the mixture changes at every step, this holds as far as the next 32 steps show; where it is learned or
+            changed by `set_schedule`, as far as it was known when a batch was planned.
         shuffle: ``False`` takes each domain's samples in their own order.
+
+    Its methods may be called from several threads. A signal handler that calls one while its thread is in another gets
+    a RuntimeError.
 
     A sampler can be pickled. In loaders that slice batches by rank themselves (Accelerate's ``prepare`` with
     ``split_batches=True``), leave ``world_size`` at 1; where they would wrap it (Lightning), let them not
     (``use_distributed_sampler=False``).
 
     Raises:
-        TypeError: if a number is not an integer.
-        ValueError: if an argument is out of range, or a batch would on average hold more samples of a domain than the
+        TypeError: If a number is not an integer.
+        ValueError: If an argument is out of range, or a batch would on average hold more samples of a domain than the
             domain has.
     """
 
@@ -62,7 +65,7 @@ class DomainBatchSampler:
         allocation: AllocationName = "multinomial",
         shuffle: bool = True,
     ) -> None:
-        self._journal = Journal(schedule)
+        self._history = ScheduleHistory(schedule)
         batch_size, seed, rank, world_size = (
             _integer(name, value)
             for name, value in [("batch_size", batch_size), ("seed", seed), ("rank", rank), ("world_size", world_size)]
@@ -87,27 +90,29 @@ class DomainBatchSampler:
         self.rank = rank
         self.world_size = world_size
         self.allocation = allocation
-        self.shuffle = shuffle
+        self.shuffle = bool(shuffle)
 
         check_batches_fit(schedule, batch_size, 0, num_steps)
+        self._exclusive = Exclusive()  # held whenever what follows is used
         self._next_step = 0  # where iteration goes on
         self._pass_ended = False  # whether the last batch has been yielded, so that the next pass starts at step 0
-        self._planner = Planner(self._journal, batch_size=batch_size, seed=seed, allocation=allocation, shuffle=shuffle)
+        options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "shuffle": self.shuffle}
+        self._planner = Planner(self._history, allocation=allocation, **options)
 
     @property
     def schedule(self) -> Schedule:
         """The newest schedule."""
-        return self._journal.newest.schedule
+        return self._history.newest.schedule
 
     @property
     def domains(self) -> tuple[str, ...]:
         """Names of the domains, in order."""
-        return self._journal.newest.first.domains
+        return self._history.newest.first.domains
 
     @property
     def sizes(self) -> Integers:
         """Samples of each domain, (K,), the newest where they have grown."""
-        return self._journal.newest.first.sizes
+        return self._history.newest.first.sizes
 
     def __len__(self) -> int:
         """Return ``num_steps``, the length of a whole pass, wherever iteration stands.
@@ -128,19 +133,22 @@ class DomainBatchSampler:
         their use, which are lost if its iterator is dropped: keep the iterator, or go back with
         ``sampler.load_state_dict(sampler.state_dict(step=consumed))``.
         """
-        if self._pass_ended:
-            self._next_step, self._pass_ended = 0, False
-        step = self._next_step
+        with self._exclusive.hold():
+            if self._pass_ended:
+                self._next_step, self._pass_ended = 0, False
+            step = self._next_step
         while self.num_steps is None or step < self.num_steps:
-            plan = self._planner.plan(step, *self._slice())
-            step += 1
-            self._next_step, self._pass_ended = step, step == self.num_steps
+            with self._exclusive.hold():
+                plan = self._planner.plan(step, *self._slice())
+                step += 1
+                self._next_step, self._pass_ended = step, step == self.num_steps
             yield plan.indices.tolist()
-        if self._next_step == self.num_steps:  # not if a state was loaded meanwhile
-            self._next_step, self._pass_ended = 0, False
+        with self._exclusive.hold():
+            if self._next_step >= self.num_steps:  # not if a state was loaded meanwhile
+                self._next_step, self._pass_ended = 0, False
 
     def set_schedule(self, schedule: Schedule, *, from_step: int) -> None:
-        """Mixes by another schedule from a step on, in a running job.
+        """Mix by another schedule from a step on, in a running job.
 
         The change is part of the state: a job that resumes makes the same calls of ``set_schedule`` before
         `load_state_dict`. Steps before ``from_step`` stay as they were planned, in replays too.
@@ -151,94 +159,98 @@ class DomainBatchSampler:
         they were if domains only join; if one grows, those of the domains behind it move up.
 
         Args:
-            schedule: the new schedule; its steps are those of the job, not counted from the change.
-            from_step: the first step that it decides.
+            schedule: The new schedule; its steps are those of the job, not counted from the change.
+            from_step: The first step that it decides.
 
         Raises:
-            ValueError: if iteration has handed out the batch of ``from_step``, ``from_step`` is not after the last
-                change, the schedule drops, moves or shrinks a domain, or batches do not fit; nothing is changed then.
+            ValueError: If iteration has yielded the batch of ``from_step``, ``from_step`` is not after the last change,
+                the schedule drops, moves or shrinks a domain, or batches do not fit. Nothing is changed then.
         """
-        if from_step < self._next_step:
-            raise ValueError(
-                f"from_step = {from_step}, but batches before step {self._next_step} have been handed out; expected a "
-                f"step >= {self._next_step}, or load an earlier state first"
-            )
-        change = self._journal.next_change(schedule, from_step)
-        check_batches_fit(schedule, self.batch_size, from_step, self.num_steps)
-        self._journal.changes.append(change)
-        self._planner.forget_after(from_step)
-        self._planner.follow_journal()
+        from_step = _integer("from_step", from_step)
+        with self._exclusive.hold():
+            if from_step < self._next_step:
+                raise ValueError(
+                    f"from_step = {from_step}, but batches before step {self._next_step} have been handed out; "
+                    f"expected a step >= {self._next_step}, or load an earlier state first"
+                )
+            change = self._history.next_change(schedule, from_step)
+            check_batches_fit(schedule, self.batch_size, from_step, self.num_steps)
+            self._planner.forget_after(from_step)
+            self._history.changes.append(change)
+            self._planner.follow_history()
 
     def mixture(self, step: int) -> Mixture:
-        """The mixture in force at a step."""
-        return self._journal.at(step).schedule.mixture(step)
+        """Return the mixture in force at a step."""
+        return self._history.at(step).schedule.mixture(step)
 
     def plan(self, step: int) -> BatchPlan:
-        """The global batch of any step; far from the current one, the steps between are counted first."""
-        return self._planner.plan(step, 0, self.batch_size)
+        """Return the global batch of any step; far from the current one, the steps between are counted first."""
+        with self._exclusive.hold():
+            return self._planner.plan(_integer("step", step), 0, self.batch_size)
 
-    def exposure(self, step: int | None = None) -> Exposure:
-        """What the steps before ``step`` draw: a count for past steps, an exact forecast for those to come.
+    def exposure(self, step: int | None = None, *, estimate: bool = False) -> Exposure:
+        """Return how often the steps before ``step`` draw each domain: a count, and a forecast for steps to come.
 
-        Args:
-            step: the end of the count; by default ``num_steps``, or the current step if there is no end.
-        """
-        if step is None:
-            step = self._next_step if self.num_steps is None else self.num_steps
-        counts, _ = self._planner.before(step)
-        return Exposure(self.domains, counts, counts / self.sizes)
-
-    def state_dict(self, step: int | None = None) -> dict[str, Any]:
-        """What is needed to go on from ``step``, as JSON values.
+        The forecast is exact: the steps between are planned up to the counts of their domains, which takes about as
+        many nanoseconds as there are domains with systematic and quota allocation, and as there are samples with
+        multinomial allocation. It can be interrupted (Ctrl-C), after which the sampler goes on as if it had not begun.
 
         Args:
-            step: number of batches that training has consumed; by default those that iteration has yielded, which a
-                prefetching ``DataLoader`` asks for ahead of their use.
-        """
-        step = self._next_step if step is None else step
-        counts, credits = self._planner.before(step)
-        self._planner.keep(step, (counts, credits))
-        state = {"version": 1, "step": step, "draws": self._by_name(counts), **self._identity()}
-        if self.allocation == "quota":  # what each domain has earned and not been given, in 2^-32 samples
-            state["credits"] = self._by_name(credits)
-        if len(self._journal.changes) > 1:
-            state["changes"] = self._journal.state()
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state; rank and world size may be other ones.
+            step: The end of the count; by default ``num_steps``, or the current step if there is no end.
+            estimate: Whether steps to come count with their expected draws, the sum of their B q_i, which takes little
+                time. The draws are within one sample of it with quota allocation; with multinomial allocation they
+                have a standard deviation of at most half the square root of the number of samples drawn.
 
         Raises:
-            ValueError: if the state belongs to another job, saying what differs. Nothing is changed then.
+            LookupError: If a schedule that learns has not decided the mixtures of all these steps.
         """
-        needed = {"version", "step", "draws", *self._identity(), *(["credits"] if self.allocation == "quota" else [])}
-        missing = needed - set(state)
-        if missing:
-            raise ValueError(f"state lacks {sorted(missing)}; expected a value of DomainBatchSampler.state_dict()")
-        if state["version"] != 1:
-            raise ValueError(f"state has version {state['version']!r}; this pycooldown reads version 1")
-        for name, mine in self._identity().items():
-            if state[name] != mine or (name == "sizes" and list(state[name]) != list(mine)):
-                raise ValueError(f"state is of another job: {difference(name, state[name], mine)}")
-        step = state["step"]
-        if type(step) is not int:
-            raise ValueError(f"state is damaged: step is {step!r}; expected an integer")
-        draws_at_changes = self._journal.draws_of(state.get("changes", []), step)
-        counts, credits = (self._by_position(name, state) for name in ("draws", "credits"))
-        if step < 0 or (counts < 0).any() or counts.sum() != step * self.batch_size or credits.sum() != 0:
-            raise ValueError(
-                f"state is damaged: {int(counts.sum())} draws in {step} steps of {self.batch_size} samples each"
-            )
-        for change, draws in zip(self._journal.changes[1:], draws_at_changes, strict=True):
-            change.draws = draws
-        self._planner.go_on(step, (counts, credits))
-        self._next_step, self._pass_ended = step, False
+        with self._exclusive.hold():
+            if step is None:
+                step = self._next_step if self.num_steps is None else self.num_steps
+            step = _integer("step", step)
+            if estimate:
+                expected = self._planner.expected_before(step)
+                return Exposure(self.domains, expected.round().astype("int64"), expected / self.sizes)
+            draws, _ = self._planner.before(step)
+            return Exposure(self.domains, draws, draws / self.sizes)
+
+    def state_dict(self, step: int | None = None) -> dict[str, Any]:
+        """Return what is needed to go on from ``step``, as JSON values.
+
+        Args:
+            step: Number of batches that training has consumed; by default those that iteration has yielded, which a
+                prefetching ``DataLoader`` asks for ahead of their use.
+        """
+        with self._exclusive.hold():
+            step = self._next_step if step is None else _integer("step", step)
+            draws, credits = self._planner.before(step)
+            self._planner.remember(step, (draws, credits))
+            state = {"version": VERSION, "step": step, "draws": self._by_name(draws), **self._identity()}
+            if self.allocation == "quota":  # what each domain has earned and not been given, in 2^-32 samples
+                state["credits"] = self._by_name(credits)
+            if len(self._history.changes) > 1:
+                state["changes"] = self._history.state()
+            return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state; rank and world size may differ.
+
+        Raises:
+            ValueError: If the state is damaged, or belongs to another job, saying what differs. Nothing is changed
+                then.
+        """
+        with self._exclusive.hold():
+            saved = read_state(state, self._identity(), self._history)
+            for change, draws in zip(self._history.changes[1:], saved.draws_at_changes, strict=True):
+                change.draws = draws
+            self._planner.go_on(saved.step, saved.position)
+            self._next_step, self._pass_ended = saved.step, False
 
     def _identity(self) -> dict[str, Any]:
-        """What decides the order of samples, but for the position in it."""
+        """Return what decides the order of samples, but for the position in it."""
         return {
-            "sizes": dict(self._journal.changes[0].sizes),
-            "schedule": self._journal.changes[0].schedule.describe(),
+            "sizes": dict(self._history.changes[0].sizes),
+            "schedule": self._history.changes[0].schedule.describe(),
             "batch_size": self.batch_size,
             "seed": self.seed,
             "allocation": self.allocation,
@@ -254,17 +266,10 @@ class DomainBatchSampler:
     def _by_name(self, values: Integers) -> dict[str, int]:
         return dict(zip(self.domains, values.tolist(), strict=True))
 
-    def _by_position(self, name: str, state: Mapping[str, Any]) -> Integers:
-        if name not in state:
-            return np.zeros(len(self.domains), dtype=np.int64)
-        values = state[name]
-        if not isinstance(values, Mapping) or values.keys() != dict.fromkeys(self.domains).keys():
-            raise ValueError(f"state is damaged: {name!r} and the mixture name different domains")
-        array = np.array([values[domain] for domain in self.domains])
-        if array.dtype != np.int64 or (abs(array) >= 2**62).any():
-            wrong = [value for value in values.values() if type(value) is not int or abs(value) >= 2**62]
-            raise ValueError(f"state is damaged: {name!r} holds {wrong[0]!r}; expected integers")
-        return array
+    def __getstate__(self) -> dict[str, Any]:
+        with self._exclusive.hold():  # copies, which other threads do not change while they are pickled
+            history = self._history.copy()
+            return self.__dict__ | {"_history": history, "_planner": self._planner.copy(history)}
 
 
 def _integer(name: str, value: Any) -> int:

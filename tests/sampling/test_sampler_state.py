@@ -70,6 +70,18 @@ STATE = make().state_dict(step=7)
         ({"step": 8}, "210 draws in 8 steps of 30"),
         ({"draws": {"zh": 210}}, "different domains"),
         ({"draws": None}, "different domains"),
+        ({"draws": [52, 52, 53, 53]}, "different domains"),
+        ({"draws": dict.fromkeys(SIZES, True)}, "'draws' holds True; expected integers"),
+        ({"draws": {"zh": 212, "de": -2, "gl": 0, "fa": 0}}, "none below 0"),
+        ({"draws": {"zh": 2**62, "de": 0, "gl": 0, "fa": 0}}, "expected integers below"),
+        ({"step": 2**70, "draws": dict.fromkeys(SIZES, 2**61)}, "before 2.62 samples are drawn"),
+        ({"step": -1}, "step is -1; expected an integer >= 0"),
+        ({"step": True}, "step is True; expected an integer >= 0"),
+        ({"credits": dict.fromkeys(SIZES, 0)}, "it has credits, which only quota allocation keeps"),
+        ({"sizes": [1500, 700, 90, 17]}, r"sizes is \[1500, 700, 90, 17\] in the state"),
+        ({"sizes": SIZES | {"fa": None}}, "domain 'fa' has None samples in the state"),
+        ({"changes": [None]}, "change 1 is None; expected a mapping"),
+        ({"version": [1]}, "version .1."),
         ({"draws": dict.fromkeys(SIZES, 52.5)}, "'draws' holds 52.5; expected integers"),
         ({"draws": dict.fromkeys(SIZES, 2**70)}, "expected integers"),
         ({"step": "7"}, "step is '7'; expected an integer"),
@@ -87,3 +99,37 @@ def test_state_of_another_job(change, message):
 def test_incomplete_state():
     with pytest.raises(ValueError, match=r"state lacks \['draws', 'seed'\]"):
         make().load_state_dict({k: v for k, v in STATE.items() if k not in ("seed", "draws")})
+
+
+@pytest.mark.parametrize("state", [None, [], "state", 7, [("version", 1)]])
+def test_what_is_no_state(state):
+    with pytest.raises(ValueError, match=r"state is a \w+; expected a value of DomainBatchSampler.state_dict"):
+        make().load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("credits", "message"),
+    [
+        (dict.fromkeys(SIZES, 1), "credits sum to 4"),
+        ({"zh": 2**32, "de": -(2**32), "gl": 0, "fa": 0}, "the least is -4294967296; expected 0 and none below"),
+        ({"zh": 2**70, "de": -(2**70), "gl": 0, "fa": 0}, "expected integers below"),
+        ({"zh": 0.0, "de": 0, "gl": 0, "fa": 0}, "'credits' holds 0.0"),
+        ([], "'credits' names different domains"),
+    ],
+)
+def test_damaged_credits(credits, message):
+    state = make(allocation="quota").state_dict(step=7)
+    with pytest.raises(ValueError, match=message):
+        make(allocation="quota").load_state_dict(state | {"credits": credits})
+
+
+@pytest.mark.parametrize("allocation", ["multinomial", "systematic", "quota"])
+def test_steps_that_are_no_steps(allocation):
+    sampler = make(allocation=allocation, num_steps=None)
+    for method in (sampler.plan, sampler.exposure, sampler.state_dict):
+        with pytest.raises(ValueError, match="step = -1; expected a step >= 0"):
+            method(-1)
+        with pytest.raises(ValueError, match=r"expected a step before which fewer than 2.62 samples are drawn"):
+            method(2**62)
+        with pytest.raises(TypeError, match=r"step = 1.0, a float; expected an integer"):
+            method(1.0)
