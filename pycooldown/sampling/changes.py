@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from pycooldown.mixture import Mixture
-from pycooldown.schedules import AdaptiveSchedule, Schedule
+from pycooldown.schedules import AdaptiveSchedule, ContinuousSchedule, Schedule
 
 NEVER = 2**64 - 1  # a step that is not reached
 
@@ -22,6 +22,8 @@ class ScheduleChange:
         first: The mixture of ``from_step``, with the schedule's domains and their sizes.
         new_sizes: Sizes of the domains that join or grow.
         draws: For each domain that grows, the samples drawn from it before ``from_step``; empty until this is known.
+        delay: How many steps ahead of training a schedule that learns is known; 0 for one that is known for good.
+        continuous: The schedule, if it computes the mixtures of many steps at once.
     """
 
     from_step: int
@@ -29,16 +31,18 @@ class ScheduleChange:
     first: Mixture
     new_sizes: dict[str, int] = field(default_factory=dict)
     draws: dict[str, int] = field(default_factory=dict)
+    delay: int = field(init=False)
+    continuous: ContinuousSchedule | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Kept, since asking whether an object follows a protocol takes longer than planning a batch.
+        self.delay = self.schedule.delay if isinstance(self.schedule, AdaptiveSchedule) else 0
+        self.continuous = self.schedule if isinstance(self.schedule, ContinuousSchedule) else None
 
     @property
     def sizes(self) -> dict[str, int]:
         """Samples of each domain, in order."""
         return dict(zip(self.first.domains, self.first.sizes.tolist(), strict=True))
-
-    @property
-    def delay(self) -> int:
-        """How many steps ahead of training a schedule that learns is known; 0 for one that is known for good."""
-        return self.schedule.delay if isinstance(self.schedule, AdaptiveSchedule) else 0
 
 
 class ScheduleHistory:

@@ -12,7 +12,7 @@ from pycooldown import _core
 from pycooldown.mixture import Mixture, Vector
 from pycooldown.sampling.batches import BatchPlan, Integers
 from pycooldown.sampling.changes import NEVER, ScheduleChange, ScheduleHistory
-from pycooldown.schedules import ContinuousSchedule, Schedule
+from pycooldown.schedules import Schedule
 
 # How many past positions are remembered, so that a state a little behind the newest batch costs no replay from step 0.
 _MAX_REMEMBERED = 16
@@ -165,8 +165,7 @@ class Planner:
         """Move the core towards ``step``, as far as one call can."""
         here, change = self._step, self._history.at(self._step)
         step = min(step, self._history.end(here))
-        schedule = change.schedule
-        if isinstance(schedule, ContinuousSchedule) and here < schedule.settled_from:
+        if (schedule := change.continuous) is not None and here < schedule.settled_from:
             look_ahead = _LOOK_AHEAD if self._allocation == "quota" else 1
             step = min(step, schedule.settled_from, here + max(_CHUNK // change.first.num_domains, look_ahead))
             end = min(step + look_ahead - 1, schedule.settled_from + 1)  # of the rows
@@ -238,9 +237,9 @@ def _expected_draws(change: ScheduleChange, start: int, end: int, batch_size: in
     """Return float64 (K,) parts of the expected draws of steps [start, end), which one schedule decides."""
     schedule, parts = change.schedule, []
     while start < end:
-        if isinstance(schedule, ContinuousSchedule) and start < schedule.settled_from:
-            last = min(end, schedule.settled_from, start + max(1, _CHUNK // change.first.num_domains))
-            parts.append(batch_size * schedule.sampling(start, last).sum(axis=0))
+        if (continuous := change.continuous) is not None and start < continuous.settled_from:
+            last = min(end, continuous.settled_from, start + max(1, _CHUNK // change.first.num_domains))
+            parts.append(batch_size * continuous.sampling(start, last).sum(axis=0))
         else:
             following = schedule.next_change(start)
             last = end if following is None else min(end, following)
