@@ -141,12 +141,11 @@ def test_killed_ranks_cost_no_sample(shards, tmp_path):
         try:
             if dies_after is None:
                 for rank in ranks:
-                    rank.join(60)
+                    rank.join()
                     assert rank.exitcode == 0
             else:
-                deadline = time.monotonic() + 60
                 while saved_step(tmp_path) < dies_after:
-                    assert time.monotonic() < deadline
+                    assert all(rank.is_alive() for rank in ranks)
                     time.sleep(0.002)
                 os.kill(ranks[victim].pid, signal.SIGKILL)
         finally:  # what a launcher does when a rank has died
