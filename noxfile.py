@@ -141,10 +141,19 @@ def sanitize(session: nox.Session, sanitizer: str) -> None:
     )
     session.run("cmake", "--build", str(folder / "build"))
     library = session.run("c++", f"-print-file-name={runtime}", external=True, silent=True).strip()
+    env = {"LD_PRELOAD": library, "PYTHONPATH": str(folder), **options}
     # Address randomization may put Python where the thread sanitizer keeps its shadow memory.
+    command = ("setarch", "--addr-no-randomize", f"{session.bin}/python", "-P")
     session.run(
-        *("setarch", "--addr-no-randomize", f"{session.bin}/python", "-m", "pytest", "-p", "no:cacheprovider"),
-        *("--timeout=0", *session.posargs, *(f"tests/{test}" for test in SANITIZED_TESTS)),
-        env={"LD_PRELOAD": library, "PYTHONPATH": str(folder), **options},
+        *command,
+        "-c",
+        f"import pycooldown; assert pycooldown.__file__.startswith({str(folder)!r})",
+        env=env,
+        external=True,
+    )
+    session.run(
+        *(*command, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=0"),
+        *(session.posargs or [f"tests/{test}" for test in SANITIZED_TESTS]),
+        env=env,
         external=True,
     )

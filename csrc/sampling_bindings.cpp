@@ -247,6 +247,14 @@ void register_sampling(py::module_& m) {
           },
           "domain"_a, "sizes"_a, "(first_draw, size) pairs of a domain whose data grows: its size from an epoch on.")
       .def(
+          "set_batch_sizes",
+          [](BatchPlanner& planner, const std::vector<std::pair<std::uint64_t, std::uint64_t>>& pairs) {
+            std::vector<BatchSize> sizes;
+            for (const auto& [first_step, size] : pairs) sizes.push_back({first_step, size});
+            planner.set_batch_sizes(sizes);
+          },
+          "sizes"_a, "(first_step, batch_size) pairs of batches whose size changes.")
+      .def(
           "seek",
           [](BatchPlanner& planner, const Input<std::int64_t>& counts, const Input<std::int64_t>& credits) {
             planner.seek(view(counts), view(credits));
@@ -255,7 +263,7 @@ void register_sampling(py::module_& m) {
       .def(
           "plan",
           [](BatchPlanner& planner, const SpanPairs& spans, std::uint64_t step, std::size_t begin, std::size_t end) {
-            if (begin > end || end > planner.batch_size()) throw std::invalid_argument("no such slots in the batch");
+            if (begin > end) throw std::invalid_argument("begin is after end");
             py::array_t<std::int64_t> indices(static_cast<py::ssize_t>(end - begin)), epochs(indices.size());
             const auto to_indices = view(indices), to_epochs = view(epochs);
             {

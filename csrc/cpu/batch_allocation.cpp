@@ -175,7 +175,8 @@ std::uint64_t BatchPlanner::last_granted(std::span<const std::uint64_t> claims, 
 
 // Fisher and Yates's shuffle, so that a slice of the batch is a random part of it.
 void BatchPlanner::shuffle_slots(std::uint64_t step) {
-  const std::uint64_t first_block = step * (batch_size() / 4 + 1);
+  const Segment& segment = segments_[segment_];
+  const std::uint64_t first_block = segment.first_block + (step - segment.first_step) * (batch_size() / 4 + 1);
   Block random = random_block(seed_, Stream::slots, first_block + batch_size() / 4);
   for (std::size_t left = batch_size(); left > 1; --left) {
     if (left % 4 == 3) random = random_block(seed_, Stream::slots, first_block + left / 4);

@@ -28,10 +28,8 @@ BatchPlanner::BatchPlanner(std::span<const std::int64_t> sizes, Allocation alloc
       allocation_(allocation),
       seed_(seed),
       shuffle_(shuffle) {
-  if (batch_size < 1 || batch_size >= std::int64_t{1} << 31) {
-    throw std::invalid_argument("batch_size = " + std::to_string(batch_size) + "; expected 1 to 2^31 - 1");
-  }
-  domain_ids_.resize(batch_size_ + 1);
+  const BatchSize throughout{0, static_cast<std::uint64_t>(batch_size)};
+  set_batch_sizes(std::span(&throughout, 1));
   const Permutation unused(seed, Stream::permutation, 0, 0, 1);
   std::uint64_t first_index = 0;
   domains_.reserve(sizes.size());
@@ -46,6 +44,35 @@ BatchPlanner::BatchPlanner(std::span<const std::int64_t> sizes, Allocation alloc
     epoch_sizes_.push_back({{0, size}});
     first_index += size;
   }
+}
+
+void BatchPlanner::set_batch_sizes(std::span<const BatchSize> sizes) {
+  if (sizes.empty() || sizes.front().first_step != 0) {
+    throw std::invalid_argument("batch sizes: expected a first one from step 0 on");
+  }
+  std::vector<Segment> segments;
+  std::uint64_t most = 0;
+  for (const auto [first_step, size] : sizes) {
+    if (size < 1 || size >= std::uint64_t{1} << 31) {
+      throw std::invalid_argument("batch_size = " + std::to_string(static_cast<std::int64_t>(size)) +
+                                  "; expected 1 to 2^31 - 1");
+    }
+    Segment segment{first_step, size, 0, 0};
+    if (!segments.empty()) {
+      const Segment& before = segments.back();
+      if (first_step <= before.first_step) throw std::invalid_argument("batch sizes: expected increasing first steps");
+      const std::uint64_t steps = first_step - before.first_step;
+      segment.first_draw = before.first_draw + steps * before.batch_size;
+      segment.first_block = before.first_block + steps * (before.batch_size / 4 + 1);
+    }
+    segments.push_back(segment);
+    most = std::max(most, size);
+  }
+  segments_ = std::move(segments);
+  segment_ = 0;
+  batch_size_ = static_cast<std::size_t>(segments_.front().batch_size);
+  domain_ids_.resize(static_cast<std::size_t>(most) + 1);
+  spans_.clear();
 }
 
 void BatchPlanner::set_epoch_sizes(std::size_t domain, std::vector<EpochSize> sizes) {
@@ -126,7 +153,15 @@ void BatchPlanner::seek(std::span<const std::int64_t> counts, std::span<const st
   spans_.clear();
 }
 
-void BatchPlanner::check(std::span<const MixtureSpan> spans, std::uint64_t step) const {
+// Takes over the batch size of a step, and checks its mixtures.
+void BatchPlanner::begin(std::span<const MixtureSpan> spans, std::uint64_t step) {
+  const auto next =
+      std::ranges::upper_bound(segments_, step, {}, [](const Segment& segment) { return segment.first_step; });
+  if (const auto segment = static_cast<std::size_t>(next - segments_.begin()) - 1; segment != segment_) {
+    segment_ = segment;
+    batch_size_ = static_cast<std::size_t>(segments_[segment].batch_size);
+    spans_.clear();  // deadlines depend on it
+  }
   for (const MixtureSpan& span : spans) {
     const std::size_t outcomes = span.table->weights().size();
     if (outcomes <= num_domains() && outcomes == spans.front().table->weights().size()) continue;
@@ -136,8 +171,14 @@ void BatchPlanner::check(std::span<const MixtureSpan> spans, std::uint64_t step)
   }
 }
 
+// The number of the first draw of multinomial allocation in a step of the present segment.
+std::uint64_t BatchPlanner::first_draw(std::uint64_t step) const {
+  const Segment& segment = segments_[segment_];
+  return segment.first_draw + (step - segment.first_step) * segment.batch_size;
+}
+
 void BatchPlanner::skip(std::span<const MixtureSpan> spans, std::uint64_t step) {
-  check(spans, step);
+  begin(spans, step);
   const AliasTable& table = *spans.front().table;
   if (allocation_ == Allocation::systematic) {
     skip_systematic(table, step);
@@ -145,16 +186,21 @@ void BatchPlanner::skip(std::span<const MixtureSpan> spans, std::uint64_t step) 
   }
   if (allocation_ == Allocation::quota) fill_quota(spans, step);
   if (allocation_ == Allocation::multinomial)
-    draw(table.view(), seed_, step * batch_size(), std::span(domain_ids_).first(batch_size_), 1);
+    draw(table.view(), seed_, first_draw(step), std::span(domain_ids_).first(batch_size_), 1);
   for (const std::int32_t domain : domain_ids()) advance(static_cast<std::size_t>(domain), 1);
 }
 
-void BatchPlanner::plan(std::span<const MixtureSpan> spans, std::uint64_t step, std::size_t begin,
+void BatchPlanner::plan(std::span<const MixtureSpan> spans, std::uint64_t step, std::size_t first_slot,
                         std::span<std::int64_t> indices, std::span<std::int64_t> epochs) {
-  check(spans, step);
+  begin(spans, step);
+  if (first_slot > batch_size() || indices.size() > batch_size() - first_slot) {
+    throw std::invalid_argument("slots [" + std::to_string(first_slot) + ", " +
+                                std::to_string(first_slot + indices.size()) + ") of a batch of " +
+                                std::to_string(batch_size()));
+  }
   const AliasTable& table = *spans.front().table;
   if (allocation_ == Allocation::multinomial)
-    draw(table.view(), seed_, step * batch_size(), std::span(domain_ids_).first(batch_size_), 1);
+    draw(table.view(), seed_, first_draw(step), std::span(domain_ids_).first(batch_size_), 1);
   if (allocation_ == Allocation::systematic) fill_systematic(table, step);
   if (allocation_ == Allocation::quota) fill_quota(spans, step);
   if (allocation_ != Allocation::multinomial) shuffle_slots(step);
@@ -166,7 +212,8 @@ void BatchPlanner::plan(std::span<const MixtureSpan> spans, std::uint64_t step, 
   const auto permute_waiting = [&](std::size_t end) {
     if (shuffle_) permute(permutations.data(), indices.data() + end - waiting, waiting);
     for (std::size_t i = end - waiting; i < end; ++i)
-      indices[i] += static_cast<std::int64_t>(domains_[static_cast<std::size_t>(domain_ids_[begin + i])].first_index);
+      indices[i] +=
+          static_cast<std::int64_t>(domains_[static_cast<std::size_t>(domain_ids_[first_slot + i])].first_index);
     waiting = 0;
   };
   for (std::size_t slot = 0; slot < batch_size(); ++slot) {
@@ -177,7 +224,7 @@ void BatchPlanner::plan(std::span<const MixtureSpan> spans, std::uint64_t step, 
       __builtin_prefetch(next);
       __builtin_prefetch(next + sizeof(Domain) - 1);
     }
-    if (const std::size_t i = slot - begin; i < indices.size()) {  // also false before begin, where it wraps
+    if (const std::size_t i = slot - first_slot; i < indices.size()) {  // also false before first_slot, where it wraps
       if (shuffle_ && d.permuted_epoch != d.epoch) {
         permute_waiting(i);  // some may be of the epoch that has ended
         d.permutation = Permutation(seed_, Stream::permutation, d.epoch, lane, d.size);

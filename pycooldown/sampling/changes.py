@@ -1,7 +1,8 @@
-"""The schedules of a job: which one decides a step, and how many samples each domain then has."""
+"""What changes in a running job: its schedule, with the sizes of its domains, and the size of its batches."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -124,6 +125,37 @@ class ScheduleHistory:
             {"from_step": c.from_step, "schedule": c.schedule.describe(), "sizes": c.new_sizes, "draws": dict(c.draws)}
             for c in self.changes[1:]
         ]
+
+
+class BatchSizes:
+    """The batch size that a job began with, and the changes since.
+
+    Attributes:
+        pairs: (first step, batch size) pairs in order, the first one from step 0.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self.pairs = list(pairs)
+
+    @property
+    def newest(self) -> int:
+        """The last batch size."""
+        return self.pairs[-1][1]
+
+    def at(self, step: int) -> int:
+        """Return the batch size of a step."""
+        return next(size for first_step, size in reversed(self.pairs) if first_step <= step)
+
+    def end(self, step: int) -> int:
+        """Return the first step after ``step`` from which batches have another size."""
+        return next((first_step for first_step, _ in self.pairs if first_step > step), NEVER)
+
+    def samples_before(self, step: int) -> int:
+        """Return the number of samples in the batches before ``step``."""
+        ends = [first_step for first_step, _ in self.pairs[1:]] + [step]
+        return sum(
+            max(min(end, step) - first_step, 0) * size for (first_step, size), end in zip(self.pairs, ends, strict=True)
+        )
 
 
 def _checked(schedule: Schedule) -> Schedule:

@@ -11,7 +11,7 @@ import numpy as np
 from pycooldown import _core
 from pycooldown.mixture import Mixture, Vector
 from pycooldown.sampling.batches import BatchPlan, Integers
-from pycooldown.sampling.changes import NEVER, ScheduleChange, ScheduleHistory
+from pycooldown.sampling.changes import NEVER, BatchSizes, ScheduleChange, ScheduleHistory
 from pycooldown.schedules import Schedule
 
 # How many past positions are remembered, so that a state a little behind the newest batch costs no replay from step 0.
@@ -49,16 +49,19 @@ class Planner:
     """The batches of a job's schedules. Not safe from several threads: `DomainBatchSampler` locks it.
 
     Args:
-        history: Which schedule decides which step; call `follow_history` when it has changed.
-        batch_size: Samples in a batch.
+        history: Which schedule decides which step; call `follow_changes` when it has changed.
+        batch_sizes: How many samples each batch has; call `follow_changes` when it has changed.
         seed: Integer in [0, 2^64).
         allocation: A name of `_core.Allocation`.
         shuffle: Whether the samples of a domain are shuffled.
     """
 
-    def __init__(self, history: ScheduleHistory, *, batch_size: int, seed: int, allocation: str, shuffle: bool) -> None:
+    def __init__(
+        self, history: ScheduleHistory, batch_sizes: BatchSizes, *, seed: int, allocation: str, shuffle: bool
+    ) -> None:
         self._history = history
-        self._options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "shuffle": shuffle}
+        self._batch_sizes = batch_sizes
+        self._options: dict[str, Any] = {"batch_size": batch_sizes.at(0), "seed": seed, "shuffle": shuffle}
         self._allocation = allocation
         self._remembered: dict[int, Position] = {0: (np.zeros(0, np.int64), np.zeros(0, np.int64))}
         # None: to be made anew from a remembered position. It is taken away while it moves, so that whatever breaks
@@ -66,21 +69,22 @@ class Planner:
         self._core: _core.BatchPlanner | None = None
         self._step = 0
         self._spans: list[MixtureSpan] = []
-        self.follow_history()
+        self.follow_changes()
 
-    def follow_history(self) -> None:
-        """Take over the newest domains and sizes."""
+    def follow_changes(self) -> None:
+        """Take over the newest domains, their sizes and the sizes of batches."""
         self._core, self._spans = None, []
         num_domains = self._history.newest.first.num_domains
         for step, position in self._remembered.items():  # domains that have joined have not been drawn before
             draws, credits = (np.pad(values, (0, num_domains - len(values))) for values in position)
             self._remembered[step] = draws, credits
 
-    def copy(self, history: ScheduleHistory) -> Planner:
-        """Return a planner of a copied history that stands at the same step."""
+    def copy(self, history: ScheduleHistory, batch_sizes: BatchSizes) -> Planner:
+        """Return a planner that stands at the same step, with copies of what it follows."""
         self._remember_position()
         other = object.__new__(Planner)
-        other.__setstate__(self.__dict__ | {"_history": history, "_remembered": dict(self._remembered)})
+        copies = {"_history": history, "_batch_sizes": batch_sizes, "_remembered": dict(self._remembered)}
+        other.__setstate__(self.__dict__ | copies)
         return other
 
     def plan(self, step: int, begin: int, end: int) -> BatchPlan:
@@ -109,8 +113,8 @@ class Planner:
         start = self._nearest(step)
         draws = self._remembered[start][0].astype(np.float64)
         while start < step:
-            change, end = self._history.at(start), min(step, self._history.end(start))
-            for samples in _expected_draws(change, start, end, self._options["batch_size"]):
+            end = min(step, self._history.end(start), self._batch_sizes.end(start))
+            for samples in _expected_draws(self._history.at(start), start, end, self._batch_sizes.at(start)):
                 draws[: len(samples)] += samples
             start = end
         return draws
@@ -130,7 +134,7 @@ class Planner:
     def go_on(self, step: int, position: Position) -> None:
         """Go to a step whose position is known from elsewhere."""
         self._remembered = {0: self._remembered[0], step: position}
-        self.follow_history()
+        self.follow_changes()
         self._step = step
         self._seek(step)
 
@@ -147,7 +151,7 @@ class Planner:
         """Return the last step up to ``step`` whose position is remembered."""
         if step < 0:
             raise ValueError(f"step = {step}; expected a step >= 0")
-        if step * self._options["batch_size"] >= MAX_DRAWS:
+        if self._batch_sizes.samples_before(step) >= MAX_DRAWS:
             raise ValueError(f"step = {step}; expected a step before which fewer than 2^62 samples are drawn")
         return max(known for known in self._remembered if known <= step)
 
@@ -196,6 +200,7 @@ class Planner:
     def _new_core(self) -> _core.BatchPlanner:
         sizes = self._history.newest.first.sizes
         core = _core.BatchPlanner(sizes, _core.Allocation[self._allocation], **self._options)
+        core.set_batch_sizes(self._batch_sizes.pairs)
         self._set_epoch_sizes(core)
         return core
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from pycooldown import _core
 from pycooldown.mixture import Mixture
-from pycooldown.sampling.batches import BatchPlan, Exposure, Integers, check_batches_fit
-from pycooldown.sampling.changes import ScheduleHistory
+from pycooldown.sampling.batches import BatchPlan, Exposure, Integers
+from pycooldown.sampling.changes import BatchSizes, ScheduleHistory
+from pycooldown.sampling.checks import AllocationName as AllocationName
+from pycooldown.sampling.checks import batch_size_pairs, check_batches, check_options, integer, step_number
 from pycooldown.sampling.exclusive import Exclusive
 from pycooldown.sampling.planner import Planner
-from pycooldown.sampling.state import VERSION, read_state
+from pycooldown.sampling.state import VERSION, VERSION_WITH_BATCH_SIZES, read_state
 from pycooldown.schedules import Schedule
-
-AllocationName = Literal["multinomial", "systematic", "quota"]
 
 
 class DomainBatchSampler:
@@ -28,7 +26,8 @@ class DomainBatchSampler:
 
     Args:
         schedule: The mixture at each step, from `pycooldown.schedules`.
-        batch_size: Size B of the global batch in samples, over all ranks.
+        batch_size: Size B of the global batch in samples, over all ranks; for a ramp, (first step, size) pairs with
+            increasing first steps, the first one 0.
         seed: Integer in [0, 2^64).
         num_steps: Number of steps of a pass; ``None`` for a pass without an end.
         rank: This process's position among ``world_size``.
@@ -41,9 +40,7 @@ class DomainBatchSampler:
         shuffle: ``False`` takes each domain's samples in their own order.
 
     Its methods may be called from several threads. A signal handler that calls one while its thread is in another gets
-    a RuntimeError.
-
-    A sampler can be pickled. In loaders that slice batches by rank themselves (Accelerate's ``prepare`` with
+    a RuntimeError. A sampler can be pickled. In loaders that slice batches by rank themselves (Accelerate's ``prepare`` with
     ``split_batches=True``), leave ``world_size`` at 1; where they would wrap it (Lightning), let them not
     (``use_distributed_sampler=False``).
 
@@ -57,7 +54,7 @@ class DomainBatchSampler:
         self,
         schedule: Schedule,
         *,
-        batch_size: int,
+        batch_size: int | Sequence[tuple[int, int]],
         seed: int,
         num_steps: int | None = None,
         rank: int = 0,
@@ -66,25 +63,9 @@ class DomainBatchSampler:
         shuffle: bool = True,
     ) -> None:
         self._history = ScheduleHistory(schedule)
-        batch_size, seed, rank, world_size = (
-            _integer(name, value)
-            for name, value in [("batch_size", batch_size), ("seed", seed), ("rank", rank), ("world_size", world_size)]
-        )
-        num_steps = None if num_steps is None else _integer("num_steps", num_steps)
-        if not 0 < batch_size < 2**31:
-            raise ValueError(f"batch_size = {batch_size}; expected 1 to 2^31 - 1 samples")
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed = {seed}; expected an integer in [0, 2^64)")
-        if num_steps is not None and num_steps < 0:
-            raise ValueError(f"num_steps = {num_steps}; expected a number >= 0, or None for no end")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank = {rank} of world_size = {world_size}; expected 0 <= rank < world_size")
-        if world_size > batch_size:
-            raise ValueError(f"world_size = {world_size} is above batch_size = {batch_size}; some ranks would be idle")
-        if allocation not in _core.Allocation.__members__:
-            names = ", ".join(map(repr, _core.Allocation.__members__))
-            raise ValueError(f"allocation = {allocation!r}; expected one of {names}")
-        self.batch_size = batch_size
+        seed, rank, world_size = integer("seed", seed), integer("rank", rank), integer("world_size", world_size)
+        num_steps = None if num_steps is None else integer("num_steps", num_steps)
+        check_options(seed=seed, num_steps=num_steps, rank=rank, world_size=world_size, allocation=allocation)
         self.seed = seed
         self.num_steps = num_steps
         self.rank = rank
@@ -92,17 +73,28 @@ class DomainBatchSampler:
         self.allocation = allocation
         self.shuffle = bool(shuffle)
 
-        check_batches_fit(schedule, batch_size, 0, num_steps)
+        self._batch_sizes = BatchSizes(batch_size_pairs(batch_size))
         self._exclusive = Exclusive()  # held whenever what follows is used
         self._next_step = 0  # where iteration goes on
         self._pass_ended = False  # whether the last batch has been yielded, so that the next pass starts at step 0
-        options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "shuffle": self.shuffle}
-        self._planner = Planner(self._history, allocation=allocation, **options)
+        check_batches(schedule, self._batch_sizes, 0, num_steps, world_size)
+        self._planner = Planner(
+            self._history, self._batch_sizes, seed=seed, allocation=allocation, shuffle=self.shuffle
+        )
 
     @property
     def schedule(self) -> Schedule:
         """The newest schedule."""
         return self._history.newest.schedule
+
+    @property
+    def batch_size(self) -> int:
+        """The newest size of the global batch, in samples."""
+        return self._batch_sizes.newest
+
+    def batch_size_at(self, step: int) -> int:
+        """Return the size of the global batch of a step, in samples."""
+        return self._batch_sizes.at(step_number(step))
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -139,7 +131,7 @@ class DomainBatchSampler:
             step = self._next_step
         while self.num_steps is None or step < self.num_steps:
             with self._exclusive.hold():
-                plan = self._planner.plan(step, *self._slice())
+                plan = self._planner.plan(step, *self._slice(step))
                 step += 1
                 self._next_step, self._pass_ended = step, step == self.num_steps
             yield plan.indices.tolist()
@@ -166,27 +158,50 @@ class DomainBatchSampler:
             ValueError: If iteration has yielded the batch of ``from_step``, ``from_step`` is not after the last change,
                 the schedule drops, moves or shrinks a domain, or batches do not fit. Nothing is changed then.
         """
-        from_step = _integer("from_step", from_step)
+        from_step = integer("from_step", from_step)
         with self._exclusive.hold():
-            if from_step < self._next_step:
-                raise ValueError(
-                    f"from_step = {from_step}, but batches before step {self._next_step} have been handed out; "
-                    f"expected a step >= {self._next_step}, or load an earlier state first"
-                )
+            self._check_not_yielded(from_step)
             change = self._history.next_change(schedule, from_step)
-            check_batches_fit(schedule, self.batch_size, from_step, self.num_steps)
+            check_batches(schedule, self._batch_sizes, from_step, self.num_steps, self.world_size)
             self._planner.forget_after(from_step)
             self._history.changes.append(change)
-            self._planner.follow_history()
+            self._planner.follow_changes()
+
+    def set_batch_size(self, batch_size: int, *, from_step: int) -> None:
+        """Make batches of another size from a step on, in a running job; no sample is lost or repeated.
+
+        The change is part of the state: a job that resumes makes the same calls of ``set_batch_size`` before
+        `load_state_dict`. To resume with another batch size, call it after `load_state_dict`, from the step of the
+        state on. Steps count batches, whatever their size; schedules go by steps.
+
+        Args:
+            batch_size: The new size of the global batch, in samples.
+            from_step: The first step that has it.
+
+        Raises:
+            ValueError: If iteration has yielded the batch of ``from_step``, ``from_step`` is not after the last change
+                of the batch size, or batches do not fit. Nothing is changed then.
+        """
+        from_step = integer("from_step", from_step)
+        with self._exclusive.hold():
+            self._check_not_yielded(from_step)
+            sizes = BatchSizes(batch_size_pairs([*self._batch_sizes.pairs, (from_step, batch_size)]))
+            for change in self._history.changes:
+                if self._history.end(change.from_step) > from_step:
+                    first_step = max(change.from_step, from_step)
+                    check_batches(change.schedule, sizes, first_step, self.num_steps, self.world_size)
+            self._planner.forget_after(from_step)
+            self._batch_sizes.pairs = sizes.pairs
+            self._planner.follow_changes()
 
     def mixture(self, step: int) -> Mixture:
         """Return the mixture in force at a step."""
-        return self._history.at(step).schedule.mixture(step)
+        return self._history.at(step_number(step)).schedule.mixture(step)
 
     def plan(self, step: int) -> BatchPlan:
         """Return the global batch of any step; far from the current one, the steps between are counted first."""
         with self._exclusive.hold():
-            return self._planner.plan(_integer("step", step), 0, self.batch_size)
+            return self._planner.plan(step_number(step), 0, self._batch_sizes.at(step))
 
     def exposure(self, step: int | None = None, *, estimate: bool = False) -> Exposure:
         """Return how often the steps before ``step`` draw each domain: a count, and a forecast for steps to come.
@@ -207,7 +222,7 @@ class DomainBatchSampler:
         with self._exclusive.hold():
             if step is None:
                 step = self._next_step if self.num_steps is None else self.num_steps
-            step = _integer("step", step)
+            step = step_number(step)
             if estimate:
                 expected = self._planner.expected_before(step)
                 return Exposure(self.domains, expected.round().astype("int64"), expected / self.sizes)
@@ -222,12 +237,17 @@ class DomainBatchSampler:
                 prefetching ``DataLoader`` asks for ahead of their use.
         """
         with self._exclusive.hold():
-            step = self._next_step if step is None else _integer("step", step)
+            step = self._next_step if step is None else step_number(step)
             draws, credits = self._planner.before(step)
             self._planner.remember(step, (draws, credits))
             state = {"version": VERSION, "step": step, "draws": self._by_name(draws), **self._identity()}
             if self.allocation == "quota":  # what each domain has earned and not been given, in 2^-32 samples
                 state["credits"] = self._by_name(credits)
+            if len(self._batch_sizes.pairs) > 1:
+                state |= {
+                    "version": VERSION_WITH_BATCH_SIZES,
+                    "batch_sizes": [list(p) for p in self._batch_sizes.pairs],
+                }
             if len(self._history.changes) > 1:
                 state["changes"] = self._history.state()
             return state
@@ -240,7 +260,7 @@ class DomainBatchSampler:
                 then.
         """
         with self._exclusive.hold():
-            saved = read_state(state, self._identity(), self._history)
+            saved = read_state(state, self._identity(), self._history, self._batch_sizes)
             for change, draws in zip(self._history.changes[1:], saved.draws_at_changes, strict=True):
                 change.draws = draws
             self._planner.go_on(saved.step, saved.position)
@@ -251,17 +271,22 @@ class DomainBatchSampler:
         return {
             "sizes": dict(self._history.changes[0].sizes),
             "schedule": self._history.changes[0].schedule.describe(),
-            "batch_size": self.batch_size,
+            "batch_size": self._batch_sizes.at(0),
             "seed": self.seed,
             "allocation": self.allocation,
             "shuffle": self.shuffle,
         }
 
-    def _slice(self) -> tuple[int, int]:
-        return (
-            self.batch_size * self.rank // self.world_size,
-            self.batch_size * (self.rank + 1) // self.world_size,
-        )
+    def _slice(self, step: int) -> tuple[int, int]:
+        size = self._batch_sizes.at(step)
+        return size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size
+
+    def _check_not_yielded(self, from_step: int) -> None:
+        if from_step < self._next_step:
+            raise ValueError(
+                f"from_step = {from_step}, but batches before step {self._next_step} have been handed out; "
+                f"expected a step >= {self._next_step}, or load an earlier state first"
+            )
 
     def _by_name(self, values: Integers) -> dict[str, int]:
         return dict(zip(self.domains, values.tolist(), strict=True))
@@ -269,11 +294,6 @@ class DomainBatchSampler:
     def __getstate__(self) -> dict[str, Any]:
         with self._exclusive.hold():  # copies, which other threads do not change while they are pickled
             history = self._history.copy()
-            return self.__dict__ | {"_history": history, "_planner": self._planner.copy(history)}
-
-
-def _integer(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} = {value!r}, a {type(value).__name__}; expected an integer") from None
+            sizes = BatchSizes(self._batch_sizes.pairs)
+            planner = self._planner.copy(history, sizes)
+            return self.__dict__ | {"_history": history, "_batch_sizes": sizes, "_planner": planner}

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from pycooldown.sampling.batches import Integers
-from pycooldown.sampling.changes import ScheduleHistory
+from pycooldown.sampling.changes import BatchSizes, ScheduleHistory
 from pycooldown.sampling.planner import MAX_DRAWS, Position
 
 VERSION = 1
+VERSION_WITH_BATCH_SIZES = 2  # of states with batches of several sizes, which an older reader would take for one size
 _UNITS = 2**32  # of credits, in a sample
 
 
@@ -33,13 +34,16 @@ class SavedPosition:
     draws_at_changes: list[dict[str, int]]
 
 
-def read_state(state: Any, identity: Mapping[str, Any], history: ScheduleHistory) -> SavedPosition:
+def read_state(
+    state: Any, identity: Mapping[str, Any], history: ScheduleHistory, batch_sizes: BatchSizes
+) -> SavedPosition:
     """Return where a state stands.
 
     Args:
         state: A value of `DomainBatchSampler.state_dict`, from wherever it has been kept.
         identity: What the state must be equal in.
         history: The job's schedules, which the state must be equal in too.
+        batch_sizes: The job's batch sizes, which the state must be equal in too.
 
     Raises:
         ValueError: If the state is damaged, or belongs to another job, saying what differs.
@@ -50,23 +54,28 @@ def read_state(state: Any, identity: Mapping[str, Any], history: ScheduleHistory
     needed = {"version", "step", "draws", *identity, *(["credits"] if has_credits else [])}
     if missing := needed - set(state):
         raise ValueError(f"state lacks {sorted(missing)}; expected a value of DomainBatchSampler.state_dict()")
-    if not _equal(state["version"], VERSION):
-        raise ValueError(f"state has version {state['version']!r}; this pycooldown reads version {VERSION}")
+    version = VERSION_WITH_BATCH_SIZES if "batch_sizes" in state else VERSION
+    if not _equal(state["version"], version):
+        raise ValueError(
+            f"state has version {_brief(state['version'])}; this pycooldown reads version {VERSION}, and "
+            f"{VERSION_WITH_BATCH_SIZES} where it has batch_sizes"
+        )
     for name, mine in identity.items():
         if not _equal(state[name], mine) or (name == "sizes" and list(state[name]) != list(mine)):
             raise ValueError(f"state is of another job: {_difference(name, state[name], mine)}")
 
-    step, batch_size = state["step"], identity["batch_size"]
+    _check_batch_sizes(state.get("batch_sizes", [[0, identity["batch_size"]]]), batch_sizes)
+
+    step = state["step"]
     if type(step) is not int or step < 0:
         raise ValueError(f"state is damaged: step is {step!r}; expected an integer >= 0")
-    if step * batch_size >= MAX_DRAWS:
+    if (samples := batch_sizes.samples_before(step)) >= MAX_DRAWS:
         raise ValueError(f"state is damaged: step is {step!r}; expected one before 2^62 samples are drawn")
     domains = history.newest.first.domains
     draws = _integers("draws", state["draws"], domains)
-    if min(draws.values()) < 0 or sum(draws.values()) != step * batch_size:
+    if min(draws.values()) < 0 or sum(draws.values()) != samples:
         raise ValueError(
-            f"state is damaged: {sum(draws.values())} draws in {step} steps of {batch_size} samples each; expected "
-            f"{step * batch_size}, and none below 0"
+            f"state is damaged: {sum(draws.values())} draws in {step} steps; expected {samples}, and none below 0"
         )
     credits = dict.fromkeys(domains, 0)
     if has_credits:
@@ -81,8 +90,23 @@ def read_state(state: Any, identity: Mapping[str, Any], history: ScheduleHistory
     elif "credits" in state:
         raise ValueError("state is damaged: it has credits, which only quota allocation keeps")
     _check_joined(history, step, draws, credits)
-    draws_at_changes = _read_changes(state.get("changes", []), history, step, draws, batch_size)
+    draws_at_changes = _read_changes(state.get("changes", []), history, step, draws, batch_sizes)
     return SavedPosition(step, (_by_position(draws), _by_position(credits)), draws_at_changes)
+
+
+def _check_batch_sizes(saved: Any, batch_sizes: BatchSizes) -> None:
+    mine = [list(pair) for pair in batch_sizes.pairs]
+    well_formed = isinstance(saved, Sequence) and all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(type(number) is int for number in pair)
+        for pair in saved
+    )
+    if not well_formed:
+        raise ValueError(f"state is damaged: batch_sizes is {_brief(saved)}; expected pairs of a step and a size")
+    if [list(pair) for pair in saved] != mine:
+        raise ValueError(
+            f"state is of another job: batch sizes by their first steps are {_brief(saved)} in the state and {mine} "
+            "here: make the same calls of set_batch_size() before load_state_dict(), and new ones after it"
+        )
 
 
 def _check_joined(history: ScheduleHistory, step: int, draws: dict[str, int], credits: dict[str, int]) -> None:
@@ -97,7 +121,7 @@ def _check_joined(history: ScheduleHistory, step: int, draws: dict[str, int], cr
 
 
 def _read_changes(
-    saved: Any, history: ScheduleHistory, step: int, draws: dict[str, int], batch_size: int
+    saved: Any, history: ScheduleHistory, step: int, draws: dict[str, int], batch_sizes: BatchSizes
 ) -> list[dict[str, int]]:
     """Return the draws at changes that a saved history knows of, checked against this job's history."""
     if not isinstance(saved, Sequence) or isinstance(saved, str | bytes):
@@ -134,10 +158,11 @@ def _read_changes(
             continue
         at_change = _integers(f"draws of change {number}", theirs["draws"], grown)
         for domain, count in at_change.items():
-            # Draws never decrease, and a step draws at most batch_size samples.
+            # Draws never decrease, and a step draws at most a batch.
             least, most = before.get(domain, 0), draws[domain]
             if from_step > step:
-                least, most = max(least, draws[domain]), draws[domain] + (from_step - step) * batch_size
+                between = batch_sizes.samples_before(from_step) - batch_sizes.samples_before(step)
+                least, most = max(least, draws[domain]), draws[domain] + between
             if not least <= count <= most:
                 raise ValueError(
                     f"state is damaged: change {number} has {count} draws of domain {domain!r} before step "

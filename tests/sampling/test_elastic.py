@@ -9,11 +9,11 @@ import signal
 import time
 
 import pytest
-from torch.utils.data import DataLoader
 
 from pycooldown import DomainBatchSampler, schedules
 from pycooldown.data import TarDataset
 
+DataLoader = pytest.importorskip("torch.utils.data").DataLoader
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 COUNTS = {"en": [23, 60], "de": [31], "sw": [6, 0, 4]}

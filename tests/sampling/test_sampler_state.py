@@ -58,6 +58,7 @@ STATE = make().state_dict(step=7)
     ("change", "message"),
     [
         ({"version": 2}, "version 2"),
+        ({"version": 1.5}, "version 1.5"),
         ({"seed": 4}, "seed is 4 in the state and 3 here"),
         ({"batch_size": 10}, "batch_size is 10 in the state and 30 here"),
         ({"allocation": "systematic"}, "allocation is 'systematic'"),
@@ -67,7 +68,7 @@ STATE = make().state_dict(step=7)
         ({"sizes": SIZES | {"ug": 5}}, "domain 'ug' is only in the state"),
         ({"sizes": {"zh": 1500, "de": 700, "gl": 90}}, "domain 'fa' is only in this job"),
         ({"sizes": dict(reversed(SIZES.items()))}, "the domains are in another order"),
-        ({"step": 8}, "210 draws in 8 steps of 30"),
+        ({"step": 8}, "210 draws in 8 steps; expected 240"),
         ({"draws": {"zh": 210}}, "different domains"),
         ({"draws": None}, "different domains"),
         ({"draws": [52, 52, 53, 53]}, "different domains"),

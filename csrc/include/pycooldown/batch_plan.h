@@ -31,6 +31,11 @@ struct EpochSize {
   std::uint64_t first_draw, size;
 };
 
+// From step `first_step` on, a batch has `size` samples.
+struct BatchSize {
+  std::uint64_t first_step, size;
+};
+
 // Plans batch after batch. Multinomial and systematic allocation depend on (seed, step) alone, quota on its credits
 // too. Not safe from several threads at once.
 class BatchPlanner {
@@ -43,8 +48,12 @@ class BatchPlanner {
   // size given to the constructor. By default a domain has that size throughout.
   void set_epoch_sizes(std::size_t domain, std::vector<EpochSize> sizes);
 
+  // For batches whose size changes: their sizes in the order of their first steps, the first of which is 0. By default
+  // they have the size given to the constructor throughout.
+  void set_batch_sizes(std::span<const BatchSize> sizes);
+
   std::size_t num_domains() const { return domains_.size(); }
-  std::size_t batch_size() const { return batch_size_; }
+  std::size_t batch_size() const { return batch_size_; }  // of the step last planned
 
   // How often each domain has been drawn, and what quota allocation owes it, in units of 2^-32 samples.
   std::vector<std::int64_t> counts() const;
@@ -54,9 +63,10 @@ class BatchPlanner {
   // Plans the batch of `step` and moves past it. `spans` has the mixture of this step first; the following ones, as far
   // as they are known, let quota allocation see deadlines ahead. Their tables share one number of outcomes, which may
   // be less than that of the domains: the last domains are not drawn yet. The results hold until the next call:
-  // domain_ids() has all slots, and indices and epochs are written for the slots in [begin, begin + indices.size()).
-  void plan(std::span<const MixtureSpan> spans, std::uint64_t step, std::size_t begin, std::span<std::int64_t> indices,
-            std::span<std::int64_t> epochs);
+  // domain_ids() has all slots, and indices and epochs are written for the slots in [first_slot, first_slot +
+  // indices.size()).
+  void plan(std::span<const MixtureSpan> spans, std::uint64_t step, std::size_t first_slot,
+            std::span<std::int64_t> indices, std::span<std::int64_t> epochs);
   std::span<const std::int32_t> domain_ids() const { return std::span(domain_ids_).first(batch_size_); }
 
   // Moves past the batch of `step` without planning its samples.
@@ -70,7 +80,14 @@ class BatchPlanner {
     std::uint64_t permuted_epoch;     // the epoch that `permutation` belongs to
     Permutation permutation;
   };
-  void check(std::span<const MixtureSpan> spans, std::uint64_t step) const;
+  // The steps from `first_step` on, whose batches have one size, and the random numbers used before.
+  struct Segment {
+    std::uint64_t first_step, batch_size;
+    std::uint64_t first_draw;   // of multinomial allocation
+    std::uint64_t first_block;  // of the shuffles of slots
+  };
+  void begin(std::span<const MixtureSpan> spans, std::uint64_t step);
+  std::uint64_t first_draw(std::uint64_t step) const;
   void place(std::size_t domain, std::uint64_t draws);
   void advance(std::size_t domain, std::uint64_t draws);
 
@@ -87,6 +104,8 @@ class BatchPlanner {
   void shuffle_slots(std::uint64_t step);
 
   std::size_t batch_size_;
+  std::vector<Segment> segments_;
+  std::size_t segment_ = 0;  // that of the step last planned
   std::vector<Domain> domains_;
   std::vector<std::int64_t> sizes_;
   std::vector<std::vector<EpochSize>> epoch_sizes_;
