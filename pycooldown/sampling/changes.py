@@ -1,9 +1,9 @@
-"""What changes in a running job: its schedule, with the sizes of its domains, and the size of its batches."""
+"""What decides the order of samples, and how it changes in a running job: the schedule and the size of batches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -156,6 +156,41 @@ class BatchSizes:
         return sum(
             max(min(end, step) - first_step, 0) * size for (first_step, size), end in zip(self.pairs, ends, strict=True)
         )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What decides the order of samples.
+
+    Attributes:
+        history: The schedules.
+        batch_sizes: The sizes of batches.
+        seed: The seed of epoch 0.
+        allocation: The name of the allocation.
+        shuffle: Whether the samples of a domain are shuffled.
+    """
+
+    history: ScheduleHistory
+    batch_sizes: BatchSizes
+    seed: int
+    allocation: str
+    shuffle: bool
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a state must be equal in, but for the changes, as JSON values."""
+        first = self.history.changes[0]
+        return {
+            "sizes": first.sizes,
+            "schedule": first.schedule.describe(),
+            "batch_size": self.batch_sizes.at(0),
+            "seed": self.seed,
+            "allocation": self.allocation,
+            "shuffle": self.shuffle,
+        }
+
+    def copy(self) -> Job:
+        """Return a job that later changes of this one do not reach."""
+        return replace(self, history=self.history.copy(), batch_sizes=BatchSizes(self.batch_sizes.pairs))
 
 
 def _checked(schedule: Schedule) -> Schedule:

@@ -75,6 +75,27 @@ def check_options(*, seed: int, num_steps: int | None, rank: int, world_size: in
         raise ValueError(f"allocation = {allocation!r}; expected one of {', '.join(map(repr, ALLOCATIONS))}")
 
 
+def check_stop(stop: str | None, num_steps: int | None, schedule: Schedule) -> None:
+    """Check the rule that ends a pass.
+
+    Raises:
+        ValueError: If the rule is unknown, or cannot be kept.
+    """
+    if stop is None:
+        return
+    if stop != "first_exhausted":
+        raise ValueError(
+            f"stop = {stop!r}; expected 'first_exhausted' or None: once a domain is exhausted, no mixture that draws "
+            "it can be kept; Mixture.proportional() exhausts all of them together"
+        )
+    if num_steps is not None:
+        raise ValueError(f"stop = {stop!r} sets num_steps, which is {num_steps}; expected only one of them")
+    if isinstance(schedule, AdaptiveSchedule):
+        raise ValueError(
+            f"stop = {stop!r} needs a schedule that is known beforehand; give num_steps to one that learns"
+        )
+
+
 def check_batches(
     schedule: Schedule, batch_sizes: BatchSizes, from_step: int, num_steps: int | None, world_size: int
 ) -> None:

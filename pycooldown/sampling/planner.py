@@ -11,7 +11,7 @@ import numpy as np
 from pycooldown import _core
 from pycooldown.mixture import Mixture, Vector
 from pycooldown.sampling.batches import BatchPlan, Integers
-from pycooldown.sampling.changes import NEVER, BatchSizes, ScheduleChange, ScheduleHistory
+from pycooldown.sampling.changes import NEVER, Job, ScheduleChange
 from pycooldown.schedules import Schedule
 
 # How many past positions are remembered, so that a state a little behind the newest batch costs no replay from step 0.
@@ -49,20 +49,12 @@ class Planner:
     """The batches of a job's schedules. Not safe from several threads: `DomainBatchSampler` locks it.
 
     Args:
-        history: Which schedule decides which step; call `follow_changes` when it has changed.
-        batch_sizes: How many samples each batch has; call `follow_changes` when it has changed.
-        seed: Integer in [0, 2^64).
-        allocation: A name of `_core.Allocation`.
-        shuffle: Whether the samples of a domain are shuffled.
+        job: What decides them; call `follow_changes` when it has changed.
     """
 
-    def __init__(
-        self, history: ScheduleHistory, batch_sizes: BatchSizes, *, seed: int, allocation: str, shuffle: bool
-    ) -> None:
-        self._history = history
-        self._batch_sizes = batch_sizes
-        self._options: dict[str, Any] = {"batch_size": batch_sizes.at(0), "seed": seed, "shuffle": shuffle}
-        self._allocation = allocation
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._seed = job.seed
         self._remembered: dict[int, Position] = {0: (np.zeros(0, np.int64), np.zeros(0, np.int64))}
         # None: to be made anew from a remembered position. It is taken away while it moves, so that whatever breaks
         # this off, a KeyboardInterrupt for example, never leaves it at another step than self._step.
@@ -74,23 +66,22 @@ class Planner:
     def follow_changes(self) -> None:
         """Take over the newest domains, their sizes and the sizes of batches."""
         self._core, self._spans = None, []
-        num_domains = self._history.newest.first.num_domains
+        num_domains = self._job.history.newest.first.num_domains
         for step, position in self._remembered.items():  # domains that have joined have not been drawn before
             draws, credits = (np.pad(values, (0, num_domains - len(values))) for values in position)
             self._remembered[step] = draws, credits
 
-    def copy(self, history: ScheduleHistory, batch_sizes: BatchSizes) -> Planner:
-        """Return a planner that stands at the same step, with copies of what it follows."""
+    def copy(self, job: Job) -> Planner:
+        """Return a planner of a copied job that stands at the same step."""
         self._remember_position()
         other = object.__new__(Planner)
-        copies = {"_history": history, "_batch_sizes": batch_sizes, "_remembered": dict(self._remembered)}
-        other.__setstate__(self.__dict__ | copies)
+        other.__setstate__(self.__dict__ | {"_job": job, "_remembered": dict(self._remembered)})
         return other
 
     def plan(self, step: int, begin: int, end: int) -> BatchPlan:
         """Plan slots [begin, end) of the batch of ``step``; from far away, the steps between are counted first."""
         self._seek(step)
-        if self._history.newest.delay:  # the schedule forgets the mixtures that a replay would need
+        if self._job.history.newest.delay:  # the schedule forgets the mixtures that a replay would need
             self._remember_position()
         spans = self._spans_from(step)
         core = self._take_core()
@@ -107,14 +98,32 @@ class Planner:
         self._seek(here)
         return position
 
+    def steps_without_repeats(self) -> int:
+        """Return the number of steps from 0 on that draw each sample at most once."""
+        low, high = 0, 1
+        while self._has_no_repeats(high):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._has_no_repeats(middle) else (low, middle)
+        return low
+
+    def _has_no_repeats(self, step: int) -> bool:
+        """Tell whether the steps before ``step`` draw each sample at most once."""
+        draws, credits = self.before(step)
+        fits = bool((draws <= self._job.history.newest.first.sizes).all())
+        if fits:
+            self.remember(step, (draws, credits))  # the next search begins there
+        return fits
+
     def expected_before(self, step: int) -> Vector:
         """Return how often each domain is drawn before ``step``: exactly as far as is known, then on average."""
         self._remember_position()
         start = self._nearest(step)
         draws = self._remembered[start][0].astype(np.float64)
         while start < step:
-            end = min(step, self._history.end(start), self._batch_sizes.end(start))
-            for samples in _expected_draws(self._history.at(start), start, end, self._batch_sizes.at(start)):
+            end = min(step, self._job.history.end(start), self._job.batch_sizes.end(start))
+            for samples in _expected_draws(self._job.history.at(start), start, end, self._job.batch_sizes.at(start)):
                 draws[: len(samples)] += samples
             start = end
         return draws
@@ -122,7 +131,7 @@ class Planner:
     def remember(self, step: int, position: Position) -> None:
         """Remember the position before a step, so that going back there costs no replay."""
         self._remembered[step] = position
-        kept = _MAX_REMEMBERED + self._history.newest.delay
+        kept = _MAX_REMEMBERED + self._job.history.newest.delay
         for oldest in sorted(self._remembered)[1:-kept]:
             del self._remembered[oldest]
 
@@ -130,6 +139,15 @@ class Planner:
         """Forget the positions of later steps, as those will be planned anew."""
         self._remember_position()
         self._remembered = {known: position for known, position in self._remembered.items() if known <= step}
+
+    def reseed(self, seed: int) -> None:
+        """Plan by another seed, from step 0 on."""
+        self._seed = seed
+        self._remembered = {0: self._remembered[0]}
+        for change in self._job.history.changes:
+            change.draws = {}
+        self.follow_changes()
+        self._step = 0
 
     def go_on(self, step: int, position: Position) -> None:
         """Go to a step whose position is known from elsewhere."""
@@ -151,7 +169,7 @@ class Planner:
         """Return the last step up to ``step`` whose position is remembered."""
         if step < 0:
             raise ValueError(f"step = {step}; expected a step >= 0")
-        if self._batch_sizes.samples_before(step) >= MAX_DRAWS:
+        if self._job.batch_sizes.samples_before(step) >= MAX_DRAWS:
             raise ValueError(f"step = {step}; expected a step before which fewer than 2^62 samples are drawn")
         return max(known for known in self._remembered if known <= step)
 
@@ -167,10 +185,10 @@ class Planner:
 
     def _skip(self, step: int) -> None:
         """Move the core towards ``step``, as far as one call can."""
-        here, change = self._step, self._history.at(self._step)
-        step = min(step, self._history.end(here))
+        here, change = self._step, self._job.history.at(self._step)
+        step = min(step, self._job.history.end(here))
         if (schedule := change.continuous) is not None and here < schedule.settled_from:
-            look_ahead = _LOOK_AHEAD if self._allocation == "quota" else 1
+            look_ahead = _LOOK_AHEAD if self._job.allocation == "quota" else 1
             step = min(step, schedule.settled_from, here + max(_CHUNK // change.first.num_domains, look_ahead))
             end = min(step + look_ahead - 1, schedule.settled_from + 1)  # of the rows
             rows = schedule.sampling(here, end)
@@ -186,21 +204,27 @@ class Planner:
 
     def _spans_from(self, step: int) -> list[MixtureSpan]:
         """Return the span of ``step`` and, for quota allocation, those that follow as far as they are decided."""
-        now = self._history.at(step)
+        now = self._job.history.at(step)
         spans = [span for span in self._spans if span.end > step and span.schedule is now.schedule]
         if not spans or spans[0].start > step:
             spans = [MixtureSpan.from_step(now, step)]
         # Changes by set_schedule() are not looked ahead to: they were not known when the steps before were planned.
-        look_ahead = self._allocation == "quota" and now.delay == 0
+        look_ahead = self._job.allocation == "quota" and now.delay == 0
         while look_ahead and len(spans) < _LOOK_AHEAD and spans[-1].end != NEVER:
             spans.append(MixtureSpan.from_step(now, spans[-1].end))
         self._spans = spans
         return spans
 
     def _new_core(self) -> _core.BatchPlanner:
-        sizes = self._history.newest.first.sizes
-        core = _core.BatchPlanner(sizes, _core.Allocation[self._allocation], **self._options)
-        core.set_batch_sizes(self._batch_sizes.pairs)
+        job = self._job
+        core = _core.BatchPlanner(
+            job.history.newest.first.sizes,
+            _core.Allocation[job.allocation],
+            batch_size=job.batch_sizes.at(0),
+            seed=self._seed,
+            shuffle=job.shuffle,
+        )
+        core.set_batch_sizes(self._job.batch_sizes.pairs)
         self._set_epoch_sizes(core)
         return core
 
@@ -211,16 +235,16 @@ class Planner:
 
     def _stand(self, core: _core.BatchPlanner, step: int) -> None:
         """Note where the core stands; a domain that grows here does so from its next epoch on."""
-        if growing := self._history.growing_at(step):
-            draws = dict(zip(self._history.newest.first.domains, core.counts.tolist(), strict=True))
-            self._history.at(step).draws = {domain: draws[domain] for domain in growing}
+        if growing := self._job.history.growing_at(step):
+            draws = dict(zip(self._job.history.newest.first.domains, core.counts.tolist(), strict=True))
+            self._job.history.at(step).draws = {domain: draws[domain] for domain in growing}
             self._set_epoch_sizes(core)
         self._step = step
         self._core = core
 
     def _set_epoch_sizes(self, core: _core.BatchPlanner) -> None:
-        domains = self._history.newest.first.domains
-        for domain, sizes in self._history.epoch_sizes().items():
+        domains = self._job.history.newest.first.domains
+        for domain, sizes in self._job.history.epoch_sizes().items():
             core.set_epoch_sizes(domains.index(domain), sizes)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -251,3 +275,12 @@ def _expected_draws(change: ScheduleChange, start: int, end: int, batch_size: in
             parts.append(batch_size * (last - start) * schedule.mixture(start).sampling)
         start = last
     return parts
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return the seed of a pass: the job's in epoch 0, otherwise a hash of it and the epoch's number."""
+    if epoch == 0:
+        return seed
+    stream = 4  # of Philox; csrc/include/pycooldown/philox.h has the others
+    low, high, _, _ = _core.philox4x32([epoch % 2**32, epoch >> 32, stream, 0], [seed % 2**32, seed >> 32])
+    return high << 32 | low

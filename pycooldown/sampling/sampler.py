@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pycooldown.mixture import Mixture
 from pycooldown.sampling.batches import BatchPlan, Exposure, Integers
-from pycooldown.sampling.changes import BatchSizes, ScheduleHistory
+from pycooldown.sampling.changes import BatchSizes, Job, ScheduleHistory
 from pycooldown.sampling.checks import AllocationName as AllocationName
-from pycooldown.sampling.checks import batch_size_pairs, check_batches, check_options, integer, step_number
+from pycooldown.sampling.checks import batch_size_pairs, check_batches, check_options, check_stop, integer, step_number
 from pycooldown.sampling.exclusive import Exclusive
-from pycooldown.sampling.planner import Planner
-from pycooldown.sampling.state import VERSION, VERSION_WITH_BATCH_SIZES, read_state
+from pycooldown.sampling.planner import Planner, epoch_seed
+from pycooldown.sampling.state import read_state, write_state
 from pycooldown.schedules import Schedule
 
 
@@ -38,9 +38,11 @@ class DomainBatchSampler:
             the mixture changes at every step, this holds as far as the next 32 steps show; where it is learned or
             changed by `set_schedule`, as far as it was known when a batch was planned.
         shuffle: ``False`` takes each domain's samples in their own order.
+        stop: "first_exhausted" ends a pass before the first step that would repeat a sample, and sets ``num_steps`` to
+            the number of steps before; the schedule must be known beforehand.
 
-    Its methods may be called from several threads. A signal handler that calls one while its thread is in another gets
-    a RuntimeError. A sampler can be pickled. In loaders that slice batches by rank themselves (Accelerate's ``prepare`` with
+    A sampler may be used from several threads and can be pickled; a signal handler that uses it while its own thread
+    does gets a RuntimeError. In loaders that slice batches by rank themselves (Accelerate's ``prepare`` with
     ``split_batches=True``), leave ``world_size`` at 1; where they would wrap it (Lightning), let them not
     (``use_distributed_sampler=False``).
 
@@ -61,56 +63,57 @@ class DomainBatchSampler:
         world_size: int = 1,
         allocation: AllocationName = "multinomial",
         shuffle: bool = True,
+        stop: Literal["first_exhausted"] | None = None,
     ) -> None:
-        self._history = ScheduleHistory(schedule)
+        history = ScheduleHistory(schedule)
         seed, rank, world_size = integer("seed", seed), integer("rank", rank), integer("world_size", world_size)
         num_steps = None if num_steps is None else integer("num_steps", num_steps)
         check_options(seed=seed, num_steps=num_steps, rank=rank, world_size=world_size, allocation=allocation)
+        check_stop(stop, num_steps, schedule)
         self.seed = seed
+        self.epoch = 0
         self.num_steps = num_steps
         self.rank = rank
         self.world_size = world_size
         self.allocation = allocation
         self.shuffle = bool(shuffle)
-
-        self._batch_sizes = BatchSizes(batch_size_pairs(batch_size))
-        self._exclusive = Exclusive()  # held whenever what follows is used
+        self._job = Job(history, BatchSizes(batch_size_pairs(batch_size)), seed, allocation, self.shuffle)
+        self._exclusive = Exclusive()
+        check_batches(schedule, self._job.batch_sizes, 0, num_steps, world_size)
+        self._planner = Planner(self._job)
         self._next_step = 0  # where iteration goes on
         self._pass_ended = False  # whether the last batch has been yielded, so that the next pass starts at step 0
-        check_batches(schedule, self._batch_sizes, 0, num_steps, world_size)
-        self._planner = Planner(
-            self._history, self._batch_sizes, seed=seed, allocation=allocation, shuffle=self.shuffle
-        )
+        self._stop = stop
+        self._apply_stop()
 
     @property
     def schedule(self) -> Schedule:
         """The newest schedule."""
-        return self._history.newest.schedule
+        return self._job.history.newest.schedule
 
     @property
     def batch_size(self) -> int:
         """The newest size of the global batch, in samples."""
-        return self._batch_sizes.newest
+        return self._job.batch_sizes.newest
 
     def batch_size_at(self, step: int) -> int:
         """Return the size of the global batch of a step, in samples."""
-        return self._batch_sizes.at(step_number(step))
+        return self._job.batch_sizes.at(step_number(step))
 
     @property
     def domains(self) -> tuple[str, ...]:
         """Names of the domains, in order."""
-        return self._history.newest.first.domains
+        return self._job.history.newest.first.domains
 
     @property
     def sizes(self) -> Integers:
         """Samples of each domain, (K,), the newest where they have grown."""
-        return self._history.newest.first.sizes
+        return self._job.history.newest.first.sizes
 
     def __len__(self) -> int:
         """Return ``num_steps``, the length of a whole pass, wherever iteration stands.
 
-        A pass that goes on after `load_state_dict`, or after it was broken off, has as many steps as are left of it:
-        ``num_steps`` minus the step of the state.
+        A pass that goes on, after `load_state_dict` for example, has as many steps as are left of it.
         """
         if self.num_steps is None:
             raise TypeError("the sampler has no end: give num_steps to have a length")
@@ -120,10 +123,9 @@ class DomainBatchSampler:
         """Yield this rank's sample indices, step after step, up to ``num_steps``.
 
         A pass ends with its last batch, and the next one starts at step 0. A pass that is broken off before goes on
-        with the next batch, as does one after `load_state_dict`: no batch is yielded twice. A state of the end of a
-        pass gives a pass of no steps, and then whole ones. A ``DataLoader`` with workers asks for batches ahead of
-        their use, which are lost if its iterator is dropped: keep the iterator, or go back with
-        ``sampler.load_state_dict(sampler.state_dict(step=consumed))``.
+        with the next batch, as does one after `load_state_dict`; of a state of the end, with none. A ``DataLoader``
+        with workers asks for batches ahead of their use, which are lost if its iterator is dropped: keep the iterator,
+        or go back with ``sampler.load_state_dict(sampler.state_dict(step=consumed))``.
         """
         with self._exclusive.hold():
             if self._pass_ended:
@@ -161,11 +163,13 @@ class DomainBatchSampler:
         from_step = integer("from_step", from_step)
         with self._exclusive.hold():
             self._check_not_yielded(from_step)
-            change = self._history.next_change(schedule, from_step)
-            check_batches(schedule, self._batch_sizes, from_step, self.num_steps, self.world_size)
+            check_stop(self._stop, None, schedule)
+            change = self._job.history.next_change(schedule, from_step)
+            check_batches(schedule, self._job.batch_sizes, from_step, self.num_steps, self.world_size)
             self._planner.forget_after(from_step)
-            self._history.changes.append(change)
+            self._job.history.changes.append(change)
             self._planner.follow_changes()
+            self._apply_stop()
 
     def set_batch_size(self, batch_size: int, *, from_step: int) -> None:
         """Make batches of another size from a step on, in a running job; no sample is lost or repeated.
@@ -185,44 +189,42 @@ class DomainBatchSampler:
         from_step = integer("from_step", from_step)
         with self._exclusive.hold():
             self._check_not_yielded(from_step)
-            sizes = BatchSizes(batch_size_pairs([*self._batch_sizes.pairs, (from_step, batch_size)]))
-            for change in self._history.changes:
-                if self._history.end(change.from_step) > from_step:
+            sizes = BatchSizes(batch_size_pairs([*self._job.batch_sizes.pairs, (from_step, batch_size)]))
+            for change in self._job.history.changes:
+                if self._job.history.end(change.from_step) > from_step:
                     first_step = max(change.from_step, from_step)
                     check_batches(change.schedule, sizes, first_step, self.num_steps, self.world_size)
             self._planner.forget_after(from_step)
-            self._batch_sizes.pairs = sizes.pairs
+            self._job.batch_sizes.pairs = sizes.pairs
             self._planner.follow_changes()
+            self._apply_stop()
 
     def mixture(self, step: int) -> Mixture:
         """Return the mixture in force at a step."""
-        return self._history.at(step_number(step)).schedule.mixture(step)
+        return self._job.history.at(step_number(step)).schedule.mixture(step)
 
     def plan(self, step: int) -> BatchPlan:
         """Return the global batch of any step; far from the current one, the steps between are counted first."""
         with self._exclusive.hold():
-            return self._planner.plan(step_number(step), 0, self._batch_sizes.at(step))
+            return self._planner.plan(step_number(step), 0, self._job.batch_sizes.at(step))
 
     def exposure(self, step: int | None = None, *, estimate: bool = False) -> Exposure:
         """Return how often the steps before ``step`` draw each domain: a count, and a forecast for steps to come.
 
-        The forecast is exact: the steps between are planned up to the counts of their domains, which takes about as
-        many nanoseconds as there are domains with systematic and quota allocation, and as there are samples with
-        multinomial allocation. It can be interrupted (Ctrl-C), after which the sampler goes on as if it had not begun.
+        The forecast is exact, as the steps between are counted one by one. It can be interrupted (Ctrl-C), after which
+        the sampler goes on as if it had not begun.
 
         Args:
             step: The end of the count; by default ``num_steps``, or the current step if there is no end.
-            estimate: Whether steps to come count with their expected draws, the sum of their B q_i, which takes little
-                time. The draws are within one sample of it with quota allocation; with multinomial allocation they
-                have a standard deviation of at most half the square root of the number of samples drawn.
+            estimate: Whether steps to come count with their expected draws, the sum of their B q_i, which takes less
+                time. With multinomial allocation, draws have a standard deviation of at most sqrt(samples drawn) / 2.
 
         Raises:
             LookupError: If a schedule that learns has not decided the mixtures of all these steps.
         """
         with self._exclusive.hold():
-            if step is None:
-                step = self._next_step if self.num_steps is None else self.num_steps
-            step = step_number(step)
+            end = self._next_step if self.num_steps is None else self.num_steps
+            step = end if step is None else step_number(step)
             if estimate:
                 expected = self._planner.expected_before(step)
                 return Exposure(self.domains, expected.round().astype("int64"), expected / self.sizes)
@@ -238,62 +240,61 @@ class DomainBatchSampler:
         """
         with self._exclusive.hold():
             step = self._next_step if step is None else step_number(step)
-            draws, credits = self._planner.before(step)
-            self._planner.remember(step, (draws, credits))
-            state = {"version": VERSION, "step": step, "draws": self._by_name(draws), **self._identity()}
-            if self.allocation == "quota":  # what each domain has earned and not been given, in 2^-32 samples
-                state["credits"] = self._by_name(credits)
-            if len(self._batch_sizes.pairs) > 1:
-                state |= {
-                    "version": VERSION_WITH_BATCH_SIZES,
-                    "batch_sizes": [list(p) for p in self._batch_sizes.pairs],
-                }
-            if len(self._history.changes) > 1:
-                state["changes"] = self._history.state()
-            return state
+            position = self._planner.before(step)
+            self._planner.remember(step, position)
+            return write_state(self._job, step, self.epoch, position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state; rank and world size may differ.
 
         Raises:
-            ValueError: If the state is damaged, or belongs to another job, saying what differs. Nothing is changed
-                then.
+            ValueError: If the state is damaged or belongs to another job. Nothing is changed then.
         """
         with self._exclusive.hold():
-            saved = read_state(state, self._identity(), self._history, self._batch_sizes)
-            for change, draws in zip(self._history.changes[1:], saved.draws_at_changes, strict=True):
+            saved = read_state(state, self._job)
+            self._begin_epoch(saved.epoch)
+            for change, draws in zip(self._job.history.changes[1:], saved.draws_at_changes, strict=True):
                 change.draws = draws
             self._planner.go_on(saved.step, saved.position)
             self._next_step, self._pass_ended = saved.step, False
 
-    def _identity(self) -> dict[str, Any]:
-        """Return what decides the order of samples, but for the position in it."""
-        return {
-            "sizes": dict(self._history.changes[0].sizes),
-            "schedule": self._history.changes[0].schedule.describe(),
-            "batch_size": self._batch_sizes.at(0),
-            "seed": self.seed,
-            "allocation": self.allocation,
-            "shuffle": self.shuffle,
-        }
+    def set_epoch(self, epoch: int) -> None:
+        """Number the next pass, for loops that think in passes: each number has an order of its own.
+
+        A pass of another number starts at step 0. The number of the pass that goes on, as after `load_state_dict`,
+        changes nothing. Without a call, all passes have number 0.
+
+        Args:
+            epoch: Integer in [0, 2^64). It has nothing to do with passes through a domain.
+        """
+        if not 0 <= integer("epoch", epoch) < 2**64:
+            raise ValueError(f"epoch = {epoch}; expected an integer in [0, 2^64)")
+        with self._exclusive.hold():
+            self._begin_epoch(integer("epoch", epoch))
+
+    def _begin_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self._planner.reseed(epoch_seed(self.seed, epoch))
+            self.epoch, self._next_step, self._pass_ended = epoch, 0, False
+            self._apply_stop()
+
+    def _apply_stop(self) -> None:
+        if self._stop == "first_exhausted":
+            self.num_steps = self._planner.steps_without_repeats()
 
     def _slice(self, step: int) -> tuple[int, int]:
-        size = self._batch_sizes.at(step)
+        size = self._job.batch_sizes.at(step)
         return size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size
 
     def _check_not_yielded(self, from_step: int) -> None:
-        if from_step < self._next_step:
+        if from_step < (done := self._next_step):
             raise ValueError(
-                f"from_step = {from_step}, but batches before step {self._next_step} have been handed out; "
-                f"expected a step >= {self._next_step}, or load an earlier state first"
+                f"from_step = {from_step}, but batches before step {done} have been handed out; expected a step >= "
+                f"{done}, or load an earlier state first"
             )
-
-    def _by_name(self, values: Integers) -> dict[str, int]:
-        return dict(zip(self.domains, values.tolist(), strict=True))
 
     def __getstate__(self) -> dict[str, Any]:
         with self._exclusive.hold():  # copies, which other threads do not change while they are pickled
-            history = self._history.copy()
-            sizes = BatchSizes(self._batch_sizes.pairs)
-            planner = self._planner.copy(history, sizes)
-            return self.__dict__ | {"_history": history, "_batch_sizes": sizes, "_planner": planner}
+            job = self._job.copy()
+            planner = self._planner.copy(job)
+            return self.__dict__ | {"_job": job, "_planner": planner}

@@ -1,4 +1,4 @@
-"""Reads a saved state of a sampler: all of it is checked before any of it is used."""
+"""The saved state of a sampler: what it holds, and how it is checked before any of it is used."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from pycooldown.sampling.batches import Integers
-from pycooldown.sampling.changes import BatchSizes, ScheduleHistory
+from pycooldown.sampling.changes import BatchSizes, Job, ScheduleHistory
 from pycooldown.sampling.planner import MAX_DRAWS, Position
 
 VERSION = 1
-VERSION_WITH_BATCH_SIZES = 2  # of states with batches of several sizes, which an older reader would take for one size
+# Of states with batches of several sizes or another epoch, which an older reader would take for one size or epoch 0.
+LATER_VERSION, LATER_KEYS = 2, {"batch_sizes", "epoch"}
 _UNITS = 2**32  # of credits, in a sample
 
 
@@ -25,40 +26,54 @@ class SavedPosition:
 
     Attributes:
         step: Number of steps before it.
+        epoch: The number that the pass was given by `DomainBatchSampler.set_epoch`.
         position: Draws of each domain before the step, and its credit.
         draws_at_changes: For each change of the job's history, the draws of the domains that grow there.
     """
 
     step: int
+    epoch: int
     position: Position
     draws_at_changes: list[dict[str, int]]
 
 
-def read_state(
-    state: Any, identity: Mapping[str, Any], history: ScheduleHistory, batch_sizes: BatchSizes
-) -> SavedPosition:
+def write_state(job: Job, step: int, epoch: int, position: Position) -> dict[str, Any]:
+    """Return the state of a job before a step, as JSON values."""
+    domains = job.history.newest.first.domains
+    draws, credits = (dict(zip(domains, values.tolist(), strict=True)) for values in position)
+    state = {"version": VERSION, "step": step, "draws": draws, **job.identity()}
+    if job.allocation == "quota":  # what each domain has earned and not been given, in 2^-32 samples
+        state["credits"] = credits
+    if len(job.batch_sizes.pairs) > 1:
+        state |= {"version": LATER_VERSION, "batch_sizes": [list(pair) for pair in job.batch_sizes.pairs]}
+    if epoch:
+        state |= {"version": LATER_VERSION, "epoch": epoch}
+    if len(job.history.changes) > 1:
+        state["changes"] = job.history.state()
+    return state
+
+
+def read_state(state: Any, job: Job) -> SavedPosition:
     """Return where a state stands.
 
     Args:
         state: A value of `DomainBatchSampler.state_dict`, from wherever it has been kept.
-        identity: What the state must be equal in.
-        history: The job's schedules, which the state must be equal in too.
-        batch_sizes: The job's batch sizes, which the state must be equal in too.
+        job: The job that goes on from it.
 
     Raises:
         ValueError: If the state is damaged, or belongs to another job, saying what differs.
     """
+    identity, history, batch_sizes = job.identity(), job.history, job.batch_sizes
     if not isinstance(state, Mapping):
         raise ValueError(f"state is a {type(state).__name__}; expected a value of DomainBatchSampler.state_dict()")
-    has_credits = identity["allocation"] == "quota"
+    has_credits = job.allocation == "quota"
     needed = {"version", "step", "draws", *identity, *(["credits"] if has_credits else [])}
     if missing := needed - set(state):
         raise ValueError(f"state lacks {sorted(missing)}; expected a value of DomainBatchSampler.state_dict()")
-    version = VERSION_WITH_BATCH_SIZES if "batch_sizes" in state else VERSION
-    if not _equal(state["version"], version):
+    if not _equal(state["version"], LATER_VERSION if LATER_KEYS & set(state) else VERSION):
         raise ValueError(
             f"state has version {_brief(state['version'])}; this pycooldown reads version {VERSION}, and "
-            f"{VERSION_WITH_BATCH_SIZES} where it has batch_sizes"
+            f"{LATER_VERSION} where it has batch_sizes or an epoch"
         )
     for name, mine in identity.items():
         if not _equal(state[name], mine) or (name == "sizes" and list(state[name]) != list(mine)):
@@ -66,9 +81,11 @@ def read_state(
 
     _check_batch_sizes(state.get("batch_sizes", [[0, identity["batch_size"]]]), batch_sizes)
 
-    step = state["step"]
+    step, epoch = state["step"], state.get("epoch", 0)
+    if type(epoch) is not int or not 0 <= epoch < 2**64:
+        raise ValueError(f"state is damaged: epoch is {_brief(epoch)}; expected an integer in [0, 2^64)")
     if type(step) is not int or step < 0:
-        raise ValueError(f"state is damaged: step is {step!r}; expected an integer >= 0")
+        raise ValueError(f"state is damaged: step is {_brief(step)}; expected an integer >= 0")
     if (samples := batch_sizes.samples_before(step)) >= MAX_DRAWS:
         raise ValueError(f"state is damaged: step is {step!r}; expected one before 2^62 samples are drawn")
     domains = history.newest.first.domains
@@ -91,7 +108,7 @@ def read_state(
         raise ValueError("state is damaged: it has credits, which only quota allocation keeps")
     _check_joined(history, step, draws, credits)
     draws_at_changes = _read_changes(state.get("changes", []), history, step, draws, batch_sizes)
-    return SavedPosition(step, (_by_position(draws), _by_position(credits)), draws_at_changes)
+    return SavedPosition(step, epoch, (_by_position(draws), _by_position(credits)), draws_at_changes)
 
 
 def _check_batch_sizes(saved: Any, batch_sizes: BatchSizes) -> None:
