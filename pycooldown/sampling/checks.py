@@ -120,13 +120,16 @@ def _check_batches_fit(schedule: Schedule, batch_size: int, first_step: int, num
     """Check that batches from ``first_step`` on hold each sample at most once on average.
 
     Looks at the mixture of ``first_step``, at the first ones that follow a change, and at the last one. Of a schedule
-    that learns, only the first is known.
+    that learns, only the first is looked at, and only if it is decided.
 
     Raises:
         ValueError: If a batch would draw more samples of a domain than the domain has.
     """
     for step in _steps_to_check(schedule, first_step, num_steps):
-        mixture = schedule.mixture(step)
+        try:
+            mixture = schedule.mixture(step)
+        except LookupError:  # not decided yet by a schedule that learns
+            continue
         draws = batch_size * mixture.sampling
         if (draws > mixture.sizes).any():
             i = int((draws / mixture.sizes).argmax())

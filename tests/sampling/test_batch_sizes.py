@@ -1,6 +1,7 @@
 """Batches whose size changes: a ramp, a change in a running job, a resume with another size. No sample is lost."""
 
 import json
+import math
 import pickle
 from itertools import islice
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from pycooldown import DomainBatchSampler, Mixture, schedules
+from pycooldown.adaptive import OnlineDataMixing, Statistics
 
 SIZES = {"zh": 1500, "de": 700, "fa": 41}
 OFFSETS = np.cumsum([0, *SIZES.values()])
@@ -130,6 +132,23 @@ def test_with_changes_of_the_schedule():
         sampler = job()
         sampler.load_state_dict(json.loads(json.dumps(job().state_dict(stop))))
         assert list(sampler) == whole[stop:]
+
+
+def test_under_a_schedule_that_learns():
+    def job(batch_size):
+        start = Mixture.temperature_sampling(SIZES, math.inf)
+        return DomainBatchSampler(OnlineDataMixing(start, delay=3), batch_size=batch_size, seed=1, num_steps=30)
+
+    ramp, running, read = job([(0, 10), (12, 20)]), job(10), []
+    for step, batch in enumerate(ramp):
+        if step == 6:
+            running.set_batch_size(20, from_step=12)  # its mixture is not decided yet
+        read.append(batch)
+        assert next(iter(running)) == batch
+        for sampler in (ramp, running):
+            sampler.schedule.update(step, Statistics(np.arange(1.0, 4) * step, np.full(3, 10)))
+    assert ramp.state_dict(30)["draws"] == running.state_dict(30)["draws"]
+    assert [len(batch) for batch in read] == [10] * 12 + [20] * 18
 
 
 @pytest.mark.parametrize(
