@@ -111,7 +111,10 @@ class Planner:
     def _has_no_repeats(self, step: int) -> bool:
         """Tell whether the steps before ``step`` draw each sample at most once."""
         draws, credits = self.before(step)
-        fits = bool((draws <= self._job.history.newest.first.sizes).all())
+        sizes = self._job.history.newest.first.sizes.copy()
+        for domain, epochs in self._job.history.epoch_sizes().items():
+            sizes[self._job.history.newest.first.domains.index(domain)] = epochs[0][1]  # the next one has all samples
+        fits = bool((draws <= sizes).all())
         if fits:
             self.remember(step, (draws, credits))  # the next search begins there
         return fits

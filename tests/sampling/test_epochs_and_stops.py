@@ -125,6 +125,18 @@ def test_first_exhausted_follows_changes():
     assert len(sampler) > longer
 
 
+@pytest.mark.parametrize("from_step", [2, 30])
+def test_first_exhausted_counts_the_size_with_which_a_domain_that_grows_began(from_step):
+    """Its next epoch is a permutation of the old samples too."""
+    rare = Mixture.proportional(SIZES)
+    sampler = make(schedule=schedules.constant(rare), num_steps=None, stop="first_exhausted")
+    grown = schedules.constant(Mixture.proportional(SIZES | {"fa": 600}))
+    sampler.set_schedule(grown, from_step=from_step)
+    indices = np.concatenate(list(sampler))
+    assert len(np.unique(indices)) == len(indices)
+    assert sampler.plan(len(sampler)).epochs.max() == 1
+
+
 def test_proportional_quota_draws_every_sample_once():
     sampler = make(
         "quota",
