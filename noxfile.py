@@ -140,8 +140,12 @@ def sanitize(session: nox.Session, sanitizer: str) -> None:
         f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={folder / 'pycooldown'}",
     )
     session.run("cmake", "--build", str(folder / "build"))
-    library = session.run("c++", f"-print-file-name={runtime}", external=True, silent=True).strip()
-    env = {"LD_PRELOAD": library, "PYTHONPATH": str(folder), **options}
+    # Python is not linked with the C++ library, whose exceptions the runtime must find when it starts.
+    libraries = [
+        session.run("c++", f"-print-file-name={name}", external=True, silent=True).strip()
+        for name in (runtime, "libstdc++.so")
+    ]
+    env = {"LD_PRELOAD": " ".join(libraries), "PYTHONPATH": str(folder), **options}
     # Address randomization may put Python where the thread sanitizer keeps its shadow memory.
     command = ("setarch", "--addr-no-randomize", f"{session.bin}/python", "-P")
     session.run(
