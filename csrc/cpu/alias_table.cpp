@@ -18,7 +18,7 @@ namespace {
 constexpr double kExcluded = -2;  // the key of an entry that is not to be taken
 
 // Calls take(i) for the `count` entries with the largest keys; of equal keys, those that come first. Keys lie in
-// [low, high], or are kExcluded, which is below. Linear in the number of keys: buckets tell most of them apart.
+// [low, high], or are kExcluded, which is below. Linear in the number of keys: buckets separate most of them.
 template <class Take>
 void take_largest(std::span<const double> keys, double low, double high, std::size_t count, const Take& take) {
   if (count == 0) return;

@@ -14,7 +14,7 @@ namespace {
 
 constexpr auto kUnits = static_cast<std::int64_t>(AliasTable::kUnits);
 constexpr std::uint64_t kNever = ~std::uint64_t{0};
-constexpr std::uint64_t kMostBatches = (std::uint64_t{1} << 39) - 1;  // ahead, that a claim can tell apart
+constexpr std::uint64_t kMostBatches = (std::uint64_t{1} << 39) - 1;  // ahead, the most that a claim has room for
 constexpr std::size_t kBuckets = 256;
 
 }  // namespace
@@ -155,8 +155,8 @@ void BatchPlanner::set_deadline(std::size_t domain, std::uint64_t step) {
   }
 }
 
-// The last of the claims, in their order, that gets one of so many slots. Few batches tell most of them apart, so their
-// counts find it: claims that are as urgent come in the order of their domains, here as among themselves.
+// The last of the claims, in their order, that gets one of so many slots. Few of them share a number of batches, so
+// their counts find it: claims that are as urgent come in the order of their domains, here as among themselves.
 std::uint64_t BatchPlanner::last_granted(std::span<const std::uint64_t> claims, std::span<const std::size_t> counts,
                                          std::size_t slots) {
   std::size_t bucket = 0;
