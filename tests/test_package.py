@@ -27,8 +27,6 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 CORE_USERS = {
     "__init__.py",
     "sampling/planner.py",
-    "sampling/batches.py",
-    "sampling/sampler.py",
     "data/index.py",
     "data/shards.py",
     "data/token_file.py",

@@ -110,9 +110,10 @@ class VarianceAware(LearnedSchedule):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `LearnedSchedule.load_state_dict`."""
-        super().load_state_dict(state)
-        if not isinstance(self.objective, Mixture):
+        mine = self._read_state(state)
+        if not isinstance(self.objective, Mixture):  # first, as a state that is refused changes neither
             self.objective.load_state_dict(state["objective"])
+        self._go_on(*mine)
 
     def _is_due(self, step: int) -> bool:
         return (step + 1) % self.interval == 0

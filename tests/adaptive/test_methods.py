@@ -189,6 +189,29 @@ class TestContract:
             with pytest.raises(ValueError, match=message):
                 schedule.load_state_dict(other)
 
+    def test_damaged_states_are_refused_and_change_nothing(self, method):
+        schedule = METHODS[method](delay=2)
+        train(schedule, 0, 20)
+        state, fresh = schedule.state_dict(), METHODS[method](delay=2)
+        before, last = fresh.state_dict(), state["mixtures"][-1]
+        damaged = [
+            *({"num_updates": n} for n in (-1, 1.5, None, "3", True, 2**70)),
+            *({"learned": x} for x in (None, [], {"other": {}})),
+            *({"learned": state["learned"] | {name: [1]}} for name in state["learned"]),
+            *({"mixtures": x} for x in (None, [], {}, [None], [[]], [{}], [last, last])),
+            *({"mixtures": [last | {"step": n}]} for n in (-1, 1.5, None, 22, 2**70)),
+            *({"mixtures": [last | {"target": x}]} for x in (None, 3, {}, dict.fromkeys(SIZES, "0.25"))),
+            *({"mixtures": [last | {"sampling": dict.fromkeys(SIZES, x)}]} for x in (None, -1, 2, True, 10**400)),
+            *({"objective": x} for x in (None, {}, []) if "objective" in state),
+        ]
+        for change in damaged:
+            with pytest.raises(ValueError):  # noqa: PT011
+                fresh.load_state_dict(state | change)
+            assert fresh.state_dict() == before, change
+        for no_state in (None, [], "state"):
+            with pytest.raises(ValueError, match="expected a value of"):
+                fresh.load_state_dict(no_state)
+
     def test_is_a_schedule(self, method):
         schedule = METHODS[method](delay=2)
         assert isinstance(schedule, schedules.AdaptiveSchedule)
