@@ -15,11 +15,12 @@ from pycooldown._extras import require
 require("train", "torch", "transformers", "accelerate", "tensorboard", "yaml")
 
 if TYPE_CHECKING:
-    from pycooldown.huggingface.fused_loss import FusedLoss, fuse_loss
+    from pycooldown.huggingface.fused_forward import FusedLoss
+    from pycooldown.huggingface.fused_loss import fuse_loss
     from pycooldown.huggingface.trainer import MixtureTrainer
 
 _HOME = {
-    "FusedLoss": "fused_loss",
+    "FusedLoss": "fused_forward",
     "MixtureTrainer": "trainer",
     "fuse_loss": "fused_loss",
 }
