@@ -80,6 +80,12 @@ class VarianceAware(LearnedSchedule):
         self.least = least
         self._state = {"gradient_variance": np.full(start.num_domains, np.nan)}
 
+    @property
+    def statistics(self) -> frozenset[str]:
+        """See `LearnedSchedule.statistics`."""
+        inner = frozenset() if isinstance(self.objective, Mixture) else self.objective.statistics
+        return inner | {"probe_gradient_variance"}
+
     def needs(self, step: int) -> frozenset[str]:
         """See `LearnedSchedule.needs`."""
         inner = frozenset() if isinstance(self.objective, Mixture) else self.objective.needs(step)

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
 
 from pycooldown.huggingface.checkpoints import write_atomically
+
+_SPEED = ("_runtime", "_per_second", "_model_preparation_time")  # of the process; ``seconds`` is of the run
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values with None for the numbers that JSON does not have."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
 
 
 def _shown(logs: dict[str, Any]) -> dict[str, str]:
@@ -21,7 +32,7 @@ class MixtureProgress(ProgressCallback):  # type: ignore[misc]
     """The progress bar with loss and temperature beside it, in place of a line for each log."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Starts the bar at the step that training goes on from."""
+        """Start the bar at the step that training goes on from."""
         super().on_train_begin(args, state, control, **kwargs)
         self._newest: dict[str, str] = {}
         if self.training_bar is not None:
@@ -29,7 +40,7 @@ class MixtureProgress(ProgressCallback):  # type: ignore[misc]
             self.current_step = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Shows the newest values."""
+        """Show the newest values."""
         if self.training_bar is not None:
             self._newest |= _shown(logs)
             self.training_bar.set_postfix(self._newest)
@@ -39,14 +50,14 @@ class ProgressLines(TrainerCallback):  # type: ignore[misc]
     """A line for each log, where no terminal shows a bar."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Prints the newest values."""
+        """Print the newest values."""
         values = ", ".join(f"{name} {value}" for name, value in _shown(logs).items())
         if values and state.is_world_process_zero:
             print(f"step {state.global_step}/{state.max_steps}: {values}", file=sys.stderr, flush=True)
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
-    """Appends what Trainer logs of training and evaluation to a file, one JSON object in a line.
+    """Append what Trainer logs of training and evaluation to a file, one JSON object in a line.
 
     ``seconds`` in a line is the time of training up to it, evaluation and checkpoints included. A run that is resumed
     first drops the lines beyond its checkpoint and counts on from there.
@@ -62,7 +73,7 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         return time.perf_counter() - self._begin
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Drops what will be logged again."""
+        """Drop what will be logged again."""
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() and state.global_step else []
         # A line that the end of the process cut short is the last one, of a step beyond the checkpoint.
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
@@ -70,11 +81,12 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         self._begin = time.perf_counter() - (json.loads(kept[-1])["seconds"] if kept else 0.0)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Appends a line."""
+        """Append a line."""
         if "loss" in logs or "eval_loss" in logs:
-            entry = {"step": state.global_step, "seconds": round(self.seconds, 3), **logs}
+            kept = {name: value for name, value in logs.items() if not name.endswith(_SPEED)}
+            entry = finite({"step": state.global_step, "seconds": round(self.seconds, 3), **kept})
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                file.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 class ResetAtStep(TrainerCallback):  # type: ignore[misc]
@@ -91,7 +103,7 @@ class ResetAtStep(TrainerCallback):  # type: ignore[misc]
     def on_step_begin(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **kwargs: Any
     ) -> None:
-        """Resets at the switch."""
+        """Reset at the switch."""
         if state.global_step != self.step:
             return
         if self.optimizer:

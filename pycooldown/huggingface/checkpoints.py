@@ -103,7 +103,8 @@ def complete_checkpoint(output_dir: str | Path, path: str | Path | None = None) 
         if fault := find_fault(path):
             raise ValueError(f"{path} is not a complete checkpoint: {fault.text}")
         return str(path), read_state(path)
-    found, faults = checkpoints(output_dir), []
+    found = checkpoints(output_dir)
+    faults: list[tuple[Path, Fault]] = []
     for checkpoint in found:
         if not (fault := find_fault(checkpoint)):
             warn_of_faults(faults, checkpoint)
@@ -124,18 +125,23 @@ def reasons(faults: list[tuple[Path, Fault]]) -> str:
 
 
 def discard_incomplete(output_dir: str | Path) -> None:
+    """Apply `discard` to all checkpoints in a folder that are not whole."""
+    found = ((checkpoint, find_fault(checkpoint)) for checkpoint in checkpoints(output_dir))
+    discard([(checkpoint, fault) for checkpoint, fault in found if fault])
+
+
+def discard(faults: list[tuple[Path, Fault]]) -> None:
     """Remove checkpoints that were never whole, so that they do not count towards ``save_total_limit``.
 
     Damaged ones are kept for inspection: they are renamed to ``damaged-checkpoint-*``.
     """
-    for checkpoint in checkpoints(output_dir):
-        if fault := find_fault(checkpoint):
-            if fault.damaged:
-                aside = checkpoint.with_name(_DAMAGED + checkpoint.name)
-                shutil.rmtree(aside, ignore_errors=True)
-                checkpoint.rename(aside)
-            else:
-                shutil.rmtree(checkpoint)
+    for checkpoint, fault in faults:
+        if fault.damaged:
+            aside = checkpoint.with_name(_DAMAGED + checkpoint.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.rename(aside)
+        else:
+            shutil.rmtree(checkpoint)
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:

@@ -67,7 +67,7 @@ class FusedLoss:
         self.domain_weights = domain_weights
         self.label_smoothing = label_smoothing
         self.z_loss = z_loss
-        # What the modules have of their own, not by their class, if another has wrapped their forward before.
+        # What the model has of its own, not by its class, if another has wrapped its forward before.
         self._forward_before = model.__dict__.get("forward")
         signature = inspect.signature(model.forward)
         self._names = tuple(signature.parameters)
@@ -188,11 +188,9 @@ class FusedLoss:
 
     def _checked(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Return the inputs, and look whether the model and they are what the examination has seen."""
+        name = type(self.model).__name__
         if inputs.get("output_router_logits") and not self._auxiliary:
-            raise ValueError(
-                f"output_router_logits=True: what {type(self.model).__name__} then adds to its loss is not known here, "
-                "and would be missing; leave it out"
-            )
+            raise ValueError(f"output_router_logits=True: what {name} then adds to its loss is not known; leave it out")
         if output_module(self.model) != self._output_module:
             self._examine_again()
         return inputs
@@ -239,9 +237,8 @@ class FusedLoss:
 
     def _forward(self, **inputs: Any) -> Any:
         """The model's own."""
-        if self._forward_before is not None:
-            return self._forward_before(**inputs)
-        return type(self.model).forward(self.model, **inputs)
+        before = self._forward_before
+        return type(self.model).forward(self.model, **inputs) if before is None else before(**inputs)
 
     def _examine(self) -> None:
         """Find the output layer and take the place of its forward."""
@@ -254,7 +251,7 @@ class FusedLoss:
             self._linear_forward_before = self._layer.linear.__dict__.get("forward")
             self._replace(self._layer.linear, "forward", _LayerForward(self, self._layer.linear))
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _examine_again(self) -> None:
         """Follow a model whose output layer was replaced, wrapped or resized."""
         if self._layer is not None:

@@ -144,9 +144,7 @@ def auxiliary_loss(model: Any, outputs: Any) -> torch.Tensor | None:
     if loss is None:
         return None
     config = model.config.get_text_config(decoder=True)
-    coefficient = getattr(model, "router_aux_loss_coef", None)
-    if coefficient is None:
-        coefficient = getattr(config, "router_aux_loss_coef", 0.0)
+    coefficient: float = getattr(model, "router_aux_loss_coef", getattr(config, "router_aux_loss_coef", 0.0))
     return coefficient * torch.as_tensor(loss, device=model.device)
 
 

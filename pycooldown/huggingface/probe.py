@@ -11,7 +11,7 @@ import torch
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pycooldown.huggingface.batches import Samples
+from pycooldown.huggingface.sources import Samples
 
 Inputs = dict[str, torch.Tensor]
 

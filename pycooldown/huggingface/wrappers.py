@@ -19,11 +19,9 @@ def inner_model(model: torch.nn.Module) -> torch.nn.Module:
     Raises:
         ValueError: If there are several, none inside another.
     """
-    if isinstance(model, PreTrainedModel):
-        return model
     outermost: dict[str, torch.nn.Module] = {}
     for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in outermost)
+        inside = any(outer == "" or name.startswith(f"{outer}.") for outer in outermost)
         if isinstance(module, PreTrainedModel) and not inside:
             outermost[name] = module
     if len(outermost) > 1:
@@ -47,7 +45,7 @@ class Trial(NamedTuple):
 
 
 @torch.no_grad()
-def try_wrapper(wrapper: torch.nn.Module, inner: torch.nn.Module, **options: Any) -> Trial:
+def try_wrapper(wrapper: torch.nn.Module, inner: Any, **options: Any) -> Trial:
     """Give a wrapper a few tokens, with further inputs for the model inside it."""
     inputs, labels = few_tokens(inner)
     parameters = inspect.signature(wrapper.forward).parameters.values()

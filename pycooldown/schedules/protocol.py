@@ -31,6 +31,11 @@ class AdaptiveSchedule(Schedule, Protocol):
 
     delay: int
 
+    @property
+    def statistics(self) -> frozenset[str]:
+        """All statistics that `needs` ever gives."""
+        ...
+
     def needs(self, step: int) -> frozenset[str]:
         """The statistics that the update of ``step`` reads beside losses and counts."""
         ...

@@ -58,8 +58,24 @@ def tiny_model():
     return transformers.LlamaForCausalLM(config)
 
 
-def make_trainer(output, schedule, *, steps=6, batch_size=12, accumulation=1, evaluate=False, kind=None, **options):
-    args = transformers.TrainingArguments(
+def make_trainer(
+    output,
+    schedule,
+    *,
+    steps=6,
+    batch_size=12,
+    accumulation=1,
+    evaluate=False,
+    kind=None,
+    arguments_kind=None,
+    model=tiny_model,
+    dataset=None,
+    collator=collate,
+    more=None,
+    **options,
+):
+    """``more`` is for the trainer, further options for its arguments."""
+    args = (arguments_kind or transformers.TrainingArguments)(
         output_dir=str(output),
         max_steps=steps,
         per_device_train_batch_size=batch_size // accumulation,
@@ -73,12 +89,15 @@ def make_trainer(output, schedule, *, steps=6, batch_size=12, accumulation=1, ev
     )
     starts = dict(zip(SIZES, np.cumsum([0, *SIZES.values()])))
     return (kind or MixtureTrainer)(
-        tiny_model(),
+        model() if callable(model) and not isinstance(model, torch.nn.Module) else model,
         args,
         schedule=schedule,
-        train_dataset=Sequences(),
-        eval_dataset={d: Sequences(starts[d], n) for d, n in SIZES.items()} if evaluate else None,
-        data_collator=collate,
+        train_dataset=Sequences() if dataset is None else dataset,
+        data_collator=collator,
+        **(
+            {"eval_dataset": {d: Sequences(starts[d], n) for d, n in SIZES.items()} if evaluate else None}
+            | (more or {})
+        ),
     )
 
 
@@ -288,9 +307,9 @@ def test_a_checkpoint_holds_the_state_of_its_own_step_however_far_workers_read_a
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": -1}, "max_steps = -1; expected a number of steps"),
+        ({"steps": -1}, "max_steps = -1; .*expected a number of steps"),
         ({"save_total_limit": 1}, "save_total_limit = 1; expected at least 2"),
-        ({"auto_find_batch_size": True}, "auto_find_batch_size would change"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size = True; it would change"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(tmp_path, options, message):
