@@ -391,3 +391,27 @@ def test_logs_of_many_domains_are_bounded_and_all_values_are_kept_as_arrays(tmp_
         assert trainer.domain_values["share"].shape == (chosen.num_domains,)
         assert trainer.domain_values["samples"].sum() == 24
     assert counts[0] < 7 * 16 + 20 < counts[1]
+
+
+def adapted():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    return peft.get_peft_model(tiny_model(), config)
+
+
+def test_adapters_are_trained_and_resumed(tmp_path):
+    schedule = schedules.constant(Mixture.scalarization(SIZES, 5.0))
+    options = {"steps": 4, "learning_rate": 0.05, "save_strategy": "steps", "save_steps": 2, "model": adapted}
+    trainer = make_trainer(tmp_path, schedule, evaluate=True, **options)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    changed = {n for n, value in trainer.model.state_dict().items() if not torch.equal(value, before[n])}
+    assert changed
+    assert all("lora" in name for name in changed)
+    assert trainer.evaluate()["eval_loss"] < math.log(VOCABULARY) + 0.5
+    (tmp_path / "checkpoint-4").rename(tmp_path / "last")
+    resumed = make_trainer(tmp_path, schedule, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(resumed) == losses(trainer)
+    for name in changed:
+        assert torch.equal(resumed.model.state_dict()[name], trainer.model.state_dict()[name])
