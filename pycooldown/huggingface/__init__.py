@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from pycooldown.huggingface.fused_forward import FusedLoss, LossOutput
     from pycooldown.huggingface.fused_loss import fuse_loss
     from pycooldown.huggingface.probe import Probe
+    from pycooldown.huggingface.sft import MixtureSFTMixin
     from pycooldown.huggingface.trainer import MixtureTrainer, MixtureTrainerMixin
 
 _HOME = {
     "FusedLoss": "fused_forward",
     "LossOutput": "fused_forward",
     "MicroBatches": "batches",
+    "MixtureSFTMixin": "sft",
     "MixtureTrainer": "trainer",
     "MixtureTrainerMixin": "trainer",
     "PackedPairs": "batches",
@@ -37,6 +39,7 @@ __all__ = [
     "FusedLoss",
     "LossOutput",
     "MicroBatches",
+    "MixtureSFTMixin",
     "MixtureTrainer",
     "MixtureTrainerMixin",
     "PackedPairs",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,11 @@ def refuse(args: TrainingArguments, options: Mapping[str, Any], *, generates: bo
         generates: Whether the trainer is a Seq2SeqTrainer.
     """
     unknown = []
+    of_transformers = {
+        f.name for kind in (TrainingArguments, Seq2SeqTrainingArguments) for f in dataclasses.fields(kind)
+    }
     for field in dataclasses.fields(args):
-        if not field.init:
+        if not field.init or field.name not in of_transformers:  # other trainers' own arguments are left to these
             continue
         value = getattr(args, field.name)
         if field.name not in TRAINING_ARGUMENTS:

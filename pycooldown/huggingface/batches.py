@@ -56,8 +56,9 @@ class WithDomains(Dataset[DomainSample]):
     def collator(collate: Collator) -> Collator:
         """Return a function that collates the samples with ``collate`` and adds ``domain_ids`` (N,) int64.
 
-        ``domain_ids`` that ``collate`` gives itself, such as those of each token (N, T) of packed rows, are kept.
-        Samples without a domain are collated as they are.
+        ``domain_ids`` that ``collate`` gives itself, such as those of each token (N, T) of packed rows, are kept. Where
+        ``collate`` lays samples with ``input_ids`` into one row, as padding-free collators do, those of its tokens
+        (1, T) are added. Samples without a domain are collated as they are.
         """
         return collate if isinstance(collate, _CollateWithDomains) else _CollateWithDomains(collate)
 
@@ -70,7 +71,24 @@ class _CollateWithDomains:  # a class, as workers that are spawned must be able 
         if not isinstance(items[0], DomainSample):
             return self.collate(items)
         samples, domain_ids = zip(*items, strict=True)
-        return {"domain_ids": torch.tensor(domain_ids, dtype=torch.int64), **self.collate(list(samples))}
+        batch = self.collate(list(samples))
+        if "domain_ids" in batch:
+            return batch
+        return {"domain_ids": _by_row(torch.tensor(domain_ids, dtype=torch.int64), samples, batch), **batch}
+
+
+def _by_row(domain_ids: torch.Tensor, samples: Sequence[Any], batch: Mapping[str, Any]) -> torch.Tensor:
+    """Return domain ids (N,) of samples for a batch: as they are, or of each token where samples share one row."""
+    rows = next((batch[name] for name in ("labels", "input_ids") if batch.get(name) is not None), domain_ids)
+    if len(rows) == len(domain_ids):
+        return domain_ids
+    lengths = [len(s["input_ids"]) if isinstance(s, Mapping) and "input_ids" in s else 0 for s in samples]
+    if len(rows) == 1 and sum(lengths) == rows.shape[1]:
+        return domain_ids.repeat_interleave(torch.tensor(lengths)).unsqueeze(0)
+    raise ValueError(
+        f"the data_collator makes rows of shape {tuple(rows.shape)} of {len(domain_ids)} samples, so that the domains "
+        "of tokens are not known; let it return domain_ids of the shape of labels"
+    )
 
 
 class EvaluationBatches(WithDomains):

@@ -14,7 +14,14 @@ from pycooldown.huggingface.arguments import refuse_method
 from pycooldown.huggingface.batches import MicroBatches, WithDomains, load
 from pycooldown.huggingface.callbacks import MixtureProgress
 from pycooldown.huggingface.checkpoints import seal, unseal
-from pycooldown.huggingface.checks import check_arguments, check_change, check_learning, check_schedule, check_unit
+from pycooldown.huggingface.checks import (
+    check_arguments,
+    check_change,
+    check_learning,
+    check_length,
+    check_schedule,
+    check_unit,
+)
 from pycooldown.huggingface.fused_loss import fuse_loss, fused_loss_of
 from pycooldown.huggingface.learning import Learner
 from pycooldown.huggingface.lengths import given_lengths, measure_lengths
@@ -111,7 +118,8 @@ class MixtureTrainerMixin(LogPart):
         self._learner = self._lengths = None
         if data_collator is not None:
             kwargs["data_collator"] = data_collator
-        super().__init__(model=model, args=args, train_dataset=source, eval_dataset=eval_dataset, **kwargs)
+        train_dataset = self._for_trainer(source)
+        super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
 
         # Trainer's loss, its label smoother and its division by micro-batches have no part in the mixture's.
         self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs = True
@@ -121,10 +129,14 @@ class MixtureTrainerMixin(LogPart):
             self.add_callback(MixtureProgress)
         self._fuse(self.model)
         self.data_collator = WithDomains.collator(self.data_collator)
+        source = self._of_trainer(source)
         if isinstance(source, EndToEnd):
+            self.schedule = resolve(schedule, source.sizes)  # preparation may have changed the sizes
+            first = self.schedule.mixture(0)
+            check_length(len(source), first)
             source = EndToEnd({name: self._model_columns(part) for name, part in source.datasets.items()})
         self.train_dataset = WithDomains(self._model_columns(source), first.sizes)
-        self.eval_dataset = self._evaluation_set(eval_dataset)
+        self.eval_dataset = self._evaluation_set(self.eval_dataset)
         self.sampler = self._new_sampler()
         self.sums = DomainSums(self.domains, self.accelerator)
         if tokens_per_sample is not None:
@@ -197,6 +209,14 @@ class MixtureTrainerMixin(LogPart):
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
         """Raise NotImplementedError: each trial needs a schedule and checkpoints of its own."""
         refuse_method("hyperparameter_search")
+
+    def _for_trainer(self, source: Any) -> Any:
+        """Return what the trainer beside the mixture is given as train_dataset."""
+        return source
+
+    def _of_trainer(self, source: Any) -> Any:
+        """Return the training data as that trainer has prepared them."""
+        return source
 
     def _fuse(self, model: torch.nn.Module) -> None:
         """Fuse a model's loss, unless it is fused already: by the user, or for another trainer."""

@@ -135,7 +135,8 @@ class EvaluationPart(LossPart):
         ids = inputs.get("domain_ids") if batch is None else batch.domain_ids
         if batch is None or inputs.get("labels") is None:
             options = {} if ids is None else {"domain_weights": torch.ones(len(self.domains), device=ids.device)}
-            return self._loss_of_trainer(model, {**inputs, **options})
+            result: tuple[Any, Any] = self._loss_of_trainer(model, {**inputs, **options})
+            return result
         labels = self._without_repeats(inputs["labels"])
         if ids is None:
             ids = torch.full((len(labels),), len(self.domains), device=labels.device)

@@ -30,6 +30,7 @@ class LogPart(EvaluationPart):
 
     mixture_unit: str
     data_collator: Any
+    eval_dataset: Any
     domain_values: dict[str, Vector]
     _clipped: list[torch.Tensor]
     _names: dict[str, list[str]]  # of what is logged by domain: the same strings in each log

@@ -108,10 +108,9 @@ class LossPart(Base):  # type: ignore[misc]
         outputs["loss"] = loss
         return outputs
 
-    def _loss_of_trainer(self, model: Any, inputs: Inputs) -> tuple[Any, Any]:
+    def _loss_of_trainer(self, model: Any, inputs: Inputs, return_outputs: bool = True, count: Any = None) -> Any:
         """Return loss and outputs as the trainer beside the mixture computes them: the model's, if it is Trainer."""
-        result: tuple[Any, Any] = super().compute_loss(model, inputs, return_outputs=True)
-        return result
+        return super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=count)
 
     def _evaluation_loss(self, model: Any, inputs: Inputs) -> tuple[Any, Any]:
         raise NotImplementedError  # of the evaluation's part
