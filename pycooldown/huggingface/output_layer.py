@@ -55,10 +55,19 @@ def output_module(model: torch.nn.Module) -> tuple[Any, ...]:
     """
     if not isinstance(model, PreTrainedModel):
         return (None,)
-    module = model.get_output_embeddings()
+    module = _active(model.get_output_embeddings())
     hooks = () if module is None else module._forward_hooks.values()
     others = (hook for hook in hooks if not str(getattr(hook, "__module__", "")).startswith("torch.distributed"))
     return (module, *others)
+
+
+def _active(module: Any) -> Any:
+    """Return the copy of a module that peft trains in its place (``modules_to_save``), if that is what it is."""
+    copies = getattr(module, "modules_to_save", None)
+    if not isinstance(copies, torch.nn.ModuleDict) or not hasattr(module, "original_module"):
+        return module
+    active = [] if module.disable_adapters else [name for name in module.active_adapters if name in copies]
+    return copies[active[0]] if active else module.original_module
 
 
 class Findings(NamedTuple):
@@ -92,7 +101,7 @@ def examine(model: torch.nn.Module, forward: Callable[..., Any]) -> Findings:
     if not isinstance(model, PreTrainedModel):
         shifts = not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
         return Findings(None, "it is not a transformers.PreTrainedModel", shifts)
-    obstacle, layer, linear = None, None, model.get_output_embeddings()
+    obstacle, layer, linear = None, None, _active(model.get_output_embeddings())
     if isinstance(linear, torch.nn.Linear) and type(linear).forward is torch.nn.Linear.forward:
         layer = OutputLayer(model, linear)
     else:

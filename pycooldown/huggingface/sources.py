@@ -99,6 +99,7 @@ def lay_out(dataset: Any, domains: Sequence[str], column: str | None = None) -> 
     """Return a dataset of domains in this order: what `by_domain` finds, a list in order, or what is laid out already.
 
     Raises:
+        TypeError: If it is no map-style dataset.
         ValueError: If the domains are not those of the data.
     """
     if isinstance(dataset, EndToEnd):
@@ -112,6 +113,11 @@ def lay_out(dataset: Any, domains: Sequence[str], column: str | None = None) -> 
     else:
         parts = by_domain(dataset, column)
     if parts is None:
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise TypeError(
+                f"train_dataset is a {type(dataset).__name__}; expected map-style datasets, whose samples can be drawn "
+                "in any order; streams can be mixed by pycooldown.data.mix"
+            )
         return dataset
     if differ := sorted(set(parts) ^ set(domains)):
         where = "train_dataset" if differ[0] in parts else "the schedule"

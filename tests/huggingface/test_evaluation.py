@@ -12,12 +12,13 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from accelerate.utils import gather_object  # noqa: E402
 from test_fuse_loss import VOCABULARY as WORDS  # noqa: E402
 from test_fuse_loss import make, own_losses  # noqa: E402
 from test_fuse_loss_training import SIZES as PAIR_SIZES  # noqa: E402
 from test_fuse_loss_training import Pairs, inputs_of  # noqa: E402
 from test_fuse_loss_training import collate as collate_pairs  # noqa: E402
-from test_trainer import SIZES, VOCABULARY, Sequences, collate, make_trainer, switching, tiny_model  # noqa: E402
+from test_trainer import SIZES, VOCABULARY, Sequences, collate, flip, losses, make_trainer, switching, tiny_model  # noqa: E402
 
 from pycooldown import Mixture, schedules  # noqa: E402
 from pycooldown.huggingface import MixtureTrainerMixin  # noqa: E402
@@ -161,7 +162,24 @@ def rank_of_two(folder):
         kept = {name: value for name, value in metrics.items() if "loss" in name or "count" in name}
         outcome = {**kept, **predicted.metrics, "predictions": len(predicted.predictions)}
         (Path(folder) / "metrics.json").write_text(json.dumps(outcome))
+    resume_from_damage(Path(folder) / "damaged")
     torch.distributed.destroy_process_group()
+
+
+def resume_from_damage(folder):
+    """Both ranks go on from the older checkpoint, though the newer one is damaged in a file that one of them reads."""
+    options = {"batch_size": 6, "steps": 6, "save_strategy": "steps", "save_steps": 2}
+    whole = make_trainer(folder, switching(), **options)
+    whole.train()
+    if whole.is_world_process_zero():
+        flip(folder / "checkpoint-6", "rng_state_1.pth")
+        flip(folder / "checkpoint-4", "optimizer.pt")
+    whole.accelerator.wait_for_everyone()
+    resumed = make_trainer(folder, switching(), **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(resumed) == losses(whole)
+    everyone = gather_object([resumed._initial_global_step])
+    assert everyone == [2, 2], everyone
 
 
 def count_predictions(prediction):

@@ -135,7 +135,7 @@ def trained_copy(model):
 
 CHANGES = {
     "LoRA on lm_head": (lambda model: lora(model, target=("lm_head",)), True),
-    "modules_to_save": (trained_copy, True),
+    "modules_to_save": (trained_copy, False),
     "another module": (lambda model: replace(model, "lm_head", Doubled), True),
     "hook": (hooked, True),
     "resized": (resized, False),
@@ -167,6 +167,18 @@ def test_what_takes_the_place_of_the_output_layer_has_its_part_in_the_loss(chang
             assert (mine.grad - other.grad).abs().amax() <= 1e-4 * other.grad.abs().amax().clamp(min=0.01), name
     fused.undo()
     assert model(**inputs).loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+
+
+def test_switching_an_adapter_off_switches_the_output_layer_back():
+    inputs = batch()
+    expected = own(lambda: make("llama"), inputs)
+    model = make("llama").eval()
+    fuse_loss(model)
+    wrapped = trained_copy(model).eval()
+    trained = wrapped(**inputs, skip_logits=True).loss.item()
+    with wrapped.disable_adapter():
+        assert wrapped(**inputs, skip_logits=True).loss.item() == pytest.approx(expected, rel=1e-5)
+    assert wrapped(**inputs, skip_logits=True).loss.item() == trained != pytest.approx(expected, rel=1e-3)
 
 
 def test_a_layer_whose_forward_is_taken_away_is_an_error():

@@ -318,10 +318,11 @@ def sort_by_first(data):
         ([Sequences(0, 40)], {}, "lists 1 datasets; expected one for each of 3"),
         (parts(), {"domain_column": "source"}, "given by domain; leave one out"),
         (Sequences(), {"domain_column": "source"}, "domain_column = 'source'; expected a column"),
+        (iter([]), {}, "train_dataset is a list_iterator; expected map-style"),
     ],
 )
 def test_sources_that_do_not_fit_are_refused(tmp_path, dataset, more, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         make_trainer(tmp_path, switching(), dataset=dataset, more=more)
 
 
