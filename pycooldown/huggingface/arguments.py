@@ -138,7 +138,12 @@ TRAINING_ARGUMENTS: dict[str, Rule] = {
 }
 
 OPTIONS: dict[str, Rule] = {
-    **dict.fromkeys(["model", "args", "data_collator", "train_dataset", "eval_dataset"], Rule("mixture")),
+    **dict.fromkeys(["args", "data_collator", "train_dataset", "eval_dataset"], Rule("mixture")),
+    "model": Rule(
+        "mixture",
+        "it is sharded by tensor parallelism, whose ranks would get different samples; expected data parallelism alone",
+        lambda model, args: (getattr(model, "tp_size", None) or 1) == 1,
+    ),
     **_each(
         """processing_class compute_metrics callbacks optimizers optimizer_cls_and_kwargs
         preprocess_logits_for_metrics""",
@@ -218,4 +223,5 @@ def refuse_method(name: str) -> None:
 
 def _check(name: str, value: Any, rule: Rule, args: TrainingArguments) -> None:
     if rule.accepts is not None and not (value is None and rule.by == "mixture") and not rule.accepts(value, args):
-        raise ValueError(f"{name} = {value!r}; {rule.note}")
+        shown = type(value).__name__ if name in OPTIONS else repr(value)
+        raise ValueError(f"{name} = {shown}; {rule.note}")

@@ -220,7 +220,7 @@ class FusedLoss:
         return result, outputs
 
     def _output_layer(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The forward of the output layer, where its parameters are whole even if they are sharded outside of it."""
+        """Compute the loss in the output layer, where its parameters are whole even if they are sharded outside."""
         assert self._layer is not None
         linear, options = self._layer.linear, self._options
         if options is None:
@@ -236,7 +236,7 @@ class FusedLoss:
         return self._layer.stand_in(hidden)
 
     def _forward(self, **inputs: Any) -> Any:
-        """The model's own."""
+        """Call the model's own forward."""
         before = self._forward_before
         return type(self.model).forward(self.model, **inputs) if before is None else before(**inputs)
 

@@ -150,12 +150,18 @@ class EvaluationPart(LossPart):
 
     def _without_repeats(self, labels: torch.Tensor) -> torch.Tensor:
         """Return labels, -100 for samples that Accelerate has repeated to give all ranks a whole batch."""
-        state = self.accelerator.gradient_state
-        if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+        state, size = self.accelerator.gradient_state, self.args.eval_batch_size
+        repeats = self.accelerator.num_processes > 1 and self.args.accelerator_config.even_batches
+        if not repeats or not state.end_of_dataloader or state.remainder <= 0:
             return labels
-        real = state.remainder - self.accelerator.process_index * len(labels)
-        if real >= len(labels):
+        real = state.remainder - self.accelerator.process_index * size
+        if real >= size:
             return labels
+        if len(labels) != size:
+            raise ValueError(
+                f"rows of shape {tuple(labels.shape)} hold {size} samples, some of them repeated to fill up the last "
+                "batch, and which is not known; evaluate with a collator that keeps a row for each sample"
+            )
         return torch.cat([labels[: max(real, 0)], torch.full_like(labels[max(real, 0) :], -100)])
 
     def _evaluation_set(self, dataset: Any) -> Any:

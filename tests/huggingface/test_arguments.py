@@ -120,6 +120,11 @@ def test_rules_for_several_processes(name, value, args):
 
 
 def test_refused_options_and_methods(tmp_path):
+    class Sharded(transformers.LlamaForCausalLM):
+        tp_size = 2
+
+    with pytest.raises(ValueError, match=r"model = Sharded; it is sharded by tensor parallelism"):
+        make_trainer(tmp_path, switching(), model=Sharded(tiny_model().config))
     with pytest.raises(ValueError, match=r"compute_loss_func = .*; the loss is the mixture's"):
         make_trainer(tmp_path, switching(), more={"compute_loss_func": len})
     trainer = make_trainer(tmp_path, switching())

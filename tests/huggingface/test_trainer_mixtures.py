@@ -131,6 +131,25 @@ def test_packed_rows_keep_the_domain_of_each_token(tmp_path, reference):
         assert packed.schedule.state_dict()["learned"] == padded.schedule.state_dict()["learned"]
 
 
+class Rows(Sequences):
+    def __getitem__(self, index):
+        return {"input_ids": super().__getitem__(index)}
+
+
+def test_rows_of_a_padding_free_collator_get_the_domain_of_each_token(tmp_path):
+    options = {"learning_rate": 0.0, "steps": 3}
+    padded = make_trainer(tmp_path, switching(), **options)
+    flat = transformers.DataCollatorWithFlattening()
+    free = make_trainer(tmp_path, switching(), dataset=Rows(), collator=flat, **options)
+    for trainer in (padded, free):
+        trainer.train()
+    assert losses(free) == pytest.approx(losses(padded), rel=1e-5)
+    assert free.sums.tokens() == padded.sums.tokens()
+    shorter = make_trainer(tmp_path, switching(), dataset=Rows(), collator=lambda rows: flat(rows[:-1]), **options)
+    with pytest.raises(ValueError, match=r"rows of shape \(1, \d+\) of 12 samples, so that the domains of tokens"):
+        shorter.train()
+
+
 def mixed_experts():
     torch.manual_seed(0)
     config = transformers.MixtralConfig(
