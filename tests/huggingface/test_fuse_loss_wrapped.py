@@ -1,6 +1,7 @@
 """`fuse_loss` and what is put around a model, or in place of its output layer: the loss stays its own."""
 
 import copy
+import itertools
 import warnings
 
 import pytest
@@ -76,9 +77,16 @@ def own(build, inputs):
     return build().eval()(**inputs).loss.item()
 
 
-@pytest.mark.parametrize("order", ["fused first", "wrapped first"])
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-@pytest.mark.parametrize("family", FAMILIES)
+ORDERS = ["fused first", "wrapped first"]
+COMPILED = [("t5", "compiled", order) for order in ORDERS] + [
+    ("llama", "compiled", "fused first"),
+    ("t5", "compiled peft", "wrapped first"),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "wrapper", "order"), [*itertools.product(FAMILIES, ["peft", "plain"], ORDERS), *COMPILED]
+)
 def test_wrapped_models_keep_their_loss(family, wrapper, order):
     inputs = batch()
     expected = own(lambda: WRAPPERS[wrapper](make(family)), inputs)
