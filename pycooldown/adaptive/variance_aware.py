@@ -90,6 +90,12 @@ class VarianceAware(LearnedSchedule):
         """That of the objective; see `LearnedSchedule`."""
         return not isinstance(self.objective, Mixture) and self.objective.domain_means
 
+    @property
+    def statistics(self) -> frozenset[str]:
+        """See `LearnedSchedule.statistics`."""
+        inner = frozenset() if isinstance(self.objective, Mixture) else self.objective.statistics
+        return inner | {f"probe_{self._moment}"}
+
     def needs(self, step: int) -> frozenset[str]:
         """See `LearnedSchedule.needs`."""
         inner = frozenset() if isinstance(self.objective, Mixture) else self.objective.needs(step)
