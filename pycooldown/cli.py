@@ -18,6 +18,8 @@ from rich.progress import Progress as RichProgress  # noqa: E402
 from rich.progress import TaskID  # noqa: E402
 from rich.table import Column, Table  # noqa: E402
 
+from pycooldown._cli_tokenize import tokenize  # noqa: E402
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -55,6 +57,9 @@ def pack(
     for domain, size in sorted(manifest.sizes("train").items(), key=lambda item: -item[1]):
         table.add_row(domain, f"{size:,}", f"{tokens[domain]:,}", f"{validation[domain]:,}")
     console.print(table)
+
+
+app.command()(tokenize)
 
 
 @app.command()

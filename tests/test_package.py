@@ -13,7 +13,7 @@ import pycooldown
 PACKAGE = Path(pycooldown.__file__).parent
 # From the top down: a module imports its own room and those of lower floors; rooms of one floor do not know each other.
 FLOORS = [
-    ("cli",),
+    ("cli", "_cli_tokenize"),
     ("recipes",),
     ("huggingface", "gradients.variance", "plots"),
     ("data",),
@@ -32,7 +32,20 @@ CORE_USERS = {
     "data/shards.py",
     "losses/_cpp.py",
 }
-HEAVY = ("torch", "triton", "webdataset", "numba", "transformers", "accelerate", "matplotlib", "sentencepiece", "typer")
+HEAVY = (
+    "torch",
+    "triton",
+    "webdataset",
+    "numba",
+    "transformers",
+    "accelerate",
+    "matplotlib",
+    "sentencepiece",
+    "typer",
+    "tokenizers",
+    "pyarrow",
+    "orjson",
+)
 
 
 def room_of(module):
@@ -97,6 +110,8 @@ def test_missing_core_says_what_to_run():
         ("losses", "torch", "losses"),
         ("data.pack", "webdataset", "data"),
         ("data.packing", "numba", "data"),
+        ("data.prepare.formats", "orjson", "prepare"),
+        ("data.prepare.columnar", "pyarrow", "prepare"),
         ("huggingface", "transformers", "train"),
         ("recipes", "transformers", "train"),
         ("plots", "matplotlib", "plots"),
