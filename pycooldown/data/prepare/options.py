@@ -65,6 +65,8 @@ class Options:
             raise ValueError(
                 f"validation = {self.validation}; expected a share in [0, 1) or a whole number of documents"
             )
+        # 50 and 50.0 are one value, and must be one in records.
+        object.__setattr__(self, "validation", int(self.validation) if self.validation >= 1 else float(self.validation))
 
 
 @dataclass(frozen=True)

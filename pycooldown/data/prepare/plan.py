@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pycooldown.data.prepare.engines import run_all
+from pycooldown.data.prepare.engines import Run
 from pycooldown.data.prepare.inputs import InputFile, Inputs, find_files
 from pycooldown.data.prepare.options import Options, TokenizerOptions
 from pycooldown.data.prepare.ranges import Part, divide
@@ -47,7 +47,7 @@ def make_plan(
     inputs: Inputs,
     tokenizer: TokenizerOptions,
     options: Options,
-    engine: dict[str, Any],
+    run: Run,
     report: Progress,
     *,
     reuse: bool,
@@ -63,13 +63,13 @@ def make_plan(
         request = _request(files, tokenizer, options)
         if reuse and (stored := read_json(path)) is not None and stored.get("request") == request:
             spec = TokenizerSpec(**stored["tokenizer"])
-            spec = replace(spec, path=str(folder / WORK / TOKENIZER / Path(spec.path).name))
+            spec = replace(spec, path=str(folder / WORK / TOKENIZER / spec.path))
             return Plan(Setup(str(folder), options, spec, stored["chosen"]), everything, ignored)
         path.unlink(missing_ok=True)
         chosen = ""
         if options.validation >= 1:
             counts: dict[str, list[tuple[list[bytes], int]]] = {domain: [] for domain in parts}
-            for done, (number, found) in enumerate(run_all(partial(count_digests, options), everything, **engine), 1):
+            for done, (number, found) in enumerate(run(partial(count_digests, options), everything), 1):
                 counts[everything[number].domain].append(found)
                 report("count", done, len(everything))
             content = b"".join(sorted(choose(counts, int(options.validation))))
@@ -96,7 +96,8 @@ def make_plan(
             parse_special_tokens=options.special_tokens == "parse",
             pattern=tokenizer.pattern,
         )
-        write_atomically(path, json.dumps({"request": request, "chosen": chosen, "tokenizer": asdict(spec)}))
+        stored = {"request": request, "chosen": chosen, "tokenizer": asdict(spec) | {"path": Path(spec.path).name}}
+        write_atomically(path, json.dumps(stored))
     return Plan(Setup(str(folder), options, spec, chosen), everything, ignored)
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pycooldown.data.prepare.engines import run_all
+from pycooldown.data.prepare.engines import open_engine
 from pycooldown.data.prepare.inputs import Inputs
 from pycooldown.data.prepare.options import Options, TokenizerOptions
 from pycooldown.data.prepare.plan import fingerprint, locked, make_plan, read_json
@@ -58,22 +58,25 @@ def tokenize(
         RuntimeError: If a worker process dies.
     """
     options = options or Options()
-    if workers < (ray is None):
-        raise ValueError(f"workers = {workers}; expected at least {int(ray is None)}")
     if task is not None and not 0 <= task[0] < task[1]:
         raise ValueError(f"task = {task[0]}/{task[1]}; expected i/n with 0 <= i < n")
     folder = Path(out)
+    if ray is not None:  # its workers have a folder of their own
+        folder = folder.absolute()
+        inputs = {
+            domain: [os.path.abspath(p) for p in ([files] if isinstance(files, (str, os.PathLike)) else files)]
+            for domain, files in inputs.items()
+        }
     report = progress or (lambda phase, done, total: None)
-    engine: dict[str, Any] = {"workers": workers, "ray": ray}
-    with locked(folder, shared=task is not None):
-        plan = make_plan(folder, inputs, tokenizer, options, engine, report, reuse=task is not None)
+    with locked(folder, shared=task is not None), open_engine(workers=workers, ray=ray) as run:
+        plan = make_plan(folder, inputs, tokenizer, options, run, report, reuse=task is not None)
         if (read_json(folder / MANIFEST) or {}).get("fingerprint") != fingerprint(plan):
             (folder / MANIFEST).unlink(missing_ok=True)
         parts = plan.parts if task is None else plan.parts[task[0] :: task[1]]
         parts = sorted(parts, key=lambda part: -part.weight)
         records: dict[tuple[str, int], Record] = {}
         report("tokenize", 0, len(parts))
-        for number, record in run_all(partial(make_shards, plan.setup), parts, **engine):
+        for number, record in run(partial(make_shards, plan.setup), parts):
             records[parts[number].domain, parts[number].index] = record
             report("tokenize", len(records), len(parts))
         return None if task is not None else publish(folder, plan, records)
@@ -96,6 +99,5 @@ def prepare_plan(
         The number of parts, each of which becomes a shard; more tasks than that have nothing to do.
     """
     report = progress or (lambda phase, done, total: None)
-    with locked(Path(out), shared=True):
-        engine: dict[str, Any] = {"workers": workers, "ray": None}
-        return len(make_plan(Path(out), inputs, tokenizer, options or Options(), engine, report, reuse=True).parts)
+    with locked(Path(out), shared=True), open_engine(workers=workers) as run:
+        return len(make_plan(Path(out), inputs, tokenizer, options or Options(), run, report, reuse=True).parts)

@@ -12,8 +12,10 @@ import json
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +50,17 @@ class _Count:
     bytes: int = 0
 
 
+class _Tally:
+    """What is noted down while a part is read."""
+
+    def __init__(self, setup: Setup, part: Part) -> None:
+        self.faults = Faults(setup.options.on_error)
+        self.digests = [hashlib.sha256() for _ in part.pieces]
+        self.counts = {split: _Count() for split in SPLITS}
+        self.preview: list[dict[str, str]] = []
+        self.empty = 0
+
+
 def make_shards(setup: Setup, part: Part) -> Record:
     """Turn a part into its shards and their record, unless both are there as recorded.
 
@@ -65,69 +78,81 @@ def make_shards(setup: Setup, part: Part) -> Record:
         return record
     path = record_path(setup.out, part)
     path.unlink(missing_ok=True)
+    tally = _Tally(setup, part)
+    with _named_errors(setup.out):
+        Path(setup.out, part.domain).mkdir(parents=True, exist_ok=True)
+        with _Spool(setup.out) as validation:
+
+            def train() -> Iterator[Ids]:
+                """The training documents; those for validation are laid aside meanwhile."""
+                for split, ids in _tokenized(setup, part, tally):
+                    if split == "train":
+                        yield ids
+                    else:
+                        validation.add(ids)
+
+            shards = {"train": _write(setup, part, "train", train())}
+            shards["validation"] = _write(setup, part, "validation", validation)
+        record = {
+            "key": key,
+            "input": combined(tally.digests),
+            "splits": {split: asdict(tally.counts[split]) | {"shard": shards[split]} for split in SPLITS},
+            "skipped": dict(sorted(tally.faults.skipped.items())),
+            "empty": tally.empty,
+            "preview": tally.preview,
+        }
+        write_atomically(path, json.dumps(record, ensure_ascii=False, indent=1))
+    return record
+
+
+def _tokenized(setup: Setup, part: Part, tally: _Tally) -> Iterator[tuple[str, Ids]]:
+    """The split and the tokens of every document."""
     encoder = load_encoder(setup.tokenizer)
-    faults = Faults(setup.options.on_error)
-    digests = [hashlib.sha256() for _ in part.pieces]
     is_validation = validation_test(setup.out, setup.options, setup.chosen)
-    counts = {split: _Count() for split in SPLITS}
-    preview: list[dict[str, str]] = []
-    empty = 0
     ends = (setup.tokenizer.bos_id, setup.tokenizer.eos_id)
     before, after = (np.array([] if id_ is None else [id_], np.uint32) for id_ in ends)
+    documents = (
+        document
+        for piece, digest in zip(part.pieces, tally.digests)
+        for document in read_documents(piece, setup.options, tally.faults, digest)
+    )
+    for batch in _batches(documents):
+        for (text, data), ids in zip(batch, _encode(encoder.encode, batch, setup.options.max_document_bytes)):
+            if not ids.size:
+                tally.empty += 1
+                continue
+            split = SPLITS[is_validation(data)]
+            count = tally.counts[split]
+            count.documents += 1
+            count.characters += len(text)
+            count.bytes += len(data)
+            if part.index == 0 and len(tally.preview) < PREVIEW_DOCUMENTS:
+                shown = encoder.decode(ids[:PREVIEW_TOKENS].tolist())
+                tally.preview.append({"text": text[: 4 * PREVIEW_TOKENS], "decoded": shown})
+            yield split, np.concatenate((before, ids, after))
 
-    def documents() -> Iterator[tuple[str, Ids]]:
-        """The split and the tokens of every document."""
-        nonlocal empty
-        texts = (
-            document
-            for piece, digest in zip(part.pieces, digests)
-            for document in read_documents(piece, setup.options, faults, digest)
-        )
-        for batch in _batches(texts):
-            for (text, data), ids in zip(batch, _encode(encoder.encode, batch, setup.options.max_document_bytes)):
-                if not ids.size:
-                    empty += 1
-                    continue
-                split = SPLITS[is_validation(data)]
-                count = counts[split]
-                count.documents += 1
-                count.characters += len(text)
-                count.bytes += len(data)
-                if part.index == 0 and len(preview) < PREVIEW_DOCUMENTS:
-                    shown = encoder.decode(ids[:PREVIEW_TOKENS].tolist())
-                    preview.append({"text": text[: 4 * PREVIEW_TOKENS], "decoded": shown})
-                yield split, np.concatenate((before, ids, after))
 
-    Path(setup.out, part.domain).mkdir(parents=True, exist_ok=True)
-    shards = {}
-    with _Spool(setup.out) as held_out:
+def _write(setup: Setup, part: Part, split: str, documents: Iterable[Ids]) -> dict[str, Any]:
+    """Write a shard, or nothing where there are no documents."""
+    path = Path(setup.out, shard_name(part, split))
+    written = asdict(write_token_shard(path, documents, setup.tokenizer.vocabulary_size))
+    del written["empty_documents"]
+    if not written["documents"]:
+        for file in (path, path.with_name(path.name + ENDS_SUFFIX)):
+            file.unlink()
+    return written
 
-        def train() -> Iterator[Ids]:
-            for split, ids in documents():
-                if split == "train":
-                    yield ids
-                else:
-                    held_out.add(ids)
 
-        for split, source in (("train", train()), ("validation", held_out)):
-            target = Path(setup.out, shard_name(part, split))
-            written = asdict(write_token_shard(target, source, setup.tokenizer.vocabulary_size))
-            del written["empty_documents"]
-            if not written["documents"]:  # no shard rather than one of nothing
-                for file in (target, target.with_name(target.name + ENDS_SUFFIX)):
-                    file.unlink()
-            shards[split] = written
-    splits = {split: asdict(counts[split]) | {"shard": shards[split]} for split in SPLITS}
-    record = {
-        "key": key,
-        "input": combined(digests),
-        "splits": splits,
-        "skipped": dict(sorted(faults.skipped.items())),
-        "empty": empty,
-        "preview": preview,
-    }
-    write_atomically(path, json.dumps(record, ensure_ascii=False, indent=1))
-    return record
+@contextmanager
+def _named_errors(folder: str) -> Iterator[None]:
+    """A failed write, as on a full disk, does not know its file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        reason = f"{error.strerror}; finished shards are kept: run the same command again to go on"
+        raise OSError(error.errno, reason, folder) from error
 
 
 def _batches(documents: Iterator[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
@@ -161,9 +186,9 @@ def cut(text: str, limit: int) -> Iterator[str]:
     size = limit // 4  # characters: none has more than four bytes
     start = 0
     while len(text) - start > size:
-        end = max(text.rfind("\n", start + 1, start + size + 1), -1)
-        if end < 0:
-            end = text.rfind(" ", start + 1, start + size + 1)
+        within = (start + 1, start + size + 1)
+        end = text.rfind("\n", *within)
+        end = text.rfind(" ", *within) if end < 0 else end
         end = start + size if end < 0 else end
         yield text[start:end]
         start = end
