@@ -100,24 +100,22 @@ def prepare_tokenizer(
             if kind == "tiktoken"
             else f"pattern is for .tiktoken files; {file} is of kind {kind}"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    name = {"huggingface": "tokenizer.json", "sentencepiece": "tokenizer.model"}.get(kind, file.name)
-    target = folder / name
-    names: dict[str, Any] = _declared(source) if kind == "huggingface" and source.is_dir() else {}
-    for old in folder.iterdir():
-        if old.resolve() != file.resolve():
-            old.unlink()
-    if file.resolve() != target.resolve():
-        shutil.copyfile(file, target)
-    if kind == "huggingface" and source.is_dir():
-        for extra in ("tokenizer_config.json", "special_tokens_map.json"):
-            if (source / extra).is_file():
-                shutil.copyfile(source / extra, folder / extra)
-    sha = hashlib.sha256(target.read_bytes()).hexdigest()
-    encoder = _load(str(target), kind, parse_special_tokens, pattern or "")
+    encoder = _load(str(file), kind, parse_special_tokens, pattern or "")
+    names: dict[str, Any] = {}
+    extras: list[Path] = []
     if kind == "sentencepiece":
         names = {role: id_ for role, id_ in _sentencepiece_specials(encoder).items() if id_ >= 0}
+    elif kind == "huggingface" and source.is_dir():
+        names = _declared(source)
+        extras = [source / extra for extra in ("tokenizer_config.json", "special_tokens_map.json")]
     eos_id, bos_id = (_special(encoder, file, role, asked, names) for role, asked in (("eos", eos), ("bos", bos)))
+    target = folder / {"huggingface": "tokenizer.json", "sentencepiece": "tokenizer.model"}.get(kind, file.name)
+    if file.resolve() != target.resolve():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for path in (file, *(extra for extra in extras if extra.is_file())):
+            shutil.copyfile(path, target if path == file else folder / path.name)
+    sha = hashlib.sha256(target.read_bytes()).hexdigest()
     size = max(encoder.vocabulary_size, 1 + max(eos_id or 0, bos_id or 0))
     return TokenizerSpec(str(target), kind, sha, size, eos_id, bos_id, parse_special_tokens, pattern or "")
 

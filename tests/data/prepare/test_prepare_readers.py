@@ -22,7 +22,16 @@ from pycooldown.data.prepare.options import Options  # noqa: E402
 from pycooldown.data.prepare.ranges import Piece, divide  # noqa: E402
 from pycooldown.data.prepare.readers import hash_piece, read_documents, zstd  # noqa: E402
 
-TEXTS = ["first", "zwei Wörter", "三", "a\nline and\ta tab", '"quoted" \\ 🎉', "", "x" * 5000, *(f"t{i}" for i in range(300))]
+TEXTS = [
+    "first",
+    "zwei Wörter",
+    "三",
+    "a\nline and\ta tab",
+    '"quoted" \\ 🎉',
+    "",
+    "x" * 5000,
+    *(f"t{i}" for i in range(300)),
+]
 
 
 def jsonl(texts=TEXTS):
