@@ -65,6 +65,38 @@ class TarReader:
     def getitems(self, indices: Sequence[int]) -> list[dict[str, Any]]: ...
     def flat(self, indices: Sequence[int], extension: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]: ...
 
+def map_file(path: str | bytes, size: int) -> npt.NDArray[np.uint8]: ...
+
+class TokenReader:
+    def __init__(self) -> None: ...
+    def add(
+        self,
+        path: str | bytes,
+        *,
+        bytes: npt.NDArray[np.uint8],
+        dtype: str,
+        vocabulary_size: int | None,
+        block_offsets: npt.NDArray[np.uint64],
+        block_ends: npt.NDArray[np.uint64],
+        ends: npt.NDArray[np.uint64],
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    def fill(
+        self,
+        *,
+        pieces: npt.NDArray[np.int64],
+        begins: npt.NDArray[np.int64],
+        limits: npt.NDArray[np.int64],
+        whole_documents: bool,
+        across_documents: bool,
+        shifted: bool,
+        pad_id: int,
+        input_ids: npt.NDArray[Any],
+        position_ids: npt.NDArray[np.int32] | None,
+        segment_ids: npt.NDArray[np.int32] | None,
+        labels: npt.NDArray[Any] | None,
+    ) -> None: ...
+
 def cross_entropy(
     logits: npt.NDArray[Any],
     grad: npt.NDArray[Any] | None,

@@ -30,6 +30,8 @@ CORE_USERS = {
     "sampling/sampler.py",
     "data/index.py",
     "data/shards.py",
+    "data/token_file.py",
+    "data/tokens.py",
     "losses/_cpp.py",
 }
 HEAVY = (

@@ -12,16 +12,18 @@ if TYPE_CHECKING:
     from pycooldown.data.pipeline import mix as mix
     from pycooldown.data.prefetch import DevicePrefetcher as DevicePrefetcher
     from pycooldown.data.shards import TarDataset as TarDataset
+    from pycooldown.data.tokens import TokenDataset as TokenDataset
 
 _HOMES = {
     "DevicePrefetcher": "prefetch",
     "Packed": "packing",
     "TarDataset": "shards",
+    "TokenDataset": "tokens",
     "mix": "pipeline",
     "pack_sequences": "packing",
 }
 
-__all__ = ["DevicePrefetcher", "Packed", "TarDataset", "mix", "pack_sequences"]
+__all__ = ["DevicePrefetcher", "Packed", "TarDataset", "TokenDataset", "mix", "pack_sequences"]
 
 
 def __getattr__(name: str) -> Any:

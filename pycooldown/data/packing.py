@@ -70,7 +70,7 @@ def pack_sequences(
     sizes = np.array([array.size for array in arrays], dtype=np.int64)
     starts, pieces, owners = _cut(np.cumsum(sizes) - sizes, sizes, length)
     order = np.argsort(-pieces, kind="stable")
-    rows, columns, num_rows = _best_fit(pieces[order], length)
+    rows, columns, num_rows = best_fit_decreasing(pieces[order], length)
     out = np.zeros((4, num_rows, length), dtype=np.int64)
     out[0] = pad_id
     _fill(out, flat, starts[order], pieces[order], domains[owners[order]], rows, columns)
@@ -86,7 +86,7 @@ def _cut(starts: Integers, sizes: Integers, length: int) -> tuple[Integers, Inte
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _best_fit(sizes: Integers, length: int) -> Any:
+def best_fit_decreasing(sizes: Integers, length: int) -> Any:
     """Row and first column of each piece; ``sizes`` decrease. Rows with the same room left form a stack."""
     n = len(sizes)
     rows, columns = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)

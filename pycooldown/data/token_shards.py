@@ -47,13 +47,14 @@ import tarfile
 import tempfile
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ENDS_SUFFIX", "FORMAT", "TokenShard", "make_sidecar", "open_token_shard", "temporary"]
+from pycooldown.data.token_file import MappedEnds, Numbers, TokenFile, map_file
+
+__all__ = ["ENDS_SUFFIX", "FORMAT", "make_sidecar", "open_token_shard", "temporary"]
 
 FORMAT = "pycooldown.tokens/1"
 ENDS_SUFFIX = ".ends"
@@ -64,33 +65,10 @@ _HEADER = 8  # numbers
 _U64 = np.dtype("<u8")
 
 
-@dataclass(frozen=True)
-class TokenShard:
-    """A shard that was opened; its arrays are maps of the sidecar.
-
-    Attributes:
-        path: The tar.
-        dtype: Of the tokens, uint16 or uint32, little endian.
-        tokens: Number of tokens.
-        size: Bytes of the tar.
-        block_offsets: Where the tokens of each block begin in the tar, in bytes; uint64 of shape (blocks,).
-        block_ends: Exclusive end of each block in tokens from the shard's start; uint64 of shape (blocks,).
-        ends: Exclusive end of each document in tokens from the shard's start; uint64 of shape (documents,).
-    """
-
-    path: str
-    dtype: np.dtype[Any]
-    tokens: int
-    size: int
-    block_offsets: npt.NDArray[np.uint64]
-    block_ends: npt.NDArray[np.uint64]
-    ends: npt.NDArray[np.uint64]
-
-
-def open_token_shard(path: str | os.PathLike[str]) -> TokenShard:
+def open_token_shard(path: str | os.PathLike[str]) -> TokenFile:
     """Open a shard: map its sidecar, which is made again where it is missing, and check it against the tar.
 
-    The ends of the documents are only mapped, not read; whoever reads them must be ready for damage.
+    The ends of the documents are only mapped, not read; `TokenFile.check` reads them.
 
     Raises:
         OSError: If the shard cannot be read.
@@ -98,20 +76,25 @@ def open_token_shard(path: str | os.PathLike[str]) -> TokenShard:
     """
     path, sidecar = os.fspath(path), os.fspath(path) + ENDS_SUFFIX
     size = os.stat(path).st_size
-    if os.path.exists(sidecar):
-        content = np.memmap(sidecar, np.uint8, "r") if os.path.getsize(sidecar) else np.empty(0, np.uint8)
-    else:
-        scanned = _scan(path)
-        # A read-only data folder is no reason to stop: the sidecar in memory serves as well.
-        with contextlib.suppress(PermissionError), temporary(sidecar) as (file, name):
-            file.write(scanned)
-            file.flush()
-            os.replace(name, sidecar)
-        content = np.frombuffer(scanned, np.uint8)
     try:
-        return _parse(path, size, content)
+        ends_size = os.path.getsize(sidecar)
+        numbers = map_file(sidecar, ends_size)
+    except FileNotFoundError:
+        ends_size, numbers = 0, np.frombuffer(_make_again(path, sidecar), np.uint8)
+    try:
+        return _parse(path, size, numbers, MappedEnds(sidecar, ends_size) if ends_size else None)
     except ValueError as error:
         raise ValueError(f"{sidecar}: {error}; if the tar is whole, delete this file, and it is made again") from None
+
+
+def _make_again(path: str, sidecar: str) -> bytes:
+    content = _scan(path)
+    # A read-only data folder is no reason to stop: the sidecar in memory serves as well.
+    with contextlib.suppress(PermissionError), temporary(sidecar) as (file, name):
+        file.write(content)
+        file.flush()
+        os.replace(name, sidecar)
+    return content
 
 
 @contextlib.contextmanager
@@ -141,10 +124,10 @@ def make_sidecar(dtype: np.dtype[Any], table: array[int], ends: array[int], size
     return b"".join(np.asarray(numbers, _U64).tobytes() for numbers in (header, table, ends))
 
 
-def _parse(path: str, size: int, content: npt.NDArray[np.uint8]) -> TokenShard:
+def _parse(path: str, size: int, content: npt.NDArray[np.uint8], mapped: MappedEnds | None) -> TokenFile:
     if content.size < 8 * _HEADER or content.size % 8:
         raise ValueError(f"has {content.size} bytes; expected a header of {8 * _HEADER} and 8 for each number")
-    numbers = content.view(_U64)
+    numbers: Numbers = content.view(_U64)
     magic, version, itemsize, blocks, documents, tokens, shard_size, _ = numbers[:_HEADER].tolist()
     if magic != _MAGIC or version != _VERSION:
         raise ValueError(f"is not a sidecar of version {_VERSION}")
@@ -152,16 +135,19 @@ def _parse(path: str, size: int, content: npt.NDArray[np.uint8]) -> TokenShard:
         raise ValueError(f"is damaged: {numbers.size} numbers for {blocks} blocks and {documents} documents")
     if shard_size != size:
         raise ValueError(f"is of a tar of {shard_size} bytes, but {path} has {size}: it was cut off or replaced")
-    table = numbers[_HEADER : _HEADER + 2 * blocks].reshape(-1, 2)
-    offsets, block_ends, ends = table[:, 0], table[:, 1], numbers[_HEADER + 2 * blocks :]
-    lengths = np.diff(block_ends, prepend=_U64.type(0))
-    # Unsigned numbers wrap around, so each sum is checked only after its parts.
-    whole = bool((block_ends <= tokens).all() and (block_ends[1:] > block_ends[:-1]).all() and (offsets <= size).all())
-    whole = whole and tokens <= size and bool((offsets + lengths * _U64.type(itemsize) <= size).all())
-    whole = whole and (int(block_ends[-1]) if blocks else 0) == (int(ends[-1]) if documents else 0) == tokens
-    if not whole:
-        raise ValueError("is damaged: its blocks do not lie in the tar, or their tokens are not those of its documents")
-    return TokenShard(path, np.dtype(f"<u{itemsize}"), tokens, size, offsets, block_ends, ends)
+    ends_at = _HEADER + 2 * blocks
+    table, ends = numbers[_HEADER:ends_at].reshape(-1, 2), numbers[ends_at:]
+    if (int(table[-1, 1]) if blocks else 0) != tokens or (int(ends[-1]) if documents else 0) != tokens:
+        raise ValueError(f"is damaged: its blocks or its documents do not end at {tokens} tokens")
+    return TokenFile(
+        path=path,
+        size=size,
+        dtype=np.dtype(f"<u{itemsize}"),
+        tokens=tokens,
+        block_offsets=np.array(table[:, 0]),
+        block_ends=np.array(table[:, 1]),
+        ends=MappedEnds(mapped.path, mapped.size, 8 * ends_at) if mapped else ends,
+    )
 
 
 def _scan(path: str) -> bytes:
