@@ -127,8 +127,8 @@ def _task(text: str) -> tuple[int, int]:
 
 def _again(context: typer.Context) -> list[str]:
     """This command's words, without the options of Slurm."""
-    words = [sys.executable, "-m", "pycooldown.cli", "tokenize"]
     arguments: list[str] = []
+    words: list[str] = []
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
         if parameter.name in ("slurm", "jobs") or value is None or value == parameter.default:
@@ -138,7 +138,7 @@ def _again(context: typer.Context) -> list[str]:
             arguments += values
         else:
             words += [word for item in values for word in (parameter.opts[0], item)]
-    return [*words, "--", *arguments]
+    return [sys.executable, "-m", "pycooldown.cli", "tokenize", *arguments, *words]
 
 
 def _show(console: Any, out: Path, manifest: dict[str, Any]) -> None:

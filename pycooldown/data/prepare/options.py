@@ -78,7 +78,7 @@ class TokenizerOptions:
         train: `"bpe"` or `"sentencepiece"`, if there is no source.
         vocabulary_size: Of a tokenizer to be trained: number of token ids.
         tau: Temperature of its sample.
-        sample_bytes: Text in its sample, in bytes.
+        sample_bytes: Text in its sample, in bytes; never more than the corpus has.
         eos: The token behind every document: a name, an id, `None` for none, or `"auto"` for what the files say.
         bos: The token before every document, likewise.
         pattern: Regular expression of the words, for a `.tiktoken` file.

@@ -82,9 +82,8 @@ def make_plan(
             trained = folder / WORK / "trained"
             shutil.rmtree(trained, ignore_errors=True)
             trained.mkdir(parents=True)
-            texts = balanced_sample(
-                parts, options, tau=tokenizer.tau, num_bytes=tokenizer.sample_bytes, is_validation=is_validation
-            )
+            size = min(tokenizer.sample_bytes, sum(part.weight for part in everything))
+            texts = balanced_sample(parts, options, tau=tokenizer.tau, num_bytes=size, is_validation=is_validation)
             assert tokenizer.train is not None
             source = train_tokenizer(tokenizer.train, texts, tokenizer.vocabulary_size, trained)
             report("tokenizer", 1, 1)
