@@ -46,7 +46,6 @@ def write_folder(folder, domains, vocabulary_size=128, block_tokens=50):
     return folder
 
 
-
 def write_prepared(folder, documents, dtype):
     """Two shards of small blocks."""
     half, vocabulary = len(documents) // 2, 1 << (8 * np.dtype(dtype).itemsize)
@@ -132,5 +131,3 @@ KINDS = {
     "litdata-i8": (write_litdata, "int8"),
     "litdata-i64": (write_litdata, "int64"),
 }
-
-
