@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +11,11 @@ from pycooldown.data.prepare.formats import Faults
 from pycooldown.data.prepare.options import Options
 from pycooldown.data.prepare.ranges import Part, Piece
 from pycooldown.data.prepare.readers import read_documents
+from pycooldown.data.prepare.sentencepiece_training import train_sentencepiece
 from pycooldown.mixture import temperature
 
 Kind = Literal["bpe", "sentencepiece"]
 EOS, PAD = "<|endoftext|>", "<|pad|>"
-UNK_ID, BOS_ID, EOS_ID, PAD_ID = range(4)  # of a SentencePiece model
 
 
 def train_tokenizer(kind: Kind, texts: Iterable[str], vocabulary_size: int, folder: Path) -> Path:
@@ -86,57 +85,6 @@ def balanced_sample(
                     break
             if left == before:
                 break  # nothing to train on here
-
-
-def train_sentencepiece(
-    sentences: Iterable[str],
-    vocabulary_size: int,
-    *,
-    character_coverage: float = 0.9995,
-    control_symbols: Sequence[str] = (),
-) -> bytes:
-    """Train a byte-pair model with byte fallback over unnormalised text, so that every string can be decoded again.
-
-    Args:
-        sentences: The sample.
-        vocabulary_size: Number of token ids, with 4 special ones (unknown, BOS, EOS, padding: 0 to 3) and 256 bytes.
-        character_coverage: Share of its characters that get a piece of their own; the rest are spelt in bytes.
-        control_symbols: Further special tokens.
-
-    Returns:
-        The model file.
-
-    Raises:
-        ValueError: If SentencePiece cannot do it.
-    """
-    require("prepare", "sentencepiece")
-    import sentencepiece
-
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
-            model_writer=model,
-            model_type="bpe",  # counts only: no floating-point sums that another machine could round differently
-            vocab_size=vocabulary_size,
-            character_coverage=character_coverage,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            control_symbols=list(control_symbols),
-            unk_id=UNK_ID,
-            bos_id=BOS_ID,
-            eos_id=EOS_ID,
-            pad_id=PAD_ID,
-            num_threads=1,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise ValueError(
-            f"SentencePiece cannot train vocabulary_size={vocabulary_size} with "
-            f"character_coverage={character_coverage} on this text: {error}"
-        ) from error
-    return model.getvalue()
 
 
 def _training_documents(piece: Piece, options: Options, is_validation: Callable[[bytes], bool]) -> Iterator[str]:
