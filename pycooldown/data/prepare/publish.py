@@ -10,14 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pycooldown.data.prepare.plan import TOKENIZER, Plan, fingerprint
+from pycooldown.data.prepare.plan import TOKENIZER, Plan
 from pycooldown.data.prepare.records import SPLITS, WORK, Record, record_path, shard_name, write_atomically
 from pycooldown.data.token_shards import ENDS_SUFFIX, FORMAT
 
 MANIFEST = "manifest.json"
 
 
-def publish(folder: Path, plan: Plan, records: Mapping[tuple[str, int], Record]) -> dict[str, Any]:
+def publish(folder: Path, plan: Plan, records: Mapping[tuple[str, int], Record], fingerprint: str) -> dict[str, Any]:
     """Write the manifest, after everything that it names."""
     domains: dict[str, dict[str, Any]] = {}
     skipped: dict[str, Counter[str]] = {}
@@ -49,7 +49,7 @@ def publish(folder: Path, plan: Plan, records: Mapping[tuple[str, int], Record])
         write_atomically(target / name, (Path(spec.path).parent / name).read_bytes())
     manifest: dict[str, Any] = {
         "format": FORMAT,
-        "fingerprint": fingerprint(plan),
+        "fingerprint": fingerprint,
         "tokenizer": {**asdict(spec), "file": f"{TOKENIZER}/{Path(spec.path).name}"},
         "options": asdict(plan.setup.options),
         "domains": domains,

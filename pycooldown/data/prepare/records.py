@@ -8,7 +8,6 @@ import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +58,10 @@ def part_key(setup: Setup, part: Part) -> str:
     # What these two change is the pieces, or the records that were skipped.
     del options["on_error"], options["shard_bytes"]
     pieces = [asdict(piece) | {"path": "", "start": 0, "stop": piece.stop - piece.start} for piece in part.pieces]
-    library = {"huggingface": "tokenizers"}.get(setup.tokenizer.kind, setup.tokenizer.kind)
     content = {
         "format": FORMAT,
         "options": options,
-        "tokenizer": tokenizer | {"version": version(library)},
+        "tokenizer": tokenizer,
         "chosen": setup.chosen,
         "part": [part.domain, part.index, pieces],
     }

@@ -70,7 +70,8 @@ def tokenize(
     report = progress or (lambda phase, done, total: None)
     with locked(folder, shared=task is not None), open_engine(workers=workers, ray=ray) as run:
         plan = make_plan(folder, inputs, tokenizer, options, run, report, reuse=task is not None)
-        if (read_json(folder / MANIFEST) or {}).get("fingerprint") != fingerprint(plan):
+        planned = fingerprint(plan)
+        if (read_json(folder / MANIFEST) or {}).get("fingerprint") != planned:
             (folder / MANIFEST).unlink(missing_ok=True)
         parts = plan.parts if task is None else plan.parts[task[0] :: task[1]]
         parts = sorted(parts, key=lambda part: -part.weight)
@@ -79,7 +80,7 @@ def tokenize(
         for number, record in run(partial(make_shards, plan.setup), parts):
             records[parts[number].domain, parts[number].index] = record
             report("tokenize", len(records), len(parts))
-        return None if task is not None else publish(folder, plan, records)
+        return None if task is not None else publish(folder, plan, records, planned)
 
 
 def prepare_plan(

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +35,7 @@ class TokenizerSpec:
         path: The file.
         kind: `"huggingface"`, `"sentencepiece"` or `"tiktoken"`.
         sha256: Of the file.
+        library: What encodes with it, and its version, as in "tokenizers 0.23.3": another may give other ids.
         vocabulary_size: Number of token ids.
         eos_id: Id behind every document; `None` for none.
         bos_id: Id before every document; `None` for none.
@@ -44,6 +46,7 @@ class TokenizerSpec:
     path: str
     kind: str
     sha256: str
+    library: str
     vocabulary_size: int
     eos_id: int | None
     bos_id: int | None
@@ -117,7 +120,9 @@ def prepare_tokenizer(
             shutil.copyfile(path, target if path == file else folder / path.name)
     sha = hashlib.sha256(target.read_bytes()).hexdigest()
     size = max(encoder.vocabulary_size, 1 + max(eos_id or 0, bos_id or 0))
-    return TokenizerSpec(str(target), kind, sha, size, eos_id, bos_id, parse_special_tokens, pattern or "")
+    return TokenizerSpec(
+        str(target), kind, sha, _library(kind), size, eos_id, bos_id, parse_special_tokens, pattern or ""
+    )
 
 
 @lru_cache(maxsize=2)
@@ -125,11 +130,18 @@ def load_encoder(spec: TokenizerSpec) -> Encoder:
     """Load a tokenizer, once in a process.
 
     Raises:
-        ValueError: If its file is not the one that was prepared.
+        ValueError: If its file or library is not the one that was prepared.
     """
     if (found := hashlib.sha256(Path(spec.path).read_bytes()).hexdigest()) != spec.sha256:
         raise ValueError(f"{spec.path} has SHA-256 {found}; expected {spec.sha256}: it was changed; run again")
+    if (library := _library(spec.kind)) != spec.library:
+        raise ValueError(f"this machine has {library}, but the run was planned with {spec.library}; install the same")
     return _load(spec.path, spec.kind, spec.parse_special_tokens, spec.pattern)
+
+
+def _library(kind: str) -> str:
+    name = {"huggingface": "tokenizers"}.get(kind, kind)
+    return f"{name} {version(name)}"
 
 
 def _load(path: str, kind: str, parse_special_tokens: bool, pattern: str) -> Encoder:

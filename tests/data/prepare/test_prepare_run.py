@@ -468,3 +468,32 @@ def test_memory_does_not_grow_with_the_input(corpus, tokenizer_file, tmp_path):
         arguments = [sys.executable, "-c", code, str(out), str(path), str(tokenizer_file)]
         peaks.append(int(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout))
     assert peaks[1] < peaks[0] + 10_000  # kB; the texts grow by 14,000, and so do their bytes and their tokens
+
+
+def test_tasks_that_start_at_once_make_one_plan(corpus, tokenizer_file, tmp_path):
+    """Each of them may be the first; only one trains the tokenizer."""
+    arguments = command(tmp_path / "out", corpus, tokenizer_file, "--validation", "5")
+    arguments[arguments.index("--tokenizer") : arguments.index("--tokenizer") + 2] = ["--train-tokenizer", "bpe"]
+    arguments += ["--vocabulary-size", "300"]
+    tasks = [
+        subprocess.Popen([*arguments, "--task", f"{i}/2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for i in range(2)
+    ]
+    outputs = [task.communicate()[0].decode() for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0]
+    assert sum("tokenizer" in output for output in outputs) == 1
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.tar")}
+    subprocess.run(arguments, check=True, capture_output=True)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.tar")} == made
+
+
+def test_storage_is_at_most_5_percent_over_the_tokens(tokenizer_file, tmp_path, make_text):
+    path = tmp_path / "a.jsonl"
+    line = "".join(json.dumps({"text": make_text(i, 400)}) + "\n" for i in range(20))
+    path.write_text(line * 64)
+    options = Options(validation=0, shard_bytes=1 << 20)
+    manifest = tokenize(tmp_path / "out", {"a": str(path)}, TokenizerOptions(source=tokenizer_file), options)
+    entry = manifest["domains"]["a"]["train"]
+    assert entry["tokens"] > 1_000_000
+    stored = sum(file.stat().st_size for file in (tmp_path / "out" / "a").iterdir())
+    assert 2 * entry["tokens"] < stored <= 1.05 * 2 * entry["tokens"]
