@@ -105,5 +105,5 @@ def gpu_code(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """The tar scanner on damaged input, under sanitizers; give the seconds: `nox -s fuzz -- 300`."""
+    """The readers of tokens and tars on damaged input, under sanitizers; seconds for each: `nox -s fuzz -- 300`."""
     session.run("python", "tests/fuzz/run.py", *(session.posargs or ["60"]))

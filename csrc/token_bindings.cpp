@@ -62,25 +62,24 @@ class PyTokenReader {
  public:
   void add(const std::string& path, Input<std::uint8_t> bytes, const std::string& dtype,
            std::optional<std::uint64_t> vocabulary_size, Input<std::uint64_t> block_offsets,
-           Input<std::uint64_t> block_ends, Input<std::uint64_t> ends) {
+           Input<std::uint64_t> block_ends, Input<std::uint64_t> ends, const std::optional<std::string>& ends_path) {
     const auto blocks = view(block_ends);
-    reader_.add({path, std::as_bytes(view(bytes)), type_of(dtype), blocks.empty() ? 0 : blocks.back(),
-                 vocabulary_size.value_or(std::numeric_limits<std::uint64_t>::max()), view(block_offsets), blocks,
-                 view(ends)});
+    reader_.add(
+        {path, ends_path.value_or(""), std::as_bytes(view(bytes)), type_of(dtype), blocks.empty() ? 0 : blocks.back(),
+         vocabulary_size.value_or(std::numeric_limits<std::uint64_t>::max()), view(block_offsets), blocks, view(ends)});
     kept_.push_back({std::move(bytes), std::move(block_offsets), std::move(block_ends), std::move(ends)});
   }
 
   std::int64_t size() const { return reader_.size(); }
 
   void fill(const Input<std::int64_t>& pieces, const Input<std::int64_t>& begins, const Input<std::int64_t>& limits,
-            bool whole_documents, bool across_documents, bool shifted, std::int64_t pad_id, py::array ids,
-            std::optional<py::array> positions, std::optional<py::array> segments,
-            std::optional<py::array> labels) const {
+            bool whole_documents, bool across_documents, std::int64_t pad_id, py::array ids,
+            std::optional<py::array> positions, std::optional<py::array> segments, std::optional<py::array> labels,
+            std::optional<py::array> shift_labels) const {
     TokenRows rows{};
     rows.pieces = view(pieces), rows.begins = view(begins), rows.limits = view(limits);
     rows.whole_documents = whole_documents;
     rows.across_documents = across_documents;
-    rows.shifted = shifted;
     rows.pad_id = pad_id;
     rows.wide = ids.itemsize() == 8;
     rows.length = ids.ndim() == 2 ? ids.shape(1) : 0;
@@ -94,6 +93,7 @@ class PyTokenReader {
     if (positions) rows.positions = static_cast<std::int32_t*>(output(*positions, false));
     if (segments) rows.segments = static_cast<std::int32_t*>(output(*segments, false));
     if (labels) rows.labels = output(*labels, rows.wide);
+    if (shift_labels) rows.shift_labels = output(*shift_labels, rows.wide);
     bool ascend = begins.size() == limits.size() && rows.pieces.front() == 0 && rows.pieces.back() == begins.size();
     for (std::size_t row = 0; row + 1 < rows.pieces.size(); ++row)
       ascend = ascend && rows.pieces[row] <= rows.pieces[row + 1];
@@ -114,10 +114,11 @@ void register_tokens(py::module_& m) {
   py::class_<PyTokenReader>(m, "TokenReader")
       .def(py::init<>())
       .def("add", &PyTokenReader::add, "path"_a, py::kw_only(), "bytes"_a, "dtype"_a, "vocabulary_size"_a,
-           "block_offsets"_a, "block_ends"_a, "ends"_a)
+           "block_offsets"_a, "block_ends"_a, "ends"_a, "ends_path"_a)
       .def("__len__", &PyTokenReader::size)
       .def("fill", &PyTokenReader::fill, py::kw_only(), "pieces"_a, "begins"_a, "limits"_a, "whole_documents"_a,
-           "across_documents"_a, "shifted"_a, "pad_id"_a, "input_ids"_a, "position_ids"_a, "segment_ids"_a, "labels"_a);
+           "across_documents"_a, "pad_id"_a, "input_ids"_a, "position_ids"_a, "segment_ids"_a, "labels"_a,
+           "shift_labels"_a);
 }
 
 }  // namespace pycooldown

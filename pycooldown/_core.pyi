@@ -49,6 +49,8 @@ class TarIndex:
     def scan(path: str | bytes) -> TarIndex: ...
     @staticmethod
     def from_bytes(bytes: bytes, shard_size: int, shard_mtime_ns: int) -> TarIndex | None: ...
+    @staticmethod
+    def count(start: bytes, shard_size: int, shard_mtime_ns: int) -> int | None: ...
     def to_bytes(self) -> bytes: ...
     def __len__(self) -> int: ...
     @property
@@ -79,6 +81,7 @@ class TokenReader:
         block_offsets: npt.NDArray[np.uint64],
         block_ends: npt.NDArray[np.uint64],
         ends: npt.NDArray[np.uint64],
+        ends_path: str | bytes | None,
     ) -> None: ...
     def __len__(self) -> int: ...
     def fill(
@@ -89,12 +92,12 @@ class TokenReader:
         limits: npt.NDArray[np.int64],
         whole_documents: bool,
         across_documents: bool,
-        shifted: bool,
         pad_id: int,
         input_ids: npt.NDArray[Any],
         position_ids: npt.NDArray[np.int32] | None,
         segment_ids: npt.NDArray[np.int32] | None,
         labels: npt.NDArray[Any] | None,
+        shift_labels: npt.NDArray[Any] | None,
     ) -> None: ...
 
 def cross_entropy(

@@ -21,7 +21,7 @@ FLOORS = [
     ("adaptive", "sampling", "losses"),
     ("schedules", "gradients.theory", "gradients.moments"),
     ("mixture",),
-    ("_core", "_extras"),
+    ("_core", "_extras", "_files", "processes"),
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 CORE_USERS = {
@@ -112,6 +112,7 @@ def test_missing_core_says_what_to_run():
     [
         ("losses", "torch", "losses"),
         ("data.pack", "webdataset", "data"),
+        ("data.manifest", "pydantic", "data"),
         ("data.packing", "numba", "data"),
         ("data.prepare.formats", "orjson", "prepare"),
         ("data.prepare.columnar", "pyarrow", "prepare"),

@@ -27,16 +27,23 @@ class File {
 
   struct Status {
     bool regular;
-    std::uint64_t size;     // bytes
-    std::int64_t mtime_ns;  // nanoseconds since the epoch
+    std::uint64_t size;           // bytes
+    std::int64_t mtime_ns;        // nanoseconds since the epoch
+    std::uint64_t device, inode;  // which file it is
+
+    explicit Status(const struct stat& status)
+        : regular(S_ISREG(status.st_mode)),
+          size(static_cast<std::uint64_t>(status.st_size)),
+          mtime_ns(status.st_mtim.tv_sec * std::int64_t{1'000'000'000} + status.st_mtim.tv_nsec),
+          device(status.st_dev),
+          inode(status.st_ino) {}
 
     bool operator==(const Status&) const = default;
   };
   Status status() const {
     struct stat status;
     if (::fstat(descriptor_, &status) != 0) fail(errno);
-    return {S_ISREG(status.st_mode), static_cast<std::uint64_t>(status.st_size),
-            status.st_mtim.tv_sec * std::int64_t{1'000'000'000} + status.st_mtim.tv_nsec};
+    return Status(status);
   }
 
   // Copies up to `size` bytes from `offset` and returns how many there were.

@@ -1,9 +1,13 @@
 #include "pycooldown/token_reader.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <bit>
+#include <cerrno>
 #include <cstring>
 #include <stdexcept>
+#include <system_error>
 #include <utility>
 
 #include "dispatch.h"
@@ -63,6 +67,21 @@ std::size_t token_bytes(TokenType type) {
   return 8;
 }
 
+MappedState::MappedState(std::string name) : path(std::move(name)) {
+  struct stat status;
+  if (::stat(path.c_str(), &status) != 0) return;
+  exists = true;
+  device = status.st_dev, inode = status.st_ino, size = static_cast<std::uint64_t>(status.st_size);
+  mtime_ns = status.st_mtim.tv_sec * std::int64_t{1'000'000'000} + status.st_mtim.tv_nsec;
+}
+
+void MappedState::check() const {
+  const MappedState now(path);
+  if (!exists || !now.exists || now.device != device || now.inode != inode) return;
+  if (now.size != size || now.mtime_ns != mtime_ns)
+    throw std::system_error(ESTALE, std::generic_category(), path + " has changed since it was mapped");
+}
+
 // A place in the stream: a file, and tokens from its start.
 struct TokenReader::Place {
   const TokenFile* file;
@@ -73,7 +92,10 @@ struct TokenReader::Place {
 class TokenReader::Filler {
  public:
   Filler(const TokenReader& reader, const TokenRows& rows)
-      : reader_(reader), rows_(rows), width_(rows.wide ? sizeof(std::int64_t) : sizeof(std::int32_t)) {}
+      : reader_(reader),
+        rows_(rows),
+        width_(rows.wide ? sizeof(std::int64_t) : sizeof(std::int32_t)),
+        checked_(reader.files_.size()) {}
 
   void fill(std::int64_t row) {
     first_ = row * rows_.length, at_ = 0, segment_ = 0;
@@ -82,6 +104,7 @@ class TokenReader::Filler {
     const std::int64_t rest = rows_.length - at_;
     set(rows_.ids, at_, rest, rows_.pad_id);
     set(rows_.labels, at_, rest, kIgnored);
+    set(rows_.shift_labels, at_, rest, kIgnored);
     if (rows_.positions) std::fill_n(rows_.positions + first_ + at_, rest, 0);
     if (rows_.segments) std::fill_n(rows_.segments + first_ + at_, rest, 0);
   }
@@ -90,7 +113,7 @@ class TokenReader::Filler {
   void add(std::int64_t begin, std::int64_t limit) {
     if (begin < 0 || begin >= limit || limit > reader_.size())
       throw std::out_of_range("a row begins outside the stream of tokens");
-    const Place place = reader_.locate(begin);
+    const Place place = locate(begin);
     const std::span ends = place.file->ends;
     const auto document = static_cast<std::size_t>(std::ranges::upper_bound(ends, place.token) - ends.begin());
     std::int64_t count = std::min(rows_.length - at_, limit - begin);
@@ -98,29 +121,30 @@ class TokenReader::Filler {
       count = std::min(count, static_cast<std::int64_t>(end_of(*place.file, document, place.token) - place.token));
     if (count <= 0) throw std::out_of_range("a row has more pieces than places");
     copy(begin, count, element(rows_.ids, at_));
-    if (rows_.labels) label(begin, limit, count);
+    if (rows_.labels) label(count);
+    if (rows_.shift_labels) label_shifted(begin, limit, count);
     mark_documents(place, document, at_ + count);
   }
 
-  // Labels of a piece as if it were one document.
-  void label(std::int64_t begin, std::int64_t limit, std::int64_t count) {
-    if (!rows_.shifted) {
-      std::memcpy(element(rows_.labels, at_), element(rows_.ids, at_), count * width_);
-      return set(rows_.labels, at_, 1, kIgnored);
-    }
+  // Labels of a piece as if it were one document: first each token's own, then that of the token after it.
+  void label(std::int64_t count) {
+    std::memcpy(element(rows_.labels, at_), element(rows_.ids, at_), count * width_);
+    set(rows_.labels, at_, 1, kIgnored);
+  }
+  void label_shifted(std::int64_t begin, std::int64_t limit, std::int64_t count) {
     const std::int64_t last = at_ + count - 1;
-    std::memcpy(element(rows_.labels, at_), element(rows_.ids, at_ + 1), (count - 1) * width_);
+    std::memcpy(element(rows_.shift_labels, at_), element(rows_.ids, at_ + 1), (count - 1) * width_);
     if (begin + count < limit)
-      copy(begin + count, 1, element(rows_.labels, last));
+      copy(begin + count, 1, element(rows_.shift_labels, last));
     else
-      set(rows_.labels, last, 1, kIgnored);
+      set(rows_.shift_labels, last, 1, kIgnored);
   }
 
   // Positions, segments and the labels at boundaries, for the parts of documents up to place `stop` of the row.
   void mark_documents(Place place, std::size_t document, std::int64_t stop) {
     while (at_ < stop) {
       if (place.token == place.file->tokens) {
-        place = {place.file + 1, 0}, document = 0;
+        place = checked({place.file + 1, 0}), document = 0;
         continue;
       }
       const std::span ends = place.file->ends;
@@ -131,18 +155,15 @@ class TokenReader::Filler {
       if (rows_.positions) kernels_.count_up(rows_.positions + first_ + at_, count);
       if (rows_.segments) std::fill_n(rows_.segments + first_ + at_, count, segment_);
       place.token += count, at_ += count;
-      if (!rows_.across_documents) {
-        if (!rows_.shifted)
-          set(rows_.labels, at_ - count, 1, kIgnored);
-        else if (place.token == end)
-          set(rows_.labels, at_ - 1, 1, kIgnored);
-      }
+      if (rows_.across_documents) continue;
+      set(rows_.labels, at_ - count, 1, kIgnored);
+      if (place.token == end) set(rows_.shift_labels, at_ - 1, 1, kIgnored);
     }
   }
 
   void copy(std::int64_t begin, std::int64_t count, std::byte* out) {
     while (count > 0) {
-      Place at = reader_.locate(begin);
+      Place at = locate(begin);
       const TokenFile& file = *at.file;
       std::int64_t left = std::min(count, static_cast<std::int64_t>(file.tokens - at.token));
       begin += left, count -= left;
@@ -158,6 +179,16 @@ class TokenReader::Filler {
         out += n * width_, at.token += n;
       }
     }
+  }
+
+  Place locate(std::int64_t token) { return checked(reader_.locate(token)); }
+
+  Place checked(Place place) {
+    const auto number = static_cast<std::size_t>(place.file - reader_.files_.data());
+    if (!checked_[number])
+      for (const MappedState& state : reader_.states_[number]) state.check();
+    checked_[number] = true;
+    return place;
   }
 
   std::byte* element(void* array, std::int64_t i) const {
@@ -181,6 +212,7 @@ class TokenReader::Filler {
   const TokenRows& rows_;
   const std::int64_t width_;  // bytes of an id
   const Kernels kernels_;
+  std::vector<bool> checked_;        // files that this call found unchanged
   std::int64_t first_ = 0, at_ = 0;  // the row's first element, and how much of the row is filled
   std::int32_t segment_ = 0;
 };
@@ -203,6 +235,8 @@ void TokenReader::add(TokenFile file) {
     throw std::invalid_argument(file.path + ": the blocks of tokens do not lie in the file, or are not its tokens");
   file.vocabulary_size = std::min(file.vocabulary_size, is_signed(file.type) ? num_ids(file.type) : ~std::uint64_t{0});
   starts_.push_back(starts_.back() + static_cast<std::int64_t>(file.tokens));
+  states_.emplace_back().emplace_back(file.path);
+  if (!file.ends_path.empty()) states_.back().emplace_back(file.ends_path);
   files_.push_back(std::move(file));
 }
 

@@ -19,23 +19,28 @@ NEAR_ONE_HOT = 0.99
 class LearnedSchedule(ABC):
     """A schedule whose mixture of step t is a function of the statistics of the steps up to t - delay.
 
-    A data loader asks for batches before the steps that precede them have been trained. So that a mixture never changes
-    once it has been used, and so that the order of samples does not depend on how far ahead the loader happens to run,
-    the delay is a fixed number: steps 0 to delay - 1 have the start mixture, and the update of step s decides step
-    s + delay. A mixture that is not decided yet is an error, never a guess.
+    A data loader asks for batches before the preceding steps are trained. The delay is therefore a fixed number: steps
+    0 to delay - 1 have the start mixture, and the update of step s decides step s + delay. So a mixture never changes
+    once it has been used, and the order of samples does not depend on how far ahead the loader runs. A mixture that is
+    not decided yet is an error, never a guess.
 
     The trainer calls `update` once after every optimizer step, with the statistics of the *global* batch: summed over
     micro-batches, and over ranks by one all-reduce, so that all ranks learn the same weights.
 
     Args:
-        start: the mixture to begin with.
-        delay: steps from the statistics to the mixture they decide, at least 1. A loader may ask for at most this many
-            batches that are not trained yet.
+        start: The mixture to begin with.
+        delay: Steps from the statistics to the mixture that they decide, at least 1. A loader may ask for at most this
+            many batches that are not trained yet.
 
     Attributes:
-        current: the mixture that the statistics seen so far lead to, `delay` steps before it comes into force.
-        num_updates: how many steps have been learned from.
+        current: The mixture that the statistics seen so far lead to, `delay` steps before it comes into force.
+        num_updates: The number of steps that have been learned from.
+        domain_means: Whether the objective is sum_i target_i * (mean loss of the tokens of domain i in the batch). If
+            not, the tokens of all domains are averaged together, and domain i weighs target_i times its mean number of
+            tokens in a sample. The two differ where domains differ in length.
     """
+
+    domain_means: bool = False
 
     def __init__(self, start: Mixture, *, delay: int) -> None:
         if delay < 1:
@@ -50,21 +55,21 @@ class LearnedSchedule(ABC):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The method's hyper-parameters, as JSON values: those of a state must equal those of the job that loads it."""
+        """Return the hyper-parameters as JSON values. A state can be loaded only by a job with equal settings."""
 
     @abstractmethod
     def _learn(self, step: int, stats: dict[str, Vector]) -> Mixture:
-        """Updates ``self._state`` and returns the new mixture; ``self.current`` itself where nothing changes."""
+        """Update ``self._state`` and return the new mixture, or ``self.current`` itself if nothing changes."""
 
     def needs(self, step: int) -> frozenset[str]:
-        """The names of the `Statistics` that ``update(step, ...)`` reads beside ``loss_sum`` and ``token_count``."""
+        """Return the names of the `Statistics` that ``update(step, ...)`` reads beside the two of `DomainStats`."""
         return frozenset()
 
     def mixture(self, step: int) -> Mixture:
-        """The mixture of a step that is decided and not long past.
+        """Return the mixture of a step that is decided and not long past.
 
         Raises:
-            LookupError: if the step lies more than ``delay`` beyond the last update, or before the last one.
+            LookupError: If the step lies more than ``delay`` beyond the last update, or before the last one.
         """
         if step >= self._horizon:
             raise LookupError(
@@ -80,19 +85,19 @@ class LearnedSchedule(ABC):
         return self._changes[bisect_right(self._changes, step, key=lambda change: change[0]) - 1][1]
 
     def next_change(self, step: int) -> int | None:
-        """The first step after ``step`` whose mixture differs, or is not decided yet."""
+        """Return the first step after ``step`` whose mixture differs, or is not decided yet."""
         return next((first for first, _ in self._changes if first > step), max(self._horizon, step + 1))
 
     def describe(self) -> str:
-        """A text that is equal for equal methods with equal settings and start."""
+        """Return a text that is equal for equal methods with equal settings and start."""
         settings = {**self.settings(), "delay": self.delay}
         return f"{type(self).__name__}({self.start.describe()}, {', '.join(f'{k}={v}' for k, v in settings.items())})"
 
     def update(self, step: int, stats: DomainStats) -> None:
-        """Learns from the statistics of a trained step, which decides the mixture of step ``step + delay``.
+        """Learn from the statistics of a trained step, which decides the mixture of step ``step + delay``.
 
         Raises:
-            ValueError: if steps are left out or repeated, or a statistic is missing, misshapen or not finite. Nothing
+            ValueError: If steps are left out or repeated, or a statistic is missing, misshapen or not finite. Nothing
                 is changed then.
         """
         if step != self.num_updates:
@@ -108,7 +113,7 @@ class LearnedSchedule(ABC):
         self._warn_if_one_hot()
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been learned, as JSON values, domains by name."""
+        """Return what has been learned, as JSON values, with domains by name."""
         return {
             "version": 1,
             "method": type(self).__name__,
@@ -122,10 +127,10 @@ class LearnedSchedule(ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state; the domains may be in another order.
+        """Continue from a saved state; the domains may be in another order.
 
         Raises:
-            ValueError: if the state is of another method, has other settings or other domains. Nothing is changed then.
+            ValueError: If the state is of another method, has other settings or other domains. Nothing is changed then.
         """
         mine = self.state_dict()
         if missing := set(mine) - set(state):
@@ -156,7 +161,7 @@ class LearnedSchedule(ABC):
         return self.num_updates + self.delay
 
     def _mixture(self, target: Vector, sampling: Vector | None = None) -> Mixture:
-        """``target`` over the start's domains, drawn as at the start unless told otherwise."""
+        """Return a mixture with ``target`` over the start's domains; by default its sampling is that of the start."""
         return Mixture(
             self.start.domains, self.start.sizes, target, self.start.sampling if sampling is None else sampling
         )

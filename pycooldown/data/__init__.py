@@ -1,6 +1,7 @@
-"""Data of many domains: tar shards at random access, streams, packing and feeding.
+"""Data of many domains: tar shards and tokens at random access, streams, packing and feeding.
 
-Each name is loaded when it is first used, so that `TarDataset` needs neither torch nor webdataset nor numba.
+Each name is loaded when it is first used, so that `TarDataset` and `TokenDataset` need neither torch nor webdataset nor
+numba (but for what `TokenDataset` packs by best fit).
 """
 
 from importlib import import_module

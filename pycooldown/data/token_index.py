@@ -43,7 +43,7 @@ class _Domains:
         self.bounds = np.cumsum([0, *self.sizes.values()], dtype=np.int64)
         for domain, size in self.sizes.items():
             if not size:
-                raise ValueError(f"domain {domain!r} has no sequence: {why}; leave it out")
+                raise ValueError(f"domain {domain!r} has no sequence: {why}; leave it out of domains")
 
     def domain_ids(self, indices: Integers) -> Integers:
         return np.searchsorted(self.bounds, indices, "right") - 1

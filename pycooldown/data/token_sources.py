@@ -90,7 +90,7 @@ def datatrove(path: str | os.PathLike[str], dtype: npt.DTypeLike | None = None) 
     size, index_size = os.path.getsize(path), os.path.getsize(path + ".index")
     count = None
     if os.path.exists(path + ".metadata"):
-        lines = Path(path + ".metadata").read_text(encoding="utf-8").split("\n")
+        lines = Path(path + ".metadata").read_text(encoding="utf-8", errors="replace").split("\n")
         width = lines[0].rpartition("|")[2]
         if len(lines) < 2 or width not in ("2", "4") or not lines[1].isdecimal():
             raise ValueError(f"{path}.metadata is damaged; expected tokenizer|2 (or 4) and the number of tokens")
@@ -134,21 +134,16 @@ def flat(
     if eos_id is not None and bos_id is not None:
         raise ValueError("eos_id and bos_id are both given; expected the one that separates documents")
     size, kind = os.path.getsize(path), _dtype(dtype)
-    with open(path, "rb") as file:
-        if file.read(6) == np.lib.format.MAGIC_PREFIX:
-            if offset:
-                raise ValueError(f"{path} has a NumPy header; leave out offset")
-            file.seek(0)
-            read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-            version = np.lib.format.read_magic(file)[0]
-            if version not in read:
-                raise ValueError(f"{path} has a NumPy header of version {version}; expected 1 or 2")
-            shape, _, stored = read[version](file)
-            if len(shape) != 1 or stored != kind:
-                raise ValueError(f"{path} holds {stored} of shape {shape}; expected {kind} in one dimension")
-            offset = file.tell()
-            if size != offset + shape[0] * kind.itemsize:
-                raise ValueError(f"{path} has {size} bytes, not those of {shape[0]} tokens of {kind}: it was cut off")
+    header = _numpy_header(path)
+    if header is not None:
+        shape, stored, begin = header
+        if offset:
+            raise ValueError(f"{path} has a NumPy header; leave out offset")
+        if len(shape) != 1 or stored != kind:
+            raise ValueError(f"{path} holds {stored} of shape {shape}; expected {kind} in one dimension")
+        if size != begin + shape[0] * kind.itemsize:
+            raise ValueError(f"{path} has {size} bytes, not those of {shape[0]} tokens of {kind}: it was cut off")
+        offset = begin
     tokens = _tokens(path, size - offset, kind)
     return _delimited(path, size, kind, offset, tokens, eos_id, bos_id)
 
@@ -243,6 +238,21 @@ def _tokens(path: str, size: int, dtype: np.dtype[Any]) -> int:
             "off, or has another dtype"
         )
     return size // dtype.itemsize
+
+
+def _numpy_header(path: str) -> tuple[tuple[int, ...], np.dtype[Any], int] | None:
+    """Shape, dtype and size of a NumPy header, if the file begins with one."""
+    with open(path, "rb") as file:
+        if file.read(6) != np.lib.format.MAGIC_PREFIX:
+            return None
+        file.seek(0)
+        try:
+            version = np.lib.format.read_magic(file)[0]
+            read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version]
+            shape, _, dtype = read(file)
+        except Exception as error:  # NumPy's parser fails in many ways
+            raise ValueError(f"{path} has a damaged NumPy header, or not one of version 1 or 2: {error!r}") from None
+        return shape, dtype, file.tell()
 
 
 def _delimited(

@@ -6,23 +6,26 @@ import operator
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pycooldown._core import TokenReader
-from pycooldown.data.token_file import TokenFile, map_file
+from pycooldown.data.token_file import MappedEnds, TokenFile, map_file
 from pycooldown.data.token_index import Concatenated, Documents
 from pycooldown.data.token_manifest import load_token_manifest
 from pycooldown.data.token_shards import open_token_shard
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["TokenDataset"]
 
 Source = str | os.PathLike[str] | TokenFile
 MODES = ("concat", "document", "best_fit")
 LONG = ("split", "truncate", "drop", "raise")
-COLUMNS = ("input_ids", "position_ids", "segment_ids", "labels")
+COLUMNS = ("input_ids", "position_ids", "segment_ids", "labels")  # by default
 
 
 class TokenDataset:
@@ -44,19 +47,21 @@ class TokenDataset:
     - `position_ids`: int32, place of the token in the part of its document that is in the row, from 0; 0 in padding.
     - `segment_ids`: int32, number of that part in the row, from 1; 0 in padding.
     - `labels`: The token itself where the model shall predict it from the position before, as Hugging Face models
-      expect that shift labels themselves; -100 at the first token of each row or document and in padding.
-    - `shift_labels`, if asked for instead of `labels`: the token after each position, which at a row's end is the next
-      row's first; -100 at the last token of a document and in padding. It is what these models take under this name.
+      expect that shift labels themselves; -100 at the first token of each row and document and in padding.
+    - `shift_labels`, only if asked for: the token after each position, which at a row's end is the next row's first;
+      -100 at the last token of a document and in padding. Hugging Face models take it beside `labels`, in their place.
+    - `domain_ids`, only if asked for: int64 of shape (B,), positions in `domains`. `MixtureTrainer` adds its own.
 
-    and `domain_ids`, int64 of shape (B,): positions in `domains`. Torch's `default_convert` makes tensors of it::
+    A loader makes tensors of it with the function `collate`::
 
-        DataLoader(dataset, batch_sampler=sampler, collate_fn=torch.utils.data.default_convert)
+        DataLoader(dataset, batch_sampler=sampler, collate_fn=TokenDataset.collate)
 
     `dataset[i]` gives the same for one sequence, without the batch dimension.
 
     Files are mapped into memory, not read; a map holds no file open. A dataset can be pickled and used in forked or
-    spawned workers, which share the pages. Files must not be written to while they are read: a file that was cut off
-    since is refused when it is mapped, but one that is cut off later ends the process (SIGBUS).
+    spawned workers, which share the pages. Files must not be written to while they are in use. Each batch looks whether
+    those it reads have changed since they were mapped, which is an `OSError`; one that is cut off at that very moment
+    ends the process (SIGBUS).
 
     Args:
         sources: A folder that `pycooldown tokenize` wrote, or by domain the paths of shards (`.tar`), what
@@ -64,6 +69,7 @@ class TokenDataset:
         length: Tokens in a sequence.
         mode: What a sequence is.
         split: Which part of a folder, "train" or "validation"; sources by domain have none.
+        domains: Which domains, in this order; by default all, in the order of the mapping or the folder's manifest.
         columns: Which arrays to fill; `input_ids` must be among them.
         cross_document_labels: In mode "concat", also predict the first token of a document from the last one of the
             document before.
@@ -87,6 +93,7 @@ class TokenDataset:
         mode: Literal["concat", "document", "best_fit"] = "concat",
         split: str = "train",
         *,
+        domains: Collection[str] | None = None,
         columns: Collection[str] = COLUMNS,
         cross_document_labels: bool = False,
         remainder: Literal["pad", "drop"] | None = None,
@@ -102,7 +109,7 @@ class TokenDataset:
         self.pad_id = operator.index(pad_id)
         self.dtype = np.dtype(dtype)
         self._check_options(remainder, long_documents)
-        self.files, self.vocabulary_size = _open(sources, split, vocabulary_size)
+        self.files, self.vocabulary_size = _open(sources, split, domains, vocabulary_size)
         if self.vocabulary_size is not None and self.pad_id >= self.vocabulary_size:
             raise ValueError(f"pad_id = {pad_id}; expected one of the {self.vocabulary_size} ids")
         for file in (file for files in self.files.values() for file in files):
@@ -124,12 +131,14 @@ class TokenDataset:
         expect(1 <= self.length < 1 << 31, f"length = {self.length}; expected at least 1 token in a sequence")
         expect(self.dtype in (np.int64, np.int32), f"dtype = {self.dtype}; expected int64 or int32")
         expect(0 <= self.pad_id < 1 << 31, f"pad_id = {self.pad_id}; expected a token id")
-        known = set(self.columns) <= {*COLUMNS, "shift_labels"} and "input_ids" in self.columns
-        expect(known, f"columns = {self.columns}; expected input_ids and others of {(*COLUMNS, 'shift_labels')}")
-        labels = {"labels", "shift_labels"} & set(self.columns)
-        expect(len(labels) < 2, "columns has labels and shift_labels; expected one of them, as the model shifts or not")
+        known = (*COLUMNS, "shift_labels", "domain_ids")
+        expect(
+            {"input_ids"} <= set(self.columns) <= set(known),
+            f"columns = {self.columns}; expected some of {known}, input_ids among them",
+        )
         if self.cross_document_labels:
             expect(concat, f"cross_document_labels in mode {self.mode!r}: neighbours there do not follow each other")
+            labels = {"labels", "shift_labels"} & set(self.columns)
             expect(bool(labels), f"cross_document_labels without labels in columns = {self.columns}")
         expect(remainder in (None, "pad", "drop"), f"remainder = {remainder!r}; expected 'pad' or 'drop'")
         expect(long_documents in (None, *LONG), f"long_documents = {long_documents!r}; expected one of {LONG}")
@@ -149,6 +158,7 @@ class TokenDataset:
                 block_offsets=file.block_offsets,
                 block_ends=file.block_ends,
                 ends=file.document_ends(),
+                ends_path=os.fsencode(file.ends.path) if isinstance(file.ends, MappedEnds) else None,
             )
 
     @property
@@ -194,7 +204,9 @@ class TokenDataset:
         pieces = self._index.pieces(np.where(wanted < 0, wanted + len(self), wanted))
         dtypes = {"position_ids": np.int32, "segment_ids": np.int32}
         batch: dict[str, npt.NDArray[Any]] = {
-            name: np.empty((len(wanted), self.length), dtypes.get(name, self.dtype)) for name in self.columns
+            name: np.empty((len(wanted), self.length), dtypes.get(name, self.dtype))
+            for name in self.columns
+            if name != "domain_ids"
         }
         self._reader.fill(
             pieces=pieces.bounds,
@@ -202,15 +214,25 @@ class TokenDataset:
             limits=pieces.limits,
             whole_documents=self.mode != "concat",
             across_documents=self.cross_document_labels,
-            shifted="shift_labels" in batch,
             pad_id=self.pad_id,
             input_ids=batch["input_ids"],
             position_ids=batch.get("position_ids"),
             segment_ids=batch.get("segment_ids"),
-            labels=batch.get("shift_labels", batch.get("labels")),
+            labels=batch.get("labels"),
+            shift_labels=batch.get("shift_labels"),
         )
-        batch["domain_ids"] = pieces.domain_ids
+        if "domain_ids" in self.columns:
+            batch["domain_ids"] = pieces.domain_ids
         return batch
+
+    @staticmethod
+    def collate(batch: Mapping[str, npt.NDArray[Any]] | Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make tensors of a batch, or of a list of single sequences; for loaders' `collate_fn`."""
+        from torch.utils.data import default_collate, default_convert
+
+        if isinstance(batch, Mapping):
+            return default_convert(dict(batch))  # type: ignore[no-any-return,no-untyped-call]
+        return default_collate(list(batch))  # type: ignore[no-any-return]
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_reader"}
@@ -221,23 +243,34 @@ class TokenDataset:
 
 
 def _open(
-    sources: str | os.PathLike[str] | Mapping[str, Source | Iterable[Source]], split: str, vocabulary_size: int | None
+    sources: str | os.PathLike[str] | Mapping[str, Source | Iterable[Source]],
+    split: str,
+    domains: Collection[str] | None,
+    vocabulary_size: int | None,
 ) -> tuple[dict[str, list[TokenFile]], int | None]:
     """The files of each domain, and the number of token ids if it is known."""
     if isinstance(sources, Mapping):
         if split != "train":
             raise ValueError(f"split = {split!r}: sources by domain have no splits; give those of the split")
-        return {domain: [_file(one) for one in _listed(given)] for domain, given in sources.items()}, vocabulary_size
+        chosen = _chosen(sources, domains)
+        return {domain: [_file(one) for one in _listed(given)] for domain, given in chosen.items()}, vocabulary_size
     manifest = load_token_manifest(Path(sources))
     known = manifest.tokenizer["vocabulary_size"]
     if vocabulary_size is not None and vocabulary_size < known:
         raise ValueError(f"vocabulary_size = {vocabulary_size}, but the tokenizer of {sources} has {known} ids")
-    for domain, splits in manifest.domains.items():
+    files = {}
+    for domain, splits in _chosen(manifest.domains, domains).items():
         if split not in splits:
             raise ValueError(f"split = {split!r}; {sources} has {', '.join(splits)} of {domain!r}")
-    return {
-        domain: [shard.open() for shard in splits[split].shards] for domain, splits in manifest.domains.items()
-    }, known
+        files[domain] = [shard.open() for shard in splits[split].shards]
+    return files, known
+
+
+def _chosen(every: Mapping[str, Any], domains: Collection[str] | None) -> dict[str, Any]:
+    names = list(every if domains is None else domains)
+    if not names or isinstance(domains, str) or not set(names) <= every.keys() or len(set(names)) < len(names):
+        raise ValueError(f"domains = {domains!r}; expected some of {', '.join(every)}, each once")
+    return {name: every[name] for name in names}
 
 
 def _listed(given: Source | Iterable[Source]) -> Iterable[Source]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -115,9 +116,20 @@ def unimax(
     Raises:
         ValueError: if the caps leave part of the budget over, an argument is not positive, ``mode`` is unknown, or
             ``num_steps`` is missing.
+
+    Warns:
+        UserWarning: If no domain reaches the cap, so that the result is uniform sampling.
     """
     uniform = Mixture.temperature_sampling(sizes, math.inf)
     budgets = unimax_budgets(uniform.sizes, budget=budget, max_epochs=max_epochs)
+    passes = budgets / uniform.sizes
+    if uniform.num_domains > 1 and passes.max() < max_epochs * (1 - 1e-9):
+        warnings.warn(
+            f"max_epochs = {max_epochs:g} binds for no domain: uniform sampling passes through the smallest, "
+            f"{uniform.domains[int(passes.argmax())]!r}, {passes.max():.4g} times, so this UniMax is uniform sampling; "
+            f"set max_epochs below {passes.max():.4g}",
+            stacklevel=2,
+        )
     text = f"unimax(budget={float(budget)}, max_epochs={float(max_epochs)}, mode={mode}"
     if mode == "static":
         stages = [(0, budgets / budgets.sum())]

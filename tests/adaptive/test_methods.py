@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from pycooldown import DomainBatchSampler, Mixture, schedules
+from pycooldown import DomainBatchSampler, Mixture, schedules, theory
 from pycooldown.adaptive import (
+    ADO,
     ERMA,
     FGLS,
     DoReMi,
@@ -18,11 +19,12 @@ from pycooldown.adaptive import (
     Statistics,
     VarianceAware,
 )
+from pycooldown.adaptive._updates import exponentiated_gradient
 from pycooldown.adaptive.erma import erma_step
 from pycooldown.adaptive.fgls import aitken_weights
-from pycooldown.adaptive.group_dro import exponentiated_gradient
+from pycooldown.adaptive.group_dro import worst_share
 from pycooldown.adaptive.odm import exp3, exploration_rate
-from pycooldown.adaptive.variance_aware import neyman_allocation
+from pycooldown.adaptive.variance_aware import best_sampling
 
 SIZES = {"zh": 1500, "de": 700, "gl": 90, "fa": 40}
 UNIFORM = Mixture.temperature_sampling(SIZES, math.inf)
@@ -31,6 +33,12 @@ METHODS = {
     "doremi": lambda start=UNIFORM, **o: DoReMi(start, **o),
     "odm": lambda start=UNIFORM, **o: OnlineDataMixing(start, **o),
     "odm_momentum": lambda start=UNIFORM, **o: OnlineDataMixing(start, momentum=0.9, **o),
+    "group_dro_normalized": lambda start=UNIFORM, **o: GroupDRO(start, step_size=0.1, normalize_losses=True, **o),
+    "group_dro_worst": lambda start=UNIFORM, **o: GroupDRO(start, worst=0.3, least=0.1, **o),
+    "erma_printed": lambda start=UNIFORM, **o: ERMA(start, interval=3, variance_rate=0.5, normalization="printed", **o),
+    "va_systematic": lambda start=UNIFORM, **o: VarianceAware(start, interval=3, allocation="systematic", **o),
+    "ado": lambda start=UNIFORM, **o: ADO(start, warmup=4, interval=4, **o),
+    "ado_shared": lambda start=UNIFORM, **o: ADO(start, warmup=0, interval=5, shared_count=True, **o),
     "fgls": lambda start=UNIFORM, **o: FGLS(start, interval=3, warmup=6, **o),
     "erma": lambda start=UNIFORM, **o: ERMA(start, interval=3, variance_rate=0.5, **o),
     "va": lambda start=UNIFORM, **o: VarianceAware(start, interval=3, **o),
@@ -45,7 +53,7 @@ def statistics(step, domains=tuple(SIZES), alike=False):
     for domain in domains:
         rng = np.random.default_rng([step, 0 if alike else list(SIZES).index(domain)])
         count = 0 if domain == "gl" and step % 4 == 1 and not alike else 10
-        values[domain] = (count * rng.uniform(1, 3), count, count * rng.uniform(0, 0.3), *rng.uniform(1, 3, 3))
+        values[domain] = (count * rng.uniform(1, 3), count, count * rng.uniform(0, 0.3), *rng.uniform(1, 3, 4))
     return Statistics(*np.array(list(values.values())).T)
 
 
@@ -58,6 +66,7 @@ def train(schedule, first, last, **options):
     return mixtures
 
 
+@pytest.mark.filterwarnings("ignore:FGLS starts with a target")
 @pytest.mark.parametrize("method", METHODS)
 class TestContract:
     def test_a_decided_mixture_never_changes_and_an_undecided_one_is_an_error(self, method):
@@ -74,8 +83,8 @@ class TestContract:
         assert seen[39] != UNIFORM
 
     def test_the_delay_only_shifts_the_mixtures_of_methods_that_do_not_depend_on_their_draws(self, method):
-        if method.startswith("odm"):
-            pytest.skip("its rewards depend on the probability of the draw")
+        if method.startswith(("odm", "ado")):
+            pytest.skip("it depends on the probabilities of the draws")
         now, later = (train(METHODS[method](delay=delay), 0, 40) for delay in (1, 7))
         assert now[:-6] == later[6:]
 
@@ -102,6 +111,8 @@ class TestContract:
             assert np.allclose(mine.sampling[::-1], theirs.sampling, rtol=1e-12)
 
     def test_identical_domains_stay_put(self, method):
+        if method == "group_dro_worst":
+            pytest.skip("it goes by the sizes of the domains")
         for mixture in train(METHODS[method](delay=1), 0, 200, alike=True):
             assert np.allclose(mixture.target, 0.25, atol=1e-12)
             assert np.allclose(mixture.sampling, 0.25, atol=1e-12)
@@ -259,9 +270,84 @@ def test_odm_rewards_are_importance_weighted():
     assert np.allclose(mixed._state["rewards"], losses / 10)
 
 
+def test_odm_smoothed_mean_is_that_of_the_public_code():
+    """Constant losses of 1, 3, 5, 7 and 9 nats for 3,000 steps, beside the rule of the public code written out."""
+    start = Mixture.temperature_sampling(dict.fromkeys("abcde", 10), 1)
+    losses, drawn = np.array([1.0, 3, 5, 7, 9]), np.random.default_rng(0)
+    schedule = OnlineDataMixing(start, momentum=0.9, delay=1)
+    rewards = np.zeros(5)
+    for step in range(3000):
+        present = drawn.random(5) < 0.9
+        present[step % 5] = True
+        schedule.update(step, Statistics(losses * 7 * present, 7 * present))
+        rewards[present] = 0.9 * rewards[present] + 0.1 * np.exp(losses[present])
+        epsilon = min(1 / 5, math.sqrt(math.log(5) / (5 * (step + 1))))
+        expected = (1 - 5 * epsilon) * rewards / rewards.sum() + epsilon
+        assert np.allclose(schedule.current.sampling, expected, rtol=1e-9)
+    assert np.allclose(schedule.current.sampling, [0.011, 0.012, 0.025, 0.121, 0.830], atol=5e-4)
+    assert (schedule.current.target == schedule.current.sampling).all()
+
+
+def test_odm_learns_nothing_while_it_warms_up():
+    for momentum in (None, 0.9):
+        schedule = OnlineDataMixing(UNIFORM, momentum=momentum, warmup=6, delay=1)
+        for step in range(9):
+            schedule.update(step, stats([1, 2, 3, 4]))
+            assert (schedule.current is schedule.start) == (step < 6)
+        late = OnlineDataMixing(UNIFORM, momentum=momentum, delay=1)
+        late.num_updates = 6  # the exploration rate counts the warm-up
+        for step in range(6, 9):
+            late.update(step, stats([1, 2, 3, 4]))
+        assert late.current == schedule.current
+
+
+def test_group_dro_options():
+    """The steps of the authors' public code, written out."""
+    start = Mixture.proportional({"a": 900, "b": 90, "c": 10})
+    loss = np.array([1.0, 2.0, 4.0])
+    schedule = GroupDRO(start, step_size=0.3, adjustment=5.0, normalize_losses=True, delay=1)
+    schedule.update(0, stats(loss, count=3))
+    adjusted = loss + 5.0 / np.sqrt(start.sizes)
+    q = start.target * np.exp(0.3 * adjusted / adjusted.sum())
+    assert np.allclose(schedule.current.target, q / q.sum())
+
+
+def test_the_worst_share_is_the_conditional_value_at_risk():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        losses, fractions, share = rng.normal(size=5), rng.dirichlet(np.ones(5)), rng.uniform(0.05, 1)
+        best = optimize.linprog(-losses, A_eq=[np.ones(5)], b_eq=[1], bounds=[(0, f / share) for f in fractions])
+        assert np.allclose(worst_share(losses, fractions, share), best.x, atol=1e-9)
+    start = Mixture.proportional({"a": 700, "b": 200, "c": 100})
+    schedule = GroupDRO(start, worst=0.25, decay=0.5, least=0.2, delay=1)
+    schedule.update(0, Statistics([1.0, 4.0, 0.0], [1, 1, 0]))
+    assert schedule.current is start  # c was not seen
+    schedule.update(1, stats([1.0, 2.0, 5.0]))  # averages 1, 3, 5
+    assert np.allclose(schedule.current.target, 0.2 * np.array([0.7, 0.2, 0.1]) + 0.8 * np.array([0, 0.6, 0.4]))
+
+
+def test_fgls_is_generalized_least_squares_where_the_target_is_the_share_of_samples():
+    """The exact mean squared error of weighted least squares with 900 and 100 samples of equal noise."""
+    x = np.random.default_rng(0).normal(size=(1000, 5))
+    sizes = np.array([900, 100])
+
+    def error(pi):
+        weights = np.repeat(pi * aitken_weights(pi, np.ones(2)) / sizes, sizes)
+        solve = np.linalg.solve(x.T @ (weights[:, None] * x), x.T * weights)
+        return (solve**2).sum()
+
+    uniform, proportional = error(np.array([0.5, 0.5])), error(sizes / 1000)
+    assert proportional == pytest.approx(np.trace(np.linalg.inv(x.T @ x)))  # the best linear unbiased estimator
+    assert uniform / proportional == pytest.approx(0.01380 / 0.00508, rel=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FGLS(Mixture.proportional({"a": 900, "b": 100}))
+
+
 def test_fgls_fixed_point_is_aitken():
     variance = np.array([9.0, 1.0, 0.25, 4.0])
-    schedule = FGLS(Mixture.temperature_sampling(SIZES, 2), interval=1, warmup=5, delay=1)
+    with pytest.warns(UserWarning, match="a target of 0.0781 for domain 'fa', which has 0.0172 of the samples"):
+        schedule = FGLS(Mixture.temperature_sampling(SIZES, 2), interval=1, warmup=5, delay=1)
     pi = schedule.start.target
     for step in range(100):
         schedule.update(step, stats([1] * 4, probe_loss=variance * (2 if step < 10 else 1)))
@@ -301,6 +387,20 @@ def test_erma_fixed_points():
     assert np.allclose(fixed_point(0.01, 0.05), best.x, atol=1e-5)
 
 
+def test_erma_as_printed_has_another_fixed_point():
+    pi, ones, found = np.array([0.8, 0.2]), np.ones(2), {}
+    for normalization in ("printed", "projected"):
+        weights = np.ones(2)
+        for _ in range(20_000):
+            weights = erma_step(weights, pi, ones, ones, 0.0, 0.05, normalization)
+        found[normalization] = weights
+    assert np.allclose(found["printed"], [0.625, 2.5])
+    assert np.allclose(found["projected"], [1, 1])
+    one = erma_step(ones, pi, ones, np.array([2.0, 1.0]), 0.0, 0.1, "printed")
+    grown = np.exp(-0.1 * pi * [2, 1])
+    assert np.allclose(one, grown / (pi @ grown))
+
+
 def test_erma_step_is_bounded():
     weights = erma_step(np.ones(2), np.array([0.5, 0.5]), np.array([1.0, 1.0]), np.array([1e9, 1.0]), 0.0, 1.0)
     assert np.allclose(weights.max() / weights.min(), math.e, rtol=0.7)
@@ -311,21 +411,23 @@ def test_variance_aware_is_neyman():
     rng = np.random.default_rng(0)
     for _ in range(50):
         pi, v = rng.dirichlet(np.ones(5)), rng.lognormal(0, 2, 5)
-        q = neyman_allocation(pi, v)
+        q = best_sampling(pi, v)
         assert np.allclose(q, pi * np.sqrt(v) / (pi * np.sqrt(v)).sum())
         assert np.isclose((pi**2 * v / q).sum(), (pi * np.sqrt(v)).sum() ** 2)
-        bounded = neyman_allocation(pi, v, least=0.1)
+        bounded = best_sampling(pi, v, least=0.1)
         assert np.isclose(bounded.sum(), 1)
         assert bounded.min() >= 0.1 - 1e-12
         for _ in range(20):  # no other feasible allocation has less variance
             other = 0.1 + 0.5 * rng.dirichlet(np.ones(5) / 3)
             assert (pi**2 * v / bounded).sum() <= (pi**2 * v / other).sum() * (1 + 1e-9)
-    assert np.allclose(neyman_allocation(np.array([0.5, 0.5, 0]), np.array([0.0, 1, 1]), 0.01), [0.01, 0.99, 0])
-    assert np.allclose(neyman_allocation(np.array([0.3, 0.7]), np.zeros(2), 0.01), [0.3, 0.7])
+    assert np.allclose(best_sampling(np.array([0.5, 0.5, 0]), np.array([0.0, 1, 1]), 0.01), [0.01, 0.99, 0])
+    assert np.allclose(best_sampling(np.array([0.3, 0.7]), np.zeros(2), 0.01), [0.3, 0.7])
 
 
+@pytest.mark.filterwarnings("ignore:FGLS starts with a target")
 def test_variance_aware_follows_its_objective():
-    schedule = VarianceAware(FGLS(UNIFORM, interval=1, decay=0.0, delay=2), interval=1, decay=0.0, delay=2)
+    options = {"interval": 1, "decay": 0.0, "delay": 2}
+    schedule = VarianceAware(FGLS(UNIFORM, **options), allocation="quota", **options)
     assert schedule.needs(0) == {"probe_loss", "probe_gradient_variance"}
     error, variance = np.array([4.0, 1, 1, 1]), np.array([1.0, 1, 16, 1])
     schedule.update(0, stats([1] * 4, probe_loss=error, probe_gradient_variance=variance))
@@ -337,8 +439,28 @@ def test_variance_aware_follows_its_objective():
         VarianceAware(FGLS(UNIFORM, delay=2))
 
 
+def test_variance_aware_is_best_for_its_allocation():
+    """Two domains with equal mean gradients and unequal noise, by the closed form of the gradient's variance."""
+    pi, traces, means = np.array([0.5, 0.5]), np.array([0.01, 1.0]), np.array([[2.0, 0.0], [0.0, 2.0]])
+    start = Mixture(("a", "b"), np.array([500, 500]), pi, pi)
+    moments = {"probe_gradient_variance": traces, "probe_gradient_second_moment": traces + 4}
+    variance = {}
+    for allocation in ("multinomial", "systematic", "quota"):
+        schedule = VarianceAware(start, allocation=allocation, interval=1, delay=1)
+        schedule.update(0, stats([1, 1], **{name: moments[name] for name in schedule.needs(0)}))
+        variance[allocation] = {
+            form: theory.gradient_variance(schedule.current, means, traces, 48, form)
+            for form in ("multinomial", "stratified")
+        }
+    assert theory.gradient_variance(start, means, traces, 48) == pytest.approx(0.0522, abs=5e-5)
+    assert variance["multinomial"]["multinomial"] == pytest.approx(0.0519, abs=5e-5)
+    assert variance["systematic"]["multinomial"] == pytest.approx(0.217, abs=5e-4)  # the wrong moment
+    assert variance["systematic"]["stratified"] < variance["multinomial"]["stratified"]
+    assert variance["quota"] == variance["systematic"]
+
+
 def test_a_probe_of_one_example_is_refused():
-    schedule = VarianceAware(UNIFORM, interval=1)
+    schedule = VarianceAware(UNIFORM, interval=1, allocation="systematic")
     alone = np.array([1, 1, np.nan, 1])  # the variance of one example
     with pytest.raises(ValueError, match=r"probe_gradient_variance of domain 'gl' is nan .* at least two examples"):
         schedule.update(0, stats([1] * 4, probe_gradient_variance=alone))
@@ -352,6 +474,15 @@ def test_a_probe_of_one_example_is_refused():
         (lambda: DoReMi(UNIFORM, smoothing=1), "smoothing = 1"),
         (lambda: DoReMi(UNIFORM, decay=1), "decay = 1"),
         (lambda: OnlineDataMixing(UNIFORM, momentum=2), "momentum = 2"),
+        (lambda: OnlineDataMixing(UNIFORM, momentum=0.5, reward_scale=3), "reward_scale = 3 is not used with momentum"),
+        (lambda: OnlineDataMixing(UNIFORM, reward_scale=0), "reward_scale = 0"),
+        (lambda: OnlineDataMixing(UNIFORM, warmup=-1), "warmup = -1"),
+        (lambda: GroupDRO(UNIFORM, adjustment=-1), "adjustment = -1"),
+        (lambda: GroupDRO(UNIFORM, worst=0), r"worst = 0; expected a share of the data in \(0, 1\]"),
+        (lambda: GroupDRO(UNIFORM, least=0.1), "least = 0.1 is used with worst alone"),
+        (lambda: GroupDRO(UNIFORM, worst=0.1, smoothing=0.1), "are not used with worst"),
+        (lambda: ERMA(UNIFORM, normalization="own"), "normalization = 'own'"),
+        (lambda: VarianceAware(UNIFORM, allocation="own"), "allocation = 'own'"),
         (lambda: FGLS(UNIFORM, interval=0), "interval = 0"),
         (lambda: FGLS(UNIFORM, warmup=-1), "warmup = -1"),
         (lambda: ERMA(UNIFORM, bias_rate=-1), "bias_rate = -1"),

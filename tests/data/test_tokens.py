@@ -1,39 +1,42 @@
 """TokenDataset: every sequence, in every mode and of every kind of file, is what slicing the documents gives."""
 
+import os
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_files import KINDS, make_documents, write_datatrove, write_flat, write_folder, write_prepared
 
+from pycooldown import _core
 from pycooldown.data import TokenDataset, token_sources
 
 
 def check(dataset, domains, length, rows_of_tokens, cross=False):
     """All arrays of all sequences, given the (domain, document, place) of each token of each row."""
     batch = dataset.__getitems__(range(len(dataset)))
-    shifted = "shift_labels" in dataset.columns
     assert len(dataset) == len(rows_of_tokens)
     for row, tokens in enumerate(rows_of_tokens):
         ids = [domains[k][d][p] for k, d, p in tokens]
         firsts = [i for i, (k, d, p) in enumerate(tokens) if i == 0 or tokens[i - 1] != (k, d, p - 1)]
         positions = [i - max(first for first in firsts if first <= i) for i in range(len(tokens))]
         segments = [sum(first <= i for first in firsts) for i in range(len(tokens))]
-        if shifted:
-            labels = []
-            for k, d, p in tokens:
-                after = domains[k][d][p + 1 :] or ([t for doc in domains[k][d + 1 :] for t in doc] if cross else [])
-                labels.append(after[0] if after else -100)
-        else:
-            labels = [-100 if i in (firsts if not cross else [0]) else ids[i] for i in range(len(tokens))]
+        shift_labels = []
+        for k, d, p in tokens:
+            after = domains[k][d][p + 1 :] or ([t for doc in domains[k][d + 1 :] for t in doc] if cross else [])
+            shift_labels.append(after[0] if after else -100)
+        labels = [-100 if i in (firsts if not cross else [0]) else ids[i] for i in range(len(tokens))]
         pad = length - len(tokens)
         for name, values, fill in (
             ("input_ids", ids, 9),
             ("position_ids", positions, 0),
             ("segment_ids", segments, 0),
-            ("shift_labels" if shifted else "labels", labels, -100),
+            ("labels", labels, -100),
+            ("shift_labels", shift_labels, -100),
         ):
-            np.testing.assert_array_equal(batch[name][row], values + [fill] * pad, err_msg=f"{name} of row {row}")
+            if name in dataset.columns:
+                np.testing.assert_array_equal(batch[name][row], values + [fill] * pad, err_msg=f"{name} of row {row}")
         assert batch["domain_ids"][row] == tokens[0][0]
 
 
@@ -73,14 +76,14 @@ def test_sequences_are_slices_of_the_documents(tmp_path_factory, kind, data):
         domains.append([document.tolist() for document in documents])
     length = data.draw(st.integers(1, 24))
     mode = data.draw(st.sampled_from(["concat", "document"]))
-    labels = data.draw(st.sampled_from(["labels", "shift_labels"]))
+    columns = data.draw(st.sets(st.sampled_from(["position_ids", "segment_ids", "labels", "shift_labels"])))
     options = {
-        "columns": ("input_ids", "position_ids", "segment_ids", labels),
+        "columns": {"input_ids", "domain_ids", *columns},
         "dtype": data.draw(st.sampled_from(["int32", "int64"])),
         "pad_id": 9,
     }
     if mode == "concat":
-        options["cross_document_labels"] = data.draw(st.booleans())
+        options["cross_document_labels"] = bool({"labels", "shift_labels"} & columns) and data.draw(st.booleans())
         dataset = TokenDataset(sources, length, mode, **options)
         rows = places(domains, length, mode)
         assert sum(len(row) for row in rows) == sum(dataset.tokens.values())  # every token once
@@ -89,7 +92,10 @@ def test_sequences_are_slices_of_the_documents(tmp_path_factory, kind, data):
         dataset = TokenDataset(sources, length, mode, long_documents=policy, **options)
         rows = places(domains, length, mode, long_documents=policy)
     check(dataset, domains, length, rows, options.get("cross_document_labels", False))
-    assert all(array.dtype == options["dtype"] for array in (dataset[0]["input_ids"], dataset[0][labels]))
+    for name, array in dataset.__getitems__([0]).items():
+        of_ids = name in ("input_ids", "labels", "shift_labels")
+        assert array.dtype == (options["dtype"] if of_ids else "int64" if name == "domain_ids" else "int32")
+    assert dataset.__getitems__([0]).keys() == options["columns"]
 
 
 def in_order(dataset):
@@ -167,21 +173,37 @@ def test_folder_of_tokens(tmp_path):
         assert in_order(dataset) == [
             np.concatenate([x for shard in parts[d, split] for x in shard]).tolist() for d in ("b", "a")
         ]
+    assert TokenDataset(folder, 17, domains=["a"]).sizes == {"a": 1}
+    assert in_order(TokenDataset(folder, 17, domains=["a", "b"])) == in_order(TokenDataset(folder, 17))[::-1]
     with pytest.raises(ValueError, match=r"split = 'test'; .* has train, validation of 'b'"):
         TokenDataset(folder, 17, split="test")
+
+
+def test_a_split_without_documents_of_some_domain(tmp_path):
+    """As of a domain too small for a validation split."""
+    parts = {"en": {"train": [make_documents([9])], "validation": [make_documents([8])]}}
+    folder = write_folder(tmp_path, {**parts, "is": {"train": [make_documents([9])], "validation": []}})
+    with pytest.raises(
+        ValueError, match="domain 'is' has no sequence: it does not have a token; leave it out of domains"
+    ):
+        TokenDataset(folder, 8, split="validation")
+    assert TokenDataset(folder, 8, split="validation", domains=["en"]).tokens == {"en": 8}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"domains": ["b"]}, r"domains = \['b'\]; expected some of a, each once"),
+        ({"domains": ["a", "a"]}, "expected some of a, each once"),
+        ({"domains": "a"}, "domains = 'a'; expected some of a"),
+        ({"domains": []}, "expected some of a"),
         ({"mode": "packed"}, "mode = 'packed'; expected one of"),
         ({"length": 0}, "length = 0; expected at least 1"),
         ({"dtype": "float32"}, "dtype = float32; expected int64 or int32"),
         ({"pad_id": -1}, "pad_id = -1; expected a token id"),
         ({"pad_id": 200, "vocabulary_size": 128}, "pad_id = 200; expected one of the 128 ids"),
-        ({"columns": ["labels"]}, "expected input_ids and others of"),
-        ({"columns": ["input_ids", "tokens"]}, "expected input_ids and others of"),
-        ({"columns": ["input_ids", "labels", "shift_labels"]}, "expected one of them, as the model shifts or not"),
+        ({"columns": ["labels"]}, "expected some of .*, input_ids among them"),
+        ({"columns": ["input_ids", "tokens"]}, "expected some of .*, input_ids among them"),
         ({"columns": ["input_ids"], "cross_document_labels": True}, "cross_document_labels without labels"),
         ({"mode": "best_fit", "cross_document_labels": True}, "neighbours there do not follow each other"),
         ({"mode": "document", "remainder": "drop"}, "mode 'document' has long_documents"),
@@ -239,7 +261,6 @@ def test_indices(tmp_path):
     dataset = TokenDataset({"a": write_flat(tmp_path, make_documents([20]), "uint16")}, 6)
     rows = in_order(dataset)
     assert dataset[-1]["input_ids"][:2].tolist() == dataset[3]["input_ids"][:2].tolist() == rows[3]
-    assert dataset[1]["domain_ids"] == 0
     assert dataset.__getitems__([])["input_ids"].shape == (0, 6)
     for index in (4, -5):
         with pytest.raises(IndexError, match=f"index {index} is out of range: the dataset has 4 sequences"):
@@ -250,21 +271,58 @@ def test_indices(tmp_path):
 
 def test_damaged_ends_are_refused(tmp_path):
     write_datatrove(tmp_path, make_documents([4] * 6), "uint16")
-    good, bad = np.arange(4, 28, 4, dtype="<u8"), np.array([4, 8, 3, 16, 20, 24], "<u8")
     source = token_sources.datatrove(tmp_path / "d.ds")
-    dataset = TokenDataset({"a": source}, 4)
-    message = r"d\.ds is damaged: the ends of its documents do not ascend at document"
-    with (tmp_path / "d.ds.index").open("r+b") as file:  # the same file, in place: it is mapped
-        file.write(bad.tobytes())
-        file.flush()
-        with pytest.raises(ValueError, match=f"{message} 2"):
-            TokenDataset({"a": source}, 4)
-        file.seek(0)
-        file.write((good * 0 + 24).tobytes())
-        file.flush()
-        assert dataset[5]["position_ids"].tolist() == [0, 1, 2, 3]
-        file.seek(0)
-        file.write((good[::-1] + 4).tobytes())
-        file.flush()
-        with pytest.raises(ValueError, match=message):
-            dataset.__getitems__(range(6))
+    np.array([4, 8, 3, 16, 20, 24], "<u8").tofile(tmp_path / "d.ds.index")
+    with pytest.raises(ValueError, match=r"d\.ds is damaged: the ends of its documents do not ascend at document 2"):
+        TokenDataset({"a": source}, 4)
+
+
+@pytest.mark.parametrize("ends", [[], [24] * 6, [4, 8, 3, 16, 20, 24], [28, 24, 20, 16, 12, 8], [2**63] * 6, [0, 24]])
+def test_reader_stays_within_the_file_whatever_the_ends_are(ends):
+    """They are in a file that others may write to."""
+    reader = _core.TokenReader()
+    tokens = np.arange(24, dtype="<u2")
+    block = {"block_offsets": np.array([0], "<u8"), "block_ends": np.array([24], "<u8")}
+    reader.add(
+        "t",
+        bytes=tokens.view(np.uint8),
+        dtype="uint16",
+        vocabulary_size=24,
+        ends=np.array(ends, "<u8"),
+        ends_path=None,
+        **block,
+    )
+    arrays = {name: np.zeros((6, 4), np.int32) for name in ("input_ids", "position_ids", "segment_ids", "labels")}
+    rows = {"pieces": np.arange(7), "begins": np.arange(0, 24, 4), "limits": np.full(6, 24)}
+    for whole_documents in (False, True):
+        try:
+            reader.fill(
+                **rows, **arrays, shift_labels=None, whole_documents=whole_documents, across_documents=False, pad_id=0
+            )
+        except ValueError as error:
+            assert re.search("t is damaged: the ends of its documents do not ascend", str(error))  # noqa: PT017
+        else:
+            assert (arrays["input_ids"] < 24).all()
+            assert (arrays["position_ids"] < 4).all()
+
+
+@pytest.mark.parametrize("name", ["0.tar", "0.tar.ends"])
+@pytest.mark.parametrize("change", ["cut", "touch"])
+def test_files_that_change_in_use_are_refused(tmp_path, name, change):
+    dataset = TokenDataset({"a": write_prepared(tmp_path, make_documents([8, 8, 8, 8]), "uint16")}, 8)
+    path = tmp_path / name
+    if change == "cut":
+        os.truncate(path, 3)
+    else:
+        os.utime(path, (1, 1))
+    dataset.__getitems__([2, 3])  # of the other file
+    with pytest.raises(OSError, match=rf"{name} has changed since it was mapped"):
+        dataset.__getitems__([3, 0])
+
+
+def test_files_that_are_replaced_or_deleted_are_still_there(tmp_path):
+    dataset = TokenDataset({"a": write_prepared(tmp_path, make_documents([8, 8, 8, 8]), "uint16")}, 8)
+    rows = in_order(dataset)
+    write_prepared(tmp_path, make_documents([5, 5]), "uint16")
+    (tmp_path / "1.tar").unlink()
+    assert in_order(dataset) == rows

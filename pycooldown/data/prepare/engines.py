@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import connection, get_context, parent_process
 from typing import Any
 
 from pycooldown._extras import require
+from pycooldown.processes import run_all
 
 # `run(function, parts)` yields the number and the result of `function(part)` for every part, as they are finished.
 # After an error of the function, which is raised, no further part is begun.
@@ -44,35 +41,7 @@ def open_engine(*, workers: int, ray: str | None = None) -> Iterator[Run]:
         with _environment(ONE_THREAD):
             yield lambda function, parts: ((number, function(part)) for number, part in enumerate(parts))
     else:
-        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
-        try:
-            yield partial(_in_processes, pool)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _in_processes(
-    pool: ProcessPoolExecutor, function: Callable[[Any], Any], parts: Sequence[Any]
-) -> Iterator[tuple[int, Any]]:
-    try:
-        futures = {pool.submit(function, part): number for number, part in enumerate(parts)}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    except BrokenProcessPool as error:
-        raise RuntimeError(f"a worker process was killed, perhaps for want of memory; {DIED}") from error
-
-
-def _start_worker() -> None:
-    os.environ.update(ONE_THREAD)
-
-    def follow() -> None:
-        """End with the parent, even if that is killed: a new run could start while this process still writes."""
-        parent = parent_process()
-        if parent is not None:
-            connection.wait([parent.sentinel])
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+        yield partial(run_all, workers=workers)
 
 
 @contextmanager

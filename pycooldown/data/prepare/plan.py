@@ -14,15 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pycooldown._files import sha256, write_atomically
 from pycooldown.data.prepare.engines import Run
 from pycooldown.data.prepare.inputs import InputFile, Inputs, find_files
 from pycooldown.data.prepare.options import Options, TokenizerOptions
 from pycooldown.data.prepare.ranges import Part, divide
-from pycooldown.data.prepare.records import WORK, Setup, part_key, write_atomically
+from pycooldown.data.prepare.records import WORK, Setup, part_key
 from pycooldown.data.prepare.split import choose, chosen_path, count_digests, validation_test
 from pycooldown.data.prepare.tokenizer import TokenizerSpec, prepare_tokenizer
 from pycooldown.data.prepare.training import balanced_sample, train_tokenizer
-from pycooldown.data.publish import Progress, sha256
+from pycooldown.data.publish import Progress
 
 TOKENIZER = "tokenizer"
 

@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pycooldown._files import write_atomically
 from pycooldown.data.prepare.plan import TOKENIZER, Plan
-from pycooldown.data.prepare.records import SPLITS, WORK, Record, record_path, shard_name, write_atomically
+from pycooldown.data.prepare.records import SPLITS, WORK, Record, record_path, shard_name
 from pycooldown.data.token_shards import ENDS_SUFFIX, FORMAT
 
 MANIFEST = "manifest.json"

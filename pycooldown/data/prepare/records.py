@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pycooldown._files import sha256
 from pycooldown.data.prepare.options import Options
 from pycooldown.data.prepare.ranges import Part
 from pycooldown.data.prepare.readers import hash_piece
 from pycooldown.data.prepare.tokenizer import TokenizerSpec
-from pycooldown.data.publish import sha256
 from pycooldown.data.token_shards import ENDS_SUFFIX, FORMAT
 
 Record = dict[str, Any]
@@ -93,19 +91,3 @@ def trusted_record(out: str, part: Part, key: str) -> Record | None:
 def combined(digests: Iterable[Any]) -> str:
     """Return one hash of several."""
     return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
-
-
-def write_atomically(path: Path, text: str | bytes) -> None:
-    """Write a file so that it is either the old or the new one, whole, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.write(text if isinstance(text, bytes) else text.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -7,7 +7,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from pycooldown.data.prepare.records import WORK, write_atomically
+from pycooldown._files import write_atomically
+from pycooldown.data.prepare.records import WORK
 
 
 def submit(out: Path, command: Sequence[str], *, jobs: int, options: str = "") -> tuple[str, str]:
@@ -33,6 +34,7 @@ def submit(out: Path, command: Sequence[str], *, jobs: int, options: str = "") -
     folder = out / WORK / "slurm"
     line = shlex.join(command)
     array, finish = folder / "tokenize.sh", folder / "finish.sh"
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(array, f'#!/bin/sh\nexec {line} --task "$SLURM_ARRAY_TASK_ID/{jobs}"\n')
     write_atomically(finish, f"#!/bin/sh\nexec {line}\n")
     common = [*shlex.split(options), "--parsable"]

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from pycooldown._files import write_atomically
 from pycooldown.data.prepare.formats import Faults
 from pycooldown.data.prepare.ranges import Part
 from pycooldown.data.prepare.readers import read_documents
@@ -31,7 +32,6 @@ from pycooldown.data.prepare.records import (
     record_path,
     shard_name,
     trusted_record,
-    write_atomically,
 )
 from pycooldown.data.prepare.split import validation_test
 from pycooldown.data.prepare.tokenizer import Ids, load_encoder
@@ -101,6 +101,7 @@ def make_shards(setup: Setup, part: Part) -> Record:
             "empty": tally.empty,
             "preview": tally.preview,
         }
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(record, ensure_ascii=False, indent=1))
     return record
 
