@@ -12,6 +12,7 @@ from hypothesis import settings
 
 # Processes that tests start must import the installed package, not the source tree that they happen to start in.
 os.environ["PYTHONSAFEPATH"] = "1"
+os.environ["COLUMNS"] = "160"  # tables are as wide on every terminal, and without one
 sys.path.append(str(Path(__file__).parents[1]))  # `reproduction`, behind the installed package
 # Without a GPU, Triton's kernels run in its interpreter.
 if shutil.which("nvidia-smi") is None:

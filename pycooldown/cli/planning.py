@@ -68,7 +68,8 @@ def plan(
     if not last.exact:
         console.print("Draws are expected ones: the run is too long to count them one by one.")
     if learning := [name for name, stages in plans.items() if stages[0].learned]:
-        console.print(_LEARNED if len(plans) == 1 else f"{', '.join(learning)}: {_LEARNED}")
+        sentence = _LEARNED if len(plans) == 1 else f"{', '.join(learning)}: {_LEARNED}"
+        console.print(sentence, soft_wrap=True)
     console.print(advice, soft_wrap=True)
 
 
