@@ -1,5 +1,6 @@
 """Sessions for development and CI: `nox -l` lists them, `nox -s tests` runs one."""
 
+import platform
 from pathlib import Path
 
 import nox
@@ -9,6 +10,8 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 
 CONSTRAINTS = ("-c", "constraints.txt")
+# They need NumPy, SciPy and pytest alone, so that they run wherever a wheel can be installed.
+CORE_TESTS = ["core", "golden", "schedules", "gradients/test_theory.py", "test_mixture.py"]
 
 
 def install(session: nox.Session, extra: str, *groups: str) -> None:
@@ -39,6 +42,21 @@ def tests(session: nox.Session) -> None:
     """The test suite, against an installed wheel."""
     install(session, "all", "test")
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """The test suite with the lowest versions that pyproject.toml allows; `-- torch==2.13.0` replaces one of them."""
+    session.install("uv")
+    folder = Path(session.create_tmp())
+    (folder / "override.txt").write_text("\n".join(session.posargs) + "\n")
+    session.run(
+        *("uv", "pip", "compile", "pyproject.toml", "--extra", "all", "--resolution", "lowest-direct", "--quiet"),
+        *("--override", f"{folder}/override.txt", "--python", session.python or "python", "-o", f"{folder}/lowest.txt"),
+    )
+    test = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test")
+    session.install("-c", f"{folder}/lowest.txt", ".[all]", *test)
+    session.run("pytest")
 
 
 @nox.session
@@ -99,3 +117,52 @@ def gpu_code(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """The tar scanner on damaged input, under sanitizers; give the seconds: `nox -s fuzz -- 300`."""
     session.run("python", "tests/fuzz/run.py", *(session.posargs or ["60"]))
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """A manylinux_2_28 wheel, compiled by zig against an old C library, checked and tested in a bare environment."""
+    groups = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "release")
+    session.install(*CONSTRAINTS, *groups)
+    folder, machine = Path(session.create_tmp()), platform.machine()
+    for old in folder.glob("*/*"):
+        old.unlink()
+    with_zig = {
+        name: f"{session.bin}/python -m ziglang {compiler} -target {machine}-linux-gnu.2.28"
+        for name, compiler in (("CC", "cc"), ("CXX", "c++"))
+    }
+    session.run("python", "-m", "build", "--outdir", str(folder / "built"), env=with_zig)
+    (built,) = (folder / "built").glob("*.whl")
+    # Fails if the wheel needs symbols newer than those of glibc 2.28 and GCC 8.
+    platform_tag = f"manylinux_2_28_{machine}"
+    session.run("auditwheel", "repair", "--plat", platform_tag, "--wheel-dir", str(folder / "dist"), str(built))
+    (repaired,) = (folder / "dist").glob("*.whl")
+    (sdist,) = (folder / "built").glob("*.tar.gz")
+    session.run("twine", "check", "--strict", str(repaired), str(sdist))
+    session.run("check-wheel-contents", str(repaired))
+    session.run("pyroma", "--min", "10", ".")
+    bare = folder / "bare"
+    session.run("python", "-m", "venv", "--clear", str(bare))
+    pip = (f"{bare}/bin/python", "-m", "pip", "install", "--quiet", *CONSTRAINTS)
+    no_compiler = {"PATH": f"{bare}/bin", "PYTHONSAFEPATH": "1"}
+    session.run(*pip, f"{repaired}[cli]", "pytest", "pytest-timeout", "hypothesis", "scipy", env=no_compiler)
+    size = ("--size", "en=9000", "--size", "sw=40", "--steps", "100", "--batch-size", "8")
+    session.run(f"{bare}/bin/pycooldown", "plan", *size, "--method", "cooldown", env=no_compiler)
+    tests = [path for name in CORE_TESTS if Path(path := f"tests/{name}").exists()]
+    session.run(f"{bare}/bin/python", "-m", "pytest", "-p", "no:cacheprovider", *tests, env=no_compiler)
+
+
+@nox.session
+def macos(session: nox.Session) -> None:
+    """The core compiles for macOS without a warning, by zig, which has that system's headers."""
+    session.install(*CONSTRAINTS, "ziglang", "pybind11")
+    includes = session.run("python", "-m", "pybind11", "--includes", silent=True)
+    system = includes.replace("-I", "-isystem").split()
+    sources = session.run("git", "ls-files", "csrc/*.cpp", external=True, silent=True).split()
+    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion", "-Werror"]
+    isa = ("-DPYCOOLDOWN_ISA=baseline", "-DPYCOOLDOWN_ISA_baseline", "-DPYCOOLDOWN_HAVE_baseline")
+    for source in sources:
+        session.run(
+            *("python", "-m", "ziglang", "c++", "-target", "aarch64-macos.11.0", *flags, *isa),
+            *("-Icsrc/include", "-Icsrc/cpu", *system, "-c", source, "-o", f"{session.create_tmp()}/object.o"),
+        )

@@ -35,8 +35,13 @@ class File {
   Status status() const {
     struct stat status;
     if (::fstat(descriptor_, &status) != 0) fail(errno);
+#if defined(__APPLE__)
+    const timespec& modified = status.st_mtimespec;
+#else
+    const timespec& modified = status.st_mtim;
+#endif
     return {S_ISREG(status.st_mode), static_cast<std::uint64_t>(status.st_size),
-            status.st_mtim.tv_sec * std::int64_t{1'000'000'000} + status.st_mtim.tv_nsec};
+            modified.tv_sec * std::int64_t{1'000'000'000} + modified.tv_nsec};
   }
 
   // Copies up to `size` bytes from `offset` and returns how many there were.
