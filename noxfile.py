@@ -1,6 +1,7 @@
 """Sessions for development and CI: `nox -l` lists them, `nox -s tests` runs one."""
 
 import platform
+import shutil
 from pathlib import Path
 
 import nox
@@ -70,9 +71,20 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Every relative link of the Markdown pages leads somewhere, and every Python snippet of the README runs."""
-    install(session, "all", "test")
+    """The site, built strictly in build/site; every Python snippet of the pages and of the README runs."""
+    install(session, "all", "test", "docs")
+    session.run("mkdocs", "build", env={"NO_MKDOCS_2_WARNING": "1"})
     session.run("pytest", "tests/test_docs.py", *session.posargs)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The site and the planner in headless Chromium; opt-in, needs Chromium (apt-get install chromium)."""
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        session.error("Chromium is missing: apt-get install chromium")
+    install(session, "all", "test", "docs")
+    session.run("mkdocs", "build", env={"NO_MKDOCS_2_WARNING": "1"})
+    session.run("pytest", "tests/recipes/test_planner_page.py", "tests/browse_site.py", *session.posargs)
 
 
 @nox.session
