@@ -6,6 +6,7 @@ where the generated part goes.
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -94,9 +95,18 @@ def _command_line() -> Iterator[str]:
         if command.hidden:
             continue
         with command.make_context(name, [], resilient_parsing=True) as context:
-            yield from (f"## `pycooldown {name}`", "", command.help or "", "", "```", context.get_usage(), "```", "")
+            yield from (
+                f"## `pycooldown {name}`",
+                "",
+                html.escape(command.help or ""),
+                "",
+                "```",
+                context.get_usage(),
+                "```",
+                "",
+            )
             rows = [record for parameter in command.params if (record := parameter.get_help_record(context))]
         yield from ("| argument or option | meaning |", "|---|---|") if rows else ()
         for names, text in rows:
-            yield f"| `{names}` | {text} |".replace("|metavar|", "")
+            yield f"| `{names}` | {html.escape(text)} |"
         yield ""
