@@ -12,6 +12,7 @@ nox.options.reuse_existing_virtualenvs = True
 
 CONSTRAINTS = ("-c", "constraints.txt")
 # They need NumPy, SciPy and pytest alone, so that they run wherever a wheel can be installed.
+PYTEST = ["pytest", "pytest-timeout", "pytest-benchmark", "hypothesis", "scipy"]
 CORE_TESTS = ["core", "golden", "schedules", "gradients/test_theory.py", "test_mixture.py"]
 
 
@@ -137,8 +138,8 @@ def wheel(session: nox.Session) -> None:
     groups = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "release")
     session.install(*CONSTRAINTS, *groups)
     folder, machine = Path(session.create_tmp()), platform.machine()
-    for old in folder.glob("*/*"):
-        old.unlink()
+    for old in ("built", "dist"):
+        shutil.rmtree(folder / old, ignore_errors=True)
     with_zig = {
         name: f"{session.bin}/python -m ziglang {compiler} -target {machine}-linux-gnu.2.28"
         for name, compiler in (("CC", "cc"), ("CXX", "c++"))
@@ -157,7 +158,7 @@ def wheel(session: nox.Session) -> None:
     session.run("python", "-m", "venv", "--clear", str(bare))
     pip = (f"{bare}/bin/python", "-m", "pip", "install", "--quiet", *CONSTRAINTS)
     no_compiler = {"PATH": f"{bare}/bin", "PYTHONSAFEPATH": "1"}
-    session.run(*pip, f"{repaired}[cli]", "pytest", "pytest-timeout", "hypothesis", "scipy", env=no_compiler)
+    session.run(*pip, f"{repaired}[cli]", *PYTEST, env=no_compiler)
     size = ("--size", "en=9000", "--size", "sw=40", "--steps", "100", "--batch-size", "8")
     session.run(f"{bare}/bin/pycooldown", "plan", *size, "--method", "cooldown", env=no_compiler)
     tests = [path for name in CORE_TESTS if Path(path := f"tests/{name}").exists()]
