@@ -21,7 +21,7 @@ FLOORS = [
     ("adaptive", "sampling", "losses"),
     ("schedules", "gradients.theory", "gradients.moments"),
     ("mixture",),
-    ("_core", "_extras"),
+    ("_core", "_extras", "_html"),
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 CORE_USERS = {

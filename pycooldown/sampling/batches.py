@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pycooldown import _core
+from pycooldown._html import table
 from pycooldown.mixture import Mixture
 from pycooldown.schedules import AdaptiveSchedule, Schedule
 
@@ -51,6 +52,12 @@ class Exposure:
     domains: tuple[str, ...]
     draws: Integers
     epochs: npt.NDArray[np.float64]
+
+    def _repr_html_(self) -> str:
+        share = self.draws / max(int(self.draws.sum()), 1)
+        values = zip(self.domains, self.draws, share, self.epochs, strict=True)
+        rows = [(name, f"{n:,}", f"{s:.4f}", f"{e:.2f}") for name, n, s, e in values]
+        return table(("domain", "draws", "share", "epochs"), rows, f"{int(self.draws.sum()):,} draws")
 
 
 @dataclass(frozen=True)
