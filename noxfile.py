@@ -35,8 +35,9 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Strict type checking of the package."""
-    install(session, "all", "lint")
+    install(session, "all", "lint", "test")
     session.run("mypy")
+    session.run("pytest", "tests/losses/test_typing.py")  # the types of calls, by two checkers
 
 
 @nox.session
@@ -128,8 +129,69 @@ def gpu_code(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """The tar scanner on damaged input, under sanitizers; give the seconds: `nox -s fuzz -- 300`."""
+    """The readers of tokens and tars under sanitizers, then states; seconds for each reader: `nox -s fuzz -- 300`."""
+    session.install(*CONSTRAINTS, ".", "hypothesis", "pytest", "pytest-benchmark", "pytest-timeout")
     session.run("python", "tests/fuzz/run.py", *(session.posargs or ["60"]))
+    session.run("pytest", "tests/fuzz", "--hypothesis-profile=fuzz", "--timeout=0")
+
+
+# Where each sanitizer's runtime lies, what it is built with, and its options. Python never frees what it keeps until
+# its end, so leaks are not looked for.
+SANITIZERS = {
+    "thread": ("libtsan.so", "thread", {"TSAN_OPTIONS": "halt_on_error=1 second_deadlock_stack=1"}),
+    "address": (
+        "libasan.so",
+        "address,undefined",
+        {
+            "ASAN_OPTIONS": "detect_leaks=0 strict_string_checks=1",
+            "UBSAN_OPTIONS": "halt_on_error=1 print_stacktrace=1",
+            "PYTHONMALLOC": "malloc",
+        },
+    ),
+}
+# What needs no torch, whose threads the sanitizers cannot see into.
+SANITIZED_TESTS = ("core", "sampling", "golden", "fuzz", "data/test_tar_index.py", "data/test_tar_index_file.py")
+
+
+@nox.session
+@nox.parametrize("sanitizer", list(SANITIZERS))
+def sanitize(session: nox.Session, sanitizer: str) -> None:
+    """The core built with sanitizers, under the tests of random numbers, samplers, threads and indexes; opt-in."""
+    session.install(*CONSTRAINTS, "cmake", "ninja", "numpy", "pybind11", "scipy", "webdataset")
+    session.install(*CONSTRAINTS, "hypothesis", "pytest", "pytest-benchmark", "pytest-timeout")
+    runtime, flag, options = SANITIZERS[sanitizer]
+    source = Path.cwd()
+    folder = Path(session.create_tmp()).resolve()
+    shutil.rmtree(folder / "pycooldown", ignore_errors=True)
+    shutil.copytree("pycooldown", folder / "pycooldown", ignore=shutil.ignore_patterns("_core*.so", "__pycache__"))
+    session.run(
+        *("cmake", "-S", str(source), "-B", str(folder / "build"), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"),
+        f"-DCMAKE_CXX_FLAGS=-fsanitize={flag} -fno-sanitize-recover=all -fno-omit-frame-pointer",
+        f"-DPython_EXECUTABLE={shutil.which('python', path=session.bin)}",
+        f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={folder / 'pycooldown'}",
+    )
+    session.run("cmake", "--build", str(folder / "build"))
+    # Python is not linked with the C++ library, whose exceptions the runtime must find when it starts.
+    libraries = [
+        session.run("c++", f"-print-file-name={name}", external=True, silent=True).strip()
+        for name in (runtime, "libstdc++.so")
+    ]
+    env = {"LD_PRELOAD": " ".join(libraries), "PYTHONPATH": str(folder), **options}
+    # Address randomization may put Python where the thread sanitizer keeps its shadow memory.
+    command = ("setarch", "--addr-no-randomize", f"{session.bin}/python", "-P")
+    session.run(
+        *command,
+        "-c",
+        f"import pycooldown; assert pycooldown.__file__.startswith({str(folder)!r})",
+        env=env,
+        external=True,
+    )
+    session.run(
+        *(*command, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=0"),
+        *(session.posargs or [f"tests/{test}" for test in SANITIZED_TESTS]),
+        env=env,
+        external=True,
+    )
 
 
 @nox.session

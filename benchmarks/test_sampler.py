@@ -124,3 +124,42 @@ def test_resume(benchmark, num_domains, allocation):
     benchmark.pedantic(resume, setup=lambda: ((make(),), {}), rounds=ROUNDS, warmup_rounds=1)
     benchmark.extra_info["milliseconds"] = benchmark.stats.stats.median * 1e3
     benchmark.extra_info["state_bytes_per_domain"] = len(text) / num_domains
+
+
+@pytest.mark.parametrize("allocation", ["multinomial", "systematic", "quota"])
+@pytest.mark.parametrize("num_domains", [100, 10_000])
+def test_a_mixture_that_changes_at_every_step(benchmark, num_domains, allocation):
+    """Microseconds a step: mixture, alias table and the plan of 512 samples; beside a constant mixture's plan."""
+    sizes = {f"d{i}": 10_000_000 // (i + 1) + BATCH_SIZE for i in range(num_domains)}
+    schedule = schedules.anneal(sizes, tau=5, final_tau=1, num_steps=10**6)
+    samplers = {
+        "anneal": DomainBatchSampler(schedule, batch_size=512, seed=0, allocation=allocation),
+        "constant": DomainBatchSampler(
+            schedules.constant(schedule.mixture(0)), batch_size=512, seed=0, allocation=allocation
+        ),
+    }
+
+    def twenty_steps(sampler):
+        steps = iter(range(10**9))
+        return lambda: [sampler.plan(next(steps)) for _ in range(20)]
+
+    medians = take_turns(benchmark, {name: (twenty_steps(sampler), 20_000) for name, sampler in samplers.items()})
+    benchmark.extra_info.update({f"{name}_us_per_step": value for name, value in medians.items()})
+
+
+@pytest.mark.parametrize("allocation", ["multinomial", "systematic", "quota"])
+@pytest.mark.parametrize("kind", ["cooldown", "anneal"])
+def test_a_far_forecast(benchmark, kind, allocation):
+    """Seconds for the exposure of 100,000 steps of 1,024 samples over ten domains."""
+    sizes = {f"d{i}": 10_000_000 // (i + 1) + BATCH_SIZE for i in range(10)}
+    if kind == "anneal":
+        schedule = schedules.anneal(sizes, tau=5, final_tau=1, num_steps=100_000)
+    else:
+        schedule = schedules.cooldown(sizes, switch_step=50_000)
+
+    def make():
+        sampler = DomainBatchSampler(schedule, batch_size=1024, seed=0, allocation=allocation)
+        return (sampler,), {}
+
+    benchmark.pedantic(lambda sampler: sampler.exposure(100_000), setup=make, rounds=3, warmup_rounds=1)
+    benchmark.extra_info["seconds"] = benchmark.stats.stats.median

@@ -38,7 +38,8 @@ try:
 except ImportError as error:
     sys.exit(f"triton_aot: {error}. The check needs triton (Linux): pip install 'pycooldown[all]'")
 
-from pycooldown.losses import _triton, _triton_kernels
+from pycooldown.losses.backends import triton as launches
+from pycooldown.losses.backends import triton_kernels
 
 MAX_REGISTERS = 64
 MIN_WARPS = 32
@@ -81,7 +82,7 @@ class Figures(NamedTuple):
 
 
 def variants() -> Iterator[Variant]:
-    for dtype, lanes in itertools.product(("fp32", "bf16", "fp16"), _triton.LANES.values()):
+    for dtype, lanes in itertools.product(("fp32", "bf16", "fp16"), launches.LANES.values()):
         for smoothing, softcap, (grad, same) in itertools.product((0, 1), (0, 1), ((0, 1), (1, 1), (1, 0))):
             constants = {"SMOOTHING": smoothing, "SOFTCAP": softcap, "GRAD": grad, "SAME_ALIGNMENT": same}
             # Loads: target, scale, the target's logit, the edges. Stores: loss, lse and whether correct, with
@@ -97,12 +98,12 @@ def variants() -> Iterator[Variant]:
             yield Variant("slice", group, dtype, lanes // 32, flags, 4 + smoothing if same else None, 2)
         yield Variant("scale", "scale", dtype, lanes // 32, (("LANES", lanes),), 2, 1)  # the factor and the edges
     for has_domains in (0, 1):
-        yield Variant("stats", "stats", "fp32", _triton.STATS_WARPS, (("HAS_DOMAINS", has_domains),), None, None)
+        yield Variant("stats", "stats", "fp32", launches.STATS_WARPS, (("HAS_DOMAINS", has_domains),), None, None)
 
 
 def compile_variant(variant: Variant, target: int) -> Any:
     """The kernel as any launch compiles it, which takes that no argument is specialized by its value."""
-    kernel = getattr(_triton_kernels, f"{variant.kernel}_kernel")
+    kernel = getattr(triton_kernels, f"{variant.kernel}_kernel")
     constants = {name: value if name == "LANES" else bool(value) for name, value in variant.constants}
     signature = {}
     for p in kernel.params:
@@ -168,7 +169,7 @@ def main() -> None:
     parser.add_argument("--targets", type=int, nargs="+", choices=MULTIPROCESSOR, default=list(MULTIPROCESSOR))
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
-    if _triton.INTERPRETED:
+    if launches.INTERPRETED:
         sys.exit("triton_aot: TRITON_INTERPRET is set, and the interpreter compiles nothing; unset it")
     missing = [tool for tool in ("cuobjdump", "nvdisasm") if not (BINARIES / tool).exists()]
     if missing:

@@ -1,5 +1,5 @@
-// The compiled module, and the Python side of the losses; with sampling_bindings.cpp and tar_bindings.cpp all that
-// knows Python.
+// The compiled module, and the Python side of the losses; with the other *_bindings.cpp all that knows
+// Python.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -19,6 +19,7 @@ namespace pycooldown {
 
 void register_sampling(py::module_& m);  // in sampling_bindings.cpp
 void register_tar(py::module_& m);       // in tar_bindings.cpp
+void register_tokens(py::module_& m);    // in token_bindings.cpp
 
 namespace {
 
@@ -113,6 +114,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("isa", [] { return isa_name(active_isa()); }, "The instruction set in use: baseline, avx2 or avx512.");
   register_sampling(m);
   register_tar(m);
+  register_tokens(m);
   register_losses(m);
 }
 

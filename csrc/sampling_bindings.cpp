@@ -30,12 +30,69 @@ namespace pycooldown {
 namespace {
 
 // (table, end) pairs: the mixture in force until step `end`.
-using Stages = std::vector<std::pair<std::shared_ptr<const AliasTable>, std::uint64_t>>;
+using SpanPairs = std::vector<std::pair<std::shared_ptr<const AliasTable>, std::uint64_t>>;
 
-std::vector<Stage> stages_of(const Stages& pairs) {
-  std::vector<Stage> stages;
-  for (const auto& [table, end] : pairs) stages.push_back({table, end});
-  return stages;
+std::vector<MixtureSpan> spans_of(const SpanPairs& pairs) {
+  if (pairs.empty()) throw std::invalid_argument("spans is empty; expected the mixture of the step at least");
+  std::vector<MixtureSpan> spans;
+  for (const auto& [table, end] : pairs) spans.push_back({table, end});
+  return spans;
+}
+
+// Lets a long loop that does not hold the GIL be interrupted: runs Python's signal handlers now and then, and throws
+// what they raise.
+class SignalCheck {
+ public:
+  // To be called at each turn, with the work done since the last call in about nanoseconds.
+  void operator()(std::uint64_t work) {
+    done_ += work;
+    if (done_ < 20'000'000) return;
+    done_ = 0;
+    py::gil_scoped_acquire acquire;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+
+ private:
+  std::uint64_t done_ = 0;
+};
+
+// Draws a piece at a time, with a look for signals between them.
+void draw_interruptibly(const AliasTable& table, std::uint64_t seed, std::uint64_t offset, std::span<std::int32_t> out,
+                        int num_threads) {
+  constexpr std::size_t kPiece = std::size_t{1} << 25;
+  SignalCheck check_signals;
+  while (out.size() > kPiece && out.size() <= ~offset) {  // beyond, draw() throws
+    draw(table.view(), seed, offset, out.first(kPiece), num_threads);
+    offset += kPiece;
+    out = out.subspan(kPiece);
+    check_signals(kPiece);
+  }
+  draw(table.view(), seed, offset, out, num_threads);
+}
+
+// Moves past the batches of num_steps steps, each with a mixture of its own: row i of `sampling` is that of step
+// first_step + i. Rows beyond num_steps are seen ahead; the last row holds until step `end`.
+void skip_rows(BatchPlanner& planner, const Input<double>& sampling, std::uint64_t first_step, std::size_t num_steps,
+               std::size_t look_ahead, std::uint64_t end) {
+  if (sampling.ndim() != 2 || static_cast<std::size_t>(sampling.shape(0)) < num_steps || look_ahead == 0) {
+    throw std::invalid_argument("sampling must have a row for each of the " + std::to_string(num_steps) + " steps");
+  }
+  const auto num_rows = static_cast<std::size_t>(sampling.shape(0));
+  const auto num_domains = static_cast<std::size_t>(sampling.shape(1));
+  const auto values = view(sampling);
+  py::gil_scoped_release release;
+  SignalCheck check_signals;
+  std::vector<MixtureSpan> spans;
+  std::size_t known = 0;  // rows
+  for (std::size_t step = 0; step < num_steps; ++step) {
+    for (; known < num_rows && known < step + look_ahead; ++known) {
+      const std::uint64_t until = known + 1 == num_rows ? end : first_step + known + 1;
+      spans.push_back({std::make_shared<AliasTable>(values.subspan(known * num_domains, num_domains)), until});
+    }
+    planner.skip(spans, first_step + step);
+    spans.erase(spans.begin());
+    check_signals(planner.batch_size() + 10 * num_domains);
+  }
 }
 
 // ---- random numbers ------------------------------------------------------------------------------------------------
@@ -56,7 +113,11 @@ void register_philox(py::module_& m) {
         auto values = view(out);
         py::gil_scoped_release release;
         const Permutation permutation(seed, Stream::permutation, epoch, domain, static_cast<std::uint64_t>(size));
-        for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<std::int64_t>(permutation(i));
+        SignalCheck check_signals;
+        for (std::size_t i = 0; i < values.size(); ++i) {
+          values[i] = static_cast<std::int64_t>(permutation(i));
+          check_signals(20);
+        }
         return out;
       },
       "size"_a, py::kw_only(), "seed"_a, "domain"_a = 0, "epoch"_a = 0, "The order of a domain's samples in an epoch.");
@@ -101,7 +162,7 @@ void register_sampling(py::module_& m) {
              }
              const auto values = view(probabilities);
              py::gil_scoped_release release;
-             return AliasTable(values);
+             return std::make_shared<AliasTable>(values);
            }),
            "probabilities"_a)
       .def(
@@ -116,7 +177,7 @@ void register_sampling(py::module_& m) {
             py::array_t<std::int32_t> out(n);
             const auto values = view(out);
             py::gil_scoped_release release;
-            draw(table.view(), seed, offset, values, num_threads.value_or(0));
+            draw_interruptibly(table, seed, offset, values, num_threads.value_or(0));
             return out;
           },
           "n"_a, py::kw_only(), "seed"_a, "offset"_a = 0, "num_threads"_a = py::none(), kDrawDoc)
@@ -139,6 +200,7 @@ void register_sampling(py::module_& m) {
       "draw_as_device",
       [](const AliasTable& table, std::int64_t n, std::uint64_t seed, std::uint64_t offset) {
         if (n < 0) throw std::invalid_argument("n = " + std::to_string(n) + "; expected a number of draws >= 0");
+        if (static_cast<std::uint64_t>(n) > ~offset) throw std::invalid_argument("draws beyond number 2^64 - 2");
         py::array_t<std::int32_t> out(n);
         const auto values = view(out);
         for (std::uint64_t thread = 0; thread < num_draw_threads(offset, values.size()); ++thread)
@@ -176,14 +238,22 @@ void register_sampling(py::module_& m) {
       .def_property_readonly("counts", [](const BatchPlanner& p) { return to_array<std::int64_t>(p.counts()); })
       .def_property_readonly("credits", [](const BatchPlanner& p) { return to_array<std::int64_t>(p.credits()); })
       .def(
-          "set_extents",
+          "set_epoch_sizes",
           [](BatchPlanner& planner, std::size_t domain,
              const std::vector<std::pair<std::uint64_t, std::uint64_t>>& pairs) {
-            std::vector<Extent> extents;
-            for (const auto& [first_draw, size] : pairs) extents.push_back({first_draw, size});
-            planner.set_extents(domain, std::move(extents));
+            std::vector<EpochSize> sizes;
+            for (const auto& [first_draw, size] : pairs) sizes.push_back({first_draw, size});
+            planner.set_epoch_sizes(domain, std::move(sizes));
           },
-          "domain"_a, "extents"_a, "(first_draw, size) pairs of a domain whose data grows: its size from an epoch on.")
+          "domain"_a, "sizes"_a, "(first_draw, size) pairs of a domain whose data grows: its size from an epoch on.")
+      .def(
+          "set_batch_sizes",
+          [](BatchPlanner& planner, const std::vector<std::pair<std::uint64_t, std::uint64_t>>& pairs) {
+            std::vector<BatchSize> sizes;
+            for (const auto& [first_step, size] : pairs) sizes.push_back({first_step, size});
+            planner.set_batch_sizes(sizes);
+          },
+          "sizes"_a, "(first_step, batch_size) pairs of batches whose size changes.")
       .def(
           "seek",
           [](BatchPlanner& planner, const Input<std::int64_t>& counts, const Input<std::int64_t>& credits) {
@@ -192,25 +262,32 @@ void register_sampling(py::module_& m) {
           "counts"_a, "credits"_a)
       .def(
           "plan",
-          [](BatchPlanner& planner, const Stages& stages, std::uint64_t step, std::size_t begin, std::size_t end) {
+          [](BatchPlanner& planner, const SpanPairs& spans, std::uint64_t step, std::size_t begin, std::size_t end) {
+            if (begin > end) throw std::invalid_argument("begin is after end");
             py::array_t<std::int64_t> indices(static_cast<py::ssize_t>(end - begin)), epochs(indices.size());
             const auto to_indices = view(indices), to_epochs = view(epochs);
             {
               py::gil_scoped_release release;
-              planner.plan(stages_of(stages), step, begin, to_indices, to_epochs);
+              planner.plan(spans_of(spans), step, begin, to_indices, to_epochs);
             }
             return std::tuple(to_array(planner.domain_ids().subspan(begin, end - begin)), indices, epochs);
           },
-          "stages"_a, "step"_a, "begin"_a, "end"_a,
+          "spans"_a, "step"_a, "begin"_a, "end"_a,
           "Plans a step and moves past it; returns (domain_ids, indices, epochs) of the slots in [begin, end).")
       .def(
           "skip",
-          [](BatchPlanner& planner, const Stages& stages, std::uint64_t first_step, std::uint64_t last_step) {
-            const auto known = stages_of(stages);
+          [](BatchPlanner& planner, const SpanPairs& pairs, std::uint64_t first_step, std::uint64_t last_step) {
+            const auto spans = spans_of(pairs);
             py::gil_scoped_release release;
-            for (std::uint64_t step = first_step; step < last_step; ++step) planner.plan(known, step, 0, {}, {});
+            SignalCheck check_signals;
+            for (std::uint64_t step = first_step; step < last_step; ++step) {
+              planner.skip(spans, step);
+              check_signals(planner.batch_size() + spans.front().table->weights().size());
+            }
           },
-          "stages"_a, "first_step"_a, "last_step"_a, "Moves past the batches of steps [first_step, last_step).");
+          "spans"_a, "first_step"_a, "last_step"_a, "Moves past the batches of steps [first_step, last_step).")
+      .def("skip_rows", &skip_rows, "sampling"_a, py::kw_only(), "first_step"_a, "num_steps"_a, "look_ahead"_a, "end"_a,
+           "Moves past the batches of steps whose mixtures are the rows of sampling.");
 }
 
 }  // namespace pycooldown

@@ -59,6 +59,7 @@ class PyTarReader {
 
   py::list getitems(const py::object& indices) {
     const auto places = find(indices);
+    reader_.begin_call();
     py::list out(places.size());
     for (std::size_t i = 0; i < places.size(); ++i) {
       prefetch(places, i);
@@ -70,6 +71,7 @@ class PyTarReader {
   // One member of each sample, end to end, and where each begins.
   py::tuple flat(const py::object& indices, const std::string& extension) {
     const auto places = find(indices);
+    reader_.begin_call();
     py::array_t<std::int64_t> offsets(static_cast<py::ssize_t>(places.size() + 1));
     std::int64_t* offset = offsets.mutable_data();
     offset[0] = 0;
@@ -173,6 +175,12 @@ void register_tar(py::module_& m) {
             return index_from_bytes(view, shard_size, shard_mtime_ns);
           },
           "bytes"_a, "shard_size"_a, "shard_mtime_ns"_a)
+      .def_static(
+          "count",
+          [](const py::bytes& start, std::uint64_t shard_size, std::int64_t shard_mtime_ns) {
+            return samples_in_index(std::string_view(start), shard_size, shard_mtime_ns);
+          },
+          "start"_a, "shard_size"_a, "shard_mtime_ns"_a)
       .def("to_bytes", [](const TarIndex& index) { return py::bytes(index_to_bytes(index)); })
       .def("__len__", &TarIndex::size)
       .def_readonly("shard_size", &TarIndex::shard_size)

@@ -1,4 +1,4 @@
-"""`python -m reproduction`: the demo's corpus, the papers' claims, the study of cooling."""
+"""`python -m reproduction`: fetch the demo's corpus, test the papers' claims, study when cooling helps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pycooldown.cli import console, names, progress_bars, run
 
 app = typer.Typer(
     name="python -m reproduction",
-    help="Reproduce what the papers say, on real text.",
+    help="Reproduce experiments of papers, on real text.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,7 +40,7 @@ def corpus(
 def reproduce(
     claims: Annotated[list[str] | None, typer.Argument(help="R1 ... R15; all by default.", metavar="[ID]...")] = None,
     data: Annotated[Path | None, typer.Option(help="Packed data with German and Romanian, for R4 to R11.")] = None,
-    folder: Annotated[Path, typer.Option(help="For runs and results; what it has is not run again.")] = Path(
+    folder: Annotated[Path, typer.Option(help="Folder for runs and results; finished ones are not run again.")] = Path(
         "reproduce"
     ),
     seeds: Annotated[int, typer.Option(help="Paired seeds, at least 4.")] = 4,
@@ -49,7 +49,7 @@ def reproduce(
 ) -> None:
     """Test the papers' claims by rules that were fixed beforehand, and write a page of the outcome."""
     from reproduction import reproduce as experiment
-    from reproduction.figures import save_figures
+    from reproduction.figures import draw_figures
 
     if scale not in ("small", "paper"):
         raise ValueError(f"scale = {scale!r}; expected 'small' or 'paper'")
@@ -64,7 +64,7 @@ def reproduce(
         console.print(f"{result.claim}: {result.outcome.verdict}: {claim.statement}", soft_wrap=True, highlight=False)
 
     results = experiment.reproduce(folder, data=data, claims=claims or (), seeds=seeds, workers=workers, progress=show)
-    page, pictures = folder / "claims.md", save_figures(folder, folder / "figures")
+    page, pictures = folder / "claims.md", draw_figures(folder, folder / "figures")
     relative = {caption: f"figures/{path.name}" for caption, path in pictures.items()}
     page.write_text(experiment.page(results, relative), encoding="utf-8")
     for path in (page, *pictures.values()):
@@ -74,18 +74,20 @@ def reproduce(
 @app.command()
 def study(
     data: Annotated[Path, typer.Argument(help="Packed data with German, Chinese and Romanian.")],
-    folder: Annotated[Path, typer.Option(help="For runs and results; what it has is not run again.")] = Path("study"),
+    folder: Annotated[Path, typer.Option(help="Folder for runs and results; finished ones are not run again.")] = Path(
+        "study"
+    ),
     seeds: Annotated[int, typer.Option(help="Paired seeds, at least 2; each takes 11 minutes of a core.")] = 4,
     workers: Annotated[int, typer.Option(help="Processes that train at a time.")] = 1,
 ) -> None:
     """When does cooling help? Train schedules over the epochs of the rarest domain, and write a page of the outcome."""
     from reproduction import cooling_page
-    from reproduction.cooling_study import run_study
+    from reproduction.cooling_study import study_cooling
 
     with progress_bars() as progress:
-        evidence = run_study(data, folder, seeds=seeds, workers=workers, progress=progress)
+        evidence = study_cooling(data, folder, seeds=seeds, workers=workers, progress=progress)
     console.print(cooling_page.conclusion(evidence), soft_wrap=True, highlight=False)
-    for path in cooling_page.save(evidence, folder):
+    for path in cooling_page.save_page(evidence, folder):
         console.print(f"wrote {path}", highlight=False)
 
 

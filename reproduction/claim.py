@@ -1,4 +1,4 @@
-"""What a claim of a paper, and the outcome of testing it, consist of."""
+"""Claims of papers, and the outcomes of testing them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Quantity:
     """A measured number: the mean of ``count`` values (one for each seed) with their standard deviation.
 
     Attributes:
-        mean: their mean.
-        sd: their standard deviation; 0 for a single exact number.
-        count: how many there are.
+        mean: Mean of the values.
+        sd: Sample standard deviation of the values; 0 for a single exact number.
+        count: Number of values.
     """
 
     mean: float
@@ -30,13 +30,13 @@ class Quantity:
 
     @classmethod
     def of(cls, values: npt.ArrayLike) -> Quantity:
-        """From one value for each seed; differences must be of paired seeds."""
+        """Return the quantity of one value for each seed; differences must be of paired seeds."""
         x = np.asarray(values, dtype=np.float64)
         return cls(float(x.mean()), float(x.std(ddof=1)) if x.size > 1 else 0.0, x.size)
 
     @property
     def standard_error(self) -> float:
-        """Of the mean."""
+        """Standard error of the mean."""
         return self.sd / math.sqrt(self.count)
 
     @property
@@ -53,10 +53,10 @@ class Outcome:
     """What a test of a claim found.
 
     Attributes:
-        verdict: by the claim's rule.
-        measured: by name.
-        epochs: passes through each domain, of each system that was trained.
-        note: what a reader must know beside the numbers.
+        verdict: Verdict of the claim's rule.
+        measured: Measured numbers by name.
+        epochs: Passes through each domain, of each system that was trained.
+        note: What a reader must know beside the numbers.
     """
 
     verdict: Verdict
@@ -70,10 +70,10 @@ class Bench:
     """What a test may use.
 
     Attributes:
-        folder: where it keeps its runs.
-        data: folder of packed data, or ``None``.
-        seeds: number of paired seeds, >= 4.
-        workers: processes.
+        folder: Folder in which it keeps its trainings.
+        data: Folder of packed data, or ``None``.
+        seeds: Number of paired seeds, at least 4.
+        workers: Number of processes.
     """
 
     folder: Path
@@ -88,11 +88,12 @@ class Claim:
 
     Attributes:
         name: R1 to R15.
-        item: figure, table or theorem.
-        statement: what the paper says.
-        rule: when it counts as reproduced; what ``test`` implements.
-        paper_scale: the paper's configuration, as far as it is known.
-        test: runs the scaled-down version.
+        item: Figure, table or theorem.
+        statement: What the paper says.
+        rule: When it counts as reproduced; ``test`` implements this.
+        paper_scale: The paper's configuration, as far as it is known.
+        test: Run the scaled-down version.
+        needs_text: Whether ``test`` needs ``Bench.data``.
     """
 
     name: str
@@ -101,8 +102,9 @@ class Claim:
     rule: str
     paper_scale: str
     test: Callable[[Bench], Outcome]
+    needs_text: bool = False
 
 
 def verdict(holds: bool) -> Verdict:
-    """The verdict of a rule that could be applied."""
+    """Return the verdict of a rule that could be applied."""
     return "reproduced" if holds else "not reproduced"

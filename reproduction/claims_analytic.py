@@ -7,8 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from pycooldown import theory
-from pycooldown.mixture import Mixture
+from pycooldown import Mixture, theory
 from reproduction.claim import Bench, Claim, Outcome, Quantity, verdict
 
 # F(5) of `zipf`'s sizes.
@@ -16,12 +15,12 @@ GOLDEN = {0.5: 1.1158, 1.0: 1.5989, 1.5: 2.9691, 2.0: 6.7745}
 
 
 def zipf(alpha: float) -> dict[str, int]:
-    """Sizes of 20 domains in proportion to i^-alpha."""
+    """Return sizes of 20 domains in proportion to i^-alpha."""
     return {f"{i}": max(1, round(1e12 * i**-alpha)) for i in range(1, 21)}
 
 
 def inflation_rises(bench: Bench) -> Outcome:
-    """Figure 2."""
+    """Test figure 2."""
     taus = [1, 1.5, 2, 3, 5, 10, 100, math.inf]
     f = {a: [theory.variance_inflation(Mixture.scalarization(zipf(a), t)) for t in taus] for a in GOLDEN}
     rises_with_tau = all(a < b for row in f.values() for a, b in pairwise(row))
@@ -34,7 +33,7 @@ def inflation_rises(bench: Bench) -> Outcome:
 
 
 def full_gradients_agree(bench: Bench) -> Outcome:
-    """Theorem 1 and corollary 1.1, on logistic regression with 990 and 10 samples."""
+    """Test theorem 1 and corollary 1.1 on logistic regression with 990 and 10 samples."""
     rng = np.random.default_rng(0)
     sizes = {"high": 990, "low": 10}
     x = rng.standard_normal((1000, 8))
@@ -58,7 +57,7 @@ def full_gradients_agree(bench: Bench) -> Outcome:
 
 
 def scalarization_never_varies_less(bench: Bench) -> Outcome:
-    """Theorem 2, tested where its proof's silent assumption (equal second moments) holds and where it does not."""
+    """Test theorem 2 where the silent assumption of its proof (equal second moments) holds and where it does not."""
     rho, pi = np.array([0.9, 0.1]), np.array([0.5, 0.5])
     names, sizes = ("high", "low"), np.array([900, 100])
     measured, gaps = {}, []

@@ -8,8 +8,9 @@ from importlib.util import find_spec
 
 import numpy as np
 
+from pycooldown import Mixture
 from pycooldown.adaptive import DoReMi, Statistics
-from pycooldown.mixture import Mixture, Vector
+from pycooldown.mixture import Vector
 from reproduction import noisy_domains
 from reproduction.claim import Bench, Claim, Outcome, Quantity, verdict
 
@@ -17,7 +18,7 @@ _UNKNOWN = "dimensions, sizes, step sizes and seeds are not known to us; the set
 
 
 def doremi_follows_excess(bench: Bench) -> Outcome:
-    """Four domains of tabular next-token models; "noise" is irreducible, "slow" learnable but with many contexts."""
+    """Test DoReMi on four tabular next-token models: "noise" is irreducible, "slow" is learnable with many contexts."""
     contexts = {"easy": 4, "medium": 16, "slow": 400, "noise": 4}
     targets = [_doremi_target(list(contexts.values()), seed) for seed in range(max(bench.seeds, 4))]
     share = dict(zip(contexts, np.transpose(targets), strict=True))
@@ -50,11 +51,11 @@ def _doremi_target(contexts: Sequence[int], seed: int, vocabulary: int = 16, ste
 
 
 def _errors(problem: Callable[[int], noisy_domains.Problem], methods: Sequence[str], seeds: int) -> dict[str, Vector]:
-    return {m: np.array([noisy_domains.run(problem(seed), m, seed) for seed in range(seeds)]) for m in methods}
+    return {m: np.array([noisy_domains.final_error(problem(seed), m, seed) for seed in range(seeds)]) for m in methods}
 
 
 def both_remedies_on_regression(bench: Bench) -> Outcome:
-    """Figure 1."""
+    """Test figure 1."""
     methods = ("uniform", "FGLS", "VA", "FGLS+VA")
     both = _errors(lambda s: noisy_domains.linear_regression(s, noise=(3, 0.3), spread=(0.3, 2.7)), methods, 20)
     control = _errors(noisy_domains.linear_regression, methods, 20)
@@ -67,7 +68,7 @@ def both_remedies_on_regression(bench: Bench) -> Outcome:
 
 
 def both_remedies_on_classification(bench: Bench) -> Outcome:
-    """Figure 2."""
+    """Test figure 2."""
     methods = ("uniform", "VA", "ERMA", "ERMA+VA")
     errors = _errors(lambda s: noisy_domains.logistic_regression(s, flipped=(0, 0.4)), methods, 20)
     worse = [Quantity.of(errors["ERMA+VA"] - errors[m]).is_positive for m in methods[:-1]]
@@ -76,7 +77,7 @@ def both_remedies_on_classification(bench: Bench) -> Outcome:
 
 
 def loss_weights_on_digits(bench: Bench) -> Outcome:
-    """Figure 3."""
+    """Test figure 3."""
     if find_spec("sklearn") is None:
         return Outcome("not testable here", note="scikit-learn, which has the digits, is not installed")
     errors = _errors(noisy_domains.digits, ("uniform", "VA", "ERMA"), 8)

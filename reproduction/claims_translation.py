@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from pycooldown.mixture import Vector
+from pycooldown.processes import run_all
 from reproduction.claim import Bench, Claim, Outcome, Quantity, verdict
-from reproduction.processes import in_parallel
-from reproduction.translation import HIGH, LOW, Run, Setting, read_texts, train
+from reproduction.texts import HIGH, LOW, read_texts
+from reproduction.translation import Setting, TrainedSystem, train_system
 
 SETTING = Setting()
-Runs = Mapping[str, Sequence[Run]]  # of each system, by seed
+Trainings = Mapping[str, Sequence[TrainedSystem]]  # of each system, by seed
 
 BIG = (
     "transformer_wmt_en_de_big, label smoothing 0.1, Adam (0.9, 0.98), lr 5e-4 inverse square root, 4,000 warm-up "
@@ -21,14 +23,11 @@ BIG = (
 )
 _SMALL = "transformer_iwslt_de_en, 16,384 tokens x 4 accumulated, 60k updates, OPUS-100 with nine languages"
 _MC4 = "language model, 100k steps, mC4 with sizes en:it:zh:sw = 2733:162:39:1; appendix D gives no settings"
-NO_DATA = Outcome("not testable here", note="needs packed data with German and Romanian: --data FOLDER")
 
 
 def sampling_learns_faster(bench: Bench) -> Outcome:
-    """Figures 4 and 8."""
+    """Test figures 4 and 8."""
     names = [f"{kind} {tau}" for tau in (5, 100) for kind in ("scalarization", "temperature")]
-    if bench.data is None:
-        return NO_DATA
     runs = train_all(bench, names)
     measured = _finals(runs)
     early = SETTING.evaluations // 4 - 1  # the evaluation at a quarter of the steps
@@ -44,9 +43,7 @@ def sampling_learns_faster(bench: Bench) -> Outcome:
 
 
 def neither_under_nor_overfits(bench: Bench) -> Outcome:
-    """Figure 1."""
-    if bench.data is None:
-        return NO_DATA
+    """Test figure 1."""
     runs = train_all(bench, ["temperature 1", "temperature 100", "cooldown"])
     rise = Quantity.of([r.final(LOW) - min(r.losses[LOW]) for r in runs["temperature 100"]])
     gains = {n: _difference(runs, n, "cooldown", LOW) for n in ("temperature 1", "temperature 100")}
@@ -56,9 +53,7 @@ def neither_under_nor_overfits(bench: Bench) -> Outcome:
 
 
 def cooldown_is_free(bench: Bench) -> Outcome:
-    """Table 3."""
-    if bench.data is None:
-        return NO_DATA
+    """Test table 3."""
     runs = train_all(bench, ["temperature 5", "cooldown"])
     gain, loss = (
         _difference(runs, "temperature 5", "cooldown", HIGH),
@@ -71,25 +66,23 @@ def cooldown_is_free(bench: Bench) -> Outcome:
 
 
 def table_4(bench: Bench) -> Outcome:
-    """Table 4."""
+    """Say why table 4 is not tested."""
     note = "sizes of 2733:1 leave five sentences to the rarest of four languages that have at most 15,000 here"
     return Outcome("not testable here", note=note)
 
 
 def sparse_beats_dense(bench: Bench) -> Outcome:
-    """Figures 5 and 6."""
+    """Test figures 5 and 6."""
     return _better(bench, "cooldown", ["linear"])
 
 
 def decreasing_beats_increasing(bench: Bench) -> Outcome:
-    """Figure 7."""
+    """Test figure 7."""
     return _better(bench, "cooldown", ["increase"])
 
 
 def not_worse_than_others(bench: Bench) -> Outcome:
-    """UniMax and Order Matters."""
-    if bench.data is None:
-        return NO_DATA
+    """Test the rows of UniMax and Order Matters."""
     others = ["unimax", "order matters"]
     runs = train_all(bench, ["cooldown", *others])
     losses = {n: _difference(runs, "cooldown", n, LOW) for n in others}
@@ -98,45 +91,49 @@ def not_worse_than_others(bench: Bench) -> Outcome:
 
 
 def _better(bench: Bench, system: str, others: Sequence[str]) -> Outcome:
-    if bench.data is None:
-        return NO_DATA
     runs = train_all(bench, [system, *others])
     gains = {f"{o} - {system}, {d}": _difference(runs, o, system, d) for o in others for d in (LOW, HIGH)}
     holds = all(gain.is_positive for name, gain in gains.items() if name.endswith(LOW))
     return Outcome(verdict(holds), _finals(runs) | gains, mean_epochs(runs))
 
 
-def train_all(bench: Bench, systems: Sequence[str], *, keep_weights: bool = False) -> Runs:
-    """Trains what is not there yet, over the bench's seeds."""
+def train_all(bench: Bench, systems: Sequence[str], *, keep_weights: bool = False) -> Trainings:
+    """Train the systems over the bench's seeds; what the folder has is not trained again."""
     if bench.data is None:
         raise ValueError("data is None; expected a folder of packed data")
-    jobs = [
-        (bench.data, system, seed, bench.folder / "translation", keep_weights)
-        for system in systems
-        for seed in range(bench.seeds)
-    ]
-    found = list(in_parallel(_train_one, jobs, bench.workers))
-    return {system: [r for r in found if r.system == system] for system in systems}
+    folder = bench.folder / "translation"
+    jobs = [_Job(bench.data, system, seed, folder, keep_weights) for system in systems for seed in range(bench.seeds)]
+    found = dict(run_all(_train_one, jobs, workers=bench.workers))
+    return {system: [found[number] for number, job in enumerate(jobs) if job.system == system] for system in systems}
 
 
-def _train_one(data: Path, system: str, seed: int, folder: Path, keep_weights: bool) -> Run:
-    return train(read_texts(data), system, seed, folder, SETTING, keep_weights=keep_weights)
+class _Job(NamedTuple):
+    data: Path
+    system: str
+    seed: int
+    folder: Path
+    keep_weights: bool
 
 
-def _at(runs: Sequence[Run], domain: str, evaluation: int) -> Vector:
+def _train_one(job: _Job) -> TrainedSystem:
+    texts = read_texts(job.data)
+    return train_system(texts, job.system, job.seed, job.folder, SETTING, keep_weights=job.keep_weights)
+
+
+def _at(runs: Sequence[TrainedSystem], domain: str, evaluation: int) -> Vector:
     return np.array([r.losses[domain][evaluation] for r in runs])
 
 
-def _difference(runs: Runs, a: str, b: str, domain: str) -> Quantity:
+def _difference(runs: Trainings, a: str, b: str, domain: str) -> Quantity:
     return Quantity.of(_at(runs[a], domain, -1) - _at(runs[b], domain, -1))
 
 
-def _finals(runs: Runs) -> dict[str, Quantity]:
+def _finals(runs: Trainings) -> dict[str, Quantity]:
     return {f"{system}, {d}": Quantity.of(_at(rs, d, -1)) for system, rs in runs.items() for d in (HIGH, LOW)}
 
 
-def mean_epochs(runs: Runs) -> dict[str, dict[str, float]]:
-    """Passes through each domain, by system."""
+def mean_epochs(runs: Trainings) -> dict[str, dict[str, float]]:
+    """Return the mean passes through each domain, by system."""
     return {system: {d: float(np.mean([r.epochs[d] for r in rs])) for d in rs[0].epochs} for system, rs in runs.items()}
 
 
@@ -149,6 +146,7 @@ CLAIMS = (
         f"at a quarter of the steps S - TS > 0 in both languages at tau = 5 {_LOW}; larger means at tau = 100",
         BIG,
         sampling_learns_faster,
+        needs_text=True,
     ),
     Claim(
         "R6",
@@ -158,6 +156,7 @@ CLAIMS = (
         + _LOW,
         _SMALL,
         neither_under_nor_overfits,
+        needs_text=True,
     ),
     Claim(
         "R7",
@@ -166,6 +165,7 @@ CLAIMS = (
         f"frequent language better {_LOW}, rare language worse by at most 0.05 nats",
         _SMALL,
         cooldown_is_free,
+        needs_text=True,
     ),
     Claim(
         "R8",
@@ -182,6 +182,7 @@ CLAIMS = (
         f"loss of the rare language: Cooldown below linear {_LOW}",
         _MC4,
         sparse_beats_dense,
+        needs_text=True,
     ),
     Claim(
         "R10",
@@ -190,6 +191,7 @@ CLAIMS = (
         f"loss of the rare language: Cooldown below 1 to 5 {_LOW}",
         BIG,
         decreasing_beats_increasing,
+        needs_text=True,
     ),
     Claim(
         "R11",
@@ -198,5 +200,6 @@ CLAIMS = (
         "loss of the rare language: above neither (UniMax with 10 epochs, static) " + _LOW,
         _SMALL,
         not_worse_than_others,
+        needs_text=True,
     ),
 )

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from pycooldown import theory
+from pycooldown import Mixture, theory
 from pycooldown.gradients.moments import Interval, bootstrap
 from pycooldown.gradients.variance import domain_moments, measure, trace_ratio
-from pycooldown.mixture import Mixture
-from pycooldown.sampling.sampler import AllocationName
+from pycooldown.processes import run_all
+from pycooldown.sampling import AllocationName
+from reproduction import kept
 from reproduction.claim import Bench, Claim, Outcome, Quantity, verdict
-from reproduction.claims_translation import BIG, NO_DATA, SETTING, mean_epochs, train_all
-from reproduction.processes import in_parallel
-from reproduction.translation import LOW, build_model, load_model, read_texts, sample_losses, write_json
+from reproduction.claims_translation import BIG, SETTING, mean_epochs, train_all
+from reproduction.model import Decoder, sample_losses
+from reproduction.texts import LOW, Texts, read_texts
+from reproduction.translation import Setting, initial_model, trained_model
 
-Stage = Literal["at initialization", "after training"]
-STAGES: tuple[Stage, ...] = ("at initialization", "after training")
+When = Literal["at initialization", "after training"]
+TIMES: tuple[When, ...] = ("at initialization", "after training")
+TRAINED = "temperature 5"  # the system whose models are measured
+NUM_GROUPS = 48  # of eight samples each, for the moments of a domain
 ALLOCATIONS: tuple[AllocationName, ...] = ("multinomial", "systematic", "quota")
 SAMPLING, WEIGHTING = "temperature sampling", "scalarization"
 
 
 @dataclass(frozen=True)
 class Batches:
-    """What 64 batches of one mixture and allocation gave; attributes as of `MixtureVariance`."""
+    """Measurements of 64 batches of one mixture and allocation; the attributes are those of `MixtureVariance`."""
 
     predicted: Interval
     trace: Interval
@@ -37,14 +41,14 @@ class Batches:
 
     @property
     def agrees(self) -> bool:
-        """Whether prediction and measurement are within 10 %, or their intervals overlap."""
+        """Whether prediction and measurement are within 10 % of each other, or their intervals overlap."""
         near = abs(self.trace.value / self.predicted.value - 1) <= 0.1
         return near or (self.trace.low <= self.predicted.high and self.predicted.low <= self.trace.high)
 
 
 @dataclass(frozen=True)
-class Probe:
-    """One model's `Batches`, by mixture and allocation ("scalarization, multinomial")."""
+class ModelGradients:
+    """The `Batches` of one model, by mixture and allocation ("scalarization, multinomial")."""
 
     batches: Mapping[str, Batches]
 
@@ -56,34 +60,49 @@ class Probe:
 
 
 def norms_vary_more(bench: Bench) -> Outcome:
-    """Figure 3, with the trace of the covariance beside the variance of the norm."""
-    if bench.data is None:
-        return NO_DATA
-    trained = train_all(bench, ["temperature 5"], keep_weights=True)
-    jobs = [(bench.data, bench.folder / "translation", stage, seed) for stage in STAGES for seed in range(bench.seeds)]
-    probes = list(in_parallel(probe, jobs, bench.workers))
+    """Test figure 3, with the trace of the covariance beside the variance of the norm."""
+    assert bench.data is not None  # the claim needs text
+    trained = train_all(bench, [TRAINED], keep_weights=True)
+    folder = bench.folder / "translation"
+    jobs = [_Job(bench.data, folder, when, seed) for when in TIMES for seed in range(bench.seeds)]
+    models = dict(run_all(_measure_one, jobs, workers=bench.workers))
     measured: dict[str, Quantity] = {}
-    for k, stage in enumerate(STAGES):
-        found = probes[k * bench.seeds : (k + 1) * bench.seeds]
-        measured |= {f"{name}, {stage}": quantity for name, quantity in summary(found).items()}
-    agree = all(b.agrees for p in probes for b in p.batches.values())
-    final = [p.norm_ratio for p in probes[-bench.seeds :]]
+    for k, when in enumerate(TIMES):
+        found = [models[k * bench.seeds + seed] for seed in range(bench.seeds)]
+        measured |= {f"{name}, {when}": quantity for name, quantity in summary(found).items()}
+    agree = all(b.agrees for model in models.values() for b in model.batches.values())
+    final = [model.norm_ratio for model in found]
     sizes = read_texts(bench.data).sizes
     rare = SETTING.batch_size * sizes[LOW] / sum(sizes.values())
     note = (
         f"Predicted and measured traces {'agree' if agree else 'DISAGREE'} (10 % or overlapping intervals, in every "
         f"seed). Batches have {SETTING.batch_size} samples, so scalarization sees {rare:.2f} rare ones in each, with a "
         "large weight; the paper's have hundreds, and its ratio is smaller. Sizes are "
-        f"{max(sizes.values()) / min(sizes.values()):.0f}:1. A probe (moments of two domains, 64 batches of each of "
-        f"{len(probes[0].batches)} mixtures and allocations) costs the gradients of 600 training steps. Intervals of "
+        f"{max(sizes.values()) / min(sizes.values()):.0f}:1. A measurement (moments of two domains, 64 batches of each "
+        f"of {len(found[0].batches)} mixtures and allocations) costs the gradients of 600 training steps. Intervals of "
         "ratios of allocations are of the batches of all seeds, in pairs that share their random numbers."
     )
     holds = agree and all(ratio.value > 2 and ratio.low > 1 for ratio in final)
     return Outcome(verdict(holds), measured, mean_epochs(trained), note)
 
 
-def summary(found: Sequence[Probe]) -> dict[str, Quantity]:
-    """Probes of one stage over seeds; ratios of allocations with an interval of all their batches."""
+class _Job(NamedTuple):
+    data: Path
+    folder: Path
+    when: When
+    seed: int
+
+
+def _measure_one(job: _Job) -> ModelGradients:
+    texts = read_texts(job.data)
+    initial = job.when == "at initialization"
+    model = initial_model(texts, SETTING, job.seed) if initial else trained_model(TRAINED, job.seed, job.folder)
+    path = job.folder / f"gradients-{job.when.replace(' ', '-')}-{job.seed}.json"
+    return measure_model(path, model, texts, SETTING, job.seed)
+
+
+def summary(found: Sequence[ModelGradients]) -> dict[str, Quantity]:
+    """Summarise models of one time over seeds; ratios of allocations have an interval of all their batches."""
     quantities = {}
     for key in found[0].batches:
         traces = np.array([p.batches[key].trace.value for p in found])
@@ -106,16 +125,25 @@ def summary(found: Sequence[Probe]) -> dict[str, Quantity]:
     return quantities
 
 
-def probe(data: Path, folder: Path, stage: Stage, seed: int) -> Probe:
-    """Measures with batches of the training's size, unless ``folder`` has the outcome."""
-    path = folder / f"probe-{stage.replace(' ', '-')}-{seed}.json"
-    if path.exists():
-        return read_probe(path)
-    texts = read_texts(data)
-    initial = stage == "at initialization"
-    model = build_model(texts, SETTING, seed) if initial else load_model(texts, "temperature 5", seed, folder, SETTING)
+def measure_model(path: Path, model: Decoder, texts: Texts, setting: Setting, seed: int) -> ModelGradients:
+    """Measure a model with batches of the training's size, unless ``path`` has the outcome.
+
+    Raises:
+        ValueError: If ``path`` has the outcome of another model, other data or another setting.
+    """
+    weights = (tensor.detach().numpy().tobytes() for tensor in model.state_dict().values())
+    identity = {
+        "model": kept.digest(weights),
+        "data": texts.fingerprint,
+        "setting": asdict(setting),
+        "seed": seed,
+        "groups": NUM_GROUPS,
+        "allocations": ALLOCATIONS,
+    }
+    if (stored := kept.read(path, identity)) is not None:
+        return _gradients(stored)
     target = Mixture.temperature_sampling(texts.sizes, 5)
-    moments = domain_moments(model, sample_losses, texts.train, target, num_groups=48, seed=seed)
+    moments = domain_moments(model, sample_losses, texts.train, target, num_groups=NUM_GROUPS, seed=seed)
     best = theory.optimal_sampling(target.target, moments.second_moments)
     weighting = {
         WEIGHTING: Mixture.scalarization(texts.sizes, 5),
@@ -130,13 +158,13 @@ def probe(data: Path, folder: Path, stage: Stage, seed: int) -> Probe:
             sample_losses,
             texts.train,
             mixtures,
-            batch_size=SETTING.batch_size,
+            batch_size=setting.batch_size,
             allocations=allocations,
             moments=moments,
             seed=seed,
         )
     ]
-    batches = {
+    found = {
         f"{r.name}, {r.allocation}": {
             "predicted": r.predicted,
             "trace": r.trace,
@@ -145,18 +173,22 @@ def probe(data: Path, folder: Path, stage: Stage, seed: int) -> Probe:
         }
         for r in measured
     }
-    write_json(path, {"batches": batches})
-    return read_probe(path)
+    kept.write(path, identity, found)
+    return _gradients(found)
 
 
-def read_probe(path: Path) -> Probe:
-    """What `probe` wrote."""
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    batches = {
-        key: Batches(Interval(*found["predicted"]), Interval(*found["trace"]), found["contrasts"], found["norms"])
-        for key, found in stored["batches"].items()
-    }
-    return Probe(batches)
+def read_gradients(path: Path) -> ModelGradients:
+    """Return what `measure_model` wrote."""
+    return _gradients(json.loads(path.read_text(encoding="utf-8"))["outcome"])
+
+
+def _gradients(found: Mapping[str, Any]) -> ModelGradients:
+    return ModelGradients(
+        {
+            key: Batches(Interval(*b["predicted"]), Interval(*b["trace"]), b["contrasts"], b["norms"])
+            for key, b in found.items()
+        }
+    )
 
 
 CLAIMS = (
@@ -168,5 +200,6 @@ CLAIMS = (
         "interval above 1; predicted and measured traces within 10 % or with overlapping intervals for all mixtures",
         BIG,
         norms_vary_more,
+        needs_text=True,
     ),
 )

@@ -1,4 +1,4 @@
-"""When cooling helps: the evidence of the study, of which `pycooldown plan` has a summary.
+"""When cooling helps: the evidence of the study, which `pycooldown plan` has in short form.
 
 The rules were fixed before the study was run.
 """
@@ -17,18 +17,18 @@ from pycooldown.recipes.advice import Finding
 from reproduction.claim import Quantity
 
 STATIC, COOLDOWN = "temperature 5", "cooldown"
-STORED = Path(__file__).with_name("cooling.json")
+EVIDENCE = Path(__file__).with_name("cooling.json")
 
 
 @dataclass(frozen=True)
-class Cell:
+class Regime:
     """The trainings at one skew and one number of steps.
 
     Attributes:
-        sizes: training samples of each domain, the rarest last.
-        steps: of each training.
-        losses: validation loss of each domain, of each system and seed, nats a token.
-        epochs: mean passes through each domain, of each system.
+        sizes: Training samples of each domain, the rarest last.
+        steps: Steps of each training.
+        losses: Validation loss of each domain, for each system and seed, in nats a token.
+        epochs: Mean passes through each domain, for each system.
     """
 
     sizes: Mapping[str, int]
@@ -38,7 +38,7 @@ class Cell:
 
     @property
     def rarest(self) -> str:
-        """The domain that the epochs are counted of."""
+        """The domain of the smallest size."""
         return min(self.sizes, key=lambda domain: self.sizes[domain])
 
     @property
@@ -52,11 +52,11 @@ class Cell:
         return max(self.sizes.values()) / min(self.sizes.values())
 
     def gain(self, system: str, over: str = STATIC, *, part: str = "mean") -> Quantity:
-        """Loss of ``over`` minus loss of ``system``, paired by seed.
+        """Return the loss of ``over`` minus the loss of ``system``, paired by seed.
 
         Args:
-            system: its name.
-            over: the one it is compared with.
+            system: Name of the system.
+            over: Name of the system that it is compared with.
             part: "rarest" domain, "others" (mean over the other domains) or "mean" (over all domains).
         """
 
@@ -73,53 +73,54 @@ class Cell:
 
     @property
     def best_static(self) -> str:
-        """The static temperature of the lowest mean over domains."""
+        """The static temperature with the lowest mean over domains."""
         static = [system for system in self.losses if system.removeprefix("temperature ").isdigit()]
         return max(static, key=lambda system: self.gain(system).mean)
 
     @property
     def best(self) -> str:
-        """The system of the lowest mean over domains, or static tau = 5 if it is not better by two standard errors."""
+        """The system with the lowest mean over domains, or static tau = 5 if it is within two standard errors."""
         best = max(self.losses, key=lambda system: self.gain(system).mean)
         return best if self.gain(best).is_positive else STATIC
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the study found, cell by cell."""
+    """What the study found, regime by regime."""
 
-    cells: Sequence[Cell]
+    regimes: Sequence[Regime]
 
     def save(self, path: Path) -> None:
-        """Writes JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        """Write JSON."""
+        content = {"cells": [asdict(regime) for regime in self.regimes]}
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path = STORED) -> Evidence:
-        """Reads what `save` wrote; by default the study beside this file."""
-        return cls([Cell(**cell) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]])
+    def load(cls, path: Path = EVIDENCE) -> Evidence:
+        """Read what `save` wrote; by default the study beside this file."""
+        return cls([Regime(**found) for found in json.loads(path.read_text(encoding="utf-8"))["cells"]])
 
     def findings(self) -> list[Finding]:
-        """What `pycooldown plan` needs of it: the outcome of each cell."""
-        return [Finding(cell.exposure, cell.skew, summary(cell)) for cell in self.cells]
+        """Return the outcome of each regime, which `pycooldown plan` reads."""
+        return [Finding(regime.exposure, regime.skew, describe(regime)) for regime in self.regimes]
 
 
-def summary(cell: Cell) -> str:
-    """The outcome of a cell in a sentence."""
+def describe(regime: Regime) -> str:
+    """Describe the outcome of a regime in a sentence."""
     verbs = {"better": "improved", "worse": "worsened", "no clear difference": "made no clear difference to"}
     parts = []
     for part, name in (("rarest", "the rarest domain"), ("others", "the others")):
-        gain = cell.gain(COOLDOWN, part=part)
+        gain = regime.gain(COOLDOWN, part=part)
         parts.append(f"{verbs[outcome(gain)]} {name} ({-gain.mean:+.3f} ± {gain.standard_error:.3f} nats)")
     text = f"against static tau = 5, Cooldown {' and '.join(parts)}; "
-    if cell.best == STATIC:
+    if regime.best == STATIC:
         return text + "no other system had a lower mean over domains by two standard errors."
-    gain = cell.gain(cell.best)
-    return text + f"the lowest mean over domains had {cell.best} ({-gain.mean:+.3f} ± {gain.standard_error:.3f})."
+    gain = regime.gain(regime.best)
+    return text + f"the lowest mean over domains had {regime.best} ({-gain.mean:+.3f} ± {gain.standard_error:.3f})."
 
 
 def outcome(gain: Quantity) -> Literal["better", "worse", "no clear difference"]:
-    """By two standard errors over the paired seeds."""
+    """Judge a gain by two standard errors over the paired seeds."""
     if gain.is_positive:
         return "better"
     return "worse" if Quantity(-gain.mean, gain.sd, gain.count).is_positive else "no clear difference"

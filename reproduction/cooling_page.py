@@ -11,7 +11,7 @@ import numpy as np
 from pycooldown import plots
 from pycooldown.recipes import advice
 from reproduction.claim import Quantity
-from reproduction.cooling import COOLDOWN, STATIC, Cell, Evidence, outcome
+from reproduction.cooling import COOLDOWN, STATIC, Evidence, Regime, outcome
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _PARTS = {"rarest": "rarest domain", "others": "other domains", "mean": "mean over domains"}
 
 
-def save(evidence: Evidence, folder: Path) -> list[Path]:
+def save_page(evidence: Evidence, folder: Path) -> list[Path]:
     """Write cooling.json (kept beside this file), advice.json (kept in pycooldown/recipes) and the page for docs/."""
     paths = [folder / name for name in ("cooling.json", "cooldown.md", "figures/cooldown.png", "advice.json")]
     paths[2].parent.mkdir(parents=True, exist_ok=True)
@@ -31,16 +31,16 @@ def save(evidence: Evidence, folder: Path) -> list[Path]:
 
 
 def picture(evidence: Evidence) -> Figure:
-    """Gain over static tau = 5 against epochs of the rarest domain, a row of panels for each skew."""
+    """Draw the gain over static tau = 5 against epochs of the rarest domain, a row of panels for each skew."""
     panels = {}
-    for skew in sorted({c.skew for c in evidence.cells}):
-        cells = sorted((c for c in evidence.cells if c.skew == skew), key=lambda c: c.exposure)
-        x = np.array([c.exposure for c in cells])
+    for skew in sorted({c.skew for c in evidence.regimes}):
+        regimes = sorted((c for c in evidence.regimes if c.skew == skew), key=lambda c: c.exposure)
+        x = np.array([c.exposure for c in regimes])
         for part, name in _PARTS.items():
             lines = {}
-            for system in cells[0].losses:
+            for system in regimes[0].losses:
                 if system != STATIC:
-                    gains = [c.gain(system, part=part) for c in cells]
+                    gains = [c.gain(system, part=part) for c in regimes]
                     y, error = np.array([(g.mean, g.standard_error) for g in gains]).T
                     lines[system] = plots.Curve(x, y, error)
             panels[f"{name}, {skew:g}:1"] = lines
@@ -53,13 +53,13 @@ def picture(evidence: Evidence) -> Figure:
 
 
 def page(evidence: Evidence, image: str) -> str:
-    """The outcome in Markdown.
+    """Write the outcome in Markdown.
 
     Args:
-        evidence: of the study.
-        image: path of the picture, relative to the page.
+        evidence: Evidence of the study.
+        image: Path of the picture, relative to the page.
     """
-    seeds = min(len(cell.losses[STATIC]) for cell in evidence.cells)
+    seeds = min(len(regime.losses[STATIC]) for regime in evidence.regimes)
     lines = [
         "# When does cooling help?",
         "",
@@ -90,54 +90,54 @@ def page(evidence: Evidence, image: str) -> str:
         "| epochs | skew | rarest domain | others | mean | mean, against the best static tau | best |",
         "|---|---|---|---|---|---|---|",
     ]
-    for cell in evidence.cells:
-        changes = [_change(cell.gain(COOLDOWN, part=part)) for part in _PARTS]
-        static = cell.best_static
-        changes.append(f"{_change(cell.gain(COOLDOWN, static))} ({static.removeprefix('temperature ')})")
-        lines.append(f"| {cell.exposure:.0f} | {cell.skew:g}:1 | {' | '.join(changes)} | {cell.best} |")
-    for cell in evidence.cells:
-        lines += _table(cell)
+    for regime in evidence.regimes:
+        changes = [_change(regime.gain(COOLDOWN, part=part)) for part in _PARTS]
+        static = regime.best_static
+        changes.append(f"{_change(regime.gain(COOLDOWN, static))} ({static.removeprefix('temperature ')})")
+        lines.append(f"| {regime.exposure:.0f} | {regime.skew:g}:1 | {' | '.join(changes)} | {regime.best} |")
+    for regime in evidence.regimes:
+        lines += _table(regime)
     return "\n".join(lines) + "\n"
 
 
 def conclusion(evidence: Evidence) -> str:
-    """At which settings Cooldown was better or worse over all domains, in words."""
+    """Say at which settings Cooldown was better or worse over all domains."""
     sentences = []
     for against, pick in (
         ("static tau = 5", lambda c: STATIC),
         ("the best static temperature", lambda c: c.best_static),
     ):
         found: dict[str, list[str]] = {"better": [], "worse": [], "no clear difference": []}
-        for cell in evidence.cells:
-            found[outcome(cell.gain(COOLDOWN, pick(cell)))].append(f"{cell.exposure:.0f} ({cell.skew:g}:1)")
+        for regime in evidence.regimes:
+            found[outcome(regime.gain(COOLDOWN, pick(regime)))].append(f"{regime.exposure:.0f} ({regime.skew:g}:1)")
         counts = [f"{name} at {', '.join(cells)}" for name, cells in found.items() if cells]
         sentences.append(f"against {against}: {'; '.join(counts)}")
     text = ". ".join(s[0].upper() + s[1:] for s in sentences)
     return f"**Mean loss over domains of Cooldown, by epochs of the rarest domain (and skew).** {text}."
 
 
-def _table(cell: Cell) -> list[str]:
-    domains = list(cell.sizes)
-    sizes = ", ".join(f"{n:,} {d}" for d, n in cell.sizes.items())
+def _table(regime: Regime) -> list[str]:
+    domains = list(regime.sizes)
+    sizes = ", ".join(f"{n:,} {d}" for d, n in regime.sizes.items())
     lines = [
         "",
-        f"## {cell.exposure:.0f} epochs, {cell.skew:g}:1",
+        f"## {regime.exposure:.0f} epochs, {regime.skew:g}:1",
         "",
-        f"{sizes}; {cell.steps} steps. Loss ± standard deviation, and passes through the domain.",
+        f"{sizes}; {regime.steps} steps. Loss ± standard deviation, and passes through the domain.",
         "",
         f"| system | {' | '.join(domains)} | gain of the mean over static tau = 5, ± standard error |",
         "|---" * (len(domains) + 2) + "|",
     ]
-    for system, losses in cell.losses.items():
-        values = [f"{Quantity.of([x[d] for x in losses])} ({cell.epochs[system][d]:.3g})" for d in domains]
-        gain = cell.gain(system)
+    for system, losses in regime.losses.items():
+        values = [f"{Quantity.of([x[d] for x in losses])} ({regime.epochs[system][d]:.3g})" for d in domains]
+        gain = regime.gain(system)
         last = "" if system == STATIC else f"{gain.mean:+.3f} ± {gain.standard_error:.3f}"
         lines.append(f"| {system} | {' | '.join(values)} | {last} |")
     return lines
 
 
 def _chance(seeds: int) -> float:
-    """The probability that Student's t is beyond 2 to either side."""
+    """Return the probability that Student's t is beyond 2 to either side."""
     freedom = seeds - 1
     t = np.linspace(-2, 2, 4001)
     scale = math.gamma(seeds / 2) / math.gamma(freedom / 2) / math.sqrt(math.pi * freedom)

@@ -1,24 +1,26 @@
 """When does cooling help? Trainings over the epochs of the rarest domain and the skew of the sizes, on real text.
 
 English to German and Chinese (frequent) and Romanian (rare), all cut so that Romanian is passed through a chosen number
-of times under temperature sampling with tau = 5. `reproduction.cooling` has the rule that reads the outcome.
+of times under temperature sampling with tau = 5. The rule that judges the outcome is in `reproduction.cooling`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from pycooldown import temperature
 from pycooldown.data.manifest import load_manifest
-from pycooldown.mixture import temperature
-from pycooldown.sampling.sampler import AllocationName
-from reproduction.cooling import STATIC, Cell, Evidence
-from reproduction.processes import in_parallel
-from reproduction.translation import VALIDATION, Run, Sample, Setting, Texts, read_samples, spread, train
+from pycooldown.processes import run_all
+from pycooldown.sampling import AllocationName
+from reproduction.cooling import STATIC, Evidence, Regime
+from reproduction.model import Pair
+from reproduction.texts import VALIDATION, Texts, read_samples, spread
+from reproduction.translation import Setting, TrainedSystem, train_system
 
 FREQUENT, RARE = ("de", "zh-Hans"), "ro"
 BATCH_SIZE, MAX_LENGTH = 32, 32
@@ -51,79 +53,86 @@ class Job:
     seed: int
 
 
-def run_study(
+def study_cooling(
     data: Path,
     folder: Path,
     *,
+    settings: Sequence[tuple[int, int, int]] = SETTINGS,
     seeds: int = 4,
     workers: int = 1,
+    train: Callable[[Job], TrainedSystem] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evidence:
-    """Trains what ``folder`` does not have yet, seed by seed, and gathers the losses.
+    """Train what ``folder`` does not have yet, seed by seed, and gather the losses.
 
     Args:
-        data: packed data with German, Chinese and Romanian.
-        folder: for runs; a study that was interrupted goes on.
-        seeds: of data selection, initialization and order, shared by all systems; at least 2.
-        workers: processes that train at a time, with one thread each.
-        progress: called after each training with "training", how many are done and how many there are.
+        data: Packed data with German, Chinese and Romanian.
+        folder: Folder that trainings are kept in; a study that was interrupted goes on.
+        settings: Skew, epochs of the rare language at tau = 5, and steps, of each regime.
+        seeds: Number of seeds of data selection, initialization and order, shared by all systems; at least 2.
+        workers: Processes that train at a time, with one thread each.
+        train: What runs a job; by default `run_job`.
+        progress: Called after each training with "training", how many are done and how many there are.
 
     Raises:
-        ValueError: if ``seeds`` is too small or the data lack a language.
+        ValueError: If ``seeds`` is too small or the data lack a language.
     """
     if seeds < 2:
         raise ValueError(f"seeds = {seeds}; expected at least 2, for differences to have a spread")
-    settings = [(seed, setting) for seed in range(seeds) for setting in SETTINGS]
-    jobs = [Job(data, folder, *setting, system, seed) for seed, setting in settings for system in SYSTEMS]
-    runs: dict[Job, Run] = {}
-    for job, run in zip(jobs, in_parallel(run_job, [(job,) for job in jobs], workers), strict=True):
-        runs[job] = run
+    seeded = [(seed, setting) for seed in range(seeds) for setting in settings]
+    jobs = [Job(data, folder, *setting, system, seed) for seed, setting in seeded for system in SYSTEMS]
+    runs: dict[Job, TrainedSystem] = {}
+    for number, training in run_all(train or run_job, jobs, workers=workers):
+        runs[jobs[number]] = training
         if progress:
             progress("training", len(runs), len(jobs))
-    cells = []
-    for setting in SETTINGS:
+    regimes = []
+    for setting in settings:
         by_system = {
             system: [runs[Job(data, folder, *setting, system, seed)] for seed in range(seeds)] for system in SYSTEMS
         }
-        sizes = cell_sizes(*setting)
+        sizes = regime_sizes(*setting)
         losses = {system: [{d: r.final(d) for d in sizes} for r in rs] for system, rs in by_system.items()}
         epochs = {s: {d: float(np.mean([r.epochs[d] for r in rs])) for d in sizes} for s, rs in by_system.items()}
-        cells.append(Cell(sizes, setting[-1], losses, epochs))
-    return Evidence(cells)
+        regimes.append(Regime(sizes, setting[-1], losses, epochs))
+    return Evidence(regimes)
 
 
-def cell_sizes(skew: int, epochs: int, steps: int) -> dict[str, int]:
-    """Training pairs of each language, for ``epochs`` of the rare one at tau = 5."""
+def regime_sizes(skew: int, epochs: int, steps: int) -> dict[str, int]:
+    """Return the training pairs of each language, for ``epochs`` of the rare one at tau = 5."""
     rare = round(temperature([skew, skew, 1], 5)[-1] * steps * BATCH_SIZE / epochs)
     return {**dict.fromkeys(FREQUENT, skew * rare), RARE: rare}
 
 
-def run_job(job: Job) -> Run:
-    """One training, or what the folder has of it."""
-    sizes = cell_sizes(job.skew, job.epochs, job.steps)
+def run_job(job: Job) -> TrainedSystem:
+    """Run one training, or read it if the folder has it."""
+    sizes = regime_sizes(job.skew, job.epochs, job.steps)
     setting = Setting(steps=job.steps, batch_size=BATCH_SIZE, evaluations=2)
     system, allocation = SYSTEMS[job.system]
-    draws = setting.steps * BATCH_SIZE
-    return train(
+    return train_system(
         select(job.data, sizes, job.seed),
         system,
         job.seed,
         job.folder / f"skew-{job.skew}-epochs-{job.epochs}",
         setting,
         allocation=allocation,
-        # A cap of 10, unless all the data must be passed through more often than that.
-        max_epochs=max(10, 2 * draws / sum(sizes.values())),
+        max_epochs=unimax_cap(sizes, setting.steps * BATCH_SIZE),
     )
 
 
+def unimax_cap(sizes: Mapping[str, int], draws: int) -> float:
+    """Return UniMax's cap: 10 passes, unless all the data must be passed through more often than that."""
+    return max(10, 2 * draws / sum(sizes.values()))
+
+
 def select(data: Path, sizes: dict[str, int], seed: int) -> Texts:
-    """Pairs chosen at random by ``seed``, and the same validation pairs for all.
+    """Choose training pairs at random by ``seed``; the validation pairs are the same for all seeds.
 
     Raises:
-        ValueError: if the data have fewer pairs.
+        ValueError: If the data have fewer pairs.
     """
     rng = np.random.default_rng(seed)
-    train_samples: list[Sample] = []
+    train_samples: list[Pair] = []
     for domain, size in sizes.items():
         samples = _read(data, domain, "train")
         if len(samples) < size:
@@ -134,5 +143,5 @@ def select(data: Path, sizes: dict[str, int], seed: int) -> Texts:
 
 
 @cache
-def _read(data: Path, domain: str, split: str) -> list[Sample]:
+def _read(data: Path, domain: str, split: str) -> list[Pair]:
     return read_samples(data, domain, split, MAX_LENGTH)

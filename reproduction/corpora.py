@@ -21,7 +21,7 @@ from typing import Any
 
 from pycooldown.data.publish import Progress, publish, sha256, staging
 
-FORMAT = "pycooldown.corpus/1"
+CORPUS_FORMAT = "pycooldown.corpus/1"
 MIN_CHARACTERS = 8  # shorter English strings are mostly single words and state names ("On", "Open")
 VALIDATION_SHARE = 0.05
 VALIDATION_PAIRS = 100  # a language whose 5 % is less than this gets a larger share, ...
@@ -41,7 +41,7 @@ class Wheel:
 
     @property
     def filename(self) -> str:
-        """Its file name: a pure-Python wheel."""
+        """The file name of a pure-Python wheel."""
         return f"{self.package}-{self.version}-py3-none-any.whl"
 
 
@@ -54,7 +54,7 @@ HOME_ASSISTANT = Wheel(
 
 
 def default_cache() -> Path:
-    """Where downloads are kept: ``$XDG_CACHE_HOME/pycooldown``, by default ``~/.cache/pycooldown``."""
+    """Return the folder for downloads: ``$XDG_CACHE_HOME/pycooldown``, by default ``~/.cache/pycooldown``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pycooldown"
 
 
@@ -64,17 +64,17 @@ def fetch(cache: Path, *, wheel: Wheel = HOME_ASSISTANT, progress: Progress | No
     An interrupted download leaves nothing under the final name; the next call starts it again.
 
     Args:
-        cache: folder for the download; made if missing.
-        wheel: what to fetch.
-        progress: called as ``progress("download", done, total)`` with 0 or 1 of 1 files.
+        cache: Folder for the download; made if missing.
+        wheel: What to fetch.
+        progress: Called as ``progress("download", done, total)`` with 0 or 1 of 1 files.
 
     Returns:
         Path of the verified wheel.
 
     Raises:
-        RuntimeError: if pip fails; the message has its output.
-        ValueError: if the downloaded file has another SHA-256; it is discarded.
-        OSError: if ``cache`` cannot be written.
+        RuntimeError: If pip fails; the message has its output.
+        ValueError: If the downloaded file has another SHA-256; it is discarded.
+        OSError: If ``cache`` cannot be written.
     """
     path = cache / wheel.filename
     if progress:
@@ -109,11 +109,11 @@ def read_pairs(path: Path, *, progress: Progress | None = None) -> Pairs:
     characters. Nothing is stripped or normalised. A pair of several components is listed with the first one.
 
     Args:
-        path: the wheel.
-        progress: called as ``progress("read", done, total)`` with counts of components.
+        path: The wheel.
+        progress: Called as ``progress("read", done, total)`` with counts of components.
 
     Raises:
-        ValueError: if the file is not a zip archive or a translation file in it is not a UTF-8 JSON object of strings.
+        ValueError: If the file is not a zip archive or a translation file in it is not a UTF-8 JSON object of strings.
     """
     pattern = re.compile(r"homeassistant/components/([^/]+)/translations/([^/.]+)\.json")
     try:
@@ -141,10 +141,10 @@ def read_pairs(path: Path, *, progress: Progress | None = None) -> Pairs:
 def validation_keys(pairs: Pairs) -> set[str]:
     """Choose the English strings, as :func:`english_key` gives them, that are validation in every language.
 
-    Membership belongs to the English string, whatever the language: a keyed hash of its key, as a number in [0, 1), is
-    compared with a share. The share is 5 %, or what gives a language 100 validation pairs, up to 25 %; a string that
-    occurs in several languages takes the largest of their shares. So the rare languages get a validation set of useful
-    size and no English string, nor a variant of it in case, digits or punctuation, is on both sides anywhere.
+    Whether an English string is validation does not depend on the language: a keyed hash of its key, as a number in
+    [0, 1), is compared with a share. The share is 5 %, or what gives a language 100 validation pairs, up to 25 %. A
+    string that occurs in several languages takes the largest of their shares. So rare languages get a validation set of
+    useful size. No English string is on both sides, nor is a variant of it in case, digits or punctuation.
     """
     share: dict[str, float] = {}
     for rows in pairs.values():
@@ -156,7 +156,7 @@ def validation_keys(pairs: Pairs) -> set[str]:
 
 
 def english_key(text: str) -> str:
-    """What the split goes by: the words of ``text`` in NFKC and case-folded, without digits and punctuation."""
+    """Return the words of ``text`` in NFKC and case-folded, without digits and punctuation; the split goes by them."""
     words = re.findall(r"[^\W\d_]+", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(words) or text
 
@@ -177,26 +177,26 @@ def build_corpus(
     same arguments only checks hashes; an interrupted one leaves what ``out`` held before.
 
     Args:
-        out: folder of the corpus; made if missing.
-        cache: folder for the download, default :func:`default_cache`.
-        languages: language codes as in the wheel ("de", "zh-Hans"); ``None`` for all with at least ``min_pairs``.
-        min_pairs: languages with fewer pairs, train and validation together, are left out.
-        wheel: where the texts come from.
-        progress: called as ``progress(phase, done, total)`` with the phases "download", "read" and "write".
+        out: Folder of the corpus; made if missing.
+        cache: Folder for the download, default :func:`default_cache`.
+        languages: Language codes as in the wheel ("de", "zh-Hans"); ``None`` for all with at least ``min_pairs``.
+        min_pairs: Languages with fewer pairs, train and validation together, are left out.
+        wheel: Where the texts come from.
+        progress: Called as ``progress(phase, done, total)`` with the phases "download", "read" and "write".
 
     Returns:
         ``{language: {"train": rows, "validation": rows}}``, largest language first.
 
     Raises:
-        ValueError: if a language is unknown or has fewer than ``min_pairs``, or a file of the wheel is malformed.
-        RuntimeError: if the download fails.
-        OSError: if ``out`` or ``cache`` cannot be written; ``out`` is then as before.
+        ValueError: If a language is unknown or has fewer than ``min_pairs``, or a file of the wheel is malformed.
+        RuntimeError: If the download fails.
+        OSError: If ``out`` or ``cache`` cannot be written; ``out`` is then as before.
     """
     if languages is not None and not languages:
         raise ValueError("languages is empty; expected language codes, or None for all")
     chosen = sorted(set(languages)) if languages is not None else None
     recipe = {
-        "format": FORMAT,
+        "format": CORPUS_FORMAT,
         "source": asdict(wheel),
         "options": {"languages": chosen, "min_pairs": min_pairs},
         "filter": {"min_characters": MIN_CHARACTERS},
@@ -219,7 +219,7 @@ def build_corpus(
 
 
 def _read_strings(archive: zipfile.ZipFile, path: Path, name: str) -> dict[tuple[str, ...], str]:
-    """The strings of one translation file by their path of keys."""
+    """Return the strings of one translation file by their path of keys."""
     try:
         value = json.loads(archive.read(name).decode("utf-8"))
     except (ValueError, zipfile.BadZipFile, zlib.error) as error:
@@ -238,13 +238,13 @@ def _flatten(value: dict[str, Any], prefix: tuple[str, ...]) -> Iterator[tuple[t
 
 
 def _uniform(key: str) -> float:
-    """A number in [0, 1) that depends on nothing but ``key``."""
+    """Return a number in [0, 1) that depends on ``key`` alone."""
     digest = hashlib.blake2b(key.encode(), digest_size=8, key=b"pycooldown validation").digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
 def _select(pairs: Pairs, languages: list[str] | None, min_pairs: int) -> list[str]:
-    """The languages to write, largest first."""
+    """Return the languages to write, largest first."""
     by_size = sorted(pairs, key=lambda language: (-len(pairs[language]), language))
     enough = [language for language in by_size if len(pairs[language]) >= min_pairs]
     if languages is None:

@@ -1,23 +1,23 @@
 """Pictures of what `reproduce` found, in the form of figures 1 to 8 of Li et al. (NAACL 2025).
 
-What their figure 9 shows is not known to us, and of figure 5 only that it has the schedules.
+Of figure 5 we know only that it shows the schedules. Figure 9 is not drawn; it says that tau has little impact on the
+frequent language and much on the rare one.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pycooldown import plots, theory
-from pycooldown.mixture import Mixture
+from pycooldown import Mixture, plots, theory
 from reproduction.claims_analytic import GOLDEN, zipf
 from reproduction.claims_translation import SETTING
-from reproduction.claims_variance import SAMPLING, WEIGHTING, read_probe
-from reproduction.translation import HIGH, LOW, NUM_ROMANIAN, systems
+from reproduction.claims_variance import SAMPLING, WEIGHTING, read_gradients
+from reproduction.texts import HIGH, LOW, NUM_ROMANIAN
+from reproduction.translation import kept_trainings, systems
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,12 +34,12 @@ _LOSSES = (
 )
 
 
-def save_figures(runs: Path, folder: Path) -> dict[str, Path]:
-    """Writes PNGs, by caption; those of trainings only if there are any.
+def draw_figures(runs: Path, folder: Path) -> dict[str, Path]:
+    """Write PNGs and return their paths by caption; pictures of trainings are drawn only if there are any.
 
     Args:
-        runs: where `reproduce` keeps its trainings.
-        folder: for the pictures.
+        runs: Folder in which `reproduce` keeps its trainings.
+        folder: Folder for the pictures.
     """
     folder.mkdir(parents=True, exist_ok=True)
     figures = {
@@ -48,9 +48,9 @@ def save_figures(runs: Path, folder: Path) -> dict[str, Path]:
         ),
         ("temperature_by_step", "Figure 5: temperature by step"): _temperatures(),
     }
-    probe = runs / "translation" / "probe-after-training-0.json"
-    if probe.exists():
-        batches = read_probe(probe).batches
+    gradients = runs / "translation" / "gradients-after-training-0.json"
+    if gradients.exists():
+        batches = read_gradients(gradients).batches
         norms = {kind: np.array(batches[f"{kind}, multinomial"].norms) for kind in (SAMPLING, WEIGHTING)}
         figures["gradient_norms", "Figure 3: norms of 64 minibatch gradients after training, tau = 5"] = (
             plots.gradient_norms(norms)
@@ -87,14 +87,12 @@ def _temperatures() -> Figure:
 
 
 def _loss_curves(runs: Path) -> dict[str, dict[str, plots.Curve]]:
-    """Means over the seeds, by system and domain."""
+    """Return means over the seeds, by system and domain."""
     curves = {}
     for system in systems(1, 1):
-        paths = sorted((runs / "translation").glob(f"{system.replace(' ', '-')}-multinomial-*.json"))
-        found = [json.loads(path.read_text(encoding="utf-8"))["run"] for path in paths]
-        if found:
+        if found := kept_trainings(runs / "translation", system):
             curves[system] = {
-                domain: plots.Curve(np.array(found[0]["steps"]), np.mean([r["losses"][domain] for r in found], axis=0))
-                for domain in found[0]["losses"]
+                domain: plots.Curve(np.array(found[0].steps), np.mean([r.losses[domain] for r in found], axis=0))
+                for domain in found[0].losses
             }
     return curves

@@ -9,18 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pycooldown import schedules
+from pycooldown import Mixture, schedules
 from pycooldown.adaptive import ERMA, FGLS, Statistics, VarianceAware
-from pycooldown.mixture import Mixture, Vector
+from pycooldown.mixture import Vector
 from pycooldown.schedules import AdaptiveSchedule, Schedule
 
 Array = npt.NDArray[np.float64]
 # Losses (n,) of examples and the gradient of each (n, P), at parameters (P,).
-Model = Callable[[Vector, Array, npt.NDArray[np.generic]], tuple[Vector, Array]]
+LossesAndGradients = Callable[[Vector, Array, npt.NDArray[np.generic]], tuple[Vector, Array]]
 
 BATCH_SIZE, INTERVAL, PROBE_SIZE, HELD_OUT = 16, 20, 32, 0.2
 
@@ -30,16 +31,16 @@ class Problem:
     """Training data of each domain, a model with its first parameters, and the error of the final ones.
 
     Attributes:
-        data: inputs (n, D) and targets (n,) of each domain.
-        model: see `Model`.
-        parameters: (P,) to start from.
-        error: of parameters; lower is better.
-        step_size: of gradient descent.
-        num_steps: of gradient descent.
+        data: Inputs (n, D) and targets (n,) of each domain.
+        model: See `LossesAndGradients`.
+        parameters: (P,) Parameters to start from.
+        error: Error of parameters; lower is better.
+        step_size: Step size of gradient descent.
+        num_steps: Number of steps.
     """
 
     data: tuple[tuple[Array, npt.NDArray[np.generic]], ...]
-    model: Model
+    model: LossesAndGradients
     parameters: Vector
     error: Callable[[Vector], float]
     step_size: float
@@ -49,7 +50,7 @@ class Problem:
 def linear_regression(
     seed: int, *, noise: tuple[float, float] = (1.0, 1.0), spread: tuple[float, float] = (1.0, 1.0)
 ) -> Problem:
-    """Y = theta . x + noise with x of covariance spread * I, 20 parameters, 400 examples a domain.
+    """Make y = theta . x + noise with x of covariance spread * I, 20 parameters, 400 examples a domain.
 
     The error is the squared distance to the true parameters.
     """
@@ -68,7 +69,7 @@ def linear_regression(
 
 
 def logistic_regression(seed: int, *, flipped: tuple[float, float]) -> Problem:
-    """Labels from a logistic model of 20 inputs, some flipped; the error is the mean loss on 10,000 clean ones."""
+    """Make labels from a logistic model of 20 inputs, some flipped; the error is the mean loss on 10,000 clean ones."""
     rng = np.random.default_rng(seed)
     theta = rng.normal(size=20) / math.sqrt(5)
 
@@ -88,7 +89,7 @@ def logistic_regression(seed: int, *, flipped: tuple[float, float]) -> Problem:
 
 
 def digits(seed: int, *, wrong: tuple[float, float] = (0.0, 0.4), width: int = 32) -> Problem:
-    """A network of one hidden layer on scikit-learn's digits, split into two domains of which one has wrong labels.
+    """Make a network of one hidden layer on scikit-learn's digits, split into two domains, one with wrong labels.
 
     The error is that on a clean third of the data. ``wrong`` is the share of labels that are replaced by random ones.
     """
@@ -131,11 +132,12 @@ def digits(seed: int, *, wrong: tuple[float, float] = (0.0, 0.4), width: int = 3
 
 
 def methods(start: Mixture) -> dict[str, Callable[[], Schedule]]:
-    """Those of the paper's figures, by name."""
-    options = {"interval": INTERVAL, "delay": 1}
+    """Return the methods of the paper's figures, by name."""
+    options: dict[str, Any] = {"interval": INTERVAL, "delay": 1}
 
     def va(objective: Mixture | FGLS | ERMA) -> VarianceAware:
-        return VarianceAware(objective, decay=0.7, least=1 / BATCH_SIZE, interval=INTERVAL, delay=1)
+        # Counts are fixed in each step, as `final_error` rounds them.
+        return VarianceAware(objective, allocation="quota", decay=0.7, least=1 / BATCH_SIZE, interval=INTERVAL, delay=1)
 
     return {
         "uniform": lambda: schedules.constant(start),
@@ -147,8 +149,8 @@ def methods(start: Mixture) -> dict[str, Callable[[], Schedule]]:
     }
 
 
-def run(problem: Problem, method: str, seed: int) -> float:
-    """The error after gradient descent with one of `methods`.
+def final_error(problem: Problem, method: str, seed: int) -> float:
+    """Return the error after gradient descent with one of `methods`.
 
     A step draws b_i examples of domain i, the sampling times 16 rounded by largest remainders to at least one, and
     descends sum_i target_i * (mean gradient of the b_i examples). A fifth of each domain is held out to measure losses.
@@ -179,7 +181,7 @@ def run(problem: Problem, method: str, seed: int) -> float:
 
 
 def largest_remainders(p: Vector, total: int) -> npt.NDArray[np.int64]:
-    """Whole numbers close to total * p that sum to ``total``, all at least 1."""
+    """Return whole numbers close to total * p that sum to ``total``, all at least 1."""
     counts = np.maximum(np.floor(total * p), 1).astype(np.int64)
     while (left := total - counts.sum()) != 0:
         remainder = total * p - counts
@@ -189,7 +191,7 @@ def largest_remainders(p: Vector, total: int) -> npt.NDArray[np.int64]:
 
 
 def _probe(
-    model: Model,
+    model: LossesAndGradients,
     parameters: Vector,
     train: list[tuple[Array, npt.NDArray[np.generic]]],
     held_out: list[tuple[Array, npt.NDArray[np.generic]]],

@@ -1,25 +1,26 @@
-"""Runs the claims of the papers and says which hold here.
+"""Test the claims of the papers and say which hold here.
 
 Every claim has a rule, fixed in code beside its test; a claim that fails its rule is reported as such.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from reproduction import claims_analytic, claims_noisy, claims_translation, claims_variance
+from pycooldown.data.manifest import load_manifest
+from reproduction import claims_analytic, claims_noisy, claims_translation, claims_variance, kept
 from reproduction.claim import Bench, Claim, Outcome, Quantity
-from reproduction.translation import NUM_ROMANIAN
+from reproduction.texts import NUM_ROMANIAN
 
 CLAIMS: dict[str, Claim] = {
     c.name: c
     for c in (*claims_analytic.CLAIMS, *claims_variance.CLAIMS, *claims_translation.CLAIMS, *claims_noisy.CLAIMS)
 }
+NO_TEXT = Outcome("not testable here", note="needs packed data with German and Romanian: --data FOLDER")
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class Result:
     """The outcome of one claim.
 
     Attributes:
-        claim: its name.
-        outcome: what was found.
-        seconds: how long it took, without the runs that were there already.
+        claim: Name of the claim.
+        outcome: What was found.
+        seconds: Wall-clock time of the test, without trainings that were there already.
     """
 
     claim: str
@@ -46,18 +47,19 @@ def reproduce(
     workers: int = 1,
     progress: Callable[[Result], None] | None = None,
 ) -> list[Result]:
-    """Tests claims; what ``folder`` has of an earlier call with the same arguments is not run again.
+    """Test claims; a result that ``folder`` has of the same rule, seeds, data and setting is not computed again.
 
     Args:
-        folder: for runs and results.
-        data: packed data with German and Romanian, for R4 to R11.
-        claims: names; all by default.
-        seeds: paired seeds of a comparison, >= 4.
-        workers: processes that train at a time.
-        progress: called with each result.
+        folder: Folder for trainings and results.
+        data: Packed data with German and Romanian, for R4 to R11.
+        claims: Names of claims; all by default.
+        seeds: Paired seeds of a comparison, at least 4.
+        workers: Processes that train at a time.
+        progress: Called with each result.
 
     Raises:
-        ValueError: if a name is unknown or ``seeds`` is too small.
+        ValueError: If a name is unknown, ``seeds`` is too small, or ``folder`` has trainings that depend on other data
+            or another setting.
     """
     if unknown := [name for name in claims if name not in CLAIMS]:
         raise ValueError(f"claims contains {unknown[0]!r}; expected some of {', '.join(CLAIMS)}")
@@ -67,24 +69,30 @@ def reproduce(
     results = []
     for claim in (CLAIMS[name] for name in (claims or CLAIMS)):
         path = folder / f"{claim.name}.json"
-        identity = {"rule": claim.rule, "seeds": seeds, "data": data is not None}
-        stored = _load(path, identity)
+        identity: dict[str, object] = {"rule": claim.rule, "seeds": seeds}
+        if claim.needs_text:
+            setting = asdict(claims_translation.SETTING)
+            identity |= {"data": data and load_manifest(data).fingerprint, "setting": setting}
+        stored = kept.read_if_same(path, identity)
         if stored is None:
             start = time.perf_counter()
-            stored = Result(claim.name, claim.test(bench), round(time.perf_counter() - start, 1))
-            _save(path, identity, stored)
-        results.append(stored)
+            outcome = NO_TEXT if claim.needs_text and data is None else claim.test(bench)
+            result = Result(claim.name, outcome, round(time.perf_counter() - start, 1))
+            kept.write(path, identity, asdict(result))
+        else:
+            result = _result(stored)
+        results.append(result)
         if progress:
-            progress(stored)
+            progress(result)
     return results
 
 
 def page(results: Sequence[Result], pictures: Mapping[str, str] | None = None) -> str:
-    """A page in Markdown: verdicts first, then each claim with its rule, numbers and exposure.
+    """Write a page in Markdown: verdicts first, then each claim with its rule, numbers and exposure.
 
     Args:
-        results: from `reproduce`.
-        pictures: paths of images, relative to the page, by caption.
+        results: Results of `reproduce`.
+        pictures: Paths of images, relative to the page, by caption.
     """
     lines = [
         "# The papers' claims, tested",
@@ -122,21 +130,7 @@ def page(results: Sequence[Result], pictures: Mapping[str, str] | None = None) -
     return "\n".join(lines) + "\n"
 
 
-def _save(path: Path, identity: Mapping[str, object], result: Result) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"identity": identity, "result": asdict(result)}, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _load(path: Path, identity: Mapping[str, object]) -> Result | None:
-    """A result of the same rule and seeds, or nothing."""
-    if not path.exists():
-        return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    if stored["identity"] != identity:
-        return None
-    found = stored["result"]
-    outcome = found["outcome"]
+def _result(stored: dict[str, Any]) -> Result:
+    outcome = stored["outcome"]
     outcome["measured"] = {name: Quantity(**q) for name, q in outcome["measured"].items()}
-    return Result(found["claim"], Outcome(**outcome), found["seconds"])
+    return Result(stored["claim"], Outcome(**outcome), stored["seconds"])

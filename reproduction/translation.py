@@ -1,47 +1,42 @@
 """Short trainings of a small Transformer on real translations, many of them: systems x seeds, kept in files.
 
-English-{German, Romanian} from packed data: German as it is, Romanian cut to ``NUM_ROMANIAN`` pairs, as skewed as
-English-Romanian is among the pairs of Li et al. (NAACL 2025). A decoder reads tag, English and translation; the loss
-of a sample is the mean over the tokens of its translation, that of a batch the weighted mean over samples.
+They are trained by `pycooldown.huggingface.MixtureTrainer`, as a user's model is: the loss of a batch is the weighted
+mean over the tokens of its translations, and a validation loss is the mean over the tokens of a language's pairs.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
+from tempfile import gettempdir
 
-import numpy as np
-import numpy.typing as npt
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from transformers import PrinterCallback, TrainingArguments
 
-from pycooldown import schedules
-from pycooldown.data.manifest import load_manifest
-from pycooldown.data.shards import TarDataset
-from pycooldown.mixture import Mixture
-from pycooldown.sampling.sampler import AllocationName, DomainBatchSampler
+from pycooldown import Mixture, schedules
+from pycooldown.huggingface import MixtureTrainer
+from pycooldown.sampling import AllocationName
 from pycooldown.schedules import Schedule
-
-HIGH, LOW = "de", "ro"
-NUM_ROMANIAN = 240
-MAX_LENGTH = 48
-VALIDATION = 300  # pairs of each language
-
-Sample = tuple[npt.NDArray[np.int64], int]  # tokens, and how many of them come before the translation
-Sizes = dict[str, int]
+from reproduction import kept
+from reproduction.model import Decoder, DecoderConfig, Pair, collate
+from reproduction.texts import HIGH, Sizes, Texts
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all runs of a comparison share."""
+    """What all trainings of a comparison share.
+
+    Attributes:
+        steps: Optimizer steps.
+        batch_size: Samples in a batch.
+        width: Width of the model.
+        layers: Layers of the model.
+        learning_rate: Highest learning rate; it falls with the root of the steps after the warm-up.
+        warmup: Steps in which the learning rate rises.
+        evaluations: Number of evaluations, evenly spread, the last one at the end.
+    """
 
     steps: int = 400
     batch_size: int = 32
@@ -51,9 +46,19 @@ class Setting:
     warmup: int = 40
     evaluations: int = 8
 
+    def __post_init__(self) -> None:
+        if self.steps % self.evaluations:
+            raise ValueError(f"evaluations = {self.evaluations}; expected a divisor of steps = {self.steps}")
+
 
 def systems(steps: int, batch_size: int, max_epochs: float = 10) -> dict[str, Callable[[Sizes], Schedule]]:
-    """The systems of the papers' tables, by name. The switch is at half of the steps, UniMax's cap ``max_epochs``."""
+    """Return the systems of the papers' tables, by name.
+
+    Args:
+        steps: Steps of a training; schedules with a switch have it at half of them.
+        batch_size: Samples in a batch.
+        max_epochs: UniMax's cap.
+    """
     half = steps // 2
 
     def temperature(tau: float) -> Callable[[Sizes], Schedule]:
@@ -77,15 +82,15 @@ def systems(steps: int, batch_size: int, max_epochs: float = 10) -> dict[str, Ca
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training.
+class TrainedSystem:
+    """The outcome of one training.
 
     Attributes:
-        system: its name.
-        seed: of initialization and data order.
-        steps: at which validation losses were taken, the last one at the end.
-        losses: validation loss of each domain at these steps, nats per token averaged over samples.
-        epochs: passes through each domain at the end.
+        system: Name of the system.
+        seed: Seed of initialization and data order.
+        steps: Steps after which validation losses were taken, the last one at the end.
+        losses: Validation loss of each domain at these steps, in nats a token.
+        epochs: Passes through each domain at the end.
     """
 
     system: str
@@ -95,118 +100,60 @@ class Run:
     epochs: dict[str, float]
 
     def final(self, domain: str) -> float:
-        """Its last validation loss."""
+        """Return the last validation loss of a domain."""
         return self.losses[domain][-1]
 
 
-@dataclass(frozen=True)
-class Texts:
-    """Samples of the two domains, laid end to end, and validation samples."""
-
-    train: list[Sample]
-    sizes: Sizes
-    validation: dict[str, list[Sample]]
-    vocabulary_size: int
-
-
-@cache
-def read_texts(folder: Path) -> Texts:
-    """Reads packed data that hold both languages, once in a process.
-
-    Raises:
-        ValueError: if they lack one.
-    """
-    high, low = (read_samples(folder, domain, "train") for domain in (HIGH, LOW))
-    low = spread(low, NUM_ROMANIAN)
-    validation = {d: spread(read_samples(folder, d, "validation"), VALIDATION) for d in (HIGH, LOW)}
-    vocabulary_size = load_manifest(folder).tokenizer.vocabulary_size
-    return Texts([*high, *low], {HIGH: len(high), LOW: len(low)}, validation, vocabulary_size)
-
-
-def read_samples(folder: Path, domain: str, split: str, max_length: int = MAX_LENGTH) -> list[Sample]:
-    """Samples of one language, cut to ``max_length`` tokens of which at most half are English.
-
-    Raises:
-        ValueError: if the packed data in ``folder`` do not have it.
-    """
-    manifest = load_manifest(folder)
-    if domain not in manifest.domains:
-        raise ValueError(f"{folder} has no {domain!r}; pack a corpus with that language")
-    dataset = TarDataset({"all": manifest.shards(split)[domain]})
-    samples = []
-    for packed in dataset.__getitems__(list(range(len(dataset)))):
-        source, target = (
-            np.load(io.BytesIO(packed[f"{side}.npy"]), allow_pickle=False).astype(np.int64) for side in ("src", "tgt")
-        )
-        source = source[: max_length // 2]
-        # The target goes on without its start token, as the end token of the source is there.
-        samples.append((np.concatenate([source, target[1:]])[:max_length], len(source)))
-    return samples
-
-
-def spread(samples: list[Sample], count: int) -> list[Sample]:
-    """``count`` of them, evenly spread."""
-    return [samples[i] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)]
-
-
-class Decoder(torch.nn.Module):
-    """A decoder-only Transformer: layer norm first, learned positions, tied embeddings."""
-
-    def __init__(self, vocabulary_size: int, width: int, layers: int, heads: int = 4) -> None:
-        super().__init__()
-        self.heads = heads
-        self.tokens = torch.nn.Embedding(vocabulary_size, width)
-        self.positions = torch.nn.Embedding(MAX_LENGTH, width)
-        self.attention = torch.nn.ModuleList(
-            torch.nn.Sequential(torch.nn.LayerNorm(width), torch.nn.Linear(width, 3 * width)) for _ in range(layers)
-        )
-        self.output = torch.nn.ModuleList(torch.nn.Linear(width, width) for _ in range(layers))
-        self.feed_forward = torch.nn.ModuleList(
-            torch.nn.Sequential(
-                torch.nn.LayerNorm(width),
-                torch.nn.Linear(width, 4 * width),
-                torch.nn.GELU(),
-                torch.nn.Linear(4 * width, width),
-            )
-            for _ in range(layers)
-        )
-        self.norm = torch.nn.LayerNorm(width)
-        for embedding in (self.tokens, self.positions):
-            torch.nn.init.normal_(embedding.weight, std=0.02)
-
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """(n, length) tokens to (n, length, width); `tokens.weight` turns these into logits."""
-        x = self.tokens(rows) + self.positions.weight[: rows.shape[1]]
-        for attention, output, feed_forward in zip(self.attention, self.output, self.feed_forward, strict=True):
-            q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in attention(x).chunk(3, dim=2))
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + output(mixed.transpose(1, 2).flatten(2))
-            x = x + feed_forward(x)
-        return torch.as_tensor(self.norm(x))
-
-
-def build_model(texts: Texts, setting: Setting, seed: int) -> Decoder:
-    """A model at its initialization."""
+def initial_model(texts: Texts, setting: Setting, seed: int) -> Decoder:
+    """Return a model at its initialization."""
     torch.manual_seed(seed)
-    return Decoder(texts.vocabulary_size, setting.width, setting.layers)
+    return Decoder(DecoderConfig(texts.vocabulary_size, setting.width, setting.layers))
 
 
-def sample_losses(model: Decoder, samples: list[Sample]) -> torch.Tensor:
-    """(n,) mean loss of each sample over its translation. Padding is on the right, where causal attention stays out."""
-    length = max(len(tokens) for tokens, _ in samples)
-    rows = torch.zeros(len(samples), length, dtype=torch.int64)
-    labels = torch.full((len(samples), length), -100, dtype=torch.int64)
-    for row, label, (tokens, prefix) in zip(rows, labels, samples, strict=True):
-        row[: len(tokens)] = torch.from_numpy(tokens)
-        label[prefix : len(tokens)] = row[prefix : len(tokens)]
-    chosen = labels[:, 1:] >= 0
-    logits = F.linear(model(rows[:, :-1])[chosen], model.tokens.weight)
-    losses = F.cross_entropy(logits, labels[:, 1:][chosen], reduction="none")
-    counts = chosen.sum(1)
-    return torch.zeros(len(samples)).index_add(0, chosen.nonzero()[:, 0], losses) / counts
+def build_trainer(
+    texts: Texts, schedule: Schedule, seed: int, setting: Setting, allocation: AllocationName = "multinomial"
+) -> MixtureTrainer:
+    """Return the package's trainer for one training."""
+    args = TrainingArguments(
+        output_dir=gettempdir(),  # nothing is saved there
+        max_steps=setting.steps,
+        per_device_train_batch_size=setting.batch_size,
+        per_device_eval_batch_size=100,
+        learning_rate=setting.learning_rate,
+        lr_scheduler_type="inverse_sqrt",
+        warmup_steps=setting.warmup,
+        adam_beta1=0.9,
+        adam_beta2=0.98,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        seed=seed,
+        eval_strategy="steps",
+        eval_steps=setting.steps // setting.evaluations,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = MixtureTrainer(
+        initial_model(texts, setting, seed),
+        args,
+        schedule=schedule,
+        allocation=allocation,
+        train_dataset=texts.train,
+        eval_dataset={domain: _by_length(pairs) for domain, pairs in texts.validation.items()},
+        data_collator=collate,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
-def train(
+def _by_length(samples: list[Pair]) -> list[Pair]:
+    """Put samples of like length into one batch, so that there is little padding."""
+    return sorted(samples, key=lambda sample: len(sample[0]))
+
+
+def train_system(
     texts: Texts,
     system: str,
     seed: int,
@@ -216,68 +163,61 @@ def train(
     allocation: AllocationName = "multinomial",
     max_epochs: float = 10,
     keep_weights: bool = False,
-) -> Run:
-    """Trains one system, unless ``folder`` has its run; ``max_epochs`` is for UniMax, the weights for `load_model`."""
+) -> TrainedSystem:
+    """Train one system, unless ``folder`` has its training.
+
+    Args:
+        texts: Training and validation samples.
+        system: One of `systems`.
+        seed: Seed of initialization and data order.
+        folder: Folder that trainings are kept in.
+        setting: What the trainings of a comparison share.
+        allocation: How slots of a batch are allocated to domains; see `pycooldown.DomainBatchSampler`.
+        max_epochs: UniMax's cap.
+        keep_weights: Whether to keep the weights for `trained_model`.
+
+    Raises:
+        ValueError: If ``folder`` has a training of this name that depends on other data or another setting.
+    """
     path = folder / f"{system.replace(' ', '-')}-{allocation}-{seed}.json"
-    identity = {"setting": asdict(setting), "sizes": texts.sizes}
-    kept = path.with_suffix(".safetensors")
-    if path.exists() and (kept.exists() or not keep_weights):
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["identity"] != identity:
-            raise ValueError(f"{path} is of another setting: {stored['identity']}; choose another folder")
-        return Run(**stored["run"])
     schedule = systems(setting.steps, setting.batch_size, max_epochs)[system](texts.sizes)
-    sampler = DomainBatchSampler(
-        schedule, batch_size=setting.batch_size, seed=seed, num_steps=setting.steps, allocation=allocation
+    identity = {
+        "system": system,
+        "seed": seed,
+        "setting": asdict(setting),
+        "schedule": schedule.describe(),
+        "sizes": texts.sizes,
+        "allocation": allocation,
+        "data": texts.fingerprint,
+    }
+    weights = path.with_suffix(".model")
+    found = kept.read(path, identity)
+    if found is not None and (weights.exists() or not keep_weights):
+        return TrainedSystem(**found)
+    trainer = build_trainer(texts, schedule, seed, setting, allocation)
+    trainer.train()
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    exposure = trainer.sampler.exposure(setting.steps)
+    training = TrainedSystem(
+        system,
+        seed,
+        [entry["step"] for entry in evaluations],
+        {domain: [entry[f"eval_loss/{domain}"] for entry in evaluations] for domain in texts.sizes},
+        dict(zip(exposure.domains, exposure.epochs.tolist(), strict=True)),
     )
-    model = build_model(texts, setting, seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=setting.learning_rate, betas=(0.9, 0.98), weight_decay=0)
-    # Inverse square root after a linear warm-up, as in the paper.
-    rate = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / setting.warmup, math.sqrt(setting.warmup / (s + 1)))
-    )
-    steps: list[int] = []
-    losses: dict[str, list[float]] = {domain: [] for domain in texts.sizes}
-    for step in range(setting.steps):
-        plan = sampler.plan(step)
-        weights = torch.from_numpy(plan.mixture.loss_weights[plan.domain_ids]).float()
-        optimizer.zero_grad()
-        loss = (weights * sample_losses(model, [texts.train[i] for i in plan.indices])).mean()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        rate.step()
-        if (step + 1) * setting.evaluations // setting.steps > step * setting.evaluations // setting.steps:
-            steps.append(step + 1)
-            for domain, samples in texts.validation.items():
-                losses[domain].append(_evaluate(model, samples))
-    exposure = sampler.exposure(setting.steps)
-    run = Run(system, seed, steps, losses, dict(zip(exposure.domains, exposure.epochs.tolist(), strict=True)))
-    folder.mkdir(parents=True, exist_ok=True)
     if keep_weights:
-        save_file(model.state_dict(), kept)
-    write_json(path, {"identity": identity, "run": asdict(run)})
-    return run
+        trainer.model.save_pretrained(weights)
+    kept.write(path, identity, asdict(training))
+    return training
 
 
-def load_model(texts: Texts, system: str, seed: int, folder: Path, setting: Setting) -> Decoder:
-    """The weights that `train` kept."""
-    model = build_model(texts, setting, seed)
-    path = folder / f"{system.replace(' ', '-')}-multinomial-{seed}.safetensors"
-    model.load_state_dict(load_file(path))
+def trained_model(system: str, seed: int, folder: Path) -> Decoder:
+    """Return the model whose weights `train_system` kept."""
+    model: Decoder = Decoder.from_pretrained(folder / f"{system.replace(' ', '-')}-multinomial-{seed}.model")
     return model
 
 
-def _evaluate(model: Decoder, samples: list[Sample]) -> float:
-    with torch.no_grad():
-        ordered = sorted(samples, key=lambda s: len(s[0]))
-        return float(
-            torch.cat([sample_losses(model, ordered[i : i + 100]) for i in range(0, len(ordered), 100)]).mean()
-        )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """All or nothing, so that an interrupted run is not taken for a finished one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+def kept_trainings(folder: Path, system: str) -> list[TrainedSystem]:
+    """Return the trainings of a system, with multinomial batches, that a folder has."""
+    paths = sorted(folder.glob(f"{system.replace(' ', '-')}-multinomial-*.json"))
+    return [TrainedSystem(**json.loads(path.read_text(encoding="utf-8"))["outcome"]) for path in paths]

@@ -19,6 +19,7 @@ if shutil.which("nvidia-smi") is None:
 
 # The same examples on every machine; `pytest --hypothesis-profile=default` looks for new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("fuzz", max_examples=20_000, deadline=None, print_blob=True)
 settings.load_profile("repeatable")
 
 

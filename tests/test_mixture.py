@@ -177,7 +177,7 @@ def test_schedule_contract(make):
         ),
         (
             lambda: schedules.staircase([(0, Mixture.proportional({"a": 1})), (5, Mixture.proportional({"a": 2}))]),
-            "2 samples of domain 'a', the first stage 1",
+            "2 samples of domain 'a', the first one 1",
         ),
     ],
 )

@@ -1,9 +1,9 @@
 #include "pycooldown/alias_table.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
-#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -14,6 +14,57 @@
 namespace pycooldown {
 
 namespace {
+
+constexpr double kExcluded = -2;  // the key of an entry that is not to be taken
+
+// Calls take(i) for the `count` entries with the largest keys; of equal keys, those that come first. Keys lie in
+// [low, high], or are kExcluded, which is below. Linear in the number of keys: buckets separate most of them.
+template <class Take>
+void take_largest(std::span<const double> keys, double low, double high, std::size_t count, const Take& take) {
+  if (count == 0) return;
+  constexpr std::size_t kBuckets = 1024;
+  std::array<std::size_t, kBuckets> sizes{};
+  std::vector<std::uint16_t> bucket_of(keys.size());
+  const double scale = kBuckets / (high - low);
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    bucket_of[i] = static_cast<std::uint16_t>(std::clamp((keys[i] - low) * scale, 0.0, kBuckets - 1.0));
+    ++sizes[bucket_of[i]];
+  }
+  std::size_t bucket = kBuckets - 1;
+  for (; sizes[bucket] < count; --bucket) count -= sizes[bucket];
+  std::vector<std::size_t> in_bucket;
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    if (bucket_of[i] > bucket) take(i);
+    if (bucket_of[i] == bucket) in_bucket.push_back(i);
+  }
+  const auto end = in_bucket.begin() + static_cast<std::ptrdiff_t>(count);
+  std::ranges::nth_element(in_bucket, end - 1,
+                           [&](auto a, auto b) { return keys[a] > keys[b] || (keys[a] == keys[b] && a < b); });
+  std::for_each(in_bucket.begin(), end, take);
+}
+
+// Takes `excess` units from the weights above 1: in rounds of one unit from each of them, the last round from the
+// largest only.
+void take_back(std::span<std::uint64_t> weights, std::uint64_t excess) {
+  const auto taken = [&](std::uint64_t rounds) {
+    std::uint64_t sum = 0;
+    for (const std::uint64_t weight : weights) sum += weight > 1 ? std::min(rounds, weight - 1) : 0;
+    return sum;
+  };
+  std::uint64_t rounds = 0, too_many = excess + 1;  // by bisection, as one weight may have to give almost all
+  if (taken(1) > excess) too_many = 1;
+  while (too_many - rounds > 1) {
+    const std::uint64_t middle = rounds + (too_many - rounds) / 2;
+    (taken(middle) <= excess ? rounds : too_many) = middle;
+  }
+  excess -= taken(rounds);
+  std::vector<double> keys(weights.size());
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    keys[i] = weights[i] > rounds + 1 ? static_cast<double>(weights[i]) : kExcluded;
+    weights[i] -= weights[i] > 1 ? std::min(rounds, weights[i] - 1) : 0;
+  }
+  take_largest(keys, 0, static_cast<double>(AliasTable::kUnits), excess, [&](std::size_t i) { --weights[i]; });
+}
 
 // Largest-remainder rounding of probabilities to integers that sum to kUnits, at least 1 where positive.
 std::vector<std::uint64_t> quantise(std::span<const double> probabilities) {
@@ -33,27 +84,26 @@ std::vector<std::uint64_t> quantise(std::span<const double> probabilities) {
                                 "; expected a positive finite sum: give at least one outcome a positive probability");
   }
   std::vector<std::uint64_t> weights(probabilities.size());
-  std::vector<double> remainder(probabilities.size());
+  std::vector<double> remainders(probabilities.size());
   std::int64_t left = static_cast<std::int64_t>(AliasTable::kUnits);
+  std::int64_t num_positive = 0;
   for (std::size_t i = 0; i < weights.size(); ++i) {
+    const bool positive = probabilities[i] > 0;
     const double exact = probabilities[i] / sum * static_cast<double>(AliasTable::kUnits);
-    const double rounded = probabilities[i] > 0 ? std::max(1.0, std::floor(exact)) : 0.0;
+    const double rounded = positive ? std::max(1.0, std::floor(exact)) : 0.0;
     weights[i] = static_cast<std::uint64_t>(rounded);
-    remainder[i] = exact - rounded;
+    remainders[i] = positive ? exact - rounded : kExcluded;
     left -= static_cast<std::int64_t>(rounded);
+    num_positive += positive;
   }
-  std::vector<std::size_t> order(weights.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  if (left > 0) {  // units lost to rounding down go to the largest remainders
-    std::ranges::stable_sort(order, [&](auto a, auto b) { return remainder[a] > remainder[b]; });
-    for (std::size_t k = 0; left > 0; k = (k + 1) % order.size()) {
-      if (weights[order[k]] > 0) ++weights[order[k]], --left;
+  if (left < 0) {  // units given to tiny probabilities are taken from the largest
+    take_back(weights, static_cast<std::uint64_t>(-left));
+  } else {  // units lost to rounding down go to the largest remainders
+    if (const auto rounds = static_cast<std::uint64_t>(left / num_positive); rounds > 0) {
+      for (std::size_t i = 0; i < weights.size(); ++i) weights[i] += probabilities[i] > 0 ? rounds : 0;
     }
-  } else if (left < 0) {  // units given to tiny probabilities are taken from the largest
-    std::ranges::stable_sort(order, [&](auto a, auto b) { return weights[a] > weights[b]; });
-    for (std::size_t k = 0; left < 0; k = (k + 1) % order.size()) {
-      if (weights[order[k]] > 1) --weights[order[k]], ++left;
-    }
+    const auto count = static_cast<std::size_t>(left % num_positive);
+    take_largest(remainders, -1, 1, count, [&](std::size_t i) { ++weights[i]; });
   }
   return weights;
 }
@@ -66,7 +116,14 @@ AliasTable::AliasTable(std::span<const double> probabilities) {
                                 " entries; expected 1 to " + std::to_string(kMaxOutcomes));
   }
   weights_ = quantise(probabilities);
+}
 
+AliasTableView AliasTable::view() const {
+  std::call_once(rows_built_, [this] { build_rows(); });
+  return {rows_.data(), shift_};
+}
+
+void AliasTable::build_rows() const {
   // Columns of 2^shift units each; at least two, so that a shift never reaches the word size.
   const auto columns = std::max<std::size_t>(2, std::bit_ceil(weights_.size()));
   shift_ = 32u - static_cast<std::uint32_t>(std::bit_width(columns) - 1);
@@ -74,33 +131,39 @@ AliasTable::AliasTable(std::span<const double> probabilities) {
 
   std::vector<std::uint64_t> content(columns, 0);
   std::ranges::copy(weights_, content.begin());
-  std::vector<std::uint32_t> small, large;
+  // Two stacks in one array: small columns from its start, large ones from its end.
+  std::vector<std::uint32_t> stacks(columns);
+  std::size_t num_small = 0, first_large = columns;
   rows_.resize(columns);
   for (std::uint32_t column = 0; column < columns; ++column) {
     rows_[column] = column << shift_;  // a full column is its own alias
-    if (content[column] < capacity) small.push_back(column);
-    if (content[column] > capacity) large.push_back(column);
+    if (content[column] < capacity) stacks[num_small++] = column;
+    if (content[column] > capacity) stacks[--first_large] = column;
   }
-  while (!small.empty()) {
-    const std::uint32_t column = small.back(), donor = large.back();
-    small.pop_back();
+  while (num_small > 0) {
+    const std::uint32_t column = stacks[--num_small], donor = stacks[first_large];
     rows_[column] = donor << shift_ | static_cast<std::uint32_t>(content[column]);
     content[donor] -= capacity - content[column];
     if (content[donor] > capacity) continue;
-    large.pop_back();
-    if (content[donor] < capacity) small.push_back(donor);
+    ++first_large;
+    if (content[donor] < capacity) stacks[num_small++] = donor;
   }
 }
 
 void draw(AliasTableView table, std::uint64_t seed, std::uint64_t offset, std::span<std::int32_t> out,
           int num_threads) {
+  if (out.size() > ~offset) {
+    throw std::invalid_argument("offset = " + std::to_string(offset) + " and n = " + std::to_string(out.size()) +
+                                "; expected draws before number 2^64 - 1");
+  }
+  if (out.empty()) return;
   constexpr std::uint64_t kChunk = 1 << 16;  // a multiple of four: every chunk but the first starts a Philox block
   const auto kernel = PYCOOLDOWN_DISPATCH(draw_range);
-  const std::uint64_t first = offset / kChunk, last = (offset + out.size() + kChunk - 1) / kChunk;
-  parallel_for(static_cast<std::int64_t>(last - first), num_threads, [&](std::int64_t chunk) {
-    const std::uint64_t begin = std::max(offset, (first + static_cast<std::uint64_t>(chunk)) * kChunk);
-    const std::uint64_t end = std::min(offset + out.size(), (first + static_cast<std::uint64_t>(chunk) + 1) * kChunk);
-    kernel(table, seed, begin, end, out.data() + (begin - offset));
+  const std::uint64_t end = offset + out.size(), first = offset / kChunk, last = (end - 1) / kChunk;
+  parallel_for(static_cast<std::int64_t>(last - first + 1), num_threads, [&](std::int64_t number) {
+    const std::uint64_t chunk = first + static_cast<std::uint64_t>(number);
+    const std::uint64_t begin = std::max(offset, chunk * kChunk);
+    kernel(table, seed, begin, chunk == last ? end : (chunk + 1) * kChunk, out.data() + (begin - offset));
   });
 }
 

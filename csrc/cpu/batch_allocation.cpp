@@ -3,6 +3,8 @@
 #include <array>
 #include <iterator>
 #include <numeric>
+#include <stdexcept>
+#include <string>
 
 #include "pycooldown/batch_plan.h"
 
@@ -12,12 +14,14 @@ namespace {
 
 constexpr auto kUnits = static_cast<std::int64_t>(AliasTable::kUnits);
 constexpr std::uint64_t kNever = ~std::uint64_t{0};
-constexpr std::uint64_t kMostBatches = (std::uint64_t{1} << 39) - 1;  // ahead, that a claim can tell apart
+constexpr std::uint64_t kMostBatches = (std::uint64_t{1} << 39) - 1;  // ahead, the most that a claim has room for
 constexpr std::size_t kBuckets = 256;
 
 }  // namespace
 
-void BatchPlanner::allocate_systematic(const AliasTable& table, std::uint64_t step) {
+// Calls take(domain, begin, end) for each domain, in the order of its slots: it gets those in [begin, end).
+template <class Take>
+void BatchPlanner::allocate_systematic(const AliasTable& table, std::uint64_t step, const Take& take) {
   const auto weights = table.weights();
   const std::uint64_t num_domains = weights.size();
   const Block random = random_block(seed_, Stream::systematic, step);
@@ -33,23 +37,33 @@ void BatchPlanner::allocate_systematic(const AliasTable& table, std::uint64_t st
   std::uint64_t cumulative = random.word[0], filled = 0;
   for (std::uint64_t i = 0; i < num_domains; ++i) {
     cumulative += batch_size() * weights[domain];
-    const std::uint64_t end = cumulative >> 32;
-    domain_ids_[filled] = static_cast<std::int32_t>(domain);  // whether it gets one: a branch would be a coin toss
-    while (++filled < end) domain_ids_[filled] = static_cast<std::int32_t>(domain);
-    filled = end;
+    take(domain, filled, cumulative >> 32);
+    filled = cumulative >> 32;
     domain += multiplier;
     domain -= domain >= num_domains ? num_domains : 0;
   }
-  shuffle_slots(step);
+}
+
+void BatchPlanner::fill_systematic(const AliasTable& table, std::uint64_t step) {
+  allocate_systematic(table, step, [this](std::uint64_t domain, std::uint64_t slot, std::uint64_t end) {
+    domain_ids_[slot] = static_cast<std::int32_t>(domain);  // even if it gets none: a branch would be a coin toss
+    while (++slot < end) domain_ids_[slot] = static_cast<std::int32_t>(domain);
+  });
+}
+
+void BatchPlanner::skip_systematic(const AliasTable& table, std::uint64_t step) {
+  allocate_systematic(table, step, [this](std::uint64_t domain, std::uint64_t begin, std::uint64_t end) {
+    advance(domain, end - begin);
+  });
 }
 
 // Earliest deadline first. The j-th sample of a domain may be drawn once the domain has earned more than j - 1, and
 // must be by the end of the batch in which it has earned j. With all deadlines known, this order meets each of them,
 // since drawing fractions as they are earned would (Tijdeman, "The chairman assignment problem", 1980, has the bound of
 // one sample).
-void BatchPlanner::allocate_quota(std::span<const Stage> stages, std::uint64_t step) {
-  follow(stages, step);
-  const auto weights = stages.front().table->weights();
+void BatchPlanner::fill_quota(std::span<const MixtureSpan> spans, std::uint64_t step) {
+  follow(spans, step);
+  const auto weights = spans.front().table->weights();
   const std::span credits(credits_);
   const std::span deadlines(deadlines_), claims(claims_);
   std::array<std::size_t, kBuckets> counts{};  // of claims, by the batches until their deadlines
@@ -66,7 +80,12 @@ void BatchPlanner::allocate_quota(std::span<const Stage> stages, std::uint64_t s
     counts[std::min<std::size_t>(batches, kBuckets - 1)] += credits[i] > 0;
     num_claims += credits[i] > 0;
   }
-  // Credits sum to zero between batches, so there are at least as many claims as slots left.
+  // Credits sum to zero between batches, so there are at least as many claims as slots left, unless a domain that the
+  // mixture lacks has some.
+  if (filled + num_claims < batch_size()) {
+    throw std::invalid_argument("the credits of the mixture's domains at step " + std::to_string(step) +
+                                " do not sum to 0");
+  }
   if (filled < batch_size()) {
     const std::size_t first = filled;
     const std::uint64_t last = last_granted(claims.first(num_claims), counts, batch_size() - filled);
@@ -80,41 +99,64 @@ void BatchPlanner::allocate_quota(std::span<const Stage> stages, std::uint64_t s
       set_deadline(domain, step + 1);
     }
   }
-  shuffle_slots(step);
 }
 
-// Makes the deadlines those of `stages`. They hold on while time passes and the stages that follow stay the same.
-void BatchPlanner::follow(std::span<const Stage> stages, std::uint64_t step) {
-  const std::size_t passed = stages_.size() - std::min(stages_.size(), stages.size());
-  const bool known = !stages_.empty() && std::ranges::equal(std::span(stages_).subspan(passed), stages);
-  if (known && passed == 0) return;
-  stages_.assign(stages.begin(), stages.end());
-  if (known) return;
-  for (std::size_t i = 0; i < stages.front().table->weights().size(); ++i) set_deadline(i, step);
+// Makes the deadlines those of `spans`. They stay valid while time passes and the spans that follow stay the same.
+void BatchPlanner::follow(std::span<const MixtureSpan> spans, std::uint64_t step) {
+  const std::size_t passed = spans_.size() - std::min(spans_.size(), spans.size());
+  const bool same = !spans_.empty() && std::ranges::equal(std::span(spans_).subspan(passed), spans);
+  if (same && passed == 0) return;
+  const bool followed = same || follow_next(spans, step);
+  spans_.assign(spans.begin(), spans.end());
+  if (followed) return;
+  for (std::size_t i = 0; i < spans.front().table->weights().size(); ++i) set_deadline(i, step);
+}
+
+// If `spans` are those known with one more at the end, updates the deadlines that this one decides; otherwise does
+// nothing and returns false.
+bool BatchPlanner::follow_next(std::span<const MixtureSpan> spans, std::uint64_t step) {
+  if (spans_.size() < 2 || spans.size() < 2 || spans_.size() + 1 < spans.size()) return false;
+  const std::size_t passed = spans_.size() + 1 - spans.size();
+  if (!std::ranges::equal(std::span(spans_).subspan(passed), spans.first(spans.size() - 1))) return false;
+  const std::uint64_t start = spans_[spans_.size() - 2].end, end = spans_.back().end;  // of the span that was last
+  if (start < step) return false;  // needs are known at its start only
+  const auto known = spans_.back().table->weights(), next = spans.back().table->weights();
+  for (std::size_t i = 0; i < next.size(); ++i) {
+    if (open_needs_[i] == 0) continue;
+    std::uint64_t earned;
+    const bool overflows = __builtin_mul_overflow(batch_size() * known[i], end - start, &earned);
+    const std::uint64_t need = overflows || open_needs_[i] <= earned ? 0 : open_needs_[i] - earned;
+    const std::uint64_t rate = batch_size() * next[i];
+    if (need > 0) deadlines_[i] = rate > 0 ? end + (need + rate - 1) / rate : kNever;
+    open_needs_[i] = need;
+  }
+  return true;
 }
 
 // The deadline of a domain's next sample, from its credit before `step`: the end of the batch in which it will have
-// earned the sample, as far ahead as can be told.
+// earned the sample, as far ahead as can be known.
 void BatchPlanner::set_deadline(std::size_t domain, std::uint64_t step) {
   auto need = static_cast<std::uint64_t>(std::max<std::int64_t>(kUnits - credits_[domain], 0));
   deadlines_[domain] = kNever;
-  for (const Stage& stage : stages_) {
-    const bool last = &stage == &stages_.back();
-    if (stage.end <= step && !last) continue;
-    if (const std::uint64_t rate = batch_size() * stage.table->weights()[domain]; rate > 0) {
+  open_needs_[domain] = 0;
+  for (const MixtureSpan& span : spans_) {
+    const bool last = &span == &spans_.back();
+    if (span.end <= step && !last) continue;
+    if (last) open_needs_[domain] = need;
+    if (const std::uint64_t rate = batch_size() * span.table->weights()[domain]; rate > 0) {
       const std::uint64_t batches = (need + rate - 1) / rate;
-      if (last || batches <= stage.end - step) {
+      if (last || batches <= span.end - step) {
         deadlines_[domain] = step + batches;
         return;
       }
-      need -= rate * (stage.end - step);
+      need -= rate * (span.end - step);
     }
-    step = stage.end;
+    step = span.end;
   }
 }
 
-// The last of the claims, in their order, that gets one of so many slots. Few batches tell most of them apart, so their
-// counts find it: claims that are as urgent come in the order of their domains, here as among themselves.
+// The last of the claims, in their order, that gets one of so many slots. Few of them share a number of batches, so
+// their counts find it: claims that are as urgent come in the order of their domains, here as among themselves.
 std::uint64_t BatchPlanner::last_granted(std::span<const std::uint64_t> claims, std::span<const std::size_t> counts,
                                          std::size_t slots) {
   std::size_t bucket = 0;
@@ -133,7 +175,8 @@ std::uint64_t BatchPlanner::last_granted(std::span<const std::uint64_t> claims, 
 
 // Fisher and Yates's shuffle, so that a slice of the batch is a random part of it.
 void BatchPlanner::shuffle_slots(std::uint64_t step) {
-  const std::uint64_t first_block = step * (batch_size() / 4 + 1);
+  const Segment& segment = segments_[segment_];
+  const std::uint64_t first_block = segment.first_block + (step - segment.first_step) * (batch_size() / 4 + 1);
   Block random = random_block(seed_, Stream::slots, first_block + batch_size() / 4);
   for (std::size_t left = batch_size(); left > 1; --left) {
     if (left % 4 == 3) random = random_block(seed_, Stream::slots, first_block + left / 4);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -25,17 +24,16 @@ BatchPlanner::BatchPlanner(std::span<const std::int64_t> sizes, Allocation alloc
       credits_(sizes.size(), 0),
       deadlines_(sizes.size()),
       claims_(sizes.size()),
+      open_needs_(sizes.size()),
       allocation_(allocation),
       seed_(seed),
       shuffle_(shuffle) {
-  if (batch_size < 1 || batch_size >= std::int64_t{1} << 31) {
-    throw std::invalid_argument("batch_size = " + std::to_string(batch_size) + "; expected 1 to 2^31 - 1");
-  }
-  domain_ids_.resize(batch_size_ + 1);
+  const BatchSize throughout{0, static_cast<std::uint64_t>(batch_size)};
+  set_batch_sizes(std::span(&throughout, 1));
   const Permutation unused(seed, Stream::permutation, 0, 0, 1);
   std::uint64_t first_index = 0;
   domains_.reserve(sizes.size());
-  extents_.reserve(sizes.size());
+  epoch_sizes_.reserve(sizes.size());
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     if (sizes[i] <= 0) {
       throw std::invalid_argument("sizes[" + std::to_string(i) + "] = " + std::to_string(sizes[i]) +
@@ -43,28 +41,57 @@ BatchPlanner::BatchPlanner(std::span<const std::int64_t> sizes, Allocation alloc
     }
     const auto size = static_cast<std::uint64_t>(sizes[i]);
     domains_.push_back({size, first_index, 0, 0, 0, kNoEpoch, unused});
-    extents_.push_back({{0, size}});
+    epoch_sizes_.push_back({{0, size}});
     first_index += size;
   }
 }
 
-void BatchPlanner::set_extents(std::size_t domain, std::vector<Extent> extents) {
+void BatchPlanner::set_batch_sizes(std::span<const BatchSize> sizes) {
+  if (sizes.empty() || sizes.front().first_step != 0) {
+    throw std::invalid_argument("batch sizes: expected a first one from step 0 on");
+  }
+  std::vector<Segment> segments;
+  std::uint64_t most = 0;
+  for (const auto [first_step, size] : sizes) {
+    if (size < 1 || size >= std::uint64_t{1} << 31) {
+      throw std::invalid_argument("batch_size = " + std::to_string(static_cast<std::int64_t>(size)) +
+                                  "; expected 1 to 2^31 - 1");
+    }
+    Segment segment{first_step, size, 0, 0};
+    if (!segments.empty()) {
+      const Segment& before = segments.back();
+      if (first_step <= before.first_step) throw std::invalid_argument("batch sizes: expected increasing first steps");
+      const std::uint64_t steps = first_step - before.first_step;
+      segment.first_draw = before.first_draw + steps * before.batch_size;
+      segment.first_block = before.first_block + steps * (before.batch_size / 4 + 1);
+    }
+    segments.push_back(segment);
+    most = std::max(most, size);
+  }
+  segments_ = std::move(segments);
+  segment_ = 0;
+  batch_size_ = static_cast<std::size_t>(segments_.front().batch_size);
+  domain_ids_.resize(static_cast<std::size_t>(most) + 1);
+  spans_.clear();
+}
+
+void BatchPlanner::set_epoch_sizes(std::size_t domain, std::vector<EpochSize> sizes) {
   const auto fail = [&](const std::string& what) {
-    throw std::invalid_argument("extents of domain " + std::to_string(domain) + ": " + what);
+    throw std::invalid_argument("epoch sizes of domain " + std::to_string(domain) + ": " + what);
   };
   if (domain >= num_domains()) fail("there are " + std::to_string(num_domains()) + " domains");
   const auto most = static_cast<std::uint64_t>(sizes_[domain]);
-  if (extents.empty() || extents.front().first_draw != 0) fail("expected a first one from draw 0 on");
-  for (std::size_t i = 0; i < extents.size(); ++i) {
-    if (extents[i].size == 0 || extents[i].size > most) fail("expected sizes of 1 to " + std::to_string(most));
+  if (sizes.empty() || sizes.front().first_draw != 0) fail("expected a first one from draw 0 on");
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i].size == 0 || sizes[i].size > most) fail("expected sizes of 1 to " + std::to_string(most));
     if (i == 0) continue;
-    const auto [first_draw, size] = extents[i - 1];
-    if (extents[i].first_draw <= first_draw || (extents[i].first_draw - first_draw) % size != 0) {
-      fail("draw " + std::to_string(extents[i].first_draw) + " begins no epoch after draw " +
-           std::to_string(first_draw) + " at a size of " + std::to_string(size));
+    const auto [first_draw, size] = sizes[i - 1];
+    if (sizes[i].first_draw <= first_draw || (sizes[i].first_draw - first_draw) % size != 0) {
+      fail("draw " + std::to_string(sizes[i].first_draw) + " begins no epoch after draw " + std::to_string(first_draw) +
+           " at a size of " + std::to_string(size));
     }
   }
-  extents_[domain] = std::move(extents);
+  epoch_sizes_[domain] = std::move(sizes);
   place(domain, domains_[domain].epoch_start + domains_[domain].position);
 }
 
@@ -73,7 +100,7 @@ void BatchPlanner::place(std::size_t domain, std::uint64_t draws) {
   Domain& d = domains_[domain];
   d.epoch = d.epoch_start = 0;
   d.permuted_epoch = kNoEpoch;
-  for (const auto& [first_draw, size] : extents_[domain]) {
+  for (const auto& [first_draw, size] : epoch_sizes_[domain]) {
     if (first_draw > draws) break;
     if (first_draw > 0) d.epoch += (first_draw - d.epoch_start) / d.size;
     d.epoch_start = first_draw;
@@ -83,6 +110,13 @@ void BatchPlanner::place(std::size_t domain, std::uint64_t draws) {
   d.epoch += epochs;
   d.epoch_start += epochs * d.size;
   d.position = draws - d.epoch_start;
+}
+
+// Moves a domain past so many more draws.
+void BatchPlanner::advance(std::size_t domain, std::uint64_t draws) {
+  Domain& d = domains_[domain];
+  d.position += draws;
+  if (d.position >= d.size) place(domain, d.epoch_start + d.position);
 }
 
 std::vector<std::int64_t> BatchPlanner::counts() const {
@@ -101,26 +135,75 @@ void BatchPlanner::seek(std::span<const std::int64_t> counts, std::span<const st
   if (const auto negative = std::ranges::find_if(counts, [](auto n) { return n < 0; }); negative != counts.end()) {
     throw std::invalid_argument("counts has " + std::to_string(*negative) + "; expected numbers of draws >= 0");
   }
-  if (const auto sum = std::accumulate(credits.begin(), credits.end(), std::int64_t{0}); sum != 0) {
-    throw std::invalid_argument("credits sum to " + std::to_string(sum) + "; expected 0");
+  // A domain is never given more than the sample that it has begun to earn; what some have been given too early, the
+  // others are owed.
+  constexpr auto kUnits = static_cast<std::int64_t>(AliasTable::kUnits);
+  const std::int64_t most = static_cast<std::int64_t>(num_domains()) * kUnits;
+  std::int64_t sum = 0;  // cannot overflow: each is below 2^24 samples, and there are at most 2^24
+  for (const std::int64_t credit : credits) {
+    if (credit <= -kUnits || credit >= most) {
+      throw std::invalid_argument("credits has " + std::to_string(credit) + "; expected numbers between " +
+                                  std::to_string(-kUnits) + " and " + std::to_string(most));
+    }
+    sum += credit;
   }
+  if (sum != 0) throw std::invalid_argument("credits sum to " + std::to_string(sum) + "; expected 0");
   for (std::size_t i = 0; i < counts.size(); ++i) place(i, static_cast<std::uint64_t>(counts[i]));
   std::ranges::copy(credits, credits_.begin());
-  stages_.clear();
+  spans_.clear();
 }
 
-void BatchPlanner::plan(std::span<const Stage> stages, std::uint64_t step, std::size_t begin,
-                        std::span<std::int64_t> indices, std::span<std::int64_t> epochs) {
-  const AliasTable& table = *stages.front().table;
-  if (table.weights().size() > num_domains()) {
-    throw std::invalid_argument("the mixture of step " + std::to_string(step) + " has " +
-                                std::to_string(table.weights().size()) + " domains; expected at most " +
+// Takes over the batch size of a step, and checks its mixtures.
+void BatchPlanner::begin(std::span<const MixtureSpan> spans, std::uint64_t step) {
+  const auto next =
+      std::ranges::upper_bound(segments_, step, {}, [](const Segment& segment) { return segment.first_step; });
+  if (const auto segment = static_cast<std::size_t>(next - segments_.begin()) - 1; segment != segment_) {
+    segment_ = segment;
+    batch_size_ = static_cast<std::size_t>(segments_[segment].batch_size);
+    spans_.clear();  // deadlines depend on it
+  }
+  for (const MixtureSpan& span : spans) {
+    const std::size_t outcomes = span.table->weights().size();
+    if (outcomes <= num_domains() && outcomes == spans.front().table->weights().size()) continue;
+    throw std::invalid_argument("a mixture known at step " + std::to_string(step) + " has " + std::to_string(outcomes) +
+                                " domains; expected as many as the first one, at most " +
                                 std::to_string(num_domains()));
   }
+}
+
+// The number of the first draw of multinomial allocation in a step of the present segment.
+std::uint64_t BatchPlanner::first_draw(std::uint64_t step) const {
+  const Segment& segment = segments_[segment_];
+  return segment.first_draw + (step - segment.first_step) * segment.batch_size;
+}
+
+void BatchPlanner::skip(std::span<const MixtureSpan> spans, std::uint64_t step) {
+  begin(spans, step);
+  const AliasTable& table = *spans.front().table;
+  if (allocation_ == Allocation::systematic) {
+    skip_systematic(table, step);
+    return;
+  }
+  if (allocation_ == Allocation::quota) fill_quota(spans, step);
   if (allocation_ == Allocation::multinomial)
-    draw(table.view(), seed_, step * batch_size(), std::span(domain_ids_).first(batch_size_), 1);
-  if (allocation_ == Allocation::systematic) allocate_systematic(table, step);
-  if (allocation_ == Allocation::quota) allocate_quota(stages, step);
+    draw(table.view(), seed_, first_draw(step), std::span(domain_ids_).first(batch_size_), 1);
+  for (const std::int32_t domain : domain_ids()) advance(static_cast<std::size_t>(domain), 1);
+}
+
+void BatchPlanner::plan(std::span<const MixtureSpan> spans, std::uint64_t step, std::size_t first_slot,
+                        std::span<std::int64_t> indices, std::span<std::int64_t> epochs) {
+  begin(spans, step);
+  if (first_slot > batch_size() || indices.size() > batch_size() - first_slot) {
+    throw std::invalid_argument("slots [" + std::to_string(first_slot) + ", " +
+                                std::to_string(first_slot + indices.size()) + ") of a batch of " +
+                                std::to_string(batch_size()));
+  }
+  const AliasTable& table = *spans.front().table;
+  if (allocation_ == Allocation::multinomial)
+    draw(table.view(), seed_, first_draw(step), std::span(domain_ids_).first(batch_size_), 1);
+  if (allocation_ == Allocation::systematic) fill_systematic(table, step);
+  if (allocation_ == Allocation::quota) fill_quota(spans, step);
+  if (allocation_ != Allocation::multinomial) shuffle_slots(step);
 
   // Positions are permuted a group at a time, in place: those of the last `waiting` of the samples so far still are to.
   const auto permute = PYCOOLDOWN_DISPATCH(permute);
@@ -129,7 +212,8 @@ void BatchPlanner::plan(std::span<const Stage> stages, std::uint64_t step, std::
   const auto permute_waiting = [&](std::size_t end) {
     if (shuffle_) permute(permutations.data(), indices.data() + end - waiting, waiting);
     for (std::size_t i = end - waiting; i < end; ++i)
-      indices[i] += static_cast<std::int64_t>(domains_[static_cast<std::size_t>(domain_ids_[begin + i])].first_index);
+      indices[i] +=
+          static_cast<std::int64_t>(domains_[static_cast<std::size_t>(domain_ids_[first_slot + i])].first_index);
     waiting = 0;
   };
   for (std::size_t slot = 0; slot < batch_size(); ++slot) {
@@ -140,7 +224,7 @@ void BatchPlanner::plan(std::span<const Stage> stages, std::uint64_t step, std::
       __builtin_prefetch(next);
       __builtin_prefetch(next + sizeof(Domain) - 1);
     }
-    if (const std::size_t i = slot - begin; i < indices.size()) {  // also false before begin, where it wraps
+    if (const std::size_t i = slot - first_slot; i < indices.size()) {  // also false before first_slot, where it wraps
       if (shuffle_ && d.permuted_epoch != d.epoch) {
         permute_waiting(i);  // some may be of the epoch that has ended
         d.permutation = Permutation(seed_, Stream::permutation, d.epoch, lane, d.size);

@@ -136,7 +136,7 @@ void draw_range(AliasTableView table, std::uint64_t seed, std::uint64_t begin, s
   std::uint64_t i = begin;
   for (; i < end && i % 4 != 0; ++i) *out++ = single(i);
   const auto whole_blocks = [&](const auto& draw) {
-    for (; i + 4 * kBlocks <= end; i += 4 * kBlocks, out += 4 * kBlocks) draw(i / 4);
+    for (; end - i >= 4 * kBlocks; i += 4 * kBlocks, out += 4 * kBlocks) draw(i / 4);  // no sum, as it might wrap
   };
 #if defined(PYCOOLDOWN_ISA_avx512)
   if (table.shift >= 32 - 7) {

@@ -12,6 +12,16 @@
 
 namespace pycooldown {
 
+// Nanoseconds since the epoch at which a file was last written.
+inline std::int64_t modified_ns(const struct stat& status) {
+#if defined(__APPLE__)
+  const timespec& time = status.st_mtimespec;
+#else
+  const timespec& time = status.st_mtim;
+#endif
+  return time.tv_sec * std::int64_t{1'000'000'000} + time.tv_nsec;
+}
+
 class File {
  public:
   // Throws std::system_error, as all below do. Opening does not wait for a writer, should this be a pipe.
@@ -27,21 +37,23 @@ class File {
 
   struct Status {
     bool regular;
-    std::uint64_t size;     // bytes
-    std::int64_t mtime_ns;  // nanoseconds since the epoch
+    std::uint64_t size;           // bytes
+    std::int64_t mtime_ns;        // nanoseconds since the epoch
+    std::uint64_t device, inode;  // which file it is
+
+    explicit Status(const struct stat& status)
+        : regular(S_ISREG(status.st_mode)),
+          size(static_cast<std::uint64_t>(status.st_size)),
+          mtime_ns(modified_ns(status)),
+          device(static_cast<std::uint64_t>(status.st_dev)),
+          inode(status.st_ino) {}
 
     bool operator==(const Status&) const = default;
   };
   Status status() const {
     struct stat status;
     if (::fstat(descriptor_, &status) != 0) fail(errno);
-#if defined(__APPLE__)
-    const timespec& modified = status.st_mtimespec;
-#else
-    const timespec& modified = status.st_mtim;
-#endif
-    return {S_ISREG(status.st_mode), static_cast<std::uint64_t>(status.st_size),
-            modified.tv_sec * std::int64_t{1'000'000'000} + modified.tv_nsec};
+    return Status(status);
   }
 
   // Copies up to `size` bytes from `offset` and returns how many there were.

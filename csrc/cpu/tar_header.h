@@ -24,6 +24,20 @@ inline std::uint64_t padded(std::uint64_t size) { return (size + kBlock - 1) / k
 
 inline std::string_view text(const char* field, std::size_t size) { return {field, strnlen(field, size)}; }
 
+// A member's name for messages: control characters, which terminals obey, are spelt out.
+inline std::string quoted(std::string_view name) {
+  constexpr const char* kHex = "0123456789abcdef";
+  std::string out = "'";
+  for (char c : name) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte >= 0x20 && byte != 0x7f)
+      out += c;
+    else
+      out.append("\\x").append({kHex[byte >> 4], kHex[byte & 15]});
+  }
+  return out + "'";
+}
+
 // A number field: octal text, or base-256 with the first byte 0x80 (0xff: negative). nullopt where it is neither.
 inline std::optional<std::int64_t> number(const char* field, std::size_t size) {
   const auto first = static_cast<unsigned char>(field[0]);

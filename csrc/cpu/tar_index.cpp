@@ -20,12 +20,16 @@ class Source {
   std::uint64_t size() const { return size_; }
 
   const char* block(std::uint64_t offset) {
-    if (offset < begin_ || offset + kBlock > end_) {
-      begin_ = offset;
-      end_ = offset + read_(offset, window_.data(), std::min(kWindow, size_ - offset));
-      if (end_ < offset + kBlock) fail(offset, "the file ends inside a block");
-    }
+    if (offset < begin_ || offset + kBlock > end_) fill(offset);
+    if (end_ < offset + kBlock) fail(offset, "the file ends inside a block");
     return window_.data() + (offset - begin_);
+  }
+
+  // What the window holds from `offset` on: at least a byte, and a block where the file has as much.
+  std::string_view peek(std::uint64_t offset) {
+    if (offset < begin_ || offset >= end_) fill(offset);
+    if (end_ <= offset) fail(offset, "the file ends before its size");
+    return std::string_view(window_).substr(offset - begin_, end_ - offset);
   }
 
   std::string bytes(std::uint64_t offset, std::uint64_t size) {
@@ -37,6 +41,11 @@ class Source {
   }
 
  private:
+  void fill(std::uint64_t offset) {
+    begin_ = offset;
+    end_ = offset + read_(offset, window_.data(), std::min(kWindow, size_ - offset));
+  }
+
   const ReadAt& read_;
   std::uint64_t size_;
   std::string window_;
@@ -61,14 +70,14 @@ class Grouper {
       open_ = true;
       ++ordinal_;
     }
-    const auto label = [&] { return std::string(1, '\'').append(path).append("' "); };
+    const auto label = [&] { return quoted(path) + " "; };
     if (what) return drop(header, label() + what);
     const std::uint32_t extension = extension_id(path.substr(dot + 1));
     const std::string& spelled = index_.extensions[extension];
     if (spelled == "__key__" || spelled == "__url__" || spelled == "__domain__")
       return drop(header, label() + "has the extension " + spelled + ", which is reserved");
     if (last_sample_[extension] == ordinal_)
-      return drop(header, label() + "repeats the extension '" + spelled + "' of its sample");
+      return drop(header, label() + "repeats the extension " + quoted(spelled) + " of its sample");
     last_sample_[extension] = ordinal_;
     index_.members.push_back({static_cast<std::uint32_t>(data / kBlock), extension, size});
   }
@@ -134,14 +143,56 @@ class Grouper {
   std::vector<std::uint64_t> last_sample_;  // by extension: the ordinal of the last sample that had it
 };
 
-const char* compression(std::string_view start) {
-  if (start.starts_with("\x1f\x8b")) return "gzip";
-  if (start.starts_with("BZh")) return "bzip2";
-  if (start.starts_with("\xfd"
-                        "7zXZ"))
-    return "xz";
-  if (start.starts_with("\x28\xb5\x2f\xfd")) return "zstd";
-  return nullptr;
+// What a file that is no tar is, with the way out; empty where its first bytes are of no format that is known.
+std::string foreign_format(std::string_view start) {
+  struct Format {
+    std::string_view magic;
+    const char* name;
+    bool compressed;
+  };
+  constexpr Format kFormats[] = {
+      {"\x1f\x8b", "gzip", true},
+      {"BZh", "bzip2", true},
+      {{"\xfd\x37zXZ", 5}, "xz", true},
+      {"\x28\xb5\x2f\xfd", "zstd", true},
+      {"\x04\x22\x4d\x18", "lz4", true},
+      {"PAR1", "a Parquet file", false},
+      {"PK\x03\x04", "a zip archive", false},
+      {"ARROW1", "an Arrow file", false},
+      {"\x89HDF", "an HDF5 file", false},
+      {"\x93NUMPY", "a NumPy array", false},
+  };
+  for (const Format& format : kFormats) {
+    if (!start.starts_with(format.magic)) continue;
+    if (format.compressed)
+      return std::string("the file is compressed (") + format.name +
+             "): decompress it, or stream it with pycooldown.data.mix";
+    return std::string("the file is ") + format.name + ", not a tar: write its samples into tar shards";
+  }
+  // A member's name may begin with a brace as well, but is followed by zeros.
+  if (start.starts_with('{') && start.find('\0') == std::string_view::npos)
+    return "the file looks like JSON, not like a tar: write its samples into tar shards";
+  return "";
+}
+
+bool all_zero(std::string_view bytes) {
+  return std::all_of(bytes.begin(), bytes.end(), [](char c) { return c == '\0'; });
+}
+
+// An archive ends with zero blocks, and tar fills its last record with more of them. Anything else behind them is data
+// that no reader would see, such as the second one of two tars that were joined by `cat`.
+void require_end(Source& source, std::uint64_t at) {
+  while (at < source.size()) {
+    const std::string_view rest = source.peek(at);
+    if (!all_zero(rest)) {
+      const auto first = static_cast<std::uint64_t>(
+          std::find_if(rest.begin(), rest.end(), [](char c) { return c != '\0'; }) - rest.begin());
+      fail((at + first) / kBlock * kBlock,
+           "data follow the zero blocks that end the tar, as where tars were joined by cat: list them as shards of "
+           "their own, or join them with tar --concatenate");
+    }
+    at += rest.size();
+  }
 }
 
 void scan(Source& source, Grouper& grouper) {
@@ -149,14 +200,13 @@ void scan(Source& source, Grouper& grouper) {
   if (source.size() > kMaxShard) fail(0, "the file is larger than 2 TiB; split it");
   Extended extended;
   bool expects_member = false;
+  if (const std::string format = foreign_format(source.peek(0).substr(0, kBlock)); !format.empty()) fail(0, format);
   for (std::uint64_t at = 0, data; at < source.size();) {
     const char* block = source.block(at);
-    if (const char* format = at == 0 ? compression({block, 8}) : nullptr)
-      fail(0, std::string("the file is compressed (") + format +
-                  "): decompress it, or stream it with pycooldown.data.mix");
-    if (std::all_of(block, block + kBlock, [](char c) { return c == '\0'; })) {
+    if (all_zero({block, kBlock})) {
       if (expects_member) fail(at, "an extended header without a member");
-      return;
+      grouper.close();  // it is whole, whatever follows
+      return require_end(source, at);
     }
     const Header header(block, at);
     data = at + kBlock;
@@ -178,7 +228,7 @@ void scan(Source& source, Grouper& grouper) {
     const bool regular = header.regular(), has_data = header.has_data(), sparse = header.sparse() || extended.sparse;
     for (bool more = header.sparse() && block[482]; more; data += kBlock) more = source.block(data)[504];
     if (has_data && padded(size) > source.size() - data) {
-      fail(at, "'" + name + "' is cut off: " + std::to_string(size) + " bytes expected, " +
+      fail(at, quoted(name) + " is cut off: " + std::to_string(size) + " bytes expected, " +
                    std::to_string(source.size() - data) + " left in the file");
     }
     if (regular) grouper.add(name, at, data, size, sparse ? "is a sparse file; store it whole" : nullptr);
@@ -205,4 +255,5 @@ TarIndex scan_tar(const ReadAt& read, std::uint64_t shard_size) {
   grouper.close();
   return index;
 }
+
 }  // namespace pycooldown

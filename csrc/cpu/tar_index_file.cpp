@@ -127,6 +127,17 @@ std::string index_to_bytes(const TarIndex& index) {
   return out + body;
 }
 
+std::optional<std::uint64_t> samples_in_index(std::string_view start, std::uint64_t shard_size,
+                                              std::int64_t shard_mtime_ns) {
+  if (!start.starts_with(std::string_view(kMagic, sizeof kMagic)) || start.size() < sizeof(FileHeader))
+    return std::nullopt;
+  FileHeader header;
+  std::memcpy(&header, start.data(), sizeof header);
+  const bool is_of_shard = header.shard_size == shard_size && header.shard_mtime_ns == shard_mtime_ns;
+  if (!is_of_shard || header.num_faults > 0 || header.num_rows == 0) return std::nullopt;
+  return header.num_rows - 1;
+}
+
 std::optional<TarIndex> index_from_bytes(std::string_view bytes, std::uint64_t shard_size,
                                          std::int64_t shard_mtime_ns) {
   if (!bytes.starts_with(std::string_view(kMagic, sizeof kMagic))) return std::nullopt;

@@ -14,22 +14,39 @@ namespace {
 // A mapping costs about as much as this many reads of an unmapped shard.
 constexpr std::uint32_t kHot = 8;
 
-void require_unchanged(const File& file, const TarIndex& index) {
-  if (file.status() != File::Status{true, index.shard_size, index.shard_mtime_ns})
-    file.fail(ESTALE, " has changed since it was indexed; make a new TarDataset");
+constexpr const char* kChanged = " has changed since it was indexed; make a new TarDataset";
+
+bool is_indexed_state(const File::Status& status, const TarIndex& index) {
+  return status.regular && status.size == index.shard_size && status.mtime_ns == index.shard_mtime_ns;
+}
+
+File::Status require_unchanged(const File& file, const TarIndex& index) {
+  const File::Status status = file.status();
+  if (!is_indexed_state(status, index)) file.fail(ESTALE, kChanged);
+  return status;
 }
 
 }  // namespace
 
 Map::Map(const std::string& path, const TarIndex& index) : size_(index.shard_size) {
   const File file(path);
-  require_unchanged(file, index);
+  const File::Status status = require_unchanged(file, index);
+  device_ = status.device;
+  inode_ = status.inode;
   void* mapped = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, file.descriptor(), 0);
   if (mapped == MAP_FAILED) file.fail(errno);
   data_ = static_cast<char*>(mapped);
 }
 
 Map::~Map() { ::munmap(data_, size_); }
+
+void Map::check(const std::string& path, const TarIndex& index) const {
+  struct stat raw;
+  if (::stat(path.c_str(), &raw) != 0) return;
+  const File::Status status(raw);
+  if (status.device != device_ || status.inode != inode_) return;
+  if (!is_indexed_state(status, index)) throw std::system_error(ESTALE, std::generic_category(), path + kChanged);
+}
 
 TarReader::TarReader(std::size_t max_maps) : max_maps_(max_maps) {}
 
@@ -47,7 +64,11 @@ const char* TarReader::view(std::uint32_t number, std::uint64_t offset, std::siz
   Shard& shard = shards_[number];
   shard.recent = true;
   if (!shard.map && (mapped_.size() < max_maps_ || is_hot(shard))) map(number);
-  if (shard.map) return shard.map->data() + offset;
+  if (shard.map) {
+    if (shard.checked != call_) shard.map->check(shard.path, *shard.index);
+    shard.checked = call_;
+    return shard.map->data() + offset;
+  }
   if (buffer_.size() < size) buffer_.resize(size);
   const File file(shard.path);
   require_unchanged(file, *shard.index);
@@ -58,6 +79,7 @@ const char* TarReader::view(std::uint32_t number, std::uint64_t offset, std::siz
 // Whether a shard, about to be read, has been read kHot times of the last kHot * max_maps reads of unmapped shards: no
 // more than max_maps can be.
 bool TarReader::is_hot(Shard& shard) {
+  if (max_maps_ == 0) return false;
   const std::uint64_t window = num_reads_++ / (kHot * max_maps_);
   if (shard.window != window) shard.reads = 0;
   shard.window = window;

@@ -1,5 +1,6 @@
 """Mixing methods that learn during training: schedules with an `update` and a state."""
 
+from pycooldown.adaptive.ado import ADO
 from pycooldown.adaptive.doremi import DoReMi
 from pycooldown.adaptive.erma import ERMA
 from pycooldown.adaptive.fgls import FGLS
@@ -10,6 +11,7 @@ from pycooldown.adaptive.statistics import DomainStats, Statistics
 from pycooldown.adaptive.variance_aware import VarianceAware
 
 __all__ = [
+    "ADO",
     "ERMA",
     "FGLS",
     "DoReMi",

@@ -6,37 +6,40 @@ from typing import Any
 
 import numpy as np
 
-from pycooldown.adaptive.group_dro import check_steps, exponentiated_gradient, mean_loss
+from pycooldown.adaptive._updates import check_decay, check_steps, exponentiated_gradient, mean_loss
 from pycooldown.adaptive.schedule import LearnedSchedule
 from pycooldown.mixture import Mixture, Vector
 
 
 class DoReMi(LearnedSchedule):
-    """The proxy stage: target_i <- target_i exp(eta * excess_i), normalised and smoothed; sampling as at the start.
+    """Learn DoReMi's weights with a proxy: target_i <- target_i exp(eta * excess_i), normalised and smoothed.
 
     Xie et al., "DoReMi: Optimizing Data Mixtures Speeds Up Language Model Pretraining", NeurIPS 2023, algorithm 1. The
-    excess of a domain is the mean over its tokens of max(loss - reference loss, 0), clipped at each token. Domains that
-    are as hard for the reference gain nothing. The weights for the main model are their `average` over the steps,
-    which does not count the start.
+    sampling stays that of the start. The excess of a domain is the mean over its tokens of
+    max(loss - reference loss, 0), clipped at each token. A domain that is as hard for the reference gains nothing. The
+    weights for the main model are the `average` over the steps, without the start. They are shares by name, so the
+    main model may have another size than the proxy.
 
-    Differences from the public code, both ours: a domain that a batch lacks keeps its target (there: its last excess
-    counts again, at first the logarithm of the vocabulary), and the target of step t is ``delay`` steps old (there: 0).
+    The public code differs in two points. There a domain that is absent from a batch counts its last excess again (at
+    first the logarithm of the vocabulary); here it keeps its target. There the target of a step is used in the next
+    step; here ``delay`` steps later.
 
     Args:
-        start: uniform in the paper: ``Mixture.temperature_sampling(sizes, math.inf)``.
-        step_size: eta > 0, in 1/nats; 1 in the paper, 0.1 is advised where the weights run to one domain.
-        smoothing: share of the uniform distribution in each step's target, c = 1e-3 in the paper.
-        decay: of the exponential moving average that `moving_average` gives beside the plain one.
-        delay: see `LearnedSchedule`.
+        start: Mixture to begin with; uniform in the paper: ``Mixture.temperature_sampling(sizes, math.inf)``.
+        step_size: Eta > 0, in 1/nats. The paper has 1; 0.1 helps where the weights run to one domain.
+        smoothing: Share c of the uniform distribution in each step's target; the paper has 1e-3.
+        decay: Decay of `moving_average`, in [0, 1).
+        delay: See `LearnedSchedule`.
     """
+
+    domain_means = True
 
     def __init__(
         self, start: Mixture, *, step_size: float = 1.0, smoothing: float = 1e-3, decay: float = 0.99, delay: int = 4
     ) -> None:
         super().__init__(start, delay=delay)
         check_steps(start, step_size, smoothing)
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay = {decay}; expected a number in [0, 1)")
+        check_decay("decay", decay)
         self.step_size = step_size
         self.smoothing = smoothing
         self.decay = decay
@@ -44,7 +47,7 @@ class DoReMi(LearnedSchedule):
 
     @property
     def average(self) -> Mixture:
-        """Temperature-like sampling from the average target so far, for the main model."""
+        """Sampling in proportion to the average target so far, for the main model."""
         if self.num_updates == 0:
             return self.start
         mean = self._state["target_sum"] / self._state["target_sum"].sum()
@@ -52,7 +55,7 @@ class DoReMi(LearnedSchedule):
 
     @property
     def moving_average(self) -> Mixture:
-        """The same from the exponential moving average, which shows whether the weights have settled."""
+        """The same for an exponential moving average. If it differs from `average`, the weights have not settled."""
         mean = self._state["moving_average"] / self._state["moving_average"].sum()
         return self._mixture(mean, mean)
 

@@ -2,47 +2,55 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 
+from pycooldown.adaptive._updates import check_probes, check_warmup, moving_average
 from pycooldown.adaptive.schedule import LearnedSchedule
 from pycooldown.mixture import Mixture, Vector
 
 _SMALLEST_VARIANCE = 1e-12
+_TOLERATED = 0.1  # relative difference of a target from the share of samples, before a warning
 
 
 def aitken_weights(target: Vector, variance: Vector) -> Vector:
-    """w_i proportional to 1 / variance_i with sum_i target_i w_i = 1.
+    """Return w_i proportional to 1 / variance_i with sum_i target_i w_i = 1.
 
-    For linear regression with noise of known variance in each domain these make least squares the best linear unbiased
-    estimator (Aitken, 1936).
+    Generalized least squares gives each *sample* the weight 1 / variance (Aitken, 1936). The objective
+    sum_i target_i w_i L_i, with L_i the mean over the n_i samples of domain i, does so only if target_i is proportional
+    to n_i. Then least squares with these weights is the best linear unbiased estimator. With any other target it is
+    still unbiased, but not the best.
+
+    Args:
+        target: (K,) float64 on the simplex.
+        variance: (K,) Variance of the noise in each domain.
     """
     inverse = 1 / np.maximum(variance, _SMALLEST_VARIANCE)
     return np.asarray(inverse / (target * inverse).sum())
 
 
-def moving_average(old: Vector, new: Vector, decay: float) -> Vector:
-    """Exponential moving average of each domain, where NaN means that there is no value yet."""
-    mixed = np.where(np.isnan(old), new, decay * old + (1 - decay) * new)
-    return np.where(np.isnan(new), old, mixed)
-
-
 class FGLS(LearnedSchedule):
-    """target_i = start target_i * w_i with w_i inverse to the domain's squared error on held-out training data.
+    """Set target_i = start target_i * w_i, with w_i inverse to the domain's squared error on held-out training data.
 
-    One-shot FGLS of Salmani et al., arXiv 2511.06913: the errors are measured while training goes on, on a part of each
-    domain's training data that is held out, and averaged over time. Our reconstruction of what its summary leaves open:
-    the normalisation (sum_i pi_i w_i = 1), the moving average and the interval. The error contains that of the model,
-    so early weights favour easy domains: hence the warm-up. Sound where all domains share the parameters to be found.
-    With a loss other than the squared error the mean loss takes the place of the variance.
+    One-shot FGLS of Salmani et al., arXiv 2511.06913. The errors are measured during training, on a part of each
+    domain's training data that is held out, and averaged over time. The summary that we know leaves the following open;
+    they are our reconstruction: the normalisation (sum_i pi_i w_i = 1), the moving average and the interval. The error
+    contains that of the model, so early weights favour easy domains: hence the warm-up. The method assumes that all
+    domains share the parameters to be found. With a loss other than the squared error, the mean loss takes the place of
+    the variance.
+
+    The result is generalized least squares only if the start's target is in proportion to the sizes
+    (``Mixture.proportional`` or `Mixture.temperature_sampling` with tau = 1); see `aitken_weights`. Other importances
+    are allowed and give a warning.
 
     Args:
-        start: importances pi as ``target``; its ``sampling`` stays.
-        interval: number of steps between two probes.
-        decay: of the moving average of the errors, in [0, 1).
-        warmup: steps before the weights first change.
-        delay: see `LearnedSchedule`.
+        start: Importances pi as ``target``; its ``sampling`` stays.
+        interval: Number of steps between two probes.
+        decay: Decay of the moving average of the errors, in [0, 1).
+        warmup: Steps before the weights first change.
+        delay: See `LearnedSchedule`.
     """
 
     def __init__(
@@ -50,8 +58,8 @@ class FGLS(LearnedSchedule):
     ) -> None:
         super().__init__(start, delay=delay)
         check_probes(interval, decay)
-        if warmup < 0:
-            raise ValueError(f"warmup = {warmup}; expected a number of steps >= 0")
+        check_warmup(warmup)
+        _warn_unless_proportional(start)
         self.interval = interval
         self.decay = decay
         self.warmup = warmup
@@ -75,9 +83,14 @@ class FGLS(LearnedSchedule):
         return self._mixture(pi * aitken_weights(pi, np.where(pi > 0, error, 1.0)))
 
 
-def check_probes(interval: int, decay: float) -> None:
-    """Raises ValueError for arguments that probing cannot use."""
-    if interval < 1:
-        raise ValueError(f"interval = {interval}; expected at least 1 step")
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay = {decay}; expected a number in [0, 1)")
+def _warn_unless_proportional(start: Mixture) -> None:
+    shares = start.sizes / start.sizes.sum()
+    off = np.abs(start.target / shares - 1)
+    if off.max() > _TOLERATED:
+        i = int(off.argmax())
+        warnings.warn(
+            f"FGLS starts with a target of {start.target[i]:.3g} for domain {start.domains[i]!r}, which has "
+            f"{shares[i]:.3g} of the samples. Weights of 1 / variance are those of generalized least squares only for "
+            "targets in proportion to the sizes; start with tau = 1 for that, or keep these importances knowingly",
+            stacklevel=3,
+        )

@@ -11,11 +11,13 @@ import numpy.typing as npt
 
 from pycooldown.mixture import Vector
 
+_NOT_NEGATIVE = ("token_count", "probe_loss_variance", "probe_gradient_variance", "probe_gradient_second_moment")
+
 
 class DomainStats(Protocol):
     """What every update reads: vectors of K values in the order of the schedule's domains, as arrays or CPU tensors.
 
-    `pycooldown.losses.cross_entropy` with ``return_stats=True`` gives these two; some methods read more: `Statistics`.
+    `pycooldown.losses.cross_entropy` with ``return_stats=True`` gives these two. Some methods read more: `Statistics`.
     """
 
     @property
@@ -25,7 +27,7 @@ class DomainStats(Protocol):
 
     @property
     def token_count(self) -> npt.ArrayLike:
-        """Number of losses in each sum; 0 for a domain that the batch lacks."""
+        """Number of losses in each sum; 0 for a domain that is absent from the batch."""
         ...
 
 
@@ -34,12 +36,14 @@ class Statistics:
     """Statistics of one step, summed over micro-batches and ranks.
 
     Attributes:
-        loss_sum: (K,) sum of the unweighted losses of each domain in the global batch, in nats.
-        token_count: (K,) number of losses in each sum; 0 for a domain that the batch lacks.
-        excess_loss_sum: (K,) sum of max(loss - reference loss, 0) over the same tokens, in nats.
-        probe_loss: (K,) mean loss of the examples of a probe batch.
-        probe_loss_variance: (K,) variance of the loss over those examples, at least two of each domain.
-        probe_gradient_variance: (K,) trace of the covariance of their gradients, or of a random projection of them.
+        loss_sum: (K,) Sum of the unweighted losses of each domain in the global batch, in nats.
+        token_count: (K,) Number of losses in each sum; 0 for a domain that is absent from the batch.
+        excess_loss_sum: (K,) Sum of max(loss - reference loss, 0) over the same tokens, in nats.
+        probe_loss: (K,) Mean loss of the examples of a probe batch.
+        probe_loss_variance: (K,) Variance of the loss over those examples, at least two of each domain.
+        probe_gradient_variance: (K,) Trace of the covariance of their gradients, or of a random projection of them.
+        probe_gradient_second_moment: (K,) Mean squared length of these gradients: the trace plus the squared length of
+            their mean.
     """
 
     loss_sum: npt.ArrayLike
@@ -48,13 +52,14 @@ class Statistics:
     probe_loss: npt.ArrayLike | None = None
     probe_loss_variance: npt.ArrayLike | None = None
     probe_gradient_variance: npt.ArrayLike | None = None
+    probe_gradient_second_moment: npt.ArrayLike | None = None
 
 
 def read_statistics(stats: DomainStats, names: Iterable[str], domains: Sequence[str], step: int) -> dict[str, Vector]:
-    """The named statistics as float64 vectors.
+    """Return the named statistics as float64 vectors.
 
     Raises:
-        ValueError: if one is missing or misshapen, or has no finite value for a domain that has data.
+        ValueError: If one is missing or misshapen, or has no finite value for a domain that has data.
     """
     read: dict[str, Vector] = {}
     for name in ("token_count", "loss_sum", *sorted(names)):
@@ -69,7 +74,7 @@ def read_statistics(stats: DomainStats, names: Iterable[str], domains: Sequence[
             i = int(bad.argmax())
             hint = ": a probe needs at least two examples of each domain" if name.startswith("probe") else ""
             raise ValueError(f"{name} of domain {domains[i]!r} is {vector[i]} at step {step}{hint}; nothing is learned")
-        if name in ("token_count", "probe_loss_variance", "probe_gradient_variance") and (vector < 0).any():
+        if name in _NOT_NEGATIVE and (vector < 0).any():
             raise ValueError(f"{name} of domain {domains[int(vector.argmin())]!r} is {vector.min()}; expected >= 0")
         read[name] = vector
     return read

@@ -3,64 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from pycooldown.adaptive.fgls import check_probes, moving_average
+from pycooldown.adaptive._updates import check_probes, moving_average, proportional_with_floor
 from pycooldown.adaptive.schedule import LearnedSchedule
 from pycooldown.adaptive.statistics import Statistics
 from pycooldown.mixture import Mixture, Vector
 
+Allocation = Literal["multinomial", "systematic", "quota"]
 
-def neyman_allocation(target: Vector, variance: Vector, least: float = 0.0) -> Vector:
-    """The sampling q that minimises sum_i target_i^2 variance_i / q_i with q_i >= least.
 
-    Without the bound it is Neyman's allocation (1934), q_i proportional to target_i * sqrt(variance_i); domains that
-    fall below the bound are raised to it and the others share the rest. Domains with target 0 are not drawn.
+def best_sampling(target: Vector, moments: Vector, least: float = 0.0) -> Vector:
+    """Return the sampling q that minimises sum_i target_i^2 moments_i / q_i with q_i >= least.
+
+    Without the floor, q_i is proportional to target_i * sqrt(moments_i). Which moment counts depends on how batches are
+    allocated (`pycooldown.theory.gradient_variance`). Where the number of samples of each domain is fixed, it is the
+    trace of the covariance of the gradient within the domain (Neyman, 1934). Where each sample's domain is drawn
+    independently, it is the second moment: the trace plus the squared length of the domain's mean gradient.
 
     Args:
-        target: (K,) on the simplex.
-        variance: (K,) trace of the gradient's covariance within each domain, >= 0.
-        least: lower bound of the sampling of drawn domains, at most 1 / K.
+        target: (K,) float64 on the simplex. Domains with target 0 are not drawn.
+        moments: (K,) float64 >= 0.
+        least: Lower bound of the sampling of drawn domains, at most 1 / K.
     """
     drawn = target > 0
-    need = np.where(drawn, target * np.sqrt(variance), 0.0)
-    if not need.any():
-        return np.array(target)
-    q = np.where(drawn, least, 0.0)
-    free = need > 0
-    while free.any():
-        share = (1 - least * (drawn & ~free).sum()) * need / need[free].sum()
-        low = free & (share < least)
-        if not low.any():
-            q[free] = share[free]
-            break
-        free &= ~low
-    return np.asarray(q / q.sum())
+    shares = np.where(drawn, target * np.sqrt(moments), 0.0)
+    return proportional_with_floor(shares, least, drawn) if shares.any() else np.array(target)
 
 
 class VarianceAware(LearnedSchedule):
-    """sampling_i proportional to target_i v_i, with v_i^2 the variance of domain i's gradients in probe batches.
+    """Set sampling_i in proportion to target_i v_i, with v_i^2 a moment of domain i's gradients in probe batches.
 
-    Variance-aware sampling of Salmani et al., arXiv 2511.06913, which is Neyman's allocation of the batch. The target
-    is that of ``objective``; if this one learns too (FGLS or ERMA: the paper's joint methods), it learns first and the
-    sampling follows its new target. The moving average and its start are our reconstruction.
+    Variance-aware sampling of Salmani et al., arXiv 2511.06913, which is Neyman's allocation of the batch. The moment
+    is the one that is best for the sampler's ``allocation``; see `best_sampling`. The target is that of ``objective``.
+    If this one learns too (FGLS or ERMA: the paper's joint methods), it learns first and the sampling follows its new
+    target. The moving average and its start are our reconstruction.
 
     Args:
-        objective: the mixture or the learning schedule that gives the target, and the sampling of the first steps. A
+        objective: The mixture or the learning schedule that gives the target, and the sampling of the first steps. A
             schedule must have the same ``delay``.
-        interval: number of steps between two probes.
-        decay: of the moving average of v^2, in [0, 1).
-        least: lower bound of each domain's sampling probability; 1 / batch size gives a domain one sample in each
+        allocation: That of the sampler, and by default the sampler's default: "multinomial" learns from second moments,
+            "systematic" and "quota" from the traces of the covariances. `MixtureTrainer` refuses a schedule whose
+            allocation is not its own.
+        interval: Number of steps between two probes.
+        decay: Decay of the moving average of v^2, in [0, 1).
+        least: Lower bound of each domain's sampling probability. 1 / batch size gives a domain one sample in each
             batch on average.
-        delay: see `LearnedSchedule`.
+        delay: See `LearnedSchedule`.
     """
 
     def __init__(
         self,
         objective: Mixture | LearnedSchedule,
         *,
+        allocation: Allocation = "multinomial",
         interval: int = 20,
         decay: float = 0.7,
         least: float = 1e-3,
@@ -69,25 +67,36 @@ class VarianceAware(LearnedSchedule):
         start = objective if isinstance(objective, Mixture) else objective.start
         super().__init__(start, delay=delay)
         check_probes(interval, decay)
+        if allocation not in get_args(Allocation):
+            raise ValueError(f"allocation = {allocation!r}; expected 'multinomial', 'systematic' or 'quota'")
         if isinstance(objective, LearnedSchedule) and objective.delay != delay:
             raise ValueError(f"delay = {delay}, but objective has {objective.delay}; expected the same")
         if not 0 < least <= 1 / start.num_domains:
             raise ValueError(f"least = {least}; expected a probability > 0, at most 1/K = {1 / start.num_domains:.4g}")
         self._warned = True  # the objective warns where its target needs it
         self.objective = objective
+        self.allocation = allocation
         self.interval = interval
         self.decay = decay
         self.least = least
-        self._state = {"gradient_variance": np.full(start.num_domains, np.nan)}
+        self._moment = "gradient_second_moment" if allocation == "multinomial" else "gradient_variance"
+        self._state = {self._moment: np.full(start.num_domains, np.nan)}
+
+    @property
+    def domain_means(self) -> bool:  # type: ignore[override]
+        """That of the objective; see `LearnedSchedule`."""
+        return not isinstance(self.objective, Mixture) and self.objective.domain_means
 
     def needs(self, step: int) -> frozenset[str]:
         """See `LearnedSchedule.needs`."""
         inner = frozenset() if isinstance(self.objective, Mixture) else self.objective.needs(step)
-        return inner | {"probe_gradient_variance"} if self._is_due(step) else inner
+        return inner | {f"probe_{self._moment}"} if self._is_due(step) else inner
 
     def settings(self) -> dict[str, Any]:
         """See `LearnedSchedule.settings`."""
-        mine = {"interval": self.interval, "decay": self.decay, "least": self.least}
+        mine: dict[str, Any] = {"interval": self.interval, "decay": self.decay, "least": self.least}
+        if self.allocation == "multinomial":  # the others learn the same
+            mine["allocation"] = self.allocation
         if isinstance(self.objective, Mixture):
             return mine
         return {**mine, "objective": type(self.objective).__name__, **_prefixed(self.objective.settings())}
@@ -101,9 +110,10 @@ class VarianceAware(LearnedSchedule):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `LearnedSchedule.load_state_dict`."""
-        super().load_state_dict(state)
-        if not isinstance(self.objective, Mixture):
+        mine = self._read_state(state)
+        if not isinstance(self.objective, Mixture):  # first, as a state that is refused changes neither
             self.objective.load_state_dict(state["objective"])
+        self._go_on(*mine)
 
     def _is_due(self, step: int) -> bool:
         return (step + 1) % self.interval == 0
@@ -115,12 +125,12 @@ class VarianceAware(LearnedSchedule):
             self.objective.update(step, Statistics(**stats))
             target = self.objective.current.target
         if self._is_due(step):
-            old = self._state["gradient_variance"]
-            self._state = {"gradient_variance": moving_average(old, stats["probe_gradient_variance"], self.decay)}
-        variance = self._state["gradient_variance"]
-        if np.isnan(variance).any():  # no probe yet
+            measured = stats[f"probe_{self._moment}"]
+            self._state = {self._moment: moving_average(self._state[self._moment], measured, self.decay)}
+        moments = self._state[self._moment]
+        if np.isnan(moments).any():  # no probe yet
             return self._mixture(target)
-        return self._mixture(target, neyman_allocation(target, variance, self.least))
+        return self._mixture(target, best_sampling(target, moments, self.least))
 
 
 def _prefixed(settings: dict[str, Any]) -> dict[str, Any]:

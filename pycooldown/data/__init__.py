@@ -1,6 +1,7 @@
-"""Data of many domains: tar shards at random access, streams, packing and feeding.
+"""Data of many domains: tar shards and tokens at random access, streams, packing and feeding.
 
-Each name is loaded when it is first used, so that `TarDataset` needs neither torch nor webdataset nor numba.
+Each name is loaded when it is first used, so that `TarDataset` and `TokenDataset` need neither torch nor webdataset nor
+numba (but for what `TokenDataset` packs by best fit).
 """
 
 from importlib import import_module
@@ -12,16 +13,18 @@ if TYPE_CHECKING:
     from pycooldown.data.pipeline import mix as mix
     from pycooldown.data.prefetch import DevicePrefetcher as DevicePrefetcher
     from pycooldown.data.shards import TarDataset as TarDataset
+    from pycooldown.data.tokens import TokenDataset as TokenDataset
 
 _HOMES = {
     "DevicePrefetcher": "prefetch",
     "Packed": "packing",
     "TarDataset": "shards",
+    "TokenDataset": "tokens",
     "mix": "pipeline",
     "pack_sequences": "packing",
 }
 
-__all__ = ["DevicePrefetcher", "Packed", "TarDataset", "mix", "pack_sequences"]
+__all__ = ["DevicePrefetcher", "Packed", "TarDataset", "TokenDataset", "mix", "pack_sequences"]
 
 
 def __getattr__(name: str) -> Any:

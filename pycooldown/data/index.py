@@ -1,21 +1,29 @@
 """Index files beside tar shards: found, checked, rebuilt."""
 
+from __future__ import annotations
+
 import contextlib
+import errno
 import os
-import tempfile
+import stat
 
 from pycooldown._core import TarIndex, TarReader
+from pycooldown._files import read_bounded, write_atomically
 
-__all__ = ["TarIndex", "TarReader", "load_index"]
+__all__ = ["TarIndex", "TarReader", "count_samples", "load_index"]
+
+_OURS = b"pycdidx"  # any version of it
+_HEADER = 64  # bytes of an index file that say how many samples it lists
 
 
 def load_index(shard: str) -> TarIndex:
-    """Index a tar shard, from `<shard>.idx` where that file is of this shard, else by scanning the headers.
+    """Return the index of a tar shard: that of `<shard>.idx` if it belongs to this shard, else a scan of its headers.
 
-    A scan is written to `<shard>.idx` for the next time: to a temporary file first, then renamed, so that a reader sees
-    a whole index or none. An index of an older state of the shard (another size or modification time) or of another
-    format version is replaced. A file of that name that some other tool wrote is left as it is, and where the folder
-    cannot be written the index is kept in memory only; the next process then scans again.
+    A scan is written to `<shard>.idx` for the next time. It is written aside and renamed, so that a reader finds a
+    whole index or none. An index of an older state of the shard (another size or modification time) or of another
+    format version is replaced. What else has that name is left alone, be it a file of another tool or one that cannot
+    be read, a folder or a pipe: the index is then kept in memory, and the next process scans again. The same holds
+    where the folder cannot be written.
 
     Args:
         shard: Path of an uncompressed tar file.
@@ -29,7 +37,11 @@ def load_index(shard: str) -> TarIndex:
     """
     path = shard + ".idx"
     status = os.stat(shard)
-    stored = _read(path)
+    try:
+        stored = read_bounded(path, _largest_index(status.st_size))
+        replaceable = not stored or stored.startswith(_OURS)
+    except OSError as error:
+        stored, replaceable = b"", error.errno == errno.ENOENT or (error.errno == errno.EFBIG and _is_ours(path))
     if stored:
         try:
             index = TarIndex.from_bytes(stored, status.st_size, status.st_mtime_ns)
@@ -38,31 +50,42 @@ def load_index(shard: str) -> TarIndex:
         if index is not None:
             return index
     index = TarIndex.scan(os.fsencode(shard))
-    if not stored or stored.startswith(_OURS):
-        _write(path, index.to_bytes())
+    if replaceable:
+        # A read-only data folder is no reason to stop: the index in memory serves as well.
+        with contextlib.suppress(OSError):
+            write_atomically(path, index.to_bytes(), durable=False)
     return index
 
 
-_OURS = b"pycdidx"  # any version of it
+def count_samples(shard: str) -> int | None:
+    """Return how many samples a tar shard has by the head of its index; `None` without an index, or with faults.
+
+    Raises:
+        OSError: If there is no such shard.
+    """
+    status = os.stat(shard)
+    return TarIndex.count(_head(shard + ".idx"), status.st_size, status.st_mtime_ns)
 
 
-def _read(path: str) -> bytes:
+def _largest_index(shard_size: int) -> int:
+    """Bytes that no index of such a shard exceeds.
+
+    A header of 512 bytes gives at most 300 bytes of rows and lengths; its name, which may be longer, stands in the
+    shard as well and at most three times in the index: in a key, an extension and a fault.
+    """
+    return 4096 + 4 * shard_size
+
+
+def _head(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
         return b""
+    try:
+        return os.read(descriptor, _HEADER) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+    finally:
+        os.close(descriptor)
 
 
-def _write(path: str, content: bytes) -> None:
-    # A read-only data folder is no reason to stop: the index in memory serves as well.
-    with contextlib.suppress(OSError):
-        descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=os.path.basename(path))
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                os.fchmod(descriptor, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+def _is_ours(path: str) -> bool:
+    return _head(path).startswith(_OURS)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
+MAX_LINE = 1 << 24  # bytes; a longer line is no pair of texts, and would be held in memory whole
+
 
 class Row(TypedDict):
     """One line: a pair of texts with the key that names it in a shard."""
@@ -18,33 +20,40 @@ class Row(TypedDict):
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of ``path``; fields other than ``key``, ``src`` and ``tgt`` are left out.
+    """Yield the rows of `path`; fields other than `key`, `src` and `tgt` are left out.
 
     Raises:
-        ValueError: at a line that is not a UTF-8 JSON object with these three strings, or whose key could not be part
-            of a member's name in a shard (letters, digits, ``_`` and ``-`` can).
+        ValueError: At a line that is longer than 16 MiB or not a UTF-8 JSON object with these three strings, or whose
+            key could not be part of a member's name in a shard (letters, digits, `_` and `-` can).
     """
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
+            if len(line) > MAX_LINE:
+                raise ValueError(
+                    f"{path}:{number} has more than {MAX_LINE} bytes; expected a pair of texts: split it, or check "
+                    "that the file has line ends"
+                )
             try:
                 row = json.loads(line.decode("utf-8"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}:{number} is not UTF-8 JSON: {error}") from error
             if not isinstance(row, dict):
                 raise ValueError(f"{path}:{number} holds a JSON {type(row).__name__}; expected an object")
             for field in Row.__annotations__:
                 if not isinstance(row.get(field), str):
-                    raise ValueError(f"{path}:{number} has {field} = {row.get(field)!r}; expected a string")
+                    raise ValueError(f"{path}:{number} has {field} = {row.get(field)!r:.200}; expected a string")
             if not re.fullmatch(r"[\w-]+", row["key"], re.ASCII):
-                raise ValueError(f"{path}:{number} has key = {row['key']!r}; expected letters, digits, '_' and '-'")
+                raise ValueError(
+                    f"{path}:{number} has key = {row['key']!r:.200}; expected letters, digits, '_' and '-'"
+                )
             yield Row(key=row["key"], src=row["src"], tgt=row["tgt"])
 
 
 def count_rows(path: Path) -> int:
-    """Number of rows, all of them checked.
+    """Return the number of rows, all of them checked.
 
     Raises:
-        ValueError: if a row is malformed or repeats a key, or there is none.
+        ValueError: If a row is malformed or repeats a key, or there is none.
     """
     keys: set[str] = set()
     for number, row in enumerate(read_rows(path), start=1):

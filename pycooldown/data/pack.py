@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from pycooldown._extras import require
+from pycooldown._files import sha256
 from pycooldown.data.jsonl import Row, count_rows, read_rows
 from pycooldown.data.manifest import FILENAME, FORMAT, Manifest, load_manifest
-from pycooldown.data.publish import STAGING, Progress, publish, sha256
+from pycooldown.data.publish import STAGING, Progress, publish
 from pycooldown.mixture import temperature
 
 require("data", "sentencepiece", "webdataset")
@@ -38,41 +39,41 @@ def pack(
     samples_per_shard: int = 4096,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Train a tokenizer on ``corpus/<domain>/train.jsonl`` and write ``out/<domain>/<split>-000000.tar`` and so on.
+    """Train a tokenizer on `corpus/<domain>/train.jsonl` and write `out/<domain>/<split>-000000.tar` and so on.
 
-    A sample has two members, ``<key>.src.npy`` and ``<key>.tgt.npy``: vectors of token ids, uint16 (int32 if the
-    vocabulary needs it). ``src`` is BOS, the domain's tag, the pieces, EOS; ``tgt`` is BOS, the pieces, EOS. So an
-    encoder reads ``src`` and a decoder turns ``tgt[:-1]`` into ``tgt[1:]``, or a language model reads ``src`` followed
-    by ``tgt[1:]``. The tag ``<2domain>`` says which language to translate to (Johnson et al., TACL 2017).
+    A sample has two members, `<key>.src.npy` and `<key>.tgt.npy`: vectors of token ids, uint16 (int32 if the vocabulary
+    needs it). `src` is BOS, the domain's tag, the pieces, EOS; `tgt` is BOS, the pieces, EOS. So an encoder reads `src`
+    and a decoder turns `tgt[:-1]` into `tgt[1:]`, or a language model reads `src` followed by `tgt[1:]`. The tag
+    `<2domain>` says which language to translate to (Johnson et al., TACL 2017).
 
     The tokenizer is a byte-pair model with byte fallback over unnormalised text, so every string can be decoded again.
-    Its training sample holds both sides of ``tokenizer_samples`` pairs, divided over the domains by
-    :func:`pycooldown.temperature`; domains that have fewer are repeated.
+    Its training sample holds both sides of `tokenizer_samples` pairs, divided over the domains by
+    `pycooldown.temperature`; domains that have fewer are repeated.
 
     The same input gives the same bytes. A second run with the same inputs and options only checks hashes; an
-    interrupted or failing one leaves what ``out`` held before.
+    interrupted or failing one leaves what `out` held before.
 
     Args:
-        corpus: folder with ``<domain>/train.jsonl`` and ``<domain>/validation.jsonl``, whose lines are objects with the
-            strings ``key`` (letters, digits, ``_`` and ``-``; unique in its file), ``src`` and ``tgt``.
-        out: folder for the result; made if missing.
-        domains: which folders of ``corpus`` to pack; ``None`` for all.
-        vocabulary_size: number of token ids, with 4 special ones, 256 bytes and the tags.
-        tau: temperature of the tokenizer's training sample; 1 is proportional to the domains, larger is flatter.
-        tokenizer_samples: pairs in that sample.
-        character_coverage: share of its characters that get a piece of their own; the rest are spelt in bytes.
-        domain_tags: put the tag into ``src``.
-        samples_per_shard: samples in a tar file, except the last of a split.
-        progress: called as ``progress(phase, done, total)`` with the phases "read", "tokenizer" and "pack"; the last
+        corpus: Folder with `<domain>/train.jsonl` and `<domain>/validation.jsonl`, whose lines are objects with the
+            strings `key` (letters, digits, `_` and `-`; unique in its file), `src` and `tgt`.
+        out: Folder for the result; made if missing.
+        domains: Which folders of `corpus` to pack; `None` for all.
+        vocabulary_size: Number of token ids, with 4 special ones, 256 bytes and the tags.
+        tau: Temperature of the tokenizer's training sample; 1 is proportional to the domains, larger is flatter.
+        tokenizer_samples: Pairs in that sample.
+        character_coverage: Share of its characters that get a piece of their own; the rest are spelt in bytes.
+        domain_tags: Put the tag into `src`.
+        samples_per_shard: Samples in a tar file, except the last of a split.
+        progress: Called as `progress(phase, done, total)` with the phases "read", "tokenizer" and "pack"; the last
             counts samples.
 
     Returns:
-        The manifest of ``out``.
+        The manifest of `out`.
 
     Raises:
-        ValueError: if an option is out of range, a domain is unknown or empty, a line is malformed (the message has
+        ValueError: If an option is out of range, a domain is unknown or empty, a line is malformed (the message has
             file and line), or the tokenizer cannot be trained.
-        OSError: if a file cannot be read or written; ``out`` is then as before.
+        OSError: If a file cannot be read or written; `out` is then as before.
     """
     for option, value in {"tokenizer_samples": tokenizer_samples, "samples_per_shard": samples_per_shard}.items():
         if value < 1:
@@ -138,7 +139,7 @@ def pack(
 
 
 def _inputs(corpus: Path, domains: Collection[str] | None) -> dict[str, dict[str, Path]]:
-    """The JSONL files of each domain to pack."""
+    """Return the JSONL files of each domain to pack."""
     if (corpus / STAGING).exists():
         raise ValueError(
             f"{corpus / STAGING} exists: a run that writes {corpus} is active or was interrupted; finish it first"
@@ -158,7 +159,7 @@ def _inputs(corpus: Path, domains: Collection[str] | None) -> dict[str, dict[str
 
 
 def _sample(path: Path, quota: int) -> Iterator[str]:
-    """Both sides of ``quota`` rows, from the top of the file and over again if there are fewer."""
+    """Yield both sides of `quota` rows, from the top of the file and over again if there are fewer."""
     while quota > 0:
         for row in islice(read_rows(path), quota):
             quota -= 1
@@ -195,7 +196,7 @@ def _train_tokenizer(texts: Iterator[str], vocabulary_size: int, character_cover
 
 
 def _write_shard(path: Path, rows: list[Row], tokenizer: Any, prefix: list[int]) -> tuple[int, int]:
-    """Write one tar; returns its numbers of ``src`` and ``tgt`` tokens."""
+    """Write one tar and return its numbers of `src` and `tgt` tokens."""
     dtype = np.uint16 if tokenizer.get_piece_size() <= 1 << 16 else np.int32
     src_ids, tgt_ids = (tokenizer.encode([row[side] for row in rows]) for side in ("src", "tgt"))
     path.parent.mkdir(exist_ok=True)

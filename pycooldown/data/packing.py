@@ -70,7 +70,7 @@ def pack_sequences(
     sizes = np.array([array.size for array in arrays], dtype=np.int64)
     starts, pieces, owners = _cut(np.cumsum(sizes) - sizes, sizes, length)
     order = np.argsort(-pieces, kind="stable")
-    rows, columns, num_rows = _best_fit(pieces[order], length)
+    rows, columns, num_rows = best_fit_decreasing(pieces[order], length)
     out = np.zeros((4, num_rows, length), dtype=np.int64)
     out[0] = pad_id
     _fill(out, flat, starts[order], pieces[order], domains[owners[order]], rows, columns)
@@ -86,26 +86,56 @@ def _cut(starts: Integers, sizes: Integers, length: int) -> tuple[Integers, Inte
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _best_fit(sizes: Integers, length: int) -> Any:
-    """Row and first column of each piece; ``sizes`` decrease. Rows with the same room left form a stack."""
+def best_fit_decreasing(sizes: Integers, length: int) -> Any:
+    """Return row and first column of each piece, and the number of rows; ``sizes`` decrease and are at most ``length``.
+
+    Rows with the same room left form a stack. A tree of bits over the rooms says which stacks are not empty, so that
+    the smallest room that suffices is found in O(log length) steps.
+    """
     n = len(sizes)
     rows, columns = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)
     below = np.empty(n, dtype=np.int64)  # the row under each row in its stack
     top = np.full(length + 1, -1, dtype=np.int64)  # by room
+    leaves = 1
+    while leaves <= length:
+        leaves *= 2
+    filled = np.zeros(2 * leaves, dtype=np.bool_)  # node i has children 2 i and 2 i + 1
     num_rows = 0
     for i in range(n):
-        room = sizes[i]
-        while room < length and top[room] < 0:
-            room += 1
-        if room < length:
+        node = leaves + sizes[i]
+        while node > 1 and not filled[node]:
+            while (
+                node & 1
+            ):  # from a right child, the next subtree is beside an ancestor; from the last one there is none
+                node >>= 1
+            node += 1
+        if node > 1:
+            while node < leaves:
+                node = 2 * node + (not filled[2 * node])
+            room = node - leaves
             row = top[room]
             top[room] = below[row]
+            if top[room] < 0:
+                _mark(filled, node, False)
         else:
             row, num_rows, room = num_rows, num_rows + 1, length
         rows[i], columns[i] = row, length - room
         left = room - sizes[i]
+        if top[left] < 0:
+            _mark(filled, leaves + left, True)
         below[row], top[left] = top[left], row
     return rows, columns, num_rows
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _mark(filled: Any, node: int, value: bool) -> None:
+    filled[node] = value
+    while node > 1:
+        node >>= 1
+        either = filled[2 * node] or filled[2 * node + 1]
+        if filled[node] == either:
+            break
+        filled[node] = either
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]

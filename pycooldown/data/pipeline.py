@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import math
+import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pycooldown._extras import require
+from pycooldown.data.stages import Batches, held_back_by
+from pycooldown.data.streams import LocalShards, Sample, SampleStream, Stream, expand_urls, local_path
 from pycooldown.sampling.sampler import AllocationName, DomainBatchSampler
 from pycooldown.schedules import Schedule
 
-require("data", "webdataset")
+require("data", "torch", "webdataset")
 
 import webdataset  # noqa: E402
+from torch.utils.data import get_worker_info  # noqa: E402
 from webdataset.compat import FluidInterface  # noqa: E402
+from webdataset.filters import default_collation_fn  # noqa: E402
 from webdataset.handlers import reraise_exception  # noqa: E402
 from webdataset.utils import pytorch_worker_info  # noqa: E402
 
 __all__ = ["MixedPipeline", "mix"]
 
-Sample = dict[str, Any]
 Integers = npt.NDArray[np.int64]
+Collate = Callable[[list[Any]], Any]
+
+_VERSION = 2  # of states; those of version 1 are honoured
 
 
 def mix(
-    sources: Mapping[str, str | Sequence[str] | webdataset.DataPipeline],
+    sources: Mapping[str, str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | webdataset.DataPipeline],
     schedule: Schedule,
     *,
     batch_size: int,
@@ -44,14 +52,19 @@ def mix(
     """Mix streamed domains by a schedule, for shards that cannot be read at random; for local ones see `TarDataset`.
 
     Slot s of step t is of the domain that `DomainBatchSampler` gives it. Rank r of R takes slots [rB/R, (r+1)B/R) of
-    each step, worker w of W the steps t with t mod W = w; so a loader that batches B/R samples in its workers yields
-    the steps in order. Ranks and workers are found as webdataset finds them.
+    each step. Of W workers, number w takes the steps `start_step + w`, `start_step + w + W` and so on, so a loader that
+    batches B/R samples in its workers yields the steps in order. Ranks and workers are found as webdataset finds them.
 
-    The readers (R times W of them) share out the shards of a domain: g = gcd(number of shards, readers) groups of
-    readers each stream their own shards, and the readers of a group take turns at the samples. So no reader is without
-    samples and none repeats those of another, even with a single shard. Nothing is read twice where the number of
-    shards is a multiple of the number of readers, and samples come equally often where shards hold equally many. Each
-    domain starts anew when it ends, and keeps one stream open.
+    The R times W readers share out the shards of a domain: reader t mod W of a rank delivers its step t, whichever
+    worker that is. There are g = gcd(number of shards, readers) groups of readers, each with shards of its own, and the
+    readers of a group take turns at the samples. So no reader is without samples and none repeats those of another,
+    even with a single shard, and samples come equally often where shards hold equally many. Each domain starts anew
+    when it ends.
+
+    Of uncompressed tar files on disk, a reader reads its own samples only, by their index (see `load_index`), so that
+    all readers together read them once in a pass. Other URLs are streams, of which a reader reads all that its group
+    shares: nothing is read twice where the number of shards is a multiple of the number of readers. webdataset reads
+    them up to the zero blocks that end a tar, and nothing behind those. Each domain keeps one stream open.
 
     Args:
         sources: By domain, in the schedule's order: URLs that webdataset can open (`pipe:`, http, local paths, braces),
@@ -61,13 +74,14 @@ def mix(
         seed: Integer in [0, 2^64).
         num_steps: Stop before this step; `None` to go on for ever.
         start_step: Where to go on: the number of steps that training has consumed. The position in every domain
-            follows from it; streams are read up to there.
+            follows from it: streams are read up to there, local shards are not. With a pipeline among the sources it
+            has to be a multiple of the number of workers, as those split the pipeline.
         allocation: As in `DomainBatchSampler`.
-        shuffle_shards: Take the shards of a domain in another order in each of its epochs.
-        elastic: Let every reader stream all shards and pick its samples, so that the samples of each step depend on the
-            seed and the schedule alone: a job may go on with other numbers of ranks and workers. Costs readers times
-            the reading. Needs URLs.
-        handler: What webdataset does about errors in shards.
+        shuffle_shards: Take the shards of a domain in another order in each of its passes.
+        elastic: Let every reader pick its samples from all shards, so that the samples of each step depend on the seed
+            and the schedule alone: a job may go on with other numbers of ranks and workers. Every reader then reads
+            all of each stream. Needs URLs.
+        handler: What webdataset does about errors in shards. With one that does not raise, local shards are streams.
 
     Returns:
         A webdataset pipeline of samples with `__key__`, `__url__`, `__domain__` and the bytes of each extension, with
@@ -82,36 +96,78 @@ def mix(
         raise ValueError(f"sources are {list(sources)}; expected the schedule's domains {list(sampler.domains)}")
     if start_step < 0:
         raise ValueError(f"start_step = {start_step}; expected a step >= 0")
+    if num_steps is not None and num_steps < 0:
+        raise ValueError(f"num_steps = {num_steps}; expected a step >= 0, or None")
     expanded: list[list[str] | webdataset.DataPipeline] = []
     for domain, source in sources.items():
         if isinstance(source, webdataset.DataPipeline):
             if elastic:
                 raise ValueError(f"domain {domain!r} is a pipeline; elastic=True needs URLs")
             expanded.append(source)
-            continue
-        urls = list(webdataset.shardlists.expand_source(source))
-        if not urls:
-            raise ValueError(f"domain {domain!r} has no shards")
-        expanded.append(urls)
+        else:
+            expanded.append(expand_urls(domain, source))
     return MixedPipeline(_Mix(sampler, expanded, num_steps, start_step, shuffle_shards, elastic, handler))
 
 
 class MixedPipeline(webdataset.DataPipeline, FluidInterface):  # type: ignore[misc]
     """What `mix` returns: a webdataset pipeline that knows where it stands."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where this reader stands: how many samples left the mix, those that later stages hold back included."""
-        return self.pipeline[0].state  # type: ignore[no-any-return]
+    def iterator(self) -> Iterator[Any]:
+        """Iterate over a pass; the one after it starts anew."""
+        yield from super().iterator()
+        source = self.pipeline[0]
+        source.state["ended"] = source.ended = True  # only now: a later stage may yield a rest after the mix has ended
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on behind a saved state of the same reader among as many.
+    def batched(
+        self, batchsize: int, collation_fn: Collate | None = default_collation_fn, partial: bool = True
+    ) -> MixedPipeline:
+        """Collate batches of the given size, as webdataset does, but without taking a sample ahead of its use."""
+        return self.compose(Batches(batchsize, collation_fn, partial))  # type: ignore[no-any-return]
+
+    def listed(self, batchsize: int, partial: bool = True) -> MixedPipeline:
+        """Return lists of samples, like `batched` without collation."""
+        return self.batched(batchsize, None, partial)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where this reader stands: how many samples have left the pipeline.
+
+        Counts of other stages (`with_epoch`, `repeat`) are not in it.
 
         Raises:
-            ValueError: If this is no such state; that it is another reader's is found when iteration starts.
+            ValueError: If a stage holds samples back, such as `shuffle`: they would be lost.
         """
-        if state.get("version") != 1 or state.get("samples", -1) < 0:
-            raise ValueError(f"state is {dict(state)}; expected a value of MixedPipeline.state_dict()")
-        self.pipeline[0].state = dict(state)
+        for stage in self.pipeline[1:]:
+            if reason := held_back_by(stage):
+                raise ValueError(
+                    f"the pipeline's state does not know where its stage {reason} stands, and samples in it would be "
+                    "lost: use stages that pass each sample on (map, decode, select, to_tuple, batched), put others "
+                    "behind the loader, or use a DataLoader that takes no states, and mix(start_step=...) to go on"
+                )
+        return dict(self.pipeline[0].state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on behind a saved state of the same reader among as many.
+
+        Raises:
+            ValueError: If this is no such state; that it is another reader's, or counts from another `start_step`, is
+                found when iteration starts.
+        """
+        if not _is_state(state):
+            raise ValueError(f"state is {state!r:.500}; expected a value of MixedPipeline.state_dict()")
+        self.pipeline[0].load(dict(state))
+
+
+def _is_state(state: Any) -> bool:
+    def is_count(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
+
+    if not isinstance(state, Mapping) or state.get("version") not in (1, _VERSION):
+        return False
+    reader = state.get("reader")
+    is_reader = reader is None or (isinstance(reader, list | tuple) and len(reader) == 4 and all(map(is_count, reader)))
+    if not (is_reader and is_count(state.get("samples")) and isinstance(state.get("ended", False), bool)):
+        return False
+    return state["version"] == 1 or is_count(state.get("start_step"))
 
 
 @dataclass
@@ -123,23 +179,45 @@ class _Mix(webdataset.PipelineStage):  # type: ignore[misc]
     shuffle_shards: bool
     elastic: bool
     handler: Callable[[Exception], bool]
-    state: dict[str, Any] = field(default_factory=lambda: {"version": 1, "samples": 0, "reader": None})
+    state: dict[str, Any] = field(init=False)
+    ended: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start_anew(reader=None)
+
+    def start_anew(self, reader: list[int] | None) -> None:
+        self.load({"version": _VERSION, "start_step": self.start_step, "samples": 0, "reader": reader})
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.state, self.ended = {"ended": False, **state}, False
 
     def run(self) -> Iterator[Sample]:
+        # A loader remembers that its pass has ended, and begins another one. It does not remember it of one of several
+        # workers: that one is asked again, and has nothing more for this pass.
+        if self.state["ended"] and not self.ended and get_worker_info() is not None:
+            self.ended = True
+            return
+        if self.ended or self.state["ended"]:
+            self.start_anew(self.state["reader"])
         rank, world_size, worker, num_workers = reader = pytorch_worker_info()
-        if self.state["reader"] not in (None, list(reader)):
-            raise ValueError(
-                f"state is of the reader (rank, world_size, worker, num_workers) = {self.state['reader']}, this is "
-                f"{list(reader)}; go on with start_step instead, and with elastic=True for the very same samples"
-            )
-        self.state["reader"] = list(reader)
         batch_size = self.sampler.batch_size
         begin, end = batch_size * rank // world_size, batch_size * (rank + 1) // world_size
-        streams = [self._stream(domain, rank * num_workers + worker, world_size * num_workers) for domain in self._all]
+        if begin == end:
+            raise ValueError(f"batch_size = {batch_size} leaves rank {rank} of {world_size} without samples")
+        first = self._take_part(list(reader))
 
         steps_done, slots_done = divmod(self.state["samples"], end - begin)
-        step = self.start_step + (worker - self.start_step) % num_workers + steps_done * num_workers
-        own_draws = self._own_draws(range(worker, step, num_workers), begin, end)
+        step = first + steps_done * num_workers
+        part = step % num_workers  # of the rank's steps, which decides about the samples that this reader draws
+        if part != worker and any(isinstance(source, webdataset.DataPipeline) for source in self.sources):
+            raise ValueError(
+                f"start_step = {self.start_step} is no multiple of the {num_workers} workers, among which a pipeline "
+                "given as source splits itself: their parts would change; start at a multiple, or give URLs"
+            )
+        streams = [
+            self._stream(i, rank * num_workers + part, world_size * num_workers) for i in range(len(self.sources))
+        ]
+        own_draws = self._own_draws(range(part, step, num_workers), begin, end)
         while self.num_steps is None or step < self.num_steps:
             if self.elastic:
                 draws = self.sampler.exposure(step).draws
@@ -156,73 +234,61 @@ class _Mix(webdataset.PipelineStage):  # type: ignore[misc]
                 yield sample
             step += num_workers
             slots_done = 0
-        self.state["samples"] = 0  # a further pass starts anew
+        self.ended = True
 
-    @property
-    def _all(self) -> range:
-        return range(len(self.sources))
+    def _take_part(self, reader: list[int]) -> int:
+        """Check that the state is of this reader, and return the first step that it takes."""
+        if self.state["reader"] is not None and list(self.state["reader"]) != reader:
+            raise ValueError(
+                f"state is of the reader (rank, world_size, worker, num_workers) = {list(self.state['reader'])}, this "
+                f"is {reader}; go on with start_step instead, and with elastic=True for the very same samples"
+            )
+        self.state["reader"] = reader
+        _, _, worker, num_workers = reader
+        if self.state["version"] == 1:  # worker w took the steps t with t mod W = w, which left them out of order
+            return self.start_step + (worker - self.start_step) % num_workers
+        if self.state["start_step"] != self.start_step:
+            raise ValueError(
+                f"state counts from start_step = {self.state['start_step']}, this pipeline from {self.start_step}; "
+                "make the pipeline with the start_step that it had"
+            )
+        return self.start_step + worker
 
     def _own_draws(self, steps: range, begin: int, end: int) -> Integers:
-        """How often this reader has drawn each domain, (K,); an elastic one asks for the draws of all instead."""
+        """Return how often this reader has drawn each domain, (K,); an elastic one needs the draws of all instead."""
         draws = np.zeros(len(self.sources), dtype=np.int64)
         for step in () if self.elastic else steps:
             draws += np.bincount(self.sampler.plan(step).domain_ids[begin:end], minlength=len(draws))
         return draws
 
-    def _stream(self, domain: int, reader: int, readers: int) -> _Stream:
+    def _stream(self, domain: int, reader: int, readers: int) -> SampleStream:
         source, name = self.sources[domain], self.sampler.domains[domain]
         if isinstance(source, webdataset.DataPipeline):
-            return _Stream(name, lambda epoch: iter(source))
+            return Stream(name, lambda number: iter(source))
         groups = 1 if self.elastic else math.gcd(len(source), readers)
         own = source[reader % groups :: groups]
+        offset, stride = (0, 1) if self.elastic else (reader // groups, readers // groups)
 
-        def samples_of(epoch: int) -> Iterator[Sample]:
-            urls = list(own)
+        def order(number: int) -> list[int]:
+            places = list(range(len(own)))
             if self.shuffle_shards:  # the same for all readers of the group
-                random.Random(f"{self.sampler.seed}/{name}/{epoch}").shuffle(urls)
-            samples = webdataset.tariterators.tarfile_samples(({"url": url} for url in urls), handler=self.handler)
-            return iter(samples)
+                random.Random(f"{self.sampler.seed}/{name}/{number}").shuffle(places)
+            return places
 
-        if self.elastic:
-            return _Stream(name, samples_of)
-        return _Stream(name, samples_of, reader // groups, readers // groups)
+        def samples_of(number: int) -> Iterator[Sample]:
+            urls = ({"url": own[place]} for place in order(number))
+            return iter(webdataset.tariterators.tarfile_samples(urls, handler=self.handler))
 
-
-class _Stream:
-    """One domain, epoch after epoch; the reader's n-th sample is number ``offset + n * stride`` of it."""
-
-    def __init__(
-        self, domain: str, samples_of: Callable[[int], Iterator[Sample]], offset: int = 0, stride: int = 1
-    ) -> None:
-        self._domain = domain
-        self._samples_of = samples_of
-        self._offset, self._stride = offset, stride
-        self._epoch = 0
-        self._samples = samples_of(0)
-        self._begin = self._position = 0  # of the epoch and of the next sample, counted over all epochs
-        self._length: int | None = None  # of an epoch, once one has ended
-
-    def get(self, n: int) -> Sample:
-        wanted = self._offset + n * self._stride
-        while True:
-            for sample in self._samples:
-                self._position += 1
-                if self._position > wanted:
-                    return sample
-            if self._position == self._begin:
-                raise ValueError(
-                    f"domain {self._domain!r} has no samples for this reader; leave it out, or give its URLs, which "
-                    "mix shares out, where a pipeline was given"
-                )
-            # Once the length of an epoch is known, those that lie wholly before the wanted sample are not read.
-            self._length = self._length or self._position
-            self._epoch = max(self._epoch + 1, wanted // self._length)
-            self._begin = self._position = self._epoch * self._length
-            self._samples = self._samples_of(self._epoch)
+        stream = partial(Stream, name, samples_of, offset, stride)
+        paths = [local_path(url) for url in own] if self.handler is reraise_exception else [None]
+        if None in paths:
+            return stream()
+        known = [path for path in paths if path is not None]
+        return LocalShards(name, own, known, order=order, offset=offset, stride=stride, stream=stream)
 
 
 def _occurrences(domain_ids: npt.NDArray[np.int32], draws: Integers) -> Integers:
-    """For each slot, how often its domain was drawn before it. ``draws``, (K,), is moved past the batch."""
+    """Return for each slot how often its domain was drawn before it. `draws`, (K,), is moved past the batch."""
     order = np.argsort(domain_ids, kind="stable")
     grouped = domain_ids[order]
     ordinals = np.empty(len(domain_ids), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Moves batches to a device ahead of their use."""
+"""Move batches to a device ahead of their use."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ __all__ = ["DevicePrefetcher"]
 
 
 class DevicePrefetcher:
-    """Yields the batches of a loader on a device, copying the next one while the current one is in use.
+    """The batches of a loader on a device; the next one is copied while the current one is in use.
 
     Tensors are copied through two sets of pinned buffers (unless the loader pinned them itself) on a stream of their
     own, so neither the host nor the compute stream waits for a transfer that has had a step's time. On the CPU batches
     pass through as they are.
 
-    One batch is taken from the loader ahead of its use: for a checkpoint ask the sampler for the state of the step that
-    training has reached (`DomainBatchSampler.state_dict(step)`).
+    One batch is taken from the loader ahead of its use, so its own state is then one batch too far. For a checkpoint
+    take `state_dict()` of the prefetcher where the loader has states (torchdata's `StatefulDataLoader`), otherwise ask
+    the sampler for the state of the step that training has reached (`DomainBatchSampler.state_dict(step)`).
 
     Args:
         loader: Batches: tensors, or mappings, lists and tuples of batches; anything else in them passes through.
         device: Where to, "cuda" or "cuda:1" for example.
+
+    Raises:
+        ValueError: If the device is neither a CPU nor a CUDA device.
     """
 
     def __init__(self, loader: Iterable[Any], device: torch.device | str) -> None:
@@ -34,6 +38,7 @@ class DevicePrefetcher:
         self.device = torch.device(device)
         if self.device.type not in ("cpu", "cuda"):
             raise ValueError(f"device = {device!r}; expected a CPU or CUDA device")
+        self._state: Any = None  # of the loader, behind the batches that were yielded; None where it is the loader's
 
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]
@@ -41,24 +46,45 @@ class DevicePrefetcher:
     def __iter__(self) -> Iterator[Any]:
         return iter(self.loader) if self.device.type == "cpu" else self._iterate()
 
+    def state_dict(self) -> Any:
+        """Return the loader's state behind the batches that were yielded.
+
+        Raises:
+            AttributeError: If the loader has no states.
+        """
+        return self.loader.state_dict() if self._state is None else self._state  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state: Any) -> None:
+        """Let the loader go on from a state."""
+        self._state = None
+        self.loader.load_state_dict(state)  # type: ignore[attr-defined]
+
     def _iterate(self) -> Iterator[Any]:
         stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         slots = [_PinnedSlot(), _PinnedSlot()]
 
-        def upload(batch: Any, slot: _PinnedSlot) -> tuple[Any, torch.cuda.Event]:
+        def upload(number: int, batch: Any) -> tuple[Any, torch.cuda.Event]:
+            slot = slots[number % 2]
             slot.wait()
             with torch.cuda.stream(stream):
                 moved = _map(batch, lambda tensor: slot.pin(tensor).to(self.device, non_blocking=True))
                 slot.copied = stream.record_event()
             return moved, slot.copied
 
-        ahead: tuple[Any, torch.cuda.Event] | None = None
+        for current in self._one_ahead(upload):
+            yield _hand_over(*current)
+
+    def _one_ahead(self, upload: Callable[[int, Any], Any]) -> Iterator[Any]:
+        """Yield each uploaded batch when the one behind it has been uploaded as well."""
+        note = getattr(self.loader, "state_dict", lambda: None)
+        self._state, ahead = None, []
         for number, batch in enumerate(self.loader):
-            current, ahead = ahead, upload(batch, slots[number % 2])
-            if current:
-                yield _hand_over(*current)
-        if ahead:
-            yield _hand_over(*ahead)
+            ahead.append(upload(number, batch))
+            if number:
+                yield ahead.pop(0)
+            self._state = note()  # before the next batch is taken
+        yield from ahead
+        self._state = None
 
 
 class _PinnedSlot:
@@ -88,7 +114,7 @@ class _PinnedSlot:
 
 
 def _hand_over(batch: Any, copied: torch.cuda.Event) -> Any:
-    """Lets the current stream use what the copying stream made, and the allocator know of it."""
+    """Let the current stream use what the copying stream made, and the allocator know of it."""
 
     def claim(tensor: torch.Tensor) -> torch.Tensor:
         stream = torch.cuda.current_stream(tensor.device)

@@ -28,12 +28,12 @@ class Interval(NamedTuple):
 
 
 def bootstrap(statistic: Callable[..., Vector], *samples: npt.ArrayLike, seed: int = 0) -> Interval:
-    """Percentile bootstrap (Efron, 1979).
+    """Return an estimate with its percentile bootstrap interval (Efron, 1979).
 
     Args:
-        statistic: maps one array (..., n) for each sample to an array (...), reducing the last axis.
-        samples: independent samples, each (n,); each is resampled by itself.
-        seed: of the resampling.
+        statistic: Maps one array (..., n) for each sample to an array (...), reducing the last axis.
+        samples: Independent samples, each (n,); each is resampled by itself.
+        seed: Seed of the resampling.
     """
     rng = np.random.default_rng(seed)
     arrays = [np.asarray(x, dtype=np.float64) for x in samples]
@@ -45,9 +45,9 @@ def bootstrap(statistic: Callable[..., Vector], *samples: npt.ArrayLike, seed: i
 class StreamingMoments:
     """Mean and trace of the covariance of vectors seen one at a time (Welford, 1962; Chan, Golub and LeVeque, 1979).
 
-    Memory is that of the mean, and one number for each vector: Welford's increment n/(n+1) |x - mean_n|^2 is the
-    squared length of a Helmert contrast. The contrasts are uncorrelated, and the mean of each squared length is the
-    trace; so they serve as the sample that the interval of the trace is bootstrapped from.
+    It stores the mean and one number for each vector: Welford's increment n/(n+1) |x - mean_n|^2, the squared length of
+    a Helmert contrast. The contrasts are uncorrelated, and the expectation of each squared length is the trace. So the
+    interval of the trace is bootstrapped from them.
     """
 
     def __init__(self) -> None:
@@ -56,13 +56,13 @@ class StreamingMoments:
         self.contrasts: list[float] = []
 
     def update(self, x: torch.Tensor) -> None:
-        """Adds a vector (D,)."""
+        """Add a vector (D,)."""
         other = StreamingMoments()
         other.count, other.mean = 1, x
         self.merge(other)
 
     def merge(self, other: StreamingMoments) -> None:
-        """Adds what another has seen, as if it had been seen here."""
+        """Add the vectors that another object has seen."""
         self.contrasts += other.contrasts
         if self.mean is None or other.mean is None:
             self.mean = self.mean if other.mean is None else other.mean.clone()
@@ -95,7 +95,7 @@ class CountSketch:
         self.seed = seed
 
     def __call__(self, tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
-        """(size,) float64 on the CPU; ``None`` counts as zeros."""
+        """Return (size,) float64 on the CPU; ``None`` counts as zeros."""
         total = torch.zeros(self.size, dtype=torch.float64)
         for index, tensor in enumerate(tensors):
             if tensor is None:

@@ -28,7 +28,7 @@ Allocation = Literal["multinomial", "systematic", "stratified"]
 
 
 def variance_inflation(mixture: Mixture) -> float:
-    """F = sum_i q_i v_i^2: how much loss weights inflate the second moment of gradients of equal size.
+    """Return F = sum_i q_i v_i^2, by which loss weights inflate the second moment of gradients of equal size.
 
     1 for temperature sampling, 1 + chi^2(p(tau) || p(1)) for scalarization (Li et al., NAACL 2025, Lemma 2.1, which
     needs sizes > 0 where the paper says >= 0). The effective size of a batch of B samples is B / F.
@@ -37,7 +37,7 @@ def variance_inflation(mixture: Mixture) -> float:
 
 
 def inflation_slope(sizes: npt.ArrayLike, tau: float) -> float:
-    """dF/dtau of scalarization, F(tau) = sum_i p(i; tau)^2 / p(i; 1).
+    """Return dF/dtau of scalarization, F(tau) = sum_i p(i; tau)^2 / p(i; 1).
 
     With s = 1/tau and E_a the mean under probabilities proportional to N_i^a,
 
@@ -50,7 +50,7 @@ def inflation_slope(sizes: npt.ArrayLike, tau: float) -> float:
     s = 1 / tau
 
     def moments(a: float) -> tuple[float, float]:
-        """The mean of log N under N^a, and the logarithm of sum N^a."""
+        """Return the mean of log N under N^a, and the logarithm of sum N^a."""
         top = (a * log_n).max()
         weights = np.exp(a * log_n - top)
         return float(weights @ log_n / weights.sum()), float(top + math.log(weights.sum()))
@@ -60,7 +60,7 @@ def inflation_slope(sizes: npt.ArrayLike, tau: float) -> float:
 
 
 def variance_gap(mixture: Mixture, second_moments: npt.ArrayLike) -> float:
-    """Variance of one draw under ``mixture`` minus that of temperature sampling with the same target.
+    """Return the variance of one draw under ``mixture`` minus that of temperature sampling with the same target.
 
     Delta = sum_i pi_i (v_i - 1) M_i = Cov_q(v, v M).
 
@@ -70,14 +70,14 @@ def variance_gap(mixture: Mixture, second_moments: npt.ArrayLike) -> float:
     have to rise with tau, as Theorem 3 says, if the M_i differ. See `moment_thresholds` for the sign.
 
     Args:
-        mixture: usually `Mixture.scalarization`.
+        mixture: Usually `Mixture.scalarization`.
         second_moments: (K,), M_i.
     """
     return float((mixture.target * (mixture.loss_weights - 1)) @ np.asarray(second_moments, dtype=np.float64))
 
 
 def moment_thresholds(mixture: Mixture) -> npt.NDArray[np.float64]:
-    """(K, K), v_j / v_i: the ratio M_i / M_j at which v_i M_i = v_j M_j.
+    """Return v_j / v_i, (K, K): the ratio M_i / M_j at which v_i M_i = v_j M_j.
 
     If M_i / M_j stays below entry (i, j) for every pair with v_i < v_j, then v M rises with v and `variance_gap` is
     not negative. For K = 2 this is also necessary. A domain with small gradients, as one that is being memorised, can
@@ -89,7 +89,7 @@ def moment_thresholds(mixture: Mixture) -> npt.NDArray[np.float64]:
 
 
 def optimal_sampling(target: npt.ArrayLike, moments: npt.ArrayLike) -> Vector:
-    """q_i proportional to pi_i sqrt(m_i), the sampling with the least variance.
+    """Return q_i proportional to pi_i sqrt(m_i), the sampling with the least variance.
 
     With m_i = M_i it is optimal for independent draws, where E|gradient|^2 becomes (sum_i pi_i sqrt(M_i))^2 / B plus a
     constant; with m_i = tr Sigma_i it is Neyman's allocation (1934), optimal for a fixed number of samples per domain.
@@ -102,7 +102,7 @@ def optimal_sampling(target: npt.ArrayLike, moments: npt.ArrayLike) -> Vector:
         (K,) float64, on the simplex.
 
     Raises:
-        ValueError: if a moment is negative or not finite, or all of ``target * moments`` is 0.
+        ValueError: If a moment is negative or not finite, or all of ``target * moments`` is 0.
     """
     m = np.asarray(moments, dtype=np.float64)
     if not (np.isfinite(m) & (m >= 0)).all():
@@ -118,7 +118,7 @@ def optimal_sampling(target: npt.ArrayLike, moments: npt.ArrayLike) -> Vector:
 def count_covariance(
     mixture: Mixture, batch_size: int, allocation: Allocation | npt.NDArray[np.integer]
 ) -> npt.NDArray[np.float64]:
-    """(K, K), Cov(n_i, n_j). See `gradient_variance` for the arguments."""
+    """Return Cov(n_i, n_j), (K, K). See `gradient_variance` for the arguments."""
     mean = batch_size * mixture.sampling
     if not isinstance(allocation, str):
         off = np.asarray(allocation, dtype=np.float64) - mean
@@ -157,24 +157,24 @@ def gradient_variance(
     *,
     replacement: bool = True,
 ) -> float:
-    """Trace of the covariance of the minibatch gradient.
+    """Return the trace of the covariance of the minibatch gradient.
 
     With a_i = v_i / B it is sum_i a_i^2 E[n_i] tr Sigma_i + sum_ij a_i a_j Cov(n_i, n_j) mu_i . mu_j. For independent
     draws this is (1/B) (sum_i q_i v_i^2 M_i - |g|^2), the quantity of Li et al. (NAACL 2025), Theorem 2.
 
     Args:
-        mixture: pi, q and v.
+        mixture: The mixture, which gives pi, q and v.
         means: (K, D), mu_i, in any orthonormal basis.
         covariance_traces: (K,), tr Sigma_i.
         batch_size: B, in samples.
-        allocation: how a batch's slots are given to domains: "multinomial" and "systematic" as
+        allocation: How a batch's slots are given to domains: "multinomial" and "systematic" as
             `pycooldown.DomainBatchSampler` does; "stratified" for n_i = B q_i exactly, even if that is not whole; or
             integers (T, K), the planned counts of T batches (as under "quota"), for the mean squared distance from g.
-        replacement: whether a batch may hold a sample twice. If not, n_i becomes n_i (N_i - n_i) / (N_i - 1) in the
+        replacement: Whether a batch may hold a sample twice. If not, n_i becomes n_i (N_i - n_i) / (N_i - 1) in the
             first sum (Cochran, 1977, section 2.6); n_i <= N_i is assumed.
 
     Raises:
-        ValueError: if ``allocation`` is unknown or the shapes do not fit.
+        ValueError: If ``allocation`` is unknown or the shapes do not fit.
     """
     mu = np.asarray(means, dtype=np.float64)
     if mu.ndim != 2:
@@ -193,7 +193,7 @@ def variance_from_products(
     *,
     replacement: bool = True,
 ) -> float:
-    """`gradient_variance` from mu_i . mu_j (K, K), which can be estimated without bias where |mu_i|^2 cannot."""
+    """Return `gradient_variance` from mu_i . mu_j (K, K), which unlike |mu_i|^2 can be estimated without bias."""
     products = np.asarray(mean_products, dtype=np.float64)
     traces = np.asarray(covariance_traces, dtype=np.float64)
     k = mixture.num_domains

@@ -35,9 +35,9 @@ class DomainMoments:
         covariance_traces: (K,) float64, tr Sigma_i, unbiased.
         mean_products: (K, K) float64, mu_i . mu_j, unbiased also on the diagonal.
         means: (K, D) mu_i, or their sketches.
-        contrasts: for each domain, independent unbiased estimates of tr Sigma_i, which average to it.
-        num_samples: samples of each domain that were used.
-        seconds: what it took.
+        contrasts: For each domain, independent unbiased estimates of tr Sigma_i, which average to it.
+        num_samples: Samples of each domain that were used.
+        seconds: Wall-clock time of the measurement.
     """
 
     domains: tuple[str, ...]
@@ -54,7 +54,7 @@ class DomainMoments:
         return np.asarray(self.covariance_traces + np.diag(self.mean_products))
 
     def predict(self, mixture: Mixture, batch_size: int, allocation: Any = "multinomial") -> Interval:
-        """`theory.gradient_variance` of batches that do not repeat samples.
+        """Return `theory.gradient_variance` of batches that do not repeat samples.
 
         The interval is that of the tr Sigma_i; the error of the mean products is smaller by about num_samples / B.
         """
@@ -73,15 +73,15 @@ class MixtureVariance:
     """Variance of the minibatch gradient of one mixture and allocation.
 
     Attributes:
-        name: the name of the mixture.
-        mixture: the mixture.
-        allocation: how batches were allocated to domains.
-        predicted: the trace of its covariance by the closed form.
-        trace: the same measured.
-        norm_variance: variance of the gradient's Euclidean norm (Li et al., NAACL 2025, figure 3), exact norms.
-        contrasts: estimates of the trace that average to it.
-        norms: norms of the gradients measured.
-        seconds: what it took.
+        name: The name of the mixture.
+        mixture: The mixture.
+        allocation: How batches were allocated to domains.
+        predicted: Trace of the covariance of the gradient by the closed form.
+        trace: The same trace, measured.
+        norm_variance: Variance of the gradient's Euclidean norm (Li et al., NAACL 2025, figure 3), exact norms.
+        contrasts: Estimates of the trace that average to it.
+        norms: Norms of the gradients measured.
+        seconds: Wall-clock time of the measurement.
     """
 
     name: str
@@ -106,22 +106,22 @@ def domain_moments(
     projection: int | None = 4096,
     seed: int = 0,
 ) -> DomainMoments:
-    """Measures mean and covariance trace of the gradient in each domain.
+    """Measure mean and covariance trace of the gradient in each domain.
 
     Gradients of groups of samples drawn from one domain are measured, with replacement: the covariance of a group's
     mean is that of a sample divided by ``group_size``. Costs num_groups * group_size samples for each domain, forward
     and backward, and memory for K vectors.
 
     Args:
-        model: left as it is; its mode decides whether dropout adds to the variance.
+        model: The model, which is not changed; its mode decides whether dropout adds to the variance.
         loss: ``loss(model, samples)`` gives one loss for each of a list of samples, (n,).
-        dataset: map-style, the domains laid end to end.
-        mixture: names the domains and their sizes.
-        group_size: samples whose gradients are averaged; 1 for per-sample gradients.
-        num_groups: groups for each domain, >= 2.
-        projection: size of the `CountSketch` the gradients are reduced to (relative error of a trace at most
+        dataset: Map-style dataset of the domains laid end to end.
+        mixture: A mixture that names the domains and their sizes.
+        group_size: Samples whose gradients are averaged; 1 for per-sample gradients.
+        num_groups: Groups for each domain, >= 2.
+        projection: Size of the `CountSketch` the gradients are reduced to (relative error of a trace at most
             sqrt(2 / size)); ``None`` to keep all coordinates.
-        seed: of the choice of samples and the projection.
+        seed: Seed of the choice of samples and of the projection.
     """
     if num_groups < 2 or group_size < 1:
         raise ValueError(
@@ -158,20 +158,20 @@ def measure(
     projection: int | None = 4096,
     seed: int = 0,
 ) -> list[MixtureVariance]:
-    """Measures the variance of the minibatch gradient at the model's parameters, for mixtures over the same domains.
+    """Measure the variance of the minibatch gradient at the model's parameters, for mixtures over the same domains.
 
     Args:
-        model: left as it is; its mode decides whether dropout adds to the variance.
+        model: The model, which is not changed; its mode decides whether dropout adds to the variance.
         loss: ``loss(model, samples)`` gives one loss for each of a list of samples, (n,).
-        dataset: map-style, the domains laid end to end.
-        mixtures: by name.
-        batch_size: B, in samples.
-        num_batches: batches for each mixture and allocation, >= 2.
-        allocations: as `DomainBatchSampler` takes them. Of "quota", whose counts follow from the step, the first
+        dataset: Map-style dataset of the domains laid end to end.
+        mixtures: Mixtures by name.
+        batch_size: Batch size B in samples.
+        num_batches: Batches for each mixture and allocation, >= 2.
+        allocations: As `DomainBatchSampler` takes them. Of "quota", whose counts follow from the step, the first
             ``num_batches`` steps are measured. Batches of two allocations differ in few samples; see `trace_ratio`.
-        moments: from `domain_moments`, which is called if this is ``None``.
-        projection: see `domain_moments`.
-        seed: of the batches and the projection.
+        moments: Result of `domain_moments`, which is called if this is ``None``.
+        projection: See `domain_moments`.
+        seed: Seed of the batches and of the projection.
 
     Returns:
         One result for each mixture and allocation.
@@ -220,7 +220,7 @@ def measure(
 
 
 def trace_ratio(contrasts: npt.ArrayLike, over: npt.ArrayLike) -> Interval:
-    """Measured trace of one result of `measure` over that of another, by their ``contrasts``.
+    """Return the measured trace of one result of `measure` over that of another, from their ``contrasts``.
 
     The k-th batches of one call share a seed, and so most of their samples where only the allocation differs.
     Resampling them together makes the interval of such a ratio much shorter than those of the traces.
@@ -237,7 +237,7 @@ def trace_ratio(contrasts: npt.ArrayLike, over: npt.ArrayLike) -> Interval:
 def _independent_plans(
     mixture: Mixture, batch_size: int, allocation: AllocationName, count: int, seed: int
 ) -> list[BatchPlan]:
-    """Batches of a sampler each, as those of one sampler share epochs: of step 0, or for quota of one step each."""
+    """Plan batches of a sampler each, because those of one sampler share epochs."""
     samplers = (
         DomainBatchSampler(
             schedules.constant(mixture), batch_size=batch_size, seed=(seed << 32) + batch, allocation=allocation

@@ -37,6 +37,8 @@ class WithDomains(Dataset[Any]):
     def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
         if hasattr(self.dataset, "__getitems__"):
             samples = self.dataset.__getitems__(indices)
+            if isinstance(samples, Mapping):  # a batch of arrays, as TokenDataset makes
+                samples = [{name: array[i] for name, array in samples.items()} for i in range(len(indices))]
         else:
             samples = [self.dataset[i] for i in indices]
         return list(zip(samples, self._domain_ids(indices), strict=True))

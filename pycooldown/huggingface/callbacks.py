@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import ProgressCallback, TrainerCallback
 
-from pycooldown.huggingface.checkpoints import valid_json, write_atomically
+from pycooldown._files import write_atomically
+from pycooldown.huggingface.checkpoints import valid_json
 
 
 def _shown(logs: dict[str, Any]) -> dict[str, str]:
@@ -80,7 +84,9 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
 class ResetAtStep(TrainerCallback):  # type: ignore[misc]
     """Empty the optimizer's state or start the learning rate again before a step, as Order Matters does at its switch.
 
-    A run that is resumed finds the outcome in its checkpoint; one from the very step of the reset resets once more.
+    The learning rate goes through its whole course again, warm-up included, scaled to the steps that remain: s steps
+    after the reset it is what it was at step s * max_steps / (max_steps - step). So it ends as low as without a reset.
+    A run that is resumed after the reset goes on in this course; one from the very step of the reset resets once more.
     """
 
     def __init__(self, step: int, *, optimizer: bool, learning_rate: bool) -> None:
@@ -88,18 +94,41 @@ class ResetAtStep(TrainerCallback):  # type: ignore[misc]
         self.optimizer = optimizer
         self.learning_rate = learning_rate
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **kwargs: Any) -> None:
+        """Take up the course of the learning rate after the reset, if the run is resumed there."""
+        if self.learning_rate and state.global_step > self.step:
+            self._compress(lr_scheduler, state.max_steps)
+
     def on_step_begin(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **kwargs: Any
     ) -> None:
-        """Resets at the switch."""
+        """Reset at the switch."""
         if state.global_step != self.step:
             return
         if self.optimizer:
             getattr(optimizer, "optimizer", optimizer).state.clear()
         if self.learning_rate:
-            scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)
+            scheduler = self._compress(lr_scheduler, state.max_steps)
             scheduler.last_epoch = 0
             rates = [base * rate(0) for base, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
             for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
             scheduler._last_lr = rates  # what is logged
+
+    def _compress(self, lr_scheduler: Any, max_steps: int) -> Any:
+        """Scale the course of the learning rate to the steps that remain after the reset."""
+        scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)
+        if not isinstance(scheduler, LambdaLR):
+            raise ValueError(
+                f"the learning rate is scheduled by {type(scheduler).__name__}, which cannot be started again; "
+                "expected a function of the step (torch's LambdaLR), such as cosine, linear or inverse_sqrt"
+            )
+        scheduler.lr_lambdas = [
+            partial(_compressed, course=course, factor=max_steps / (max_steps - self.step))
+            for course in scheduler.lr_lambdas
+        ]
+        return scheduler
+
+
+def _compressed(step: int, course: Callable[[Any], float], factor: float) -> float:
+    return course(step * factor)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
+
+from pycooldown._files import sync, write_atomically
 
 SEAL = "data_state.json"
 
@@ -21,7 +22,7 @@ def seal(folder: str | Path, state: dict[str, Any]) -> None:
     """Records that all files of a checkpoint are written, and the sampler's state."""
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     for path in files:
-        _sync(path)
+        sync(path)
     content = {"sampler": state, "files": {str(path.relative_to(folder)): path.stat().st_size for path in files}}
     write_atomically(Path(folder) / SEAL, json.dumps(content, indent=1))
 
@@ -61,17 +62,6 @@ def discard_incomplete(output_dir: str | Path) -> None:
     for checkpoint in _checkpoints(output_dir):
         if _fault(checkpoint):
             shutil.rmtree(checkpoint)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file that is there with all of its content or not at all, even if power fails."""
-    partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    _sync(path.parent)
 
 
 def valid_json(values: Any, indent: int | None = None) -> str:
@@ -114,11 +104,3 @@ def _fault(checkpoint: Path) -> str | None:
 def _state(checkpoint: Path) -> dict[str, Any]:
     state: dict[str, Any] = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))["sampler"]
     return state
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from pycooldown.mixture import Mixture
+from pycooldown.sampling.sampler import AllocationName
 from pycooldown.schedules import AdaptiveSchedule, Schedule
 
 _LENGTH_RATIO = 2.0
@@ -62,12 +63,20 @@ def check_change(old: Schedule, new: Schedule, from_step: int) -> None:
         )
 
 
-def check_learning(args: TrainingArguments, schedule: AdaptiveSchedule, reference: Any) -> None:
+def check_learning(
+    args: TrainingArguments, schedule: AdaptiveSchedule, reference: Any, allocation: AllocationName
+) -> None:
     """Raises ValueError if the schedule could not learn what it should.
 
     While step t is trained, ``workers * prefetch_factor`` micro-batches beyond it have been asked for, whose mixtures
-    must be decided. Losses with label smoothing do not compare with a reference's, which are without.
+    must be decided. Losses with label smoothing do not compare with a reference's, which are without. What is the best
+    sampling depends on the allocation.
     """
+    if (theirs := getattr(schedule, "allocation", allocation)) != allocation:
+        raise ValueError(
+            f"allocation = {allocation!r}, but the schedule learns the best sampling for {theirs!r}; expected the same "
+            "allocation in both"
+        )
     if reference is not None and args.label_smoothing_factor:
         raise ValueError(
             f"label_smoothing_factor = {args.label_smoothing_factor}; expected 0 with a reference model, over whose "

@@ -12,7 +12,15 @@ from pycooldown.huggingface.fused_loss import fuse_loss
 from pycooldown.huggingface.probe import Probe
 from pycooldown.schedules import AdaptiveSchedule
 
-_ROWS = ("loss_sum", "token_count", "excess_loss_sum", "probe_loss", "probe_loss_variance", "probe_gradient_variance")
+_ROWS = (
+    "loss_sum",
+    "token_count",
+    "excess_loss_sum",
+    "probe_loss",
+    "probe_loss_variance",
+    "probe_gradient_variance",
+    "probe_gradient_second_moment",
+)
 
 
 class Learner(TrainerCallback):  # type: ignore[misc]
@@ -75,9 +83,8 @@ class Learner(TrainerCallback):  # type: ignore[misc]
         if any(name.startswith("probe") for name in needs):
             assert self.probe is not None  # checked at the start
             mine = range(self.accelerator.process_index, rows.shape[1], self.accelerator.num_processes)
-            rows[3:] = self.probe.measure(
-                self.accelerator.unwrap_model(model), step, mine, gradients="probe_gradient_variance" in needs
-            )
+            gradients = any(name.startswith("probe_gradient") for name in needs)
+            rows[3:] = self.probe.measure(self.accelerator.unwrap_model(model), step, mine, gradients=gradients)
         rows = self.accelerator.reduce(rows, "sum").cpu()
         known = {name: row.numpy() for name, row in zip(_ROWS, rows, strict=True) if name in needs or name in _ROWS[:2]}
         self.schedule.update(step, Statistics(**known))

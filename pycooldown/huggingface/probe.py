@@ -68,7 +68,7 @@ class Probe:
         self.seed = seed
 
     def measure(self, model: torch.nn.Module, step: int, positions: Sequence[int], *, gradients: bool) -> torch.Tensor:
-        """Mean loss, variance of the loss and, if asked for, trace of the gradients' covariance, (3, K) float64.
+        """Measure losses and gradients of the examples of one step.
 
         Args:
             model: with its loss fused (`pycooldown.huggingface.fuse_loss`); is left as it was.
@@ -76,10 +76,14 @@ class Probe:
             positions: of the domains to be measured; 0 for the others.
             gradients: whether to form them, or leave 0.
 
+        Returns:
+            (4, K) float64: mean and variance of the loss, and of the gradients the trace of the covariance and the mean
+            squared length.
+
         Raises:
             ValueError: if ``parameters`` matches no parameter that is trained.
         """
-        result = torch.zeros(3, len(self.domains), dtype=torch.float64)
+        result = torch.zeros(4, len(self.domains), dtype=torch.float64)
         device = next(model.parameters()).device
         drawn = {i: {name: value.to(device) for name, value in self._draw(step, i).items()} for i in positions}
         was_training = model.training
@@ -92,9 +96,9 @@ class Probe:
             loss = stats.loss_sum / stats.token_count.clamp(min=1)
             result[0, i], result[1, i] = loss.mean().cpu(), loss.var().cpu()
         if gradients:
-            variances = self._projected_variances if self.directions else self._gradient_variances
-            for i, variance in variances(model, self._chosen(model), drawn, step).items():
-                result[2, i] = variance
+            measure = self._projected_moments if self.directions else self._gradient_moments
+            for i, moments in measure(model, self._chosen(model), drawn, step).items():
+                result[2:, i] = moments
         model.train(was_training)
         return result
 
@@ -112,34 +116,42 @@ class Probe:
             raise ValueError(f"parameters = {self.parameters!r} matches no parameter of the model")
         return chosen
 
-    def _gradient_variances(
+    def _gradient_moments(
         self, model: Any, chosen: Inputs, drawn: Mapping[int, Inputs], step: int
-    ) -> dict[int, float]:
+    ) -> dict[int, torch.Tensor]:
+        """Trace of the covariance and mean squared length of each domain's gradients, (2,) float64."""
+
         def loss(parameters: Mapping[str, torch.Tensor], example: Inputs) -> torch.Tensor:
             one = {name: value.unsqueeze(0) for name, value in example.items()}
             output = functional_call(model, dict(parameters), kwargs={**one, "reduction": "sum", "skip_logits": True})
             total: torch.Tensor = output.loss
             return total
 
-        variances = {}
+        moments = {}
         for i, inputs in drawn.items():
             if getattr(model.config, "is_encoder_decoder", False) and "attention_mask" in inputs:
                 # Hugging Face looks into a mask of padding, which vmap forbids, but takes one of attention as it is.
                 inputs = {**inputs, "attention_mask": inputs["attention_mask"].bool()[:, None, None]}
             with sdpa_kernel(SDPBackend.MATH):  # the one form of attention that vmap does not run example by example
                 examples = vmap(grad(loss), in_dims=(None, 0))(chosen, inputs)
-            variances[i] = sum(float(g.var(dim=0).sum(dtype=torch.float64)) for g in examples.values())
-        return variances
+            parts = [
+                torch.stack([g.var(dim=0).sum(dtype=torch.float64), g.square().mean(dim=0).sum(dtype=torch.float64)])
+                for g in examples.values()
+            ]
+            moments[i] = torch.stack(parts).sum(dim=0).cpu()
+        return moments
 
-    def _projected_variances(
+    def _projected_moments(
         self, model: Any, chosen: Inputs, drawn: Mapping[int, Inputs], step: int
-    ) -> dict[int, float]:
+    ) -> dict[int, torch.Tensor]:
+        """The same of the gradients' projections, which have these moments as expectation."""
+
         def losses(parameters: Inputs) -> torch.Tensor:
             each: torch.Tensor = functional_call(model, parameters, kwargs=options).loss
             return each.sum(dim=1)
 
         normal = torch.Generator(next(iter(chosen.values())).device).manual_seed(self.seed * 1_000_003 + step)
-        variances = dict.fromkeys(drawn, 0.0)
+        moments = {i: torch.zeros(2, dtype=torch.float64) for i in drawn}
         for _ in range(self.directions):
             direction = {
                 name: torch.randn(p.shape, generator=normal, device=p.device, dtype=p.dtype)
@@ -149,5 +161,6 @@ class Probe:
                 options = {**inputs, "reduction": "none", "skip_logits": False}  # of a few examples
                 with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
                     slopes: torch.Tensor = jvp(losses, (chosen,), (direction,))[1]
-                variances[i] += float(slopes.double().var()) / self.directions
-        return variances
+                slopes = slopes.double()
+                moments[i] += torch.stack([slopes.var(), slopes.square().mean()]).cpu() / self.directions
+        return moments

@@ -7,6 +7,25 @@ from typing import Any
 
 import torch
 
+from pycooldown.huggingface.fused_loss import FusedLoss
+from pycooldown.huggingface.output_layer import next_tokens
+
+
+def tokens_by_domain(fused: FusedLoss, inputs: Mapping[str, torch.Tensor], num_domains: int) -> torch.Tensor:
+    """Count the tokens of a micro-batch that have a loss, by domain, (K,) int64.
+
+    Args:
+        fused: The model's loss, which decides what each position predicts.
+        inputs: ``labels`` (N, T), and ``domain_ids`` of the sequences (N,) or of the labels (N, T).
+        num_domains: K.
+    """
+    labels, ids = inputs["labels"], inputs["domain_ids"]
+    if ids.shape != labels.shape:
+        ids = ids[:, None].expand_as(labels)
+    elif fused.shifts:
+        ids = next_tokens(ids, last=0)
+    return torch.bincount(ids[fused.targets(labels) != -100], minlength=num_domains)
+
 
 class DomainSums:
     """Losses and tokens of each domain, summed over micro-batches and, when they are asked for, over ranks.

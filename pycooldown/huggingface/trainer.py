@@ -19,7 +19,7 @@ from pycooldown.huggingface.checks import check_arguments, check_change, check_l
 from pycooldown.huggingface.fused_loss import fuse_loss
 from pycooldown.huggingface.learning import Learner
 from pycooldown.huggingface.probe import Probe
-from pycooldown.huggingface.statistics import DomainSums
+from pycooldown.huggingface.statistics import DomainSums, tokens_by_domain
 from pycooldown.mixture import Mixture
 from pycooldown.sampling.sampler import AllocationName, DomainBatchSampler
 from pycooldown.schedules import AdaptiveSchedule, Schedule
@@ -34,10 +34,11 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         sum over valid tokens of loss_weights[domain] * cross-entropy / number of valid tokens,
 
     both over the whole global batch, so that ranks and accumulation do not change it, with
-    ``args.label_smoothing_factor`` in training. It is computed without logits (`fuse_loss`). ``max_steps`` sets the
-    length of training; epochs are counted per domain. Logged per domain: ``loss/``, ``samples/``, ``tokens/`` and
-    ``epochs/`` (of it, so far), ``q/`` (sampling) and ``v/`` (loss weight), and ``tau``. Checkpoints hold the state of
-    the data.
+    ``args.label_smoothing_factor`` in training. Schedules with ``domain_means`` (DoReMi, Group DRO) have the sum over
+    domains of target * mean cross-entropy of the domain's tokens in the global batch instead. The loss is computed
+    without logits (`fuse_loss`). ``max_steps`` sets the length of training; epochs are counted per domain. Logged per
+    domain: ``loss/``, ``samples/``, ``tokens/`` and ``epochs/`` (of it, so far), ``q/`` (sampling) and ``v/`` (loss
+    weight), and ``tau``. Checkpoints hold the state of the data.
 
     Args:
         model: as `fuse_loss` takes it; it stays so.
@@ -93,12 +94,13 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         self.sampler = self._new_sampler()
         self.control: TrainerControl
         self._weights: tuple[Mixture, torch.Tensor] | None = None
+        self._domain_means = bool(getattr(schedule, "domain_means", False))
         self.sums = DomainSums(self.domains, self.accelerator)
         self._clipped: list[torch.Tensor] = []
         self._micro_batch = 0  # place of the next one in the global batch
         self._learner: Learner | None = None
         if isinstance(schedule, AdaptiveSchedule):
-            check_learning(args, schedule, reference_model)
+            check_learning(args, schedule, reference_model, allocation)
             self._untrained = schedule.state_dict()
             self._learner = Learner(schedule, len(self.domains), self.accelerator, reference_model, probe)
             self.callback_handler.callbacks.insert(0, self._learner)  # learns before others look
@@ -153,14 +155,13 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | None]:
-        """The micro-batches of one optimizer step and the number of valid tokens in its global batch."""
+        """The micro-batches of one optimizer step and the valid tokens of each domain in its global batch, (K,)."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
         self._micro_batch = self.args.process_index * len(batches)
-        counts = [(self.fused.targets(batch["labels"]) != -100).sum() for batch in batches]
-        count = torch.stack(counts).sum().to(device)
-        return batches, self.accelerator.reduce(count, "sum")
+        counts = [tokens_by_domain(self.fused, batch, len(self.domains)) for batch in batches]
+        return batches, self.accelerator.reduce(torch.stack(counts).sum(dim=0).to(device), "sum")
 
     def compute_loss(
         self,
@@ -172,13 +173,12 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         """This micro-batch's part of the loss of its global batch."""
         # Trainer takes the micro-batches of a step one after another and trains on them before it counts the step, so
         # the step they were planned for is the current one, however far the loader has read ahead.
-        weights = self._loss_weights(self.state.global_step)
+        if (count := num_items_in_batch) is None:
+            count = tokens_by_domain(self.fused, inputs, len(self.domains))
+        weights = self._token_weights(self.state.global_step, count)
+        weights = weights * self.accelerator.num_processes  # gradients are averaged over ranks
         seed_micro_batch(self.args.seed, self.state.global_step, self._micro_batch)
         self._micro_batch += 1
-        count = num_items_in_batch
-        if count is None:
-            count = (self.fused.targets(inputs["labels"]) != -100).sum()
-        weights = weights * self.accelerator.num_processes / count.clamp(min=1)  # gradients are averaged over ranks
         if self._learner is not None and self._learner.reference is not None:
             outputs = self._outputs(model, inputs, torch.ones_like(weights), reduction="none")
             self._learner.add_excess(outputs.loss.detach(), inputs)
@@ -254,12 +254,13 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         options = {"domain_weights": weights, "reduction": reduction, "return_stats": True, "skip_logits": True}
         return model(**inputs, **options)
 
-    def _loss_weights(self, step: int) -> torch.Tensor:
+    def _token_weights(self, step: int, count: torch.Tensor) -> torch.Tensor:
+        """Factors of the losses of tokens of each domain, (K,), for a global batch with so many of them (K,)."""
         mixture = self.sampler.mixture(step)
         if self._weights is None or self._weights[0] is not mixture:
-            values = torch.as_tensor(mixture.loss_weights, dtype=torch.float32)
-            self._weights = mixture, values.to(self.args.device)
-        return self._weights[1]
+            values = mixture.target if self._domain_means else mixture.loss_weights
+            self._weights = mixture, torch.tensor(values, dtype=torch.float32, device=self.args.device)
+        return self._weights[1] / (count if self._domain_means else count.sum()).clamp(min=1)
 
     def _domain_logs(self) -> dict[str, float]:
         step = self.state.global_step

@@ -14,7 +14,6 @@ from torch.utils.data import Subset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from pycooldown.data.manifest import Manifest
-from pycooldown.data.shards import TarDataset
 from pycooldown.huggingface.batches import collator
 from pycooldown.huggingface.trainer import MixtureTrainer
 from pycooldown.recipes import learning_rate
@@ -96,8 +95,8 @@ def assemble(recipe: Recipe, manifest: Manifest, sizes: Mapping[str, int], args:
     What the recipe's method needs of a run comes from its hooks; see `pycooldown.recipes.methods.MethodOptions`.
     """
     set_seed(recipe.training.seed)
-    shards, method = manifest.shards("train"), recipe.mixture
-    dataset: Any = TarDataset({domain: shards[domain] for domain in sizes})
+    method = recipe.mixture
+    dataset: Any = manifest.dataset("train", sizes)
     collate = collator(recipe.model.family, recipe.data.max_length, manifest.tokenizer.pad_id)
     kept, probe = training_sizes(recipe, sizes), None
     if kept != sizes:
@@ -124,9 +123,9 @@ def assemble(recipe: Recipe, manifest: Manifest, sizes: Mapping[str, int], args:
 
 def validation_pairs(manifest: Manifest, domains: Iterable[str], count: int) -> dict[str, Subset[Any]]:
     """Return at most ``count`` validation samples of each domain, evenly spread."""
-    shards, chosen = manifest.shards("validation"), {}
+    chosen = {}
     for domain in domains:
-        dataset: Any = TarDataset({domain: shards[domain]})
+        dataset: Any = manifest.dataset("validation", [domain])
         places = np.unique(np.linspace(0, len(dataset) - 1, count).astype(np.int64))
         chosen[domain] = Subset(dataset, places.tolist())
     return chosen

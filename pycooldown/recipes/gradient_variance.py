@@ -55,10 +55,10 @@ class RunGradients:
         manifest = load_manifest(Path(data["path"]))
         if manifest.fingerprint != run.recipe["fingerprint"]:
             raise ValueError(f"{data['path']} holds other data than {folder} was trained on; pack its corpus again")
-        family, shards = run.recipe["model"]["family"], manifest.shards("train")
+        family = run.recipe["model"]["family"]
         return cls(
             load_model(family, run.path).eval(),
-            TarDataset({domain: shards[domain] for domain in run.sizes}),
+            manifest.dataset("train", run.sizes),
             run.sizes,
             run.recipe["training"]["batch_size"],
             collator(family, data["max_length"], manifest.tokenizer.pad_id),

@@ -142,8 +142,9 @@ def build_schedule(recipe: Recipe, sizes: Mapping[str, int]) -> Schedule:
     Raises:
         ValueError: If the mixture does not fit the sizes or the length of the run.
     """
+    method = recipe.mixture.with_allocation(recipe.training.allocation)
     try:
-        return recipe.mixture.schedule(sizes, recipe.training.steps, recipe.training.batch_size)
+        return method.schedule(sizes, recipe.training.steps, recipe.training.batch_size)
     except ValueError as error:
         raise ValueError(f"mixture: {error}") from error
 

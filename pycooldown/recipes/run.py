@@ -20,9 +20,10 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
+from pycooldown._files import write_atomically
 from pycooldown.data.manifest import Manifest, load_manifest
 from pycooldown.huggingface.callbacks import MetricsFile, ProgressLines
-from pycooldown.huggingface.checkpoints import complete_checkpoint, discard_incomplete, valid_json, write_atomically
+from pycooldown.huggingface.checkpoints import complete_checkpoint, discard_incomplete, valid_json
 from pycooldown.huggingface.checks import warn_of_lengths
 from pycooldown.recipes.build import RecipeTrainer, arguments, assemble, validation_pairs
 from pycooldown.recipes.history import METRICS, RECIPE, SUMMARY, TRANSLATIONS, Run

@@ -11,7 +11,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from pycooldown import plots
-from pycooldown.huggingface.checkpoints import valid_json, write_atomically
+from pycooldown._files import write_atomically
+from pycooldown.huggingface.checkpoints import valid_json
 from pycooldown.recipes.paired import PairedDifference, paired_difference
 from pycooldown.recipes.report import Comparison
 

@@ -1,6 +1,7 @@
 """Schedules turned into batches of sample indices."""
 
 from pycooldown.sampling.batches import BatchPlan, Exposure
-from pycooldown.sampling.sampler import AllocationName, DomainBatchSampler
+from pycooldown.sampling.checks import AllocationName
+from pycooldown.sampling.sampler import DomainBatchSampler
 
 __all__ = ["AllocationName", "BatchPlan", "DomainBatchSampler", "Exposure"]

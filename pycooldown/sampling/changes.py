@@ -1,37 +1,44 @@
-"""The schedules that a job has been told to mix by, each from a step on, and how much data each domain then had."""
+"""What decides the order of samples, and how it changes in a running job: the schedule and the size of batches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise, zip_longest
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from pycooldown.mixture import Mixture
-from pycooldown.sampling.batches import NEVER
-from pycooldown.schedules import AdaptiveSchedule, Schedule
+from pycooldown.schedules import AdaptiveSchedule, ContinuousSchedule, Schedule
+
+NEVER = 2**64 - 1  # a step that is not reached
 
 
 @dataclass
-class Change:
-    """A schedule that holds from ``from_step`` on.
+class ScheduleChange:
+    """A schedule that decides the steps from ``from_step`` on.
 
     Attributes:
-        first: the mixture of ``from_step``, with the schedule's domains and their sizes.
-        added: sizes of the domains that join or grow.
-        draws: for each domain that grows, the samples drawn from it before ``from_step``; empty until this is known.
-        delay: how many steps ahead of training a schedule that learns is known; 0 for one that is known for good.
+        from_step: Its first step.
+        schedule: The schedule.
+        first: The mixture of ``from_step``, with the schedule's domains and their sizes.
+        new_sizes: Sizes of the domains that join or grow.
+        draws: For each domain that grows, the samples drawn from it before ``from_step``; empty until this is known.
+        delay: How many steps ahead of training a schedule that learns is known; 0 for one that is known for good.
+        continuous: The schedule, if it computes the mixtures of many steps at once.
     """
 
     from_step: int
     schedule: Schedule
     first: Mixture
-    added: dict[str, int] = field(default_factory=dict)
+    new_sizes: dict[str, int] = field(default_factory=dict)
     draws: dict[str, int] = field(default_factory=dict)
     delay: int = field(init=False)
+    continuous: ContinuousSchedule | None = field(init=False)
 
     def __post_init__(self) -> None:
+        # Kept, since asking whether an object follows a protocol takes longer than planning a batch.
         self.delay = self.schedule.delay if isinstance(self.schedule, AdaptiveSchedule) else 0
+        self.continuous = self.schedule if isinstance(self.schedule, ContinuousSchedule) else None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -39,35 +46,43 @@ class Change:
         return dict(zip(self.first.domains, self.first.sizes.tolist(), strict=True))
 
 
-class Journal:
-    """Which schedule holds at which step."""
+class ScheduleHistory:
+    """The schedule that a job began with, and the changes since."""
 
     def __init__(self, schedule: Schedule) -> None:
-        self.changes = [Change(0, _checked(schedule), schedule.mixture(0))]
+        self.changes = [ScheduleChange(0, _checked(schedule), schedule.mixture(0))]
+
+    def copy(self) -> ScheduleHistory:
+        """Return a history that later changes of this one do not reach."""
+        other = object.__new__(ScheduleHistory)
+        other.changes = [
+            ScheduleChange(c.from_step, c.schedule, c.first, dict(c.new_sizes), dict(c.draws)) for c in self.changes
+        ]
+        return other
 
     @property
-    def newest(self) -> Change:
+    def newest(self) -> ScheduleChange:
         """The last change."""
         return self.changes[-1]
 
-    def at(self, step: int) -> Change:
-        """The change in force at a step."""
+    def at(self, step: int) -> ScheduleChange:
+        """Return the change in force at a step."""
         return next(change for change in reversed(self.changes) if change.from_step <= step)
 
     def end(self, step: int) -> int:
-        """The first step after ``step`` that has another schedule."""
+        """Return the first step after ``step`` that another schedule decides."""
         return next((change.from_step for change in self.changes if change.from_step > step), NEVER)
 
-    def next_change(self, schedule: Schedule, from_step: int) -> Change:
-        """A change that may be appended to the others.
+    def next_change(self, schedule: Schedule, from_step: int) -> ScheduleChange:
+        """Return a change that may be appended to the others.
 
         Raises:
-            ValueError: if it does not come after them, or the schedule drops, moves or shrinks a domain.
+            ValueError: If it does not come after them, or the schedule drops, moves or shrinks a domain.
         """
         last = self.newest.from_step
         if from_step <= last:
             raise ValueError(f"from_step = {from_step}; expected a step after {last}, where the newest schedule begins")
-        change = Change(from_step, _checked(schedule), schedule.mixture(from_step))
+        change = ScheduleChange(from_step, _checked(schedule), schedule.mixture(from_step))
         old, new = self.newest.sizes, change.sizes
         if list(new)[: len(old)] != list(old):
             raise ValueError(
@@ -79,84 +94,106 @@ class Journal:
                 f"domain {shrunk[0]!r} has {new[shrunk[0]]} samples in the schedule and {old[shrunk[0]]} so far; "
                 "expected no fewer: a domain can grow, but samples that may have been drawn cannot go"
             )
-        change.added = {domain: size for domain, size in new.items() if size != old.get(domain)}
+        change.new_sizes = {domain: size for domain, size in new.items() if size != old.get(domain)}
         return change
 
-    def grown_at(self, step: int) -> list[str]:
-        """Domains that grow at ``step`` and whose draws before it are not known yet."""
+    def growing_at(self, step: int) -> list[str]:
+        """Return the domains that grow at ``step`` and whose draws before it are not known yet."""
         for before, change in pairwise(self.changes):
             if change.from_step == step and not change.draws:
-                return [domain for domain in change.added if domain in before.first.domains]
+                return [domain for domain in change.new_sizes if domain in before.first.domains]
         return []
 
-    def extents(self) -> dict[str, list[tuple[int, int]]]:
-        """Of each domain that grows, (first draw, size) pairs: a larger size holds from the next epoch on."""
-        extents: dict[str, list[tuple[int, int]]] = {}
+    def epoch_sizes(self) -> dict[str, list[tuple[int, int]]]:
+        """Return (first draw, size) pairs of each domain that grows: a larger size holds from the next epoch on."""
+        sizes: dict[str, list[tuple[int, int]]] = {}
         for before, change in pairwise(self.changes):
             old, new = before.sizes, change.sizes
-            for domain in change.added.keys() & old.keys():
-                known = extents.setdefault(domain, [(0, old[domain])])
+            for domain in change.new_sizes.keys() & old.keys():
+                known = sizes.setdefault(domain, [(0, old[domain])])
                 if domain not in change.draws:
                     continue
                 draws = change.draws[domain]
-                begin, size = [extent for extent in known if extent[0] <= draws][-1]
+                begin, size = [pair for pair in known if pair[0] <= draws][-1]
                 next_epoch = begin - (begin - draws) // size * size
-                extents[domain] = [e for e in known if e[0] < next_epoch] + [(next_epoch, new[domain])]
-        return extents
+                sizes[domain] = [pair for pair in known if pair[0] < next_epoch] + [(next_epoch, new[domain])]
+        return sizes
 
     def state(self) -> list[dict[str, Any]]:
-        """The changes after the first schedule, as JSON values."""
+        """Return the changes after the first schedule, as JSON values."""
         return [
-            {"from_step": c.from_step, "schedule": c.schedule.describe(), "sizes": c.added, "draws": dict(c.draws)}
+            {"from_step": c.from_step, "schedule": c.schedule.describe(), "sizes": c.new_sizes, "draws": dict(c.draws)}
             for c in self.changes[1:]
         ]
 
-    def draws_of(self, state: Sequence[Mapping[str, Any]], step: int) -> list[dict[str, int]]:
-        """The draws that a saved journal knows of; `changes` may then take them over.
 
-        Raises:
-            ValueError: if the saved changes are not those of this job.
-        """
-        draws: list[dict[str, int]] = []
-        for theirs, mine in zip_longest(state, self.state()):
-            if mine is None:
-                raise ValueError(
-                    f"the state has a schedule {theirs['schedule']} from step {theirs['from_step']} on, this job has "
-                    "none: call set_schedule() for it before load_state_dict()"
-                )
-            if theirs is None:
-                raise ValueError(
-                    f"this job has a schedule {mine['schedule']} from step {mine['from_step']} on, the state has none: "
-                    "call set_schedule() for it after load_state_dict()"
-                )
-            for name in ("from_step", "schedule", "sizes"):
-                if theirs[name] != mine[name]:
-                    raise ValueError(
-                        f"state is of another job: {name} of change {len(draws) + 1} is {theirs[name]!r} in the state "
-                        f"and {mine[name]!r} here"
-                    )
-            before = self.changes[len(draws)].sizes
-            grown = {domain for domain in mine["sizes"] if domain in before}
-            known = {domain: int(n) for domain, n in theirs["draws"].items()}
-            if (known or mine["from_step"] <= step) and (set(known) != grown or any(n < 0 for n in known.values())):
-                raise ValueError(f"state is damaged: change {len(draws) + 1} knows the draws of {sorted(known)} alone")
-            draws.append(known)
-        return draws
+class BatchSizes:
+    """The batch size that a job began with, and the changes since.
+
+    Attributes:
+        pairs: (first step, batch size) pairs in order, the first one from step 0.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self.pairs = list(pairs)
+
+    @property
+    def newest(self) -> int:
+        """The last batch size."""
+        return self.pairs[-1][1]
+
+    def at(self, step: int) -> int:
+        """Return the batch size of a step."""
+        return next(size for first_step, size in reversed(self.pairs) if first_step <= step)
+
+    def end(self, step: int) -> int:
+        """Return the first step after ``step`` from which batches have another size."""
+        return next((first_step for first_step, _ in self.pairs if first_step > step), NEVER)
+
+    def samples_before(self, step: int) -> int:
+        """Return the number of samples in the batches before ``step``."""
+        ends = [first_step for first_step, _ in self.pairs[1:]] + [step]
+        return sum(
+            max(min(end, step) - first_step, 0) * size for (first_step, size), end in zip(self.pairs, ends, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What decides the order of samples.
+
+    Attributes:
+        history: The schedules.
+        batch_sizes: The sizes of batches.
+        seed: The seed of epoch 0.
+        allocation: The name of the allocation.
+        shuffle: Whether the samples of a domain are shuffled.
+    """
+
+    history: ScheduleHistory
+    batch_sizes: BatchSizes
+    seed: int
+    allocation: str
+    shuffle: bool
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a state must be equal in, but for the changes, as JSON values."""
+        first = self.history.changes[0]
+        return {
+            "sizes": first.sizes,
+            "schedule": first.schedule.describe(),
+            "batch_size": self.batch_sizes.at(0),
+            "seed": self.seed,
+            "allocation": self.allocation,
+            "shuffle": self.shuffle,
+        }
+
+    def copy(self) -> Job:
+        """Return a job that later changes of this one do not reach."""
+        return replace(self, history=self.history.copy(), batch_sizes=BatchSizes(self.batch_sizes.pairs))
 
 
 def _checked(schedule: Schedule) -> Schedule:
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule is a {type(schedule).__name__}; expected one made by pycooldown.schedules")
     return schedule
-
-
-def difference(name: str, theirs: Any, mine: Any) -> str:
-    """What a saved value of this name has other than this job's."""
-    if name == "sizes" and isinstance(theirs, Mapping):
-        if only := set(theirs) ^ set(mine):
-            where = "the state" if next(iter(sorted(only))) in theirs else "this job"
-            return f"domain {min(only)!r} is only in {where}"
-        if changed := [d for d in mine if theirs[d] != mine[d]]:
-            return f"domain {changed[0]!r} has {theirs[changed[0]]} samples in the state and {mine[changed[0]]} here"
-        return "the domains are in another order"
-    return f"{name} is {theirs!r} in the state and {mine!r} here"

@@ -1,137 +1,289 @@
-"""Plans the batch of any step: stands at one step, and seeks its way to others."""
+"""Plans the batch of any step: the core stands before one step, and is moved to others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pycooldown import _core
-from pycooldown.sampling.batches import NEVER, BatchPlan, Integers, Stage
-from pycooldown.sampling.changes import Journal
+from pycooldown.mixture import Mixture, Vector
+from pycooldown.sampling.batches import BatchPlan, Integers
+from pycooldown.sampling.changes import NEVER, Job, ScheduleChange
+from pycooldown.schedules import Schedule
 
 # How many past positions are remembered, so that a state a little behind the newest batch costs no replay from step 0.
-_MAX_SNAPSHOTS = 16
-# How many changes of the mixture quota allocation looks ahead to see deadlines.
-_MAX_STAGES = 32
-Position = tuple[Integers, Integers]  # draws, and credits in 2^-32 samples
+_MAX_REMEMBERED = 16
+# How many mixtures, the present one among them, quota allocation knows when it decides which domain is most urgent.
+_LOOK_AHEAD = 32
+# How many probabilities are computed at once when steps are skipped.
+_CHUNK = 2**20
+# Draws are counted in 64 bits. A limit below leaves room for sums.
+MAX_DRAWS = 2**62
+
+Position = tuple[Integers, Integers]  # draws of each domain, and its credit in 2^-32 samples
+
+
+@dataclass(frozen=True)
+class MixtureSpan:
+    """The mixture in force in steps [start, end), and its alias table."""
+
+    start: int
+    end: int
+    mixture: Mixture
+    table: _core.AliasTable
+    schedule: Schedule
+
+    @classmethod
+    def from_step(cls, change: ScheduleChange, step: int) -> MixtureSpan:
+        """Return the span that begins at ``step`` under the schedule of ``change``."""
+        schedule, first = change.schedule, change.first
+        mixture, end = schedule.mixture(step), schedule.next_change(step)
+        _check_same_domains(mixture, first, step)
+        return cls(step, NEVER if end is None else end, mixture, _core.AliasTable(mixture.sampling), schedule)
 
 
 class Planner:
-    """The batches of a journal's schedules.
+    """The batches of a job's schedules. Not safe from several threads: `DomainBatchSampler` locks it.
 
     Args:
-        journal: which schedule holds at which step; call `follow_journal` when it has changed.
-        batch_size: samples in a batch.
-        seed: integer in [0, 2^64).
-        allocation: a name of `_core.Allocation`.
-        shuffle: whether the samples of a domain are shuffled.
+        job: What decides them; call `follow_changes` when it has changed.
     """
 
-    def __init__(self, journal: Journal, *, batch_size: int, seed: int, allocation: str, shuffle: bool) -> None:
-        self._journal = journal
-        self._options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "shuffle": shuffle}
-        self._allocation = allocation
-        self._snapshots: dict[int, Position] = {0: (np.zeros(0, np.int64), np.zeros(0, np.int64))}
-        self.follow_journal()
-
-    def follow_journal(self) -> None:
-        """Takes over the newest domains and sizes; then stands at step 0."""
-        newest = self._journal.newest
-        self._domains = newest.first.domains
-        self._core = _core.BatchPlanner(newest.first.sizes, _core.Allocation[self._allocation], **self._options)
-        self._set_extents()
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._seed = job.seed
+        self._remembered: dict[int, Position] = {0: (np.zeros(0, np.int64), np.zeros(0, np.int64))}
+        # None: to be made anew from a remembered position. It is taken away while it moves, so that whatever breaks
+        # this off, a KeyboardInterrupt for example, never leaves it at another step than self._step.
+        self._core: _core.BatchPlanner | None = None
         self._step = 0
-        self._stages: list[Stage] = []
-        for step, position in self._snapshots.items():  # domains that have joined have not been drawn before
-            counts, credits = (np.pad(values, (0, len(self._domains) - len(values))) for values in position)
-            self._snapshots[step] = counts, credits
+        self._spans: list[MixtureSpan] = []
+        self.follow_changes()
+
+    def follow_changes(self) -> None:
+        """Take over the newest domains, their sizes and the sizes of batches."""
+        self._core, self._spans = None, []
+        num_domains = self._job.history.newest.first.num_domains
+        for step, position in self._remembered.items():  # domains that have joined have not been drawn before
+            draws, credits = (np.pad(values, (0, num_domains - len(values))) for values in position)
+            self._remembered[step] = draws, credits
+
+    def copy(self, job: Job) -> Planner:
+        """Return a planner of a copied job that stands at the same step."""
+        self._remember_position()
+        other = object.__new__(Planner)
+        other.__setstate__(self.__dict__ | {"_job": job, "_remembered": dict(self._remembered)})
+        return other
 
     def plan(self, step: int, begin: int, end: int) -> BatchPlan:
-        """Slots [begin, end) of the batch of ``step``; far from the last one, the steps between are counted first."""
+        """Plan slots [begin, end) of the batch of ``step``; from far away, the steps between are counted first."""
         self._seek(step)
-        if self._journal.newest.delay:  # the schedule forgets the mixtures that a replay would need
-            self.keep(step, self._position)
-        stages = self._stages_from(step)
-        plan = BatchPlan(*self._core.plan([stage.pair for stage in stages], step, begin, end), stages[0].mixture)
-        self._arrive(step + 1)
-        return plan
+        if self._job.history.newest.delay:  # the schedule forgets the mixtures that a replay would need
+            self._remember_position()
+        spans = self._spans_from(step)
+        core = self._take_core()
+        samples = core.plan([(span.table, span.end) for span in spans], step, begin, end)
+        self._stand(core, step + 1)
+        return BatchPlan(*samples, spans[0].mixture)
 
     def before(self, step: int) -> Position:
-        """How often each domain is drawn before ``step``, and its credit."""
-        here = self._step
-        self.keep(here, self._position)
+        """Return how often each domain is drawn before ``step``, and its credit."""
+        here = step if self._core is None else self._step
+        self._remember_position()
         self._seek(step)
         position = self._position
         self._seek(here)
         return position
 
-    def keep(self, step: int, position: Position) -> None:
-        """Remembers the position before a step, so that going back there costs no replay."""
-        self._snapshots[step] = position
-        kept = _MAX_SNAPSHOTS + self._journal.newest.delay
-        for oldest in sorted(self._snapshots)[1:-kept]:
-            del self._snapshots[oldest]
+    def steps_without_repeats(self) -> int:
+        """Return the number of steps from 0 on that draw each sample at most once."""
+        low, high = 0, 1
+        while self._has_no_repeats(high):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._has_no_repeats(middle) else (low, middle)
+        return low
+
+    def _has_no_repeats(self, step: int) -> bool:
+        """Tell whether the steps before ``step`` draw each sample at most once."""
+        draws, credits = self.before(step)
+        sizes = self._job.history.newest.first.sizes.copy()
+        for domain, epochs in self._job.history.epoch_sizes().items():
+            sizes[self._job.history.newest.first.domains.index(domain)] = epochs[0][1]  # the next one has all samples
+        fits = bool((draws <= sizes).all())
+        if fits:
+            self.remember(step, (draws, credits))  # the next search begins there
+        return fits
+
+    def expected_before(self, step: int) -> Vector:
+        """Return how often each domain is drawn before ``step``: exactly as far as is known, then on average."""
+        self._remember_position()
+        start = self._nearest(step)
+        draws = self._remembered[start][0].astype(np.float64)
+        while start < step:
+            end = min(step, self._job.history.end(start), self._job.batch_sizes.end(start))
+            for samples in _expected_draws(self._job.history.at(start), start, end, self._job.batch_sizes.at(start)):
+                draws[: len(samples)] += samples
+            start = end
+        return draws
+
+    def remember(self, step: int, position: Position) -> None:
+        """Remember the position before a step, so that going back there costs no replay."""
+        self._remembered[step] = position
+        kept = _MAX_REMEMBERED + self._job.history.newest.delay
+        for oldest in sorted(self._remembered)[1:-kept]:
+            del self._remembered[oldest]
 
     def forget_after(self, step: int) -> None:
-        """Drops what is remembered of later steps, as they will be planned anew."""
-        self.keep(self._step, self._position)
-        self._snapshots = {known: position for known, position in self._snapshots.items() if known <= step}
+        """Forget the positions of later steps, as those will be planned anew."""
+        self._remember_position()
+        self._remembered = {known: position for known, position in self._remembered.items() if known <= step}
+
+    def reseed(self, seed: int) -> None:
+        """Plan by another seed, from step 0 on."""
+        self._seed = seed
+        self._remembered = {0: self._remembered[0]}
+        for change in self._job.history.changes:
+            change.draws = {}
+        self.follow_changes()
+        self._step = 0
 
     def go_on(self, step: int, position: Position) -> None:
-        """Goes to a step whose position is known from elsewhere."""
-        self._snapshots = {0: self._snapshots[0], step: position}
-        self.follow_journal()
+        """Go to a step whose position is known from elsewhere."""
+        self._remembered = {0: self._remembered[0], step: position}
+        self.follow_changes()
+        self._step = step
         self._seek(step)
 
     @property
     def _position(self) -> Position:
+        assert self._core is not None
         return self._core.counts, self._core.credits
 
-    def _stages_from(self, step: int) -> list[Stage]:
-        """The stage of ``step`` and, for quota allocation, those that follow as far as they are decided for good."""
-        now = self._journal.at(step)
-        stages = [stage for stage in self._stages if stage.end > step and stage.schedule is now.schedule]
-        if not stages or stages[0].start > step:
-            stages = [Stage.at(now.schedule, step, now.first)]
-        # Changes by set_schedule() are not looked ahead to: they were not known when the steps before were planned.
-        look_ahead = self._allocation == "quota" and now.delay == 0
-        while look_ahead and len(stages) < _MAX_STAGES and stages[-1].end != NEVER:
-            stages.append(Stage.at(now.schedule, stages[-1].end, now.first))
-        self._stages = stages
-        return stages
+    def _remember_position(self) -> None:
+        if self._core is not None:
+            self.remember(self._step, self._position)
 
-    def _seek(self, step: int) -> None:
-        """Moves the planner to the start of ``step``, from the nearest position known before it."""
+    def _nearest(self, step: int) -> int:
+        """Return the last step up to ``step`` whose position is remembered."""
         if step < 0:
             raise ValueError(f"step = {step}; expected a step >= 0")
-        start = max(s for s in self._snapshots if s <= step)
-        if not start <= self._step <= step:
-            self._core.seek(*self._snapshots[start])
-            self._arrive(start)
+        if self._job.batch_sizes.samples_before(step) >= MAX_DRAWS:
+            raise ValueError(f"step = {step}; expected a step before which fewer than 2^62 samples are drawn")
+        return max(known for known in self._remembered if known <= step)
+
+    def _seek(self, step: int) -> None:
+        """Move the core to the start of ``step``, from the nearest position known before it."""
+        start = self._nearest(step)
+        if self._core is None or not start <= self._step <= step:
+            core = self._new_core() if self._core is None else self._take_core()
+            core.seek(*self._remembered[start])
+            self._stand(core, start)
         while self._step < step:
-            stages = self._stages_from(self._step)
-            last = min(step, stages[0].end, self._journal.end(self._step))
-            self._core.skip([stage.pair for stage in stages], self._step, last)
-            self._arrive(last)
+            self._skip(step)
 
-    def _arrive(self, step: int) -> None:
-        """Notes where the planner stands; a domain that grows here does so from its next epoch on."""
+    def _skip(self, step: int) -> None:
+        """Move the core towards ``step``, as far as one call can."""
+        here, change = self._step, self._job.history.at(self._step)
+        step = min(step, self._job.history.end(here))
+        if (schedule := change.continuous) is not None and here < schedule.settled_from:
+            look_ahead = _LOOK_AHEAD if self._job.allocation == "quota" else 1
+            step = min(step, schedule.settled_from, here + max(_CHUNK // change.first.num_domains, look_ahead))
+            end = min(step + look_ahead - 1, schedule.settled_from + 1)  # of the rows
+            rows = schedule.sampling(here, end)
+            core = self._take_core()
+            end = NEVER if end > schedule.settled_from else end
+            core.skip_rows(rows, first_step=here, num_steps=step - here, look_ahead=look_ahead, end=end)
+        else:
+            spans = self._spans_from(here)
+            step = min(step, spans[0].end)
+            core = self._take_core()
+            core.skip([(span.table, span.end) for span in spans], here, step)
+        self._stand(core, step)
+
+    def _spans_from(self, step: int) -> list[MixtureSpan]:
+        """Return the span of ``step`` and, for quota allocation, those that follow as far as they are decided."""
+        now = self._job.history.at(step)
+        spans = [span for span in self._spans if span.end > step and span.schedule is now.schedule]
+        if not spans or spans[0].start > step:
+            spans = [MixtureSpan.from_step(now, step)]
+        # Changes by set_schedule() are not looked ahead to: they were not known when the steps before were planned.
+        look_ahead = self._job.allocation == "quota" and now.delay == 0
+        while look_ahead and len(spans) < _LOOK_AHEAD and spans[-1].end != NEVER:
+            spans.append(MixtureSpan.from_step(now, spans[-1].end))
+        self._spans = spans
+        return spans
+
+    def _new_core(self) -> _core.BatchPlanner:
+        job = self._job
+        core = _core.BatchPlanner(
+            job.history.newest.first.sizes,
+            _core.Allocation[job.allocation],
+            batch_size=job.batch_sizes.at(0),
+            seed=self._seed,
+            shuffle=job.shuffle,
+        )
+        core.set_batch_sizes(self._job.batch_sizes.pairs)
+        self._set_epoch_sizes(core)
+        return core
+
+    def _take_core(self) -> _core.BatchPlanner:
+        core, self._core = self._core, None
+        assert core is not None
+        return core
+
+    def _stand(self, core: _core.BatchPlanner, step: int) -> None:
+        """Note where the core stands; a domain that grows here does so from its next epoch on."""
+        if growing := self._job.history.growing_at(step):
+            draws = dict(zip(self._job.history.newest.first.domains, core.counts.tolist(), strict=True))
+            self._job.history.at(step).draws = {domain: draws[domain] for domain in growing}
+            self._set_epoch_sizes(core)
         self._step = step
-        if grown := self._journal.grown_at(step):
-            draws = dict(zip(self._domains, self._core.counts.tolist(), strict=True))
-            self._journal.at(step).draws = {domain: draws[domain] for domain in grown}
-            self._set_extents()
+        self._core = core
 
-    def _set_extents(self) -> None:
-        for domain, extents in self._journal.extents().items():
-            self._core.set_extents(self._domains.index(domain), extents)
+    def _set_epoch_sizes(self, core: _core.BatchPlanner) -> None:
+        domains = self._job.history.newest.first.domains
+        for domain, sizes in self._job.history.epoch_sizes().items():
+            core.set_epoch_sizes(domains.index(domain), sizes)
 
     def __getstate__(self) -> dict[str, Any]:
-        self.keep(self._step, self._position)
-        return {name: value for name, value in self.__dict__.items() if name not in ("_core", "_stages", "_step")}
+        self._remember_position()
+        return self.__dict__ | {"_core": None, "_spans": []}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
-        self.follow_journal()
+        self._core, self._spans = None, []
+
+
+def _check_same_domains(mixture: Mixture, first: Mixture, step: int) -> None:
+    same_domains = mixture.domains is first.domains or mixture.domains == first.domains
+    if not same_domains or not (mixture.sizes is first.sizes or np.array_equal(mixture.sizes, first.sizes)):
+        raise ValueError(f"the schedule's mixture at step {step} has other domains or sizes than the one it began with")
+
+
+def _expected_draws(change: ScheduleChange, start: int, end: int, batch_size: int) -> list[Vector]:
+    """Return float64 (K,) parts of the expected draws of steps [start, end), which one schedule decides."""
+    schedule, parts = change.schedule, []
+    while start < end:
+        if (continuous := change.continuous) is not None and start < continuous.settled_from:
+            last = min(end, continuous.settled_from, start + max(1, _CHUNK // change.first.num_domains))
+            parts.append(batch_size * continuous.sampling(start, last).sum(axis=0))
+        else:
+            following = schedule.next_change(start)
+            last = end if following is None else min(end, following)
+            parts.append(batch_size * (last - start) * schedule.mixture(start).sampling)
+        start = last
+    return parts
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return the seed of a pass: the job's in epoch 0, otherwise a hash of it and the epoch's number."""
+    if epoch == 0:
+        return seed
+    stream = 4  # of Philox; csrc/include/pycooldown/philox.h has the others
+    low, high, _, _ = _core.philox4x32([epoch % 2**32, epoch >> 32, stream, 0], [seed % 2**32, seed >> 32])
+    return high << 32 | low

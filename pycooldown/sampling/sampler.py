@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
-from pycooldown import _core
 from pycooldown.mixture import Mixture
-from pycooldown.sampling.batches import BatchPlan, Exposure, Integers, check_batches_fit
-from pycooldown.sampling.changes import Journal, difference
-from pycooldown.sampling.planner import Planner
+from pycooldown.sampling.batches import BatchPlan, Exposure, Integers
+from pycooldown.sampling.changes import BatchSizes, Job, ScheduleHistory
+from pycooldown.sampling.checks import AllocationName as AllocationName
+from pycooldown.sampling.checks import batch_size_pairs, check_batches, check_options, check_stop, integer, step_number
+from pycooldown.sampling.exclusive import Exclusive
+from pycooldown.sampling.planner import Planner, epoch_seed
+from pycooldown.sampling.state import read_state, write_state
 from pycooldown.schedules import Schedule
-
-AllocationName = Literal["multinomial", "systematic", "quota"]
 
 
 class DomainBatchSampler:
@@ -27,26 +25,30 @@ class DomainBatchSampler:
     domain, samples are drawn without replacement: each epoch of a domain is a permutation of it.
 
     Args:
-        schedule: the mixture at each step, from `pycooldown.schedules`.
-        batch_size: size B of the global batch in samples, over all ranks.
-        seed: integer in [0, 2^64).
-        num_steps: stop after this step; ``None`` to go on for ever.
-        rank: this process's position among ``world_size``.
-        world_size: number of processes that share the batch.
+        schedule: The mixture at each step, from `pycooldown.schedules`.
+        batch_size: Size B of the global batch in samples, over all ranks; for a ramp, (first step, size) pairs with
+            increasing first steps, the first one 0.
+        seed: Integer in [0, 2^64).
+        num_steps: Number of steps of a pass; ``None`` for a pass without an end.
+        rank: This process's position among ``world_size``.
+        world_size: Number of processes that share the batch.
         allocation: "multinomial" draws each slot's domain independently; "systematic" gives domain i floor(B q_i) or
             ceil(B q_i) slots, which is unbiased too and has less variance; "quota" carries the rounding error over, so
-            that after any number of steps each domain has been drawn within one sample of the sum of its B q_i
-            (under a schedule that changes at every step, as far as 32 steps ahead tell, and under an adaptive one or
-            a change by `set_schedule`, as far as it is decided).
+            that after any number of steps each domain has been drawn within one sample of the sum of its B q_i. Where
+            the mixture changes at every step, this holds as far as the next 32 steps show; where it is learned or
+            changed by `set_schedule`, as far as it was known when a batch was planned.
         shuffle: ``False`` takes each domain's samples in their own order.
+        stop: "first_exhausted" ends a pass before the first step that would repeat a sample, and sets ``num_steps`` to
+            the number of steps before; the schedule must be known beforehand.
 
-    A sampler can be pickled. In loaders that slice batches by rank themselves (Accelerate's ``prepare`` with
+    A sampler may be used from several threads and can be pickled; a signal handler that uses it while its own thread
+    does gets a RuntimeError. In loaders that slice batches by rank themselves (Accelerate's ``prepare`` with
     ``split_batches=True``), leave ``world_size`` at 1; where they would wrap it (Lightning), let them not
     (``use_distributed_sampler=False``).
 
     Raises:
-        TypeError: if a number is not an integer.
-        ValueError: if an argument is out of range, or a batch would on average hold more samples of a domain than the
+        TypeError: If a number is not an integer.
+        ValueError: If an argument is out of range, or a batch would on average hold more samples of a domain than the
             domain has.
     """
 
@@ -54,83 +56,93 @@ class DomainBatchSampler:
         self,
         schedule: Schedule,
         *,
-        batch_size: int,
+        batch_size: int | Sequence[tuple[int, int]],
         seed: int,
         num_steps: int | None = None,
         rank: int = 0,
         world_size: int = 1,
         allocation: AllocationName = "multinomial",
         shuffle: bool = True,
+        stop: Literal["first_exhausted"] | None = None,
     ) -> None:
-        self._journal = Journal(schedule)
-        batch_size, seed, rank, world_size = (
-            _integer(name, value)
-            for name, value in [("batch_size", batch_size), ("seed", seed), ("rank", rank), ("world_size", world_size)]
-        )
-        num_steps = None if num_steps is None else _integer("num_steps", num_steps)
-        if not 0 < batch_size < 2**31:
-            raise ValueError(f"batch_size = {batch_size}; expected 1 to 2^31 - 1 samples")
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed = {seed}; expected an integer in [0, 2^64)")
-        if num_steps is not None and num_steps < 0:
-            raise ValueError(f"num_steps = {num_steps}; expected a number >= 0, or None for no end")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank = {rank} of world_size = {world_size}; expected 0 <= rank < world_size")
-        if world_size > batch_size:
-            raise ValueError(f"world_size = {world_size} is above batch_size = {batch_size}; some ranks would be idle")
-        if allocation not in _core.Allocation.__members__:
-            names = ", ".join(map(repr, _core.Allocation.__members__))
-            raise ValueError(f"allocation = {allocation!r}; expected one of {names}")
-        self.batch_size = batch_size
+        history = ScheduleHistory(schedule)
+        seed, rank, world_size = integer("seed", seed), integer("rank", rank), integer("world_size", world_size)
+        num_steps = None if num_steps is None else integer("num_steps", num_steps)
+        check_options(seed=seed, num_steps=num_steps, rank=rank, world_size=world_size, allocation=allocation)
+        check_stop(stop, num_steps, schedule)
         self.seed = seed
+        self.epoch = 0
         self.num_steps = num_steps
         self.rank = rank
         self.world_size = world_size
         self.allocation = allocation
-        self.shuffle = shuffle
-
-        check_batches_fit(schedule, batch_size, 0, num_steps)
-        self._next_step = 0  # where iteration starts
-        self._planner = Planner(self._journal, batch_size=batch_size, seed=seed, allocation=allocation, shuffle=shuffle)
+        self.shuffle = bool(shuffle)
+        self._job = Job(history, BatchSizes(batch_size_pairs(batch_size)), seed, allocation, self.shuffle)
+        self._exclusive = Exclusive()
+        check_batches(schedule, self._job.batch_sizes, 0, num_steps, world_size)
+        self._planner = Planner(self._job)
+        self._next_step = 0  # where iteration goes on
+        self._pass_ended = False  # whether the last batch has been yielded, so that the next pass starts at step 0
+        self._stop = stop
+        self._apply_stop()
 
     @property
     def schedule(self) -> Schedule:
         """The newest schedule."""
-        return self._journal.newest.schedule
+        return self._job.history.newest.schedule
+
+    @property
+    def batch_size(self) -> int:
+        """The newest size of the global batch, in samples."""
+        return self._job.batch_sizes.newest
+
+    def batch_size_at(self, step: int) -> int:
+        """Return the size of the global batch of a step, in samples."""
+        return self._job.batch_sizes.at(step_number(step))
 
     @property
     def domains(self) -> tuple[str, ...]:
         """Names of the domains, in order."""
-        return self._journal.newest.first.domains
+        return self._job.history.newest.first.domains
 
     @property
     def sizes(self) -> Integers:
         """Samples of each domain, (K,), the newest where they have grown."""
-        return self._journal.newest.first.sizes
+        return self._job.history.newest.first.sizes
 
     def __len__(self) -> int:
-        """Steps left of ``num_steps``."""
+        """Return ``num_steps``, the length of a whole pass, wherever iteration stands.
+
+        A pass that goes on, after `load_state_dict` for example, has as many steps as are left of it.
+        """
         if self.num_steps is None:
             raise TypeError("the sampler has no end: give num_steps to have a length")
-        return max(0, self.num_steps - self._next_step)
+        return self.num_steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yields this rank's sample indices, step after step, up to ``num_steps``; a further pass starts anew.
+        """Yield this rank's sample indices, step after step, up to ``num_steps``.
 
-        A pass that is broken off goes on with the next batch, as does one after `load_state_dict`: a sampler yields no
-        batch twice. A ``DataLoader`` with workers has asked for batches ahead, which are lost if its iterator is
-        dropped: keep the iterator, or go back with ``sampler.load_state_dict(sampler.state_dict(step=consumed))``.
+        A pass ends with its last batch, and the next one starts at step 0. A pass that is broken off before goes on
+        with the next batch, as does one after `load_state_dict`; of a state of the end, with none. A ``DataLoader``
+        with workers asks for batches ahead of their use, which are lost if its iterator is dropped: keep the iterator,
+        or go back with ``sampler.load_state_dict(sampler.state_dict(step=consumed))``.
         """
-        step = self._next_step
+        with self._exclusive.hold():
+            if self._pass_ended:
+                self._next_step, self._pass_ended = 0, False
+            step = self._next_step
         while self.num_steps is None or step < self.num_steps:
-            plan = self._planner.plan(step, *self._slice())
-            step += 1
-            self._next_step = step
+            with self._exclusive.hold():
+                plan = self._planner.plan(step, *self._slice(step))
+                step += 1
+                self._next_step, self._pass_ended = step, step == self.num_steps
             yield plan.indices.tolist()
-        self._next_step = 0  # a further pass starts anew
+        with self._exclusive.hold():
+            if self._next_step >= self.num_steps:  # not if a state was loaded meanwhile
+                self._next_step, self._pass_ended = 0, False
 
     def set_schedule(self, schedule: Schedule, *, from_step: int) -> None:
-        """Mixes by another schedule from a step on, in a running job.
+        """Mix by another schedule from a step on, in a running job.
 
         The change is part of the state: a job that resumes makes the same calls of ``set_schedule`` before
         `load_state_dict`. Steps before ``from_step`` stay as they were planned, in replays too.
@@ -141,124 +153,148 @@ class DomainBatchSampler:
         they were if domains only join; if one grows, those of the domains behind it move up.
 
         Args:
-            schedule: the new schedule; its steps are those of the job, not counted from the change.
-            from_step: the first step that it decides.
+            schedule: The new schedule; its steps are those of the job, not counted from the change.
+            from_step: The first step that it decides.
 
         Raises:
-            ValueError: if iteration has handed out the batch of ``from_step``, ``from_step`` is not after the last
-                change, the schedule drops, moves or shrinks a domain, or batches do not fit; nothing is changed then.
+            ValueError: If iteration has yielded the batch of ``from_step``, ``from_step`` is not after the last change,
+                the schedule drops, moves or shrinks a domain, or batches do not fit. Nothing is changed then.
         """
-        if from_step < self._next_step:
-            raise ValueError(
-                f"from_step = {from_step}, but batches before step {self._next_step} have been handed out; expected a "
-                f"step >= {self._next_step}, or load an earlier state first"
-            )
-        change = self._journal.next_change(schedule, from_step)
-        check_batches_fit(schedule, self.batch_size, from_step, self.num_steps)
-        self._journal.changes.append(change)
-        self._planner.forget_after(from_step)
-        self._planner.follow_journal()
+        from_step = integer("from_step", from_step)
+        with self._exclusive.hold():
+            self._check_not_yielded(from_step)
+            check_stop(self._stop, None, schedule)
+            change = self._job.history.next_change(schedule, from_step)
+            check_batches(schedule, self._job.batch_sizes, from_step, self.num_steps, self.world_size)
+            self._planner.forget_after(from_step)
+            self._job.history.changes.append(change)
+            self._planner.follow_changes()
+            self._apply_stop()
+
+    def set_batch_size(self, batch_size: int, *, from_step: int) -> None:
+        """Make batches of another size from a step on, in a running job; no sample is lost or repeated.
+
+        The change is part of the state: a job that resumes makes the same calls of ``set_batch_size`` before
+        `load_state_dict`. To resume with another batch size, call it after `load_state_dict`, from the step of the
+        state on. Steps count batches, whatever their size; schedules go by steps.
+
+        Args:
+            batch_size: The new size of the global batch, in samples.
+            from_step: The first step that has it.
+
+        Raises:
+            ValueError: If iteration has yielded the batch of ``from_step``, ``from_step`` is not after the last change
+                of the batch size, or batches do not fit. Nothing is changed then.
+        """
+        from_step = integer("from_step", from_step)
+        with self._exclusive.hold():
+            self._check_not_yielded(from_step)
+            sizes = BatchSizes(batch_size_pairs([*self._job.batch_sizes.pairs, (from_step, batch_size)]))
+            for change in self._job.history.changes:
+                if self._job.history.end(change.from_step) > from_step:
+                    first_step = max(change.from_step, from_step)
+                    check_batches(change.schedule, sizes, first_step, self.num_steps, self.world_size)
+            self._planner.forget_after(from_step)
+            self._job.batch_sizes.pairs = sizes.pairs
+            self._planner.follow_changes()
+            self._apply_stop()
 
     def mixture(self, step: int) -> Mixture:
-        """The mixture in force at a step."""
-        return self._journal.at(step).schedule.mixture(step)
+        """Return the mixture in force at a step."""
+        return self._job.history.at(step_number(step)).schedule.mixture(step)
 
     def plan(self, step: int) -> BatchPlan:
-        """The global batch of any step; far from the current one, the steps between are counted first."""
-        return self._planner.plan(step, 0, self.batch_size)
+        """Return the global batch of any step; far from the current one, the steps between are counted first."""
+        with self._exclusive.hold():
+            return self._planner.plan(step_number(step), 0, self._job.batch_sizes.at(step))
 
-    def exposure(self, step: int | None = None) -> Exposure:
-        """What the steps before ``step`` draw: a count for past steps, an exact forecast for those to come.
+    def exposure(self, step: int | None = None, *, estimate: bool = False) -> Exposure:
+        """Return how often the steps before ``step`` draw each domain: a count, and a forecast for steps to come.
 
-        Args:
-            step: the end of the count; by default ``num_steps``, or the current step if there is no end.
-        """
-        if step is None:
-            step = self._next_step if self.num_steps is None else self.num_steps
-        counts, _ = self._planner.before(step)
-        return Exposure(self.domains, counts, counts / self.sizes)
-
-    def state_dict(self, step: int | None = None) -> dict[str, Any]:
-        """What is needed to go on from ``step``, as JSON values.
+        The forecast is exact, as the steps between are counted one by one. It can be interrupted (Ctrl-C), after which
+        the sampler goes on as if it had not begun.
 
         Args:
-            step: number of batches that training has consumed; by default those that iteration has yielded, which a
-                prefetching ``DataLoader`` asks for ahead of their use.
-        """
-        step = self._next_step if step is None else step
-        counts, credits = self._planner.before(step)
-        self._planner.keep(step, (counts, credits))
-        state = {"version": 1, "step": step, "draws": self._by_name(counts), **self._identity()}
-        if self.allocation == "quota":  # what each domain has earned and not been given, in 2^-32 samples
-            state["credits"] = self._by_name(credits)
-        if len(self._journal.changes) > 1:
-            state["changes"] = self._journal.state()
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state; rank and world size may be other ones.
+            step: The end of the count; by default ``num_steps``, or the current step if there is no end.
+            estimate: Whether steps to come count with their expected draws, the sum of their B q_i, which takes less
+                time. With multinomial allocation, draws have a standard deviation of at most sqrt(samples drawn) / 2.
 
         Raises:
-            ValueError: if the state belongs to another job, saying what differs. Nothing is changed then.
+            LookupError: If a schedule that learns has not decided the mixtures of all these steps.
         """
-        needed = {"version", "step", "draws", *self._identity(), *(["credits"] if self.allocation == "quota" else [])}
-        missing = needed - set(state)
-        if missing:
-            raise ValueError(f"state lacks {sorted(missing)}; expected a value of DomainBatchSampler.state_dict()")
-        if state["version"] != 1:
-            raise ValueError(f"state has version {state['version']!r}; this pycooldown reads version 1")
-        for name, mine in self._identity().items():
-            if state[name] != mine or (name == "sizes" and list(state[name]) != list(mine)):
-                raise ValueError(f"state is of another job: {difference(name, state[name], mine)}")
-        step = state["step"]
-        if type(step) is not int:
-            raise ValueError(f"state is damaged: step is {step!r}; expected an integer")
-        draws_at_changes = self._journal.draws_of(state.get("changes", []), step)
-        counts, credits = (self._by_position(name, state) for name in ("draws", "credits"))
-        if step < 0 or (counts < 0).any() or counts.sum() != step * self.batch_size or credits.sum() != 0:
+        with self._exclusive.hold():
+            end = self._next_step if self.num_steps is None else self.num_steps
+            step = end if step is None else step_number(step)
+            if estimate:
+                expected = self._planner.expected_before(step)
+                return Exposure(self.domains, expected.round().astype("int64"), expected / self.sizes)
+            draws, _ = self._planner.before(step)
+            return Exposure(self.domains, draws, draws / self.sizes)
+
+    def state_dict(self, step: int | None = None) -> dict[str, Any]:
+        """Return what is needed to go on from ``step``, as JSON values.
+
+        Args:
+            step: Number of batches that training has consumed; by default those that iteration has yielded, which a
+                prefetching ``DataLoader`` asks for ahead of their use.
+        """
+        with self._exclusive.hold():
+            step = self._next_step if step is None else step_number(step)
+            position = self._planner.before(step)
+            self._planner.remember(step, position)
+            return write_state(self._job, step, self.epoch, position)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state; rank and world size may differ.
+
+        Raises:
+            ValueError: If the state is damaged or belongs to another job. Nothing is changed then.
+        """
+        with self._exclusive.hold():
+            saved = read_state(state, self._job)
+            self._begin_epoch(saved.epoch)
+            for change, draws in zip(self._job.history.changes[1:], saved.draws_at_changes, strict=True):
+                change.draws = draws
+            self._planner.go_on(saved.step, saved.position)
+            self._next_step, self._pass_ended = saved.step, False
+
+    def set_epoch(self, epoch: int) -> None:
+        """Number the next pass, for loops that think in passes: each number has an order of its own.
+
+        A pass of another number starts at step 0. The number of the pass that goes on, as after `load_state_dict`,
+        changes nothing. Without a call, all passes have number 0.
+
+        Args:
+            epoch: Integer in [0, 2^64). It has nothing to do with passes through a domain.
+        """
+        if not 0 <= integer("epoch", epoch) < 2**64:
+            raise ValueError(f"epoch = {epoch}; expected an integer in [0, 2^64)")
+        with self._exclusive.hold():
+            self._begin_epoch(integer("epoch", epoch))
+
+    def _begin_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self._planner.reseed(epoch_seed(self.seed, epoch))
+            self.epoch, self._next_step, self._pass_ended = epoch, 0, False
+            self._apply_stop()
+
+    def _apply_stop(self) -> None:
+        if self._stop == "first_exhausted":
+            self.num_steps = self._planner.steps_without_repeats()
+
+    def _slice(self, step: int) -> tuple[int, int]:
+        size = self._job.batch_sizes.at(step)
+        return size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size
+
+    def _check_not_yielded(self, from_step: int) -> None:
+        if from_step < (done := self._next_step):
             raise ValueError(
-                f"state is damaged: {int(counts.sum())} draws in {step} steps of {self.batch_size} samples each"
+                f"from_step = {from_step}, but batches before step {done} have been handed out; expected a step >= "
+                f"{done}, or load an earlier state first"
             )
-        for change, draws in zip(self._journal.changes[1:], draws_at_changes, strict=True):
-            change.draws = draws
-        self._planner.go_on(step, (counts, credits))
-        self._next_step = step
 
-    def _identity(self) -> dict[str, Any]:
-        """What decides the order of samples, but for the position in it."""
-        return {
-            "sizes": dict(self._journal.changes[0].sizes),
-            "schedule": self._journal.changes[0].schedule.describe(),
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "allocation": self.allocation,
-            "shuffle": self.shuffle,
-        }
-
-    def _slice(self) -> tuple[int, int]:
-        return (
-            self.batch_size * self.rank // self.world_size,
-            self.batch_size * (self.rank + 1) // self.world_size,
-        )
-
-    def _by_name(self, values: Integers) -> dict[str, int]:
-        return dict(zip(self.domains, values.tolist(), strict=True))
-
-    def _by_position(self, name: str, state: Mapping[str, Any]) -> Integers:
-        if name not in state:
-            return np.zeros(len(self.domains), dtype=np.int64)
-        values = state[name]
-        if not isinstance(values, Mapping) or values.keys() != dict.fromkeys(self.domains).keys():
-            raise ValueError(f"state is damaged: {name!r} and the mixture name different domains")
-        array = np.array([values[domain] for domain in self.domains])
-        if array.dtype != np.int64 or (abs(array) >= 2**62).any():
-            wrong = [value for value in values.values() if type(value) is not int or abs(value) >= 2**62]
-            raise ValueError(f"state is damaged: {name!r} holds {wrong[0]!r}; expected integers")
-        return array
-
-
-def _integer(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} = {value!r}, a {type(value).__name__}; expected an integer") from None
+    def __getstate__(self) -> dict[str, Any]:
+        with self._exclusive.hold():  # copies, which other threads do not change while they are pickled
+            job = self._job.copy()
+            planner = self._planner.copy(job)
+            return self.__dict__ | {"_job": job, "_planner": planner}

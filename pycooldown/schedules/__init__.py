@@ -1,15 +1,20 @@
 """Mixtures as functions of the optimizer step."""
 
-from pycooldown.schedules.fixed import Shape, anneal, constant, cooldown, order_matters, staircase, unimax
-from pycooldown.schedules.protocol import AdaptiveSchedule, Schedule
+from pycooldown.schedules.annealing import Shape, anneal
+from pycooldown.schedules.exposure import cooldown_by_exposure
+from pycooldown.schedules.fixed import constant, cooldown, order_matters, staircase
+from pycooldown.schedules.protocol import AdaptiveSchedule, ContinuousSchedule, Schedule
+from pycooldown.schedules.unimax import unimax
 
 __all__ = [
     "AdaptiveSchedule",
+    "ContinuousSchedule",
     "Schedule",
     "Shape",
     "anneal",
     "constant",
     "cooldown",
+    "cooldown_by_exposure",
     "order_matters",
     "staircase",
     "unimax",

@@ -2,28 +2,85 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 
-from pycooldown.mixture import Vector
+from pycooldown.mixture import Mixture, Vector
+from pycooldown.schedules.fixed import Staircase
+from pycooldown.schedules.protocol import Schedule
+
+
+def unimax(
+    sizes: Mapping[str, int],
+    *,
+    budget: float,
+    max_epochs: float = 1.0,
+    mode: Literal["static", "frontload"] = "static",
+    num_steps: int | None = None,
+) -> Schedule:
+    """Return a schedule that draws as evenly as it can, with at most ``max_epochs`` passes through each domain.
+
+    `unimax_budgets` has the formula.
+
+    Args:
+        sizes: Number of samples of each domain.
+        budget: Number of samples that the whole run draws: batch size times steps.
+        max_epochs: Cap on the number of passes through a domain; 1, 5 and 10 in the paper.
+        mode: "static" keeps one mixture throughout (Chung et al., ICLR 2023); "frontload" draws uniformly and drops
+            each domain when it reaches the cap, as Li et al. (NAACL 2025) describe UniMax: the same totals, the rare
+            domains early.
+        num_steps: Number of steps that the budget lasts; for "frontload" only, which needs it.
+
+    Raises:
+        ValueError: If the caps leave part of the budget over, an argument is not positive, ``mode`` is unknown, or
+            ``num_steps`` is missing.
+    """
+    uniform = Mixture.temperature_sampling(sizes, math.inf)
+    budgets = unimax_budgets(uniform.sizes, budget=budget, max_epochs=max_epochs)
+    passes = budgets / uniform.sizes
+    if uniform.num_domains > 1 and passes.max() < max_epochs * (1 - 1e-9):
+        warnings.warn(
+            f"max_epochs = {max_epochs:g} binds for no domain: uniform sampling passes through the smallest, "
+            f"{uniform.domains[int(passes.argmax())]!r}, {passes.max():.4g} times, so this UniMax is uniform sampling; "
+            f"set max_epochs below {passes.max():.4g}",
+            stacklevel=2,
+        )
+    text = f"unimax(budget={float(budget)}, max_epochs={float(max_epochs)}, mode={mode}"
+    if mode == "static":
+        stages = [(0, budgets / budgets.sum())]
+    elif mode == "frontload":
+        if num_steps is None or num_steps < 1:
+            raise ValueError(f"num_steps = {num_steps}; 'frontload' needs the number of steps that the budget lasts")
+        stages = front_loaded(budgets, num_steps)
+        text += f", num_steps={num_steps}"
+    else:
+        raise ValueError(f"mode = {mode!r}; expected 'static' or 'frontload'")
+    mixtures = tuple(uniform.reweighted(p) for _, p in stages)
+    return Staircase(tuple(start for start, _ in stages), mixtures, text + ")")
 
 
 def unimax_budgets(sizes: npt.ArrayLike, *, budget: float, max_epochs: float) -> Vector:
-    """What each domain gets of ``budget``: U_i = min(level, max_epochs * n_i) with sum_i U_i = budget.
+    """Return what each domain gets of ``budget``: U_i = min(level, max_epochs * n_i) with sum_i U_i = budget.
 
-    Chung et al., "UniMax: Fairer and more Effective Language Sampling for Large-Scale Multilingual Pretraining", ICLR
-    2023, algorithm 1 (water filling): from the smallest domain up, each gets an even share of what is left, or its cap.
+    Source: Chung et al., "UniMax: Fairer and more Effective Language Sampling for Large-Scale Multilingual
+    Pretraining", ICLR 2023, algorithm 1 (water filling): from the smallest domain up, each gets an even share of what
+    is left, or its cap.
 
     Args:
         sizes: (K,) positive sizes, in the unit of ``budget`` (characters in the paper).
-        budget: how much is drawn in all.
-        max_epochs: cap on the number of passes through a domain.
+        budget: How much is drawn in all.
+        max_epochs: Cap on the number of passes through a domain.
 
     Returns:
         float64 (K,).
 
     Raises:
-        ValueError: if an argument is not positive, or the caps leave part of the budget over.
+        ValueError: If an argument is not positive, or the caps leave part of the budget over.
     """
     n = np.asarray(sizes, dtype=np.float64)
     for name, value in (("budget", budget), ("max_epochs", max_epochs)):
@@ -45,7 +102,7 @@ def unimax_budgets(sizes: npt.ArrayLike, *, budget: float, max_epochs: float) ->
 
 
 def front_loaded(budgets: Vector, num_steps: int) -> list[tuple[int, Vector]]:
-    """Stages that draw uniformly from the domains whose budget is not used up, as (first step, sampling).
+    """Return (first step, sampling) pairs that draw uniformly from the domains whose budget is not used up.
 
     A step in which a domain runs out draws from it what is left, so that each domain's draws over all steps are its
     budget exactly.
@@ -55,7 +112,7 @@ def front_loaded(budgets: Vector, num_steps: int) -> list[tuple[int, Vector]]:
     spent = np.concatenate([[0.0], np.cumsum(np.diff(used) * in_play)])  # in all, by then
 
     def drawn(share: float) -> Vector:
-        """Each domain's draws when this share of the budget is spent."""
+        """Return each domain's draws when this share of the budget is spent."""
         return np.minimum(budgets, float(np.interp(share * spent[-1], spent, used)))
 
     switches = np.unique(np.clip(spent[1:-1] / spent[-1] * num_steps, 0, num_steps))

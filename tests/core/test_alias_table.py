@@ -130,6 +130,76 @@ def test_draw_frequencies(weights, seed):
     assert p_value > 1e-4
 
 
+def rounded(probabilities):
+    """Largest-remainder rounding to multiples of 2^-32, unit after unit: the slow way."""
+    total, error = 0.0, 0.0
+    for p in probabilities:
+        term = p - error
+        following = total + term
+        error, total = following - total - term, following
+    exact = [p / total * 2.0**32 for p in probabilities]
+    weights = [max(1, math.floor(x)) if p > 0 else 0 for p, x in zip(probabilities, exact, strict=True)]
+    left = 2**32 - sum(weights)
+    if left > 0:
+        order = sorted(range(len(weights)), key=lambda i: -(exact[i] - weights[i]))
+        least, unit = 0, 1
+    else:
+        order = sorted(range(len(weights)), key=lambda i: -weights[i])
+        least, unit = 1, -1
+    while left:
+        for i in order:
+            if left and weights[i] > least:
+                weights[i] += unit
+                left -= unit
+    return weights
+
+
+@pytest.mark.parametrize("case", range(40))
+def test_rounding_is_by_largest_remainders(case):
+    """Ties, zeros, probabilities below a unit, and few that must give to many."""
+    rng = np.random.default_rng(case)
+    size = int(rng.integers(1, 400))
+    probabilities = [
+        rng.dirichlet(np.full(size, 0.3)),
+        np.ones(size),
+        np.r_[1e3, rng.integers(0, 3, size) * 1e-9],
+        np.r_[1, 1e-9, 3e-9, np.full(size, 1e-300)],
+        np.r_[rng.random(3) * 1e-9 + 1e-9, np.full(size, 1e-300), 1],
+    ][case % 5]
+    assert np.array_equal(AliasTable(probabilities).probabilities * 2**32, rounded(probabilities.tolist()))
+
+
+def test_rounding_takes_linear_time():
+    """One outcome that gives a unit to each of the others; unit after unit, this is quadratic."""
+    table = AliasTable(np.r_[1, np.full(999_999, 1e-300)])
+    assert table.probabilities[0] == 1 - 999_999 * 2**-32
+    assert (table.probabilities[1:] == 2**-32).all()
+    even = AliasTable(np.r_[np.full(500_000, 2e-6), np.full(500_000, 1e-300)]).probabilities * 2**32
+    assert even.sum() == 2**32
+    assert np.ptp(even[:500_000]) == 1
+    assert (even[500_000:] == 1).all()
+
+
+@pytest.mark.parametrize("n", [5, 59_999])
+@pytest.mark.parametrize("offset", [2**64 - 60_000, 2**64 - 65_536 - 7, 2**64 - 131_072])
+def test_the_last_draws(isa, n, offset):
+    """An even choice of two takes the top bit of a random word."""
+    words = philox_words(1, offset // 4, n // 4 + 2)[offset % 4 :][:n]
+    for num_threads in (1, 3):
+        drawn = AliasTable([1, 1]).draw(n, seed=1, offset=offset, num_threads=num_threads)
+        assert np.array_equal(drawn, words >> np.uint64(31))
+
+
+def test_draws_beyond_the_last():
+    table = AliasTable([1, 1])
+    assert table.draw(0, seed=1, offset=2**64 - 1).shape == (0,)
+    for n, offset in [(1, 2**64 - 1), (60_000, 2**64 - 60_000), (2**20, 2**64 - 5)]:
+        with pytest.raises(ValueError, match=f"offset = {offset} and n = {n}; expected draws before number 2.64 - 1"):
+            table.draw(n, seed=1, offset=offset)
+        with pytest.raises(ValueError, match=r"draws beyond number 2.64 - 2"):
+            _core.draw_as_device(table, n, seed=1, offset=offset)
+
+
 def test_positive_probabilities_stay_possible():
     table = AliasTable([1e30, 1e-30, 0])
     assert table.probabilities.tolist() == [1 - 2**-32, 2**-32, 0]

@@ -2,17 +2,23 @@
 
 import collections
 import functools
+import gzip
 import http.server
+import math
+import os
 import shutil
 import tarfile
 import threading
+from pathlib import Path
 
 import pytest
 import webdataset
+from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from pycooldown import DomainBatchSampler, Mixture, schedules
-from pycooldown.data import mix
+from pycooldown.data import TarDataset, mix
+from pycooldown.data.streams import Passes
 
 COUNTS = {"en": [9, 9, 9, 9], "de": [30], "sw": [6, 6, 6]}
 
@@ -101,15 +107,50 @@ def test_nothing_is_lost_or_repeated(shards, run_reader, world_size, num_workers
 @pytest.mark.parametrize("elastic", [False, True])
 @pytest.mark.parametrize("start", [1, 6, 40])
 def test_goes_on_from_any_step(shards, schedule, run_reader, elastic, start):
+    """Worker w takes steps start + w, start + w + 3 and so on, with the samples that they have in a whole run."""
+
     def run(start, rank, worker):
         pipeline = mix(shards, schedule, batch_size=8, seed=3, num_steps=50, start_step=start, elastic=elastic)
         return run_reader(pipeline, rank, 2, worker, 3)
 
     for rank, worker in [(0, 0), (1, 2)]:
-        steps = len(range(worker + (start - worker + 2) // 3 * 3, 50, 3))
-        whole, rest = run(0, rank, worker), run(start, rank, worker)
+        steps = len(range(start + worker, 50, 3))
+        whole, rest = run(0, rank, (start + worker) % 3), run(start, rank, worker)
         assert len(rest) == 4 * steps
         assert rest == whole[-len(rest) :]
+
+
+def numbered(samples):
+    return [sample["__key__"] for sample in samples]
+
+
+@pytest.mark.parametrize("elastic", [False, True])
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+def test_chained_jobs_train_every_step_once_and_in_order(shards, schedule, elastic, workers):
+    """With real workers: jobs of 5, 3, 4 and 4 steps give the batches of one of 16."""
+
+    def job(start, stop):
+        pipeline = mix(shards, schedule, batch_size=8, seed=3, num_steps=stop, start_step=start, elastic=elastic)
+        return list(DataLoader(pipeline, batch_size=8, num_workers=workers, collate_fn=numbered))
+
+    whole = job(0, 16)
+    assert len(whole) == 16
+    assert [batch for start, stop in [(0, 5), (5, 8), (8, 12), (12, 16)] for batch in job(start, stop)] == whole
+
+
+def test_a_pipeline_among_the_sources_starts_at_a_multiple_of_the_workers(shards, schedule, run_reader):
+    """It splits itself by worker: at another step a worker would go on with the part of another one."""
+    pipelines = {domain: webdataset.WebDataset(paths, shardshuffle=False) for domain, paths in shards.items()}
+
+    def run(start):
+        run_reader(mix(pipelines, schedule, batch_size=8, seed=3, num_steps=start, start_step=start), worker=0)
+        return run_reader(
+            mix(pipelines, schedule, batch_size=8, seed=3, num_steps=start, start_step=start), worker=1, num_workers=2
+        )
+
+    assert run(4) == []
+    with pytest.raises(ValueError, match=r"start_step = 5 is no multiple of the 2 workers.*or give URLs"):
+        run(5)
 
 
 def test_elastic_job_goes_on_with_other_readers(shards, schedule, run_reader):
@@ -142,6 +183,89 @@ def test_state_of_a_stateful_data_loader(shards, schedule, workers):
     assert seen + list(second) == whole
 
 
+STAGES = {
+    "none": lambda pipeline: pipeline,
+    "map": lambda pipeline: pipeline.decode().map(lambda sample: sample | {"n": len(sample["txt"])}),
+    "select": lambda pipeline: pipeline.select(lambda sample: sample["__key__"][-1] in "0123"),
+    "batched": lambda pipeline: pipeline.to_tuple("__key__", "txt").batched(5),
+    "listed": lambda pipeline: pipeline.listed(7).map(lambda samples: [sample["__key__"] for sample in samples]),
+    "whole": lambda pipeline: pipeline.listed(8, partial=False),
+}
+
+
+@pytest.mark.parametrize(("stages", "workers"), [*((name, 0) for name in STAGES), ("none", 2), ("batched", 2)])
+def test_batches_made_in_the_pipeline_resume_exactly(shards, schedule, stages, workers):
+    """From any point, the last partial batch and the end included."""
+
+    def loader():
+        pipeline = STAGES[stages](mix(shards, schedule, batch_size=8, seed=3, num_steps=5))
+        return StatefulDataLoader(pipeline, batch_size=None, num_workers=workers)
+
+    whole = list(loader())
+    stops = {0, 1, 2, len(whole) - 1, len(whole)} if workers == 0 else {2, len(whole) - 1}
+    for stop in stops:
+        first, second = loader(), loader()
+        iterator = iter(first)
+        seen = [next(iterator) for _ in range(stop)]
+        state = first.state_dict()
+        next(iterator, None)  # which the state does not see
+        second.load_state_dict(state)
+        assert seen + list(second) == whole
+        assert list(second) == whole  # a further pass
+
+
+@pytest.mark.parametrize("elastic", [False, True])
+def test_states_of_a_loader_that_started_late_resume_exactly(shards, schedule, elastic):
+    """start_step = 5 with 2 workers, then states after 1, 3 and 6 steps, one from the other."""
+
+    def loader():
+        pipeline = mix(shards, schedule, batch_size=8, seed=3, num_steps=15, start_step=5, elastic=elastic)
+        return StatefulDataLoader(pipeline.map(lambda sample: sample["__key__"]), batch_size=8, num_workers=2)
+
+    single = mix(shards, schedule, batch_size=8, seed=3, num_steps=15, elastic=True)
+    whole = list(loader())
+    if elastic:
+        assert whole == list(DataLoader(single, batch_size=8, collate_fn=numbered))[5:]
+    seen, state = [], None
+    for steps in (1, 3, 6):
+        current = loader()
+        if state is not None:
+            current.load_state_dict(state)
+        seen += [batch for _, batch in zip(range(steps), current, strict=False)]
+        state = current.state_dict()
+    assert seen == whole
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [
+        (lambda pipeline: pipeline.shuffle(4), "shuffle"),
+        (lambda pipeline: pipeline.compose(webdataset.detshuffle(4)), "detshuffle"),
+        (lambda pipeline: pipeline.listed(4).unlisted(), "unlisted"),
+        (lambda pipeline: pipeline.slice(3), "islice"),
+        (lambda pipeline: pipeline.compose(webdataset.filters.batched(3)), "batched"),
+        (lambda pipeline: pipeline.compose(lambda samples: samples), "<lambda>"),
+    ],
+)
+def test_stages_that_hold_samples_back_have_no_state(shards, schedule, stage, name):
+    pipeline = stage(mix(shards, schedule, batch_size=8, seed=3, num_steps=5))
+    next(iter(pipeline))
+    with pytest.raises(ValueError, match=f"where its stage {name} stands.*start_step"):
+        pipeline.state_dict()
+
+
+@pytest.mark.parametrize("worker", [0, 1])
+def test_states_of_version_1_are_honoured(shards, schedule, run_reader, worker):
+    """Their worker w took the steps t with t mod W = w, also where the first step was no multiple of W."""
+    whole = run_reader(mix(shards, schedule, batch_size=8, seed=3, num_steps=20), 0, 1, worker, 2)
+    old = mix(shards, schedule, batch_size=8, seed=3, num_steps=20, start_step=5)
+    old.load_state_dict({"version": 1, "samples": 11, "reader": [0, 1, worker, 2]})
+    steps_before = len(range(worker, 5, 2))
+    assert run_reader(old, 0, 1, worker, 2) == whole[8 * steps_before + 11 :]
+    assert len(run_reader(old, 0, 1, worker, 2)) == 8 * len(range(5 + worker, 20, 2))  # a further pass
+    assert old.state_dict()["version"] == 2
+
+
 def keys(samples):
     return [sample["__key__"] for sample in samples]
 
@@ -166,8 +290,90 @@ def test_state_of_another_reader_is_refused(shards, schedule, run_reader):
     other.load_state_dict(state)
     with pytest.raises(ValueError, match=r"state is of the reader .* \[0, 2, 0, 1\], this is \[1, 2, 0, 1\]"):
         run_reader(other, 1, 2)
-    with pytest.raises(ValueError, match="expected a value of"):
-        other.load_state_dict({"version": 1})
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"version": 1},
+        {"version": 3, "samples": 0, "reader": None, "start_step": 0},
+        {"version": 2, "samples": 0, "reader": None},
+        {"version": 2, "samples": -1, "reader": None, "start_step": 0},
+        {"version": 2, "samples": True, "reader": None, "start_step": 0},
+        {"version": 2, "samples": 2**80, "reader": None, "start_step": 0},
+        {"version": 2, "samples": 0, "reader": [0, 1, 0], "start_step": 0},
+        {"version": 2, "samples": 0, "reader": "0101", "start_step": 0},
+        [],
+        None,
+    ],
+)
+def test_malformed_states_are_refused(shards, schedule, state):
+    with pytest.raises(ValueError, match="expected a value of MixedPipeline"):
+        mix(shards, schedule, batch_size=8, seed=3).load_state_dict(state)
+
+
+def test_state_from_another_start_is_refused(shards, schedule, run_reader):
+    state = mix(shards, schedule, batch_size=8, seed=3, num_steps=9, start_step=4).state_dict()
+    other = mix(shards, schedule, batch_size=8, seed=3, num_steps=9, start_step=2)
+    other.load_state_dict(state)
+    with pytest.raises(ValueError, match="state counts from start_step = 4, this pipeline from 2"):
+        run_reader(other)
+
+
+@pytest.mark.parametrize(("readers", "counts"), [(8, [40]), (3, [5, 7, 9, 1, 6, 2, 3])])
+@pytest.mark.parametrize("elastic", [False, True])
+def test_a_reader_of_local_shards_needs_its_own_samples_only(write_shards, run_reader, readers, counts, elastic):
+    """Every header that belongs to others is destroyed before it reads, which no stream could pass."""
+    shards = write_shards({"en": counts})
+    schedule = schedules.constant(Mixture.proportional({"en": sum(counts) * 100}))
+    TarDataset(shards)  # leaves the indexes
+    originals = {path: Path(path).read_bytes() for path in shards["en"]}
+    slots = collections.Counter()
+    for rank in range(readers):
+        options = {"batch_size": readers, "seed": 3, "num_steps": sum(counts) // readers, "elastic": elastic}
+        for path, content in originals.items():
+            Path(path).write_bytes(content)
+        expected = run_reader(mix(shards, schedule, **options), rank, readers)
+        own = {key.encode() for _, key in expected}
+        for path, content in originals.items():
+            before = os.stat(path)
+            damaged = bytearray(content)
+            for at in range(0, len(content) - 1024, 1024):
+                if content[at : at + 100].partition(b".")[0] not in own:
+                    damaged[at : at + 1024] = b"!" * 1024
+            Path(path).write_bytes(damaged)
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            os.utime(f"{path}.idx")
+        assert run_reader(mix(shards, schedule, **options), rank, readers) == expected
+        slots.update(own)
+    assert set(slots.values()) == {1}
+    assert len(slots) == sum(counts) // readers * readers
+
+
+@pytest.mark.parametrize(("num_shards", "readers"), [(1, 8), (7, 3), (1000, 2048), (10007, 4096)])
+def test_all_readers_together_read_each_shard_once(num_shards, readers):
+    """A group's readers search the same passes; each sample of its shards is found by exactly one of them."""
+    groups = math.gcd(num_shards, readers)
+    stride = readers // groups
+    counts = [3 + i % 4 for i in range(num_shards // groups)] if num_shards > 1 else [50]
+    passes = Passes(counts.__getitem__, lambda number: range(len(counts))[:: 1 if number == 0 else -1])
+    total = sum(counts)
+    found = [passes.find(n) for n in range(2 * total)]  # sample n is reader n mod stride's
+    every = {(shard, i) for shard, count in enumerate(counts) for i in range(count)}
+    assert len(found[:total]) == len(set(found[:total]))
+    assert set(found[:total]) == set(found[total:]) == every
+    assert found[total][0] == len(counts) - 1  # the second pass has another order
+    draws = collections.Counter(n % stride for n in range(total))
+    assert max(draws.values()) - min(draws.get(reader, 0) for reader in range(stride)) <= 1
+
+
+def test_resumes_far_ahead_without_reading_up_to_there(write_shards, run_reader):
+    """The counts of the shards are in their indexes: what lies before is not looked at."""
+    shards = write_shards({"en": [20, 20, 20]})
+    schedule = schedules.constant(Mixture.proportional({"en": 60}))
+    options = {"batch_size": 1, "seed": 3, "shuffle_shards": False}
+    expected = run_reader(mix(shards, schedule, num_steps=1000 * 60 + 50, start_step=1000 * 60 + 45, **options))
+    assert [key for _, key in expected] == [f"en/2/{i}" for i in range(5, 10)]
 
 
 def test_composes_with_webdataset(shards, schedule):
@@ -212,11 +418,46 @@ def test_streams_over_http(shards, schedule, run_reader, server):
         run_reader(mix({**urls, "de": [f"{server}/nothing.tar"]}, schedule, **options))
 
 
+def test_compressed_shards_are_streamed_in_the_same_order(shards, schedule, run_reader, tmp_path):
+    options = {"batch_size": 8, "seed": 3, "num_steps": 12}
+    expected = run_reader(mix(shards, schedule, **options))
+    packed = {}
+    for domain, paths in shards.items():
+        packed[domain] = [str(tmp_path / f"packed-{Path(path).name}") for path in paths]  # the name does not tell
+        for source, target in zip(paths, packed[domain], strict=True):
+            Path(target).write_bytes(gzip.compress(Path(source).read_bytes()))
+    assert run_reader(mix(packed, schedule, **options)) == expected
+    mixed = {**shards, "en": [*shards["en"][:2], *packed["en"][2:]]}
+    assert run_reader(mix(mixed, schedule, **options)) == expected
+
+
+def test_damaged_local_shards_are_refused_or_left_to_the_handler(shards, schedule, run_reader):
+    """By themselves, tarfile and webdataset stop at the end of the first of two joined tars, and say nothing."""
+    first, second, *_ = shards["en"]
+    Path(first).write_bytes(Path(first).read_bytes() + Path(second).read_bytes())
+    options = {"batch_size": 8, "seed": 3, "num_steps": 12}
+    with pytest.raises(ValueError, match=r"en-0\.tar at byte \d+: data follow the zero blocks.*warn_and_continue"):
+        run_reader(mix(shards, schedule, **options))
+    handler = webdataset.warn_and_continue
+    assert len(run_reader(mix(shards, schedule, handler=handler, **options))) == 8 * 12
+
+
 def test_errors_say_what_to_do(shards, schedule, run_reader, tmp_path):
     with pytest.raises(ValueError, match="expected the schedule's domains"):
         mix({"en": shards["en"]}, schedule, batch_size=8, seed=3)
     with pytest.raises(ValueError, match="start_step = -1"):
         mix(shards, schedule, batch_size=8, seed=3, start_step=-1)
+    with pytest.raises(ValueError, match="num_steps = -1"):
+        mix(shards, schedule, batch_size=8, seed=3, num_steps=-1)
+    with pytest.raises(ValueError, match="domain 'de' has no shards"):
+        mix({**shards, "de": []}, schedule, batch_size=8, seed=3)
+    for source in (True, None, {"a": 1}, b"de.tar", [True]):
+        with pytest.raises(TypeError, match="domain 'de' has the s"):
+            mix({**shards, "de": source}, schedule, batch_size=8, seed=3)
+    with pytest.raises(ValueError, match="batch_size = 2 leaves rank 0 of 5 without samples"):
+        run_reader(mix(shards, schedule, batch_size=2, seed=3), 0, 5)
+    with pytest.raises(ValueError, match="batchsize = 0"):
+        mix(shards, schedule, batch_size=8, seed=3).batched(0)
     pipeline = webdataset.WebDataset(shards["de"], shardshuffle=False)
     with pytest.raises(ValueError, match="elastic=True needs URLs"):
         mix({**shards, "de": pipeline}, schedule, batch_size=8, seed=3, elastic=True)

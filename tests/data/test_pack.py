@@ -201,6 +201,8 @@ def test_folder_that_cannot_be_written(corpus: Path, tmp_path: Path) -> None:
         (b'{"key": "a", "src": "b"}\n', "train.jsonl:1 has tgt = None; expected a string"),
         (b'{"key": "a", "src": "b", "tgt": "c"}\n{"key": "\xff"}\n', "train.jsonl:2 is not UTF-8 JSON"),
         (b'{"key": "a", "src"\n', "train.jsonl:1 is not UTF-8 JSON"),
+        (b"[" * 200_000 + b"\n", "train.jsonl:1 is not UTF-8 JSON"),
+        (b'{"key": "a", "src": "' + b"b" * (1 << 24) + b'", "tgt": "c"}', "train.jsonl:1 has more than 16777216 bytes"),
         (b'{"key": "a.b", "src": "b", "tgt": "c"}\n', "key = 'a.b'; expected letters"),
         (b'{"key": "a", "src": "b", "tgt": "c"}\n' * 2, "train.jsonl:2 repeats the key 'a'"),
     ],
@@ -257,7 +259,7 @@ def edit(folder: Path, **entries: object) -> None:
         (lambda p: (p / "de/train-000001.tar").open("r+b").write(b"!"), ValueError, "train-000001.tar has SHA-256"),
         (lambda p: (p / "manifest.json").write_bytes(b"[1]"), ValueError, "holds a JSON list; expected an object"),
         (lambda p: (p / "manifest.json").write_bytes(b"\xff"), ValueError, "is not UTF-8 JSON"),
-        (lambda p: edit(p, domains={"de": {}}), ValueError, "lacks an entry or has one of the wrong type"),
+        (lambda p: edit(p, domains={"de": {}}), ValueError, "domains.de.train: Field required"),
         (lambda p: edit(p, recipe={"format": "pycooldown.packed/0"}), ValueError, "has format 'pycooldown.packed/0'"),
     ],
 )

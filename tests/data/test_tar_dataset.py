@@ -4,6 +4,8 @@ import gc
 import itertools
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -109,6 +111,47 @@ def test_shard_that_changes_under_the_dataset_is_refused(shards):
         dataset[65]
 
 
+@pytest.mark.parametrize("read", ["items", "flat"])
+@pytest.mark.parametrize("mmap", [True, False])
+def test_shard_that_is_truncated_in_use_is_an_error_that_names_it(shards, mmap, read):
+    """In a process of its own, which a mapped page without a file behind it would kill."""
+    code = """if True:
+        import os, sys
+        from pycooldown.data import TarDataset
+        path, mmap, read = sys.argv[1], sys.argv[2] == "True", sys.argv[3]
+        dataset = TarDataset({"en": path}, mmap=mmap)
+        get = dataset.__getitems__ if read == "items" else lambda indices: dataset.flat(indices, "txt")
+        get(range(40))
+        os.truncate(path, 4096)
+        try:
+            get(range(40))
+        except OSError as error:
+            print(error)
+    """
+    arguments = [shards["en"][0], str(mmap), read]
+    child = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    assert f"{shards['en'][0]} has changed since it was indexed" in child.stdout
+
+
+def test_mapped_shard_may_be_deleted_or_replaced(shards):
+    """The map is of the file as it was."""
+    dataset = TarDataset(shards)
+    assert keys(dataset.__getitems__(range(82))) == KEYS
+    os.replace(shards["en"][1], shards["en"][0])
+    os.unlink(shards["de"][0])
+    assert keys(dataset.__getitems__(range(82))) == KEYS
+
+
+def test_without_maps_the_samples_are_the_same(shards):
+    dataset = TarDataset(shards, mmap=False)
+    assert keys(dataset.__getitems__(range(82))) == KEYS
+    assert dataset.flat([0, 81], "txt")[0].tobytes() == (KEYS[0] + KEYS[81]).encode()
+    with open("/proc/self/maps") as maps:
+        assert not any(os.path.dirname(shards["en"][0]) in line for line in maps)
+    assert keys(pickle.loads(pickle.dumps(dataset))) == KEYS
+
+
 def yield_to_other_threads(phase, info):
     time.sleep(0)
 
@@ -130,6 +173,45 @@ def test_threads_may_share_a_dataset(shards):
         thread.join()
     gc.callbacks.remove(yield_to_other_threads)
     assert not wrong
+
+
+def test_patterns_are_expanded_in_order(shards):
+    folder = os.path.dirname(shards["en"][0])
+    TarDataset(shards)  # leaves the indexes, which are no shards
+    dataset = TarDataset(
+        {"en": f"{folder}/en-{{0..1}}.tar", "de": [f"{folder}/de-[0-9].tar"], "sw": f"{folder}/sw-{{0,1,2}}*"}
+    )
+    assert dataset.shards == shards
+    assert keys(dataset) == KEYS
+    assert dataset.shard_sizes == {"en": [40, 25], "de": [10], "sw": [3, 0, 4]}
+    odd = os.path.join(folder, "odd{0..1}*.tar")
+    os.replace(shards["de"][0], odd)
+    assert TarDataset({"de": odd}).shards == {"de": [odd]}  # a file of that very name
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({}, ValueError, "shards is empty"),
+        (["a.tar"], TypeError, "shards is a list; expected a mapping from domains to paths"),
+        ({"a": []}, ValueError, "domain 'a' has no shards"),
+        ({"a": ""}, ValueError, "domain 'a' has an empty path"),
+        ({"a": True}, TypeError, "domain 'a' has shards True; expected a path"),
+        ({"a": None}, TypeError, "domain 'a' has shards None"),
+        ({"a": {"x.tar": 3}}, TypeError, "domain 'a' has shards {'x.tar': 3}"),
+        ({"a": [True]}, TypeError, "domain 'a' has the shard True, a bool; expected a path"),
+        ({3: "x.tar"}, TypeError, "has the domain 3, a int; expected a name"),
+        ({"a": "pipe:cat x.tar"}, ValueError, r"'pipe:' cannot be; stream it with pycooldown\.data\.mix"),
+        ({"a": "https://host/x.tar"}, ValueError, "'https://' cannot be; stream it"),
+        ({"a": "s3://bucket/{0..9}.tar"}, ValueError, "'s3://' cannot be; stream it"),
+        ({"a": "file:///x.tar"}, ValueError, "expected a path, without 'file://'"),
+        ({"a": "missing-*.tar"}, FileNotFoundError, r"no file matches the pattern 'missing-\*\.tar'"),
+        ({"a": "missing-{0..1}.tar"}, FileNotFoundError, r"missing-0\.tar"),
+    ],
+)
+def test_what_is_no_shard_is_named(given, error, message):
+    with pytest.raises(error, match=message):
+        TarDataset(given)
 
 
 def test_arguments_are_checked(shards):

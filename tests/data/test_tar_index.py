@@ -143,6 +143,16 @@ def test_reads_sizes_in_base_256_and_in_pax_headers(tmp_path):
         (b"\xfd7zXZ\0" + bytes(600), r"compressed \(xz\)"),
         (b"BZh9" + bytes(600), r"compressed \(bzip2\)"),
         (b"\x28\xb5\x2f\xfd" + bytes(600), r"compressed \(zstd\)"),
+        (b"\x1f\x8b short", r"compressed \(gzip\)"),
+        (b"\x04\x22\x4d\x18 short", r"compressed \(lz4\)"),
+        (b"PAR1" + bytes(20), "is a Parquet file, not a tar: write its samples into tar shards"),
+        (b"PK\x03\x04" + bytes(900), "is a zip archive"),
+        (b"ARROW1\0\0", "is an Arrow file"),
+        (b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),
+        (b"\x93NUMPY\x01\x00", "is a NumPy array"),
+        (b'{"text": "a"}\n' * 3, "looks like JSON, not like a tar"),
+        (b'{"text": "a"}\n' * 300, "looks like JSON, not like a tar"),
+        (b"text", "ends inside a block"),
         (b"no tar at all" * 80, "wrong checksum"),
         (bytes(header("a.txt", 9999)) + bytes(512), "'a.txt' is cut off: 9999 bytes expected, 512 left"),
         (bytes(header("a.txt", 8**11 - 1)) + bytes(512), "is cut off"),
@@ -152,6 +162,7 @@ def test_reads_sizes_in_base_256_and_in_pax_headers(tmp_path):
         (bytes(header("a.txt", 0, b"S")), "'a.txt' is a sparse file"),
         (bytes(header("a.__key__", 0)), "reserved"),
         (bytes(header("a.txt", 0) + header("a.txt", 0)), "repeats the extension 'txt'"),
+        (bytes(header("\x1b[31ma\x7f.txt", 9999)) + bytes(512), r"'\\x1b\[31ma\\x7f\.txt' is cut off"),
         (bytes(header("a.txt", 0)) + b"short", "ends inside a block"),
         (bytes(header("a.txt", 0)), "ends without the zero blocks that end a tar: it was cut off, or never closed"),
     ],
@@ -161,6 +172,38 @@ def test_names_shard_offset_and_reason(tmp_path, content, reason):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"{re.escape(str(path))} at byte \d+: .*{reason}"):
         TarDataset({"d": path})
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 20, 200], ids=lambda blocks: f"{blocks}-blocks")
+def test_what_follows_the_end_of_a_tar_is_looked_at(tmp_path, blocks):
+    """Tar fills records with zeros (20 blocks by default, or any number); anything else is data that nobody reads."""
+    first, second = bytes(header("a.txt", 0)), bytes(header("b.txt", 0)) + bytes(1024)
+    path = tmp_path / "shard.tar"
+    for rest in (b"", bytes(100)):  # not even whole blocks
+        path.write_bytes(first + bytes(512 * blocks) + rest)
+        assert [sample["__key__"] for sample in as_ours(path)] == ["a"]
+    for rest in (second, b"x", bytes(100_000) + b"x", bytes(512) + second):
+        content = first + bytes(512 * blocks) + rest
+        path.write_bytes(content)
+        at = (len(content) - len(rest) + len(rest) - len(rest.lstrip(b"\0"))) // 512 * 512
+        with pytest.raises(ValueError, match=rf"shard\.tar at byte {at}: data follow the zero blocks.*joined by cat"):
+            TarDataset({"d": path})
+        with pytest.warns(UserWarning, match="1 samples skipped"):
+            dataset = TarDataset({"d": path}, on_error="skip")
+        assert [sample["__key__"] for sample in dataset] == ["a"]  # which is whole
+
+
+def test_joined_tars_are_a_fault(tmp_path):
+    parts = [write_tar(tmp_path / f"{i}.tar", [(f"{i}.txt", b"x")]).read_bytes() for i in range(2)]
+    path = tmp_path / "joined.tar"
+    path.write_bytes(b"".join(parts))
+    with pytest.raises(ValueError, match=f"at byte {len(parts[0])}: data follow"):
+        TarDataset({"d": path})
+
+
+def test_a_name_with_a_brace_is_no_json(tmp_path):
+    path = write_tar(tmp_path / "shard.tar", [("{a}.txt", b"x")])
+    assert [sample["__key__"] for sample in as_ours(path)] == ["{a}"]
 
 
 def test_skip_counts_and_reports_what_it_leaves_out(tmp_path):

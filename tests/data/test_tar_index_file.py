@@ -3,11 +3,13 @@
 import os
 import random
 import stat
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from pycooldown.data import TarDataset
+from pycooldown.data.index import count_samples
 
 
 @pytest.fixture
@@ -69,10 +71,81 @@ def test_damaged_index_is_reported_wherever_it_is_damaged(shard):
             TarDataset({"d": shard})
 
 
-def test_unwritable_index_path_keeps_the_index_in_memory(shard, monkeypatch):
-    def refuse(*args, **kwargs):
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr("pycooldown.data.index.tempfile.mkstemp", refuse)
-    assert len(TarDataset({"d": shard})) == 100
+def test_index_stays_in_memory_where_the_folder_cannot_be_written(shard):
+    with shard.open() as file:
+        through_proc = f"/proc/self/fd/{file.fileno()}"
+        assert len(TarDataset({"d": through_proc})) == 100
     assert not Path(f"{shard}.idx").exists()
+
+
+def make_folder(index):
+    index.mkdir()
+
+
+def make_pipe(index):
+    os.mkfifo(index)
+
+
+def make_device(index):
+    index.symlink_to("/dev/zero")
+
+
+def make_loop(index):
+    index.symlink_to(index)
+
+
+def make_huge_foreign(index):
+    index.touch()
+    os.truncate(index, 1 << 40)
+
+
+@pytest.mark.parametrize("make", [make_folder, make_pipe, make_device, make_loop, make_huge_foreign])
+def test_what_cannot_be_an_index_is_left_alone(shard, make):
+    """The shard is scanned; neither waits for a writer nor reads without end."""
+    index = Path(f"{shard}.idx")
+    make(index)
+    before = index.lstat()
+    assert len(TarDataset({"d": shard})) == 100
+    assert index.lstat() == before
+
+
+def test_index_that_is_too_large_is_replaced(shard):
+    TarDataset({"d": shard})
+    index = Path(f"{shard}.idx")
+    good = index.read_bytes()
+    os.truncate(index, 1 << 40)
+    assert len(TarDataset({"d": shard})) == 100
+    assert index.read_bytes() == good
+
+
+def test_largest_indexes_are_within_the_limit(tmp_path):
+    """Long names, new extensions and a fault in each sample: what an index needs most for."""
+    shard = tmp_path / "shard.tar"
+    with tarfile.open(shard, "w", format=tarfile.GNU_FORMAT) as tar:
+        for i in range(300):
+            for _ in range(2):
+                tar.addfile(tarfile.TarInfo(f"{'k' * 400}{i}.{'e' * 400}{i}"))
+    with pytest.warns(UserWarning, match="300 samples skipped"):
+        TarDataset({"d": shard}, on_error="skip")
+    written = Path(f"{shard}.idx").stat()
+    with pytest.warns(UserWarning, match="300 samples skipped"):
+        TarDataset({"d": shard}, on_error="skip")
+    assert Path(f"{shard}.idx").stat().st_ino == written.st_ino
+
+
+def test_samples_are_counted_by_the_head_of_the_index(shard):
+    assert count_samples(str(shard)) is None  # there is none
+    TarDataset({"d": shard})
+    index = Path(f"{shard}.idx")
+    index.write_bytes(index.read_bytes()[:64])
+    assert count_samples(str(shard)) == 100
+    index.write_bytes(index.read_bytes()[:63])
+    assert count_samples(str(shard)) is None
+    index.unlink()
+    shard.write_bytes(shard.read_bytes()[:-10240])
+    with pytest.warns(UserWarning, match="skipped"):
+        TarDataset({"d": shard}, on_error="skip")
+    assert count_samples(str(shard)) is None  # it has a fault
+    index.unlink()
+    index.mkdir()
+    assert count_samples(str(shard)) is None

@@ -1,4 +1,4 @@
-"""Builds the fuzzer with the sanitizers of addresses and undefined behaviour and runs it: ``run.py SECONDS``."""
+"""Builds the fuzzers with the sanitizers of addresses and undefined behaviour and runs them: ``run.py SECONDS``."""
 
 import io
 import os
@@ -26,25 +26,33 @@ def seeds(folder: Path) -> list[str]:
     return [str(path) for path in sorted(folder.iterdir())]
 
 
+def build(binary: Path, *sources: str) -> Path:
+    """Compile with sanitizers, and the kernels for the least instruction set."""
+    flags = ["-std=c++20", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    flags += ["-Icsrc/include", "-Icsrc/cpu", "-DPYCOOLDOWN_ISA=baseline", "-DPYCOOLDOWN_ISA_baseline"]
+    subprocess.run([os.environ.get("CXX", "c++"), *flags, *sources, "-o", binary], cwd=ROOT, check=True)
+    return binary
+
+
 def main() -> None:
     """Compiles and runs; a failure leaves a sanitizer's report and a non-zero status."""
+    seconds = sys.argv[1] if len(sys.argv) > 1 else "60"
     with tempfile.TemporaryDirectory() as folder:
-        binary = Path(folder, "fuzz")
-        sources = ["tests/fuzz/fuzz_tar_index.cpp", "csrc/cpu/tar_index.cpp", "csrc/cpu/tar_index_file.cpp"]
-        flags = [
-            "-std=c++20",
-            "-O1",
-            "-g",
-            "-fsanitize=address,undefined",
-            "-fno-sanitize-recover=all",
-            "-Icsrc/include",
-        ]
-        compiler = os.environ.get("CXX", "c++")
-        subprocess.run([compiler, *flags, "-Icsrc/cpu", *sources, "-o", binary], cwd=ROOT, check=True)
+        kernels = ("csrc/cpu/token_copy_kernel.cpp", "csrc/cpu/dispatch.cpp")
+        tokens = build(
+            Path(folder, "tokens"), "tests/fuzz/fuzz_token_reader.cpp", "csrc/cpu/token_reader.cpp", *kernels
+        )
+        subprocess.run([tokens, seconds], check=True)
+        tars = build(
+            Path(folder, "tars"),
+            "tests/fuzz/fuzz_tar_index.cpp",
+            "csrc/cpu/tar_index.cpp",
+            "csrc/cpu/tar_index_file.cpp",
+        )
         corpus = Path(folder, "corpus")
         corpus.mkdir()
         kept = sorted(ROOT.glob("tests/fuzz/corpus/*.tar"))
-        subprocess.run([binary, sys.argv[1] if len(sys.argv) > 1 else "60", *seeds(corpus), *kept], check=True)
+        subprocess.run([tars, seconds, *seeds(corpus), *kept], check=True)
 
 
 if __name__ == "__main__":

@@ -221,6 +221,7 @@ def test_probe_measures_losses_and_gradients_of_single_examples():
         assert float(measured[0, i]) == pytest.approx(np.mean(losses), rel=1e-5)
         assert float(measured[1, i]) == pytest.approx(np.var(losses, ddof=1), rel=1e-4)
         assert float(measured[2, i]) == pytest.approx(float(torch.stack(gradients).var(0).sum()), rel=1e-4)
+        assert float(measured[3, i]) == pytest.approx(float(torch.stack(gradients).square().sum(1).mean()), rel=1e-4)
 
 
 def test_projected_gradients_are_those_along_random_directions(monkeypatch):
@@ -238,6 +239,33 @@ def test_projected_gradients_are_those_along_random_directions(monkeypatch):
         torch.nn.functional.cross_entropy(model(row).logits[0, :-1], row[0, 1:], reduction="sum").backward()
         sums.append(sum(p.grad.double().sum() for p in model.parameters()))
     assert float(measured[2, 0]) == pytest.approx(float(torch.stack(sums).var()), rel=1e-4)
+    assert float(measured[3, 0]) == pytest.approx(float(torch.stack(sums).square().mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_doremi_and_group_dro_average_the_tokens_of_each_domain(tmp_path, accumulation):
+    """One step of SGD against the gradient of sum_i target_i * (mean loss of domain i's tokens); lengths differ."""
+    schedule = GroupDRO(UNIFORM, delay=3)
+    trainer = make_trainer(
+        tmp_path, schedule, steps=1, accumulation=accumulation, optim="sgd", learning_rate=1.0, max_grad_norm=0
+    )
+    plan, data = trainer.sampler.plan(0), trainer.train_dataset.dataset
+    model, sums, counts = tiny_model(), [0, 0, 0], [0, 0, 0]
+    for index, domain in zip(plan.indices.tolist(), plan.domain_ids.tolist(), strict=True):
+        row = torch.tensor([data[index]])
+        logits = model(row).logits[0, :-1]
+        sums[domain] = sums[domain] + torch.nn.functional.cross_entropy(logits, row[0, 1:], reduction="sum")
+        counts[domain] += row.shape[1] - 1
+    sum(p * s / max(n, 1) for p, s, n in zip(UNIFORM.target, sums, counts, strict=True)).backward()
+    trainer.train()
+    for before, after in zip(model.parameters(), trainer.model.parameters(), strict=True):
+        assert torch.allclose(before - before.grad, after, atol=1e-6)
+
+
+def test_a_schedule_for_another_allocation_is_refused(tmp_path):
+    schedule = VarianceAware(UNIFORM, allocation="quota", interval=2, delay=3)
+    with pytest.raises(ValueError, match=r"allocation = 'multinomial', but the schedule learns .* for 'quota'"):
+        make_trainer(tmp_path, schedule)
 
 
 @pytest.mark.parametrize("reset", [True, False])
@@ -250,7 +278,32 @@ def test_order_matters_starts_optimizer_and_learning_rate_again(tmp_path, reset)
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
     counts = {int(state["step"]) for state in trainer.optimizer.state.values()}
     assert counts == ({4} if reset else {8})
-    assert (rates[4:8] == rates[0:4]) == reset
+    assert (rates[4] == rates[0]) == reset
+    if reset:  # the linear course of 8 steps with 2 of warm-up, in 4 steps
+        assert rates[4:8] == pytest.approx([0.02 * rate for rate in (0, 1, 2 / 3, 1 / 3)])
+
+
+def test_the_learning_rate_after_a_restart_ends_as_low_and_is_resumed(tmp_path):
+    def make(folder):
+        method = OrderMattersOptions(switch_at=0.5, reset_optimizer=True, reset_lr=True)
+        decay = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}}
+        trainer = make_trainer(folder, method.schedule(SIZES, 40, 12), steps=40, save_steps=15, **decay)
+        for callback in method.callbacks(40):
+            trainer.add_callback(callback)
+        return trainer
+
+    def rates(trainer):
+        return [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+
+    whole = make(tmp_path / "whole")
+    whole.train()
+    assert rates(whole)[20] == rates(whole)[0] == 0.02
+    # Two steps before the end of the whole course; without rescaling, more than half of the highest rate.
+    assert rates(whole)[39] == pytest.approx(0.02 * (0.1 + 0.9 * (1 + math.cos(math.pi * 38 / 40)) / 2))
+    shutil.copytree(tmp_path / "whole/checkpoint-30", tmp_path / "part/checkpoint-30")
+    resumed = make(tmp_path / "part")
+    resumed.train(resume_from_checkpoint=True)
+    assert rates(resumed) == rates(whole)
 
 
 def test_a_mixture_of_samples_that_is_another_of_tokens_is_told():

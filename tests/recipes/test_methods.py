@@ -17,7 +17,7 @@ from pycooldown.adaptive.statistics import Statistics
 from pycooldown.recipes import load_recipe
 from pycooldown.recipes.fields import ProperShare
 from pycooldown.recipes.methods import MethodOptions, register
-from pycooldown.recipes.planning import training_sizes
+from pycooldown.recipes.planning import build_schedule, training_sizes
 
 GOOD = """
 data: {path: packed}
@@ -195,7 +195,9 @@ def test_an_installed_package_brings_a_method(tmp_path, monkeypatch):
         "from pycooldown.recipes.methods import MethodOptions, register\n"
         "@register('theirs')\n"
         "class TheirOptions(MethodOptions):\n"
+        "    '''Temperature sampling.'''\n"
         "    tau: float\n"
+        "    '''Its temperature.'''\n"
         "    def schedule(self, sizes, num_steps, batch_size):\n"
         "        return schedules.constant(Mixture.temperature_sampling(sizes, self.tau))\n"
     )
@@ -208,3 +210,9 @@ def test_an_installed_package_brings_a_method(tmp_path, monkeypatch):
     (info / "entry_points.txt").write_text("[pycooldown.methods]\nwrong = their_mixing:TheirOptions\n")
     with pytest.raises(ValueError, match=r"'wrong' = .* is not registered under that name; decorate the class"):
         load(tmp_path, GOOD, ["mixture.method=wrong"])
+
+
+@pytest.mark.parametrize("allocation", ["multinomial", "systematic"])
+def test_variance_aware_sampling_follows_the_allocation_of_the_training(tmp_path, allocation):
+    recipe = load(tmp_path, GOOD, ["mixture.method=variance_aware", f"training.allocation={allocation}"])
+    assert build_schedule(recipe, {"a": 1000, "b": 50}).allocation == allocation

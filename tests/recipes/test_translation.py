@@ -205,7 +205,17 @@ def test_exponential_rate():
         rates.append(scheduler.get_last_lr()[0])
         optimizer.step()
         scheduler.step()
-    assert rates == pytest.approx([0.5, 1, 1.5, 2, *(2 * 0.1 ** (k / 6) for k in range(7))])
+    left = 1e-10 / 9e-4
+    assert rates == pytest.approx([0.5, 1, 1.5, 2, *(0.2 + 1.8 * left ** (k / 6) for k in range(7))])
+
+
+def test_exponential_rate_is_that_of_doremis_public_code():
+    """100,000 steps from 1e-3 to 1e-4 after 6 % of warm-up, at three steps."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    rate = exponential(optimizer, warmup=6000, num_steps=100_000).lr_lambdas[0]
+    assert 1e-3 * rate(20_000) == pytest.approx(1.8e-4, abs=5e-6)
+    assert 1e-3 * rate(50_000) == pytest.approx(1.005e-4, abs=5e-8)
+    assert 1e-3 * rate(100_000) == pytest.approx(1e-4, abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,9 @@ def test_both_defects_need_both_remedies():
     errors = {
         name: np.mean(
             [
-                noisy_domains.run(noisy_domains.linear_regression(s, noise=(3, 0.3), spread=(0.3, 2.7)), name, s)
+                noisy_domains.final_error(
+                    noisy_domains.linear_regression(s, noise=(3, 0.3), spread=(0.3, 2.7)), name, s
+                )
                 for s in range(3)
             ]
         )
@@ -52,5 +54,5 @@ def test_both_defects_need_both_remedies():
 def test_a_run_is_a_function_of_its_seed():
     problem = noisy_domains.linear_regression(0)
     assert set(METHODS) >= {"uniform", "FGLS", "VA", "FGLS+VA", "ERMA", "ERMA+VA"}
-    first, again, other = (noisy_domains.run(problem, "ERMA+VA", seed) for seed in (1, 1, 2))
+    first, again, other = (noisy_domains.final_error(problem, "ERMA+VA", seed) for seed in (1, 1, 2))
     assert first == again != other

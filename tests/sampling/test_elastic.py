@@ -9,11 +9,11 @@ import signal
 import time
 
 import pytest
-from torch.utils.data import DataLoader
 
 from pycooldown import DomainBatchSampler, schedules
 from pycooldown.data import TarDataset
 
+DataLoader = pytest.importorskip("torch.utils.data").DataLoader
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 COUNTS = {"en": [23, 60], "de": [31], "sw": [6, 0, 4]}
@@ -114,7 +114,7 @@ def train(rank, world_size, shards, num_steps, folder, barrier):
     sampler = make_sampler(num_steps, rank=rank, world_size=world_size)
     if path.exists():
         sampler.load_state_dict(json.loads(path.read_text()))
-    first = num_steps - len(sampler)
+    first = sampler.state_dict()["step"]
     with open(folder / f"{first}-{rank:02d}.jsonl", "w", buffering=1) as log:
         for step, batch in enumerate(make_loader(shards, sampler, 1), first):
             print(json.dumps([step, batch]), file=log)
@@ -141,12 +141,11 @@ def test_killed_ranks_cost_no_sample(shards, tmp_path):
         try:
             if dies_after is None:
                 for rank in ranks:
-                    rank.join(60)
+                    rank.join()
                     assert rank.exitcode == 0
             else:
-                deadline = time.monotonic() + 60
                 while saved_step(tmp_path) < dies_after:
-                    assert time.monotonic() < deadline
+                    assert all(rank.is_alive() for rank in ranks)
                     time.sleep(0.002)
                 os.kill(ranks[victim].pid, signal.SIGKILL)
         finally:  # what a launcher does when a rank has died

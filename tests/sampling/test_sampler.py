@@ -70,7 +70,7 @@ class TestContract:
         state = json.loads(json.dumps(first.state_dict()))
         second = make(schedule, allocation=allocation)
         second.load_state_dict(state)
-        assert len(second) == 60 - stop
+        assert len(second) == 60
         assert list(second) == [make(schedule, allocation=allocation).plan(t).indices.tolist() for t in range(stop, 60)]
 
     def test_exposure_forecasts_what_happens(self, schedule, allocation):

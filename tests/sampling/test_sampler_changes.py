@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from pycooldown import DomainBatchSampler, Mixture, schedules
+from pycooldown import DomainBatchSampler, Mixture, _core, schedules
 
 ALLOCATIONS = ("multinomial", "systematic", "quota")
 SIZES = {"zh": 1500, "de": 700, "fa": 41}
@@ -160,8 +160,54 @@ def test_state_of_a_job_with_other_changes(changes, message):
     assert sampler.state_dict()["step"] == 0
 
 
-def test_damaged_journal():
+@pytest.mark.parametrize(
+    ("draws", "message"),
+    [
+        ({"fa": 9}, r"'draws of change 1' names different domains: \['fa'\]; expected \['de', 'fa'\]"),
+        ({"de": 9}, "names different domains"),
+        ({"de": -1, "fa": 9}, "change 1 has -1 draws of domain 'de' before step 40; expected 0 to"),
+        ({"de": 2**61, "fa": 9}, "draws of domain 'de' before step 40; expected 0 to"),
+        ({"de": 2**80, "fa": 9}, "expected integers below"),
+        ({"de": True, "fa": 9}, "holds True; expected integers"),
+        ({}, "names different domains"),
+        ([], "change 1 is .* expected a mapping"),
+        (None, "change 1 is .* expected a mapping"),
+    ],
+)
+def test_damaged_draws_at_a_change(draws, message):
     state = make().state_dict(80)
-    del state["changes"][0]["draws"]["de"]
-    with pytest.raises(ValueError, match="change 1 knows the draws of \\['fa'\\] alone"):
+    state["changes"][0]["draws"] = draws
+    with pytest.raises(ValueError, match=message):
         make().load_state_dict(state)
+
+
+@pytest.mark.parametrize("changes", [None, 3, "changes", {}, [None, None], [[]], [{"from_step": 40}], {"draws": {}}])
+def test_damaged_list_of_changes(changes):
+    state = make().state_dict(80) | {"changes": changes}
+    with pytest.raises(ValueError, match=r"state is damaged: chang|the state has none"):
+        make().load_state_dict(state)
+
+
+def test_a_domain_that_has_not_joined_has_neither_draws_nor_credit():
+    """Such credits reached beyond the claims of the mixture's domains, and crashed the process."""
+    schedule = schedules.constant(Mixture.proportional({"a": 700, "b": 41}))
+    joined = schedules.constant(Mixture.proportional({"a": 700, "b": 41, "n": 50}))
+
+    def job():
+        sampler = DomainBatchSampler(schedule, batch_size=30, seed=1, allocation="quota")
+        sampler.set_schedule(joined, from_step=50)
+        return sampler
+
+    state = job().state_dict(10)
+    for credits in ({"a": -(2**40), "b": 0, "n": 2**40}, {"a": -1, "b": 0, "n": 1}):
+        with pytest.raises(ValueError, match=r"state is damaged: (credits sum to 0 and the least is|domain 'n' has 0)"):
+            job().load_state_dict(state | {"credits": credits})
+    drawn = state["draws"] | {"a": state["draws"]["a"] - 1, "n": 1}
+    with pytest.raises(ValueError, match="domain 'n' has 1 draws and a credit of 0 at step 10"):
+        job().load_state_dict(state | {"draws": drawn})
+    core = _core.BatchPlanner([700, 41, 50], _core.Allocation.quota, batch_size=30, seed=1, shuffle=True)
+    with pytest.raises(ValueError, match="credits has -1099511627776; expected numbers between"):
+        core.seek([0, 0, 0], [-(2**40), 0, 2**40])
+    core.seek([0, 0, 0], [1 - 2**32, 1 - 2**32, 2**33 - 2])  # the mixture lacks the third
+    with pytest.raises(ValueError, match=r"the credits of the mixture's domains at step 1. do not sum to 0"):
+        core.skip([(_core.AliasTable([1, 2**-31]), 2**64 - 1)], 10, 14)

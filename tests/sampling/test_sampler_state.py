@@ -33,33 +33,6 @@ def test_far_resume_needs_no_replay():
     assert len(json.dumps(sampler.state_dict(10**9 + 1))) < 64 * 4 + 200
 
 
-def test_a_second_pass_starts_anew():
-    sampler = make(num_steps=3)
-    assert list(sampler) == list(sampler)
-
-
-def test_a_pass_that_is_broken_off_goes_on():
-    sampler, whole, consumed = make(num_steps=9), list(make(num_steps=9)), []
-    for batch in sampler:
-        consumed.append(batch)
-        if len(consumed) == 4:
-            break
-    assert sampler.state_dict()["step"] == 4
-    assert consumed + list(sampler) == whole
-    assert list(sampler) == whole  # that pass has ended: a further one
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_a_loader_that_is_dropped_after_reading_ahead_goes_on_from_what_was_consumed():
-    torch = pytest.importorskip("torch")
-    sampler, whole = make(num_steps=12), list(make(num_steps=12))
-    loader = torch.utils.data.DataLoader(torch.arange(sum(SIZES.values())), batch_sampler=sampler, num_workers=2)
-    consumed = [batch.tolist() for batch in islice(loader, 3)]
-    assert sampler.state_dict()["step"] > 3
-    sampler.load_state_dict(sampler.state_dict(step=3))
-    assert consumed + [batch.tolist() for batch in loader] == whole
-
-
 @pytest.mark.parametrize("stop", [0, 10, 30])
 @pytest.mark.parametrize("allocation", ["multinomial", "systematic", "quota"])
 def test_pickles_where_it_stands(allocation, stop):
@@ -85,6 +58,7 @@ STATE = make().state_dict(step=7)
     ("change", "message"),
     [
         ({"version": 2}, "version 2"),
+        ({"version": 1.5}, "version 1.5"),
         ({"seed": 4}, "seed is 4 in the state and 3 here"),
         ({"batch_size": 10}, "batch_size is 10 in the state and 30 here"),
         ({"allocation": "systematic"}, "allocation is 'systematic'"),
@@ -94,9 +68,21 @@ STATE = make().state_dict(step=7)
         ({"sizes": SIZES | {"ug": 5}}, "domain 'ug' is only in the state"),
         ({"sizes": {"zh": 1500, "de": 700, "gl": 90}}, "domain 'fa' is only in this job"),
         ({"sizes": dict(reversed(SIZES.items()))}, "the domains are in another order"),
-        ({"step": 8}, "210 draws in 8 steps of 30"),
+        ({"step": 8}, "210 draws in 8 steps; expected 240"),
         ({"draws": {"zh": 210}}, "different domains"),
         ({"draws": None}, "different domains"),
+        ({"draws": [52, 52, 53, 53]}, "different domains"),
+        ({"draws": dict.fromkeys(SIZES, True)}, "'draws' holds True; expected integers"),
+        ({"draws": {"zh": 212, "de": -2, "gl": 0, "fa": 0}}, "none below 0"),
+        ({"draws": {"zh": 2**62, "de": 0, "gl": 0, "fa": 0}}, "expected integers below"),
+        ({"step": 2**70, "draws": dict.fromkeys(SIZES, 2**61)}, "before 2.62 samples are drawn"),
+        ({"step": -1}, "step is -1; expected an integer >= 0"),
+        ({"step": True}, "step is True; expected an integer >= 0"),
+        ({"credits": dict.fromkeys(SIZES, 0)}, "it has credits, which only quota allocation keeps"),
+        ({"sizes": [1500, 700, 90, 17]}, r"sizes is \[1500, 700, 90, 17\] in the state"),
+        ({"sizes": SIZES | {"fa": None}}, "domain 'fa' has None samples in the state"),
+        ({"changes": [None]}, "change 1 is None; expected a mapping"),
+        ({"version": [1]}, "version .1."),
         ({"draws": dict.fromkeys(SIZES, 52.5)}, "'draws' holds 52.5; expected integers"),
         ({"draws": dict.fromkeys(SIZES, 2**70)}, "expected integers"),
         ({"step": "7"}, "step is '7'; expected an integer"),
@@ -114,3 +100,37 @@ def test_state_of_another_job(change, message):
 def test_incomplete_state():
     with pytest.raises(ValueError, match=r"state lacks \['draws', 'seed'\]"):
         make().load_state_dict({k: v for k, v in STATE.items() if k not in ("seed", "draws")})
+
+
+@pytest.mark.parametrize("state", [None, [], "state", 7, [("version", 1)]])
+def test_what_is_no_state(state):
+    with pytest.raises(ValueError, match=r"state is a \w+; expected a value of DomainBatchSampler.state_dict"):
+        make().load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("credits", "message"),
+    [
+        (dict.fromkeys(SIZES, 1), "credits sum to 4"),
+        ({"zh": 2**32, "de": -(2**32), "gl": 0, "fa": 0}, "the least is -4294967296; expected 0 and none below"),
+        ({"zh": 2**70, "de": -(2**70), "gl": 0, "fa": 0}, "expected integers below"),
+        ({"zh": 0.0, "de": 0, "gl": 0, "fa": 0}, "'credits' holds 0.0"),
+        ([], "'credits' names different domains"),
+    ],
+)
+def test_damaged_credits(credits, message):
+    state = make(allocation="quota").state_dict(step=7)
+    with pytest.raises(ValueError, match=message):
+        make(allocation="quota").load_state_dict(state | {"credits": credits})
+
+
+@pytest.mark.parametrize("allocation", ["multinomial", "systematic", "quota"])
+def test_steps_that_are_no_steps(allocation):
+    sampler = make(allocation=allocation, num_steps=None)
+    for method in (sampler.plan, sampler.exposure, sampler.state_dict):
+        with pytest.raises(ValueError, match="step = -1; expected a step >= 0"):
+            method(-1)
+        with pytest.raises(ValueError, match=r"expected a step before which fewer than 2.62 samples are drawn"):
+            method(2**62)
+        with pytest.raises(TypeError, match=r"step = 1.0, a float; expected an integer"):
+            method(1.0)

@@ -1,5 +1,7 @@
 """UniMax against the water-filling optimum, its two modes against each other; Order Matters."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,19 @@ def test_both_modes_draw_the_same_in_all(num_steps):
     assert first.sampling[3] > last.sampling[3] == 0
     if num_steps > 7:
         assert np.allclose(first.sampling, 0.25)
+
+
+def test_a_cap_that_binds_for_no_domain_is_warned_of():
+    """Nine languages of OPUS-100's sizes, 122.9 M draws: uniform sampling is 139 passes through the smallest."""
+    opus = {f"{i}": n for i, n in enumerate([1_000_000] * 3 + [515_344, 534_319, 289_339, 79_927, 98_000, 89_000])}
+    smallest = 122.9e6 / 9 / min(opus.values())
+    with pytest.warns(UserWarning, match=f"max_epochs = 200 binds for no domain: .* '6', {smallest:.4g} times"):
+        schedule = schedules.unimax(opus, budget=122.9e6, max_epochs=200)
+    assert np.allclose(schedule.mixture(0).sampling, 1 / 9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        schedule = schedules.unimax(opus, budget=122.9e6, max_epochs=50)
+    assert schedule.mixture(0).expected_epochs(122.9e6).max() == pytest.approx(50)
 
 
 def test_a_whole_front_loaded_run_respects_the_cap():

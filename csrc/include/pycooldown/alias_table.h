@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -35,18 +36,23 @@ class AliasTable {
   // becomes impossible. Throws std::invalid_argument.
   explicit AliasTable(std::span<const double> probabilities);
 
-  AliasTableView view() const { return {rows_.data(), shift_}; }
+  // What draws need. The first call builds it: allocations that only count do without. Safe from several threads.
+  AliasTableView view() const;
   // Outcome i is drawn with probability weights()[i] / kUnits exactly.
   std::span<const std::uint64_t> weights() const { return weights_; }
 
  private:
+  void build_rows() const;
+
   std::vector<std::uint64_t> weights_;
-  std::vector<std::uint32_t> rows_;
-  std::uint32_t shift_ = 0;
+  mutable std::once_flag rows_built_;
+  mutable std::vector<std::uint32_t> rows_;
+  mutable std::uint32_t shift_ = 0;
 };
 
 // out[i] = draw number offset + i of this seed: word (offset + i) % 4 of Philox block (offset + i) / 4.
-// num_threads = 0 uses every hardware thread. The same bits on every instruction set and thread count.
+// num_threads = 0 uses every hardware thread. The same bits on every instruction set and thread count. Throws
+// std::invalid_argument beyond draw number 2^64 - 2.
 void draw(AliasTableView table, std::uint64_t seed, std::uint64_t offset, std::span<std::int32_t> out, int num_threads);
 
 }  // namespace pycooldown

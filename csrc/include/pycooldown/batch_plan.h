@@ -19,45 +19,58 @@ enum class Allocation {
 };
 
 // The mixture in force until step `end`.
-struct Stage {
+struct MixtureSpan {
   std::shared_ptr<const AliasTable> table;
   std::uint64_t end;
 
-  bool operator==(const Stage&) const = default;
+  bool operator==(const MixtureSpan&) const = default;
 };
 
-// From its draw number `first_draw` on, which begins an epoch, a domain has `size` samples.
-struct Extent {
+// From draw number `first_draw` on, which begins an epoch, each epoch of a domain has `size` samples.
+struct EpochSize {
   std::uint64_t first_draw, size;
 };
 
+// From step `first_step` on, a batch has `size` samples.
+struct BatchSize {
+  std::uint64_t first_step, size;
+};
+
 // Plans batch after batch. Multinomial and systematic allocation depend on (seed, step) alone, quota on its credits
-// too.
+// too. Not safe from several threads at once.
 class BatchPlanner {
  public:
   // `sizes` are in samples; sample indices count the domains laid end to end.
   BatchPlanner(std::span<const std::int64_t> sizes, Allocation allocation, std::int64_t batch_size, std::uint64_t seed,
                bool shuffle);
 
-  // A domain whose data grows: its extents in the order of their first draws, that of the first one being 0, none
-  // larger than its size above. A domain has one extent of that size unless told otherwise.
-  void set_extents(std::size_t domain, std::vector<Extent> extents);
+  // For a domain whose data grows: its sizes in the order of their first draws, the first of which is 0, none above the
+  // size given to the constructor. By default a domain has that size throughout.
+  void set_epoch_sizes(std::size_t domain, std::vector<EpochSize> sizes);
+
+  // For batches whose size changes: their sizes in the order of their first steps, the first of which is 0. By default
+  // they have the size given to the constructor throughout.
+  void set_batch_sizes(std::span<const BatchSize> sizes);
 
   std::size_t num_domains() const { return domains_.size(); }
-  std::size_t batch_size() const { return batch_size_; }
+  std::size_t batch_size() const { return batch_size_; }  // of the step last planned
 
   // How often each domain has been drawn, and what quota allocation owes it, in units of 2^-32 samples.
   std::vector<std::int64_t> counts() const;
   std::span<const std::int64_t> credits() const { return credits_; }
   void seek(std::span<const std::int64_t> counts, std::span<const std::int64_t> credits);
 
-  // Plans the batch of `step` and moves past it. `stages` has the mixture of this step first; the following ones, as
-  // far as they are known, let quota allocation see deadlines coming. Their tables share one number of outcomes, which
-  // may be less than that of the domains: the last domains are not drawn yet. The results hold until the next call:
-  // domain_ids() has all slots, and indices and epochs are written for the slots in [begin, begin + indices.size()).
-  void plan(std::span<const Stage> stages, std::uint64_t step, std::size_t begin, std::span<std::int64_t> indices,
-            std::span<std::int64_t> epochs);
+  // Plans the batch of `step` and moves past it. `spans` has the mixture of this step first; the following ones, as far
+  // as they are known, let quota allocation see deadlines ahead. Their tables share one number of outcomes, which may
+  // be less than that of the domains: the last domains are not drawn yet. The results hold until the next call:
+  // domain_ids() has all slots, and indices and epochs are written for the slots in [first_slot, first_slot +
+  // indices.size()).
+  void plan(std::span<const MixtureSpan> spans, std::uint64_t step, std::size_t first_slot,
+            std::span<std::int64_t> indices, std::span<std::int64_t> epochs);
   std::span<const std::int32_t> domain_ids() const { return std::span(domain_ids_).first(batch_size_); }
+
+  // Moves past the batch of `step` without planning its samples.
+  void skip(std::span<const MixtureSpan> spans, std::uint64_t step);
 
  private:
   struct Domain {
@@ -67,25 +80,44 @@ class BatchPlanner {
     std::uint64_t permuted_epoch;     // the epoch that `permutation` belongs to
     Permutation permutation;
   };
+  // The steps from `first_step` on, whose batches have one size, and the random numbers used before.
+  struct Segment {
+    std::uint64_t first_step, batch_size;
+    std::uint64_t first_draw;   // of multinomial allocation
+    std::uint64_t first_block;  // of the shuffles of slots
+  };
+  void begin(std::span<const MixtureSpan> spans, std::uint64_t step);
+  std::uint64_t first_draw(std::uint64_t step) const;
   void place(std::size_t domain, std::uint64_t draws);
-  void allocate_systematic(const AliasTable& table, std::uint64_t step);
-  void allocate_quota(std::span<const Stage> stages, std::uint64_t step);
-  void follow(std::span<const Stage> stages, std::uint64_t step);
+  void advance(std::size_t domain, std::uint64_t draws);
+
+  template <class Take>
+  void allocate_systematic(const AliasTable& table, std::uint64_t step, const Take& take);
+  void fill_systematic(const AliasTable& table, std::uint64_t step);
+  void skip_systematic(const AliasTable& table, std::uint64_t step);
+  void fill_quota(std::span<const MixtureSpan> spans, std::uint64_t step);
+  void follow(std::span<const MixtureSpan> spans, std::uint64_t step);
+  bool follow_next(std::span<const MixtureSpan> spans, std::uint64_t step);
   void set_deadline(std::size_t domain, std::uint64_t step);
   std::uint64_t last_granted(std::span<const std::uint64_t> claims, std::span<const std::size_t> counts,
                              std::size_t slots);
   void shuffle_slots(std::uint64_t step);
 
   std::size_t batch_size_;
+  std::vector<Segment> segments_;
+  std::size_t segment_ = 0;  // that of the step last planned
   std::vector<Domain> domains_;
   std::vector<std::int64_t> sizes_;
-  std::vector<std::vector<Extent>> extents_;
+  std::vector<std::vector<EpochSize>> epoch_sizes_;
   std::vector<std::int64_t> credits_;
   std::vector<std::int32_t> domain_ids_;  // one slot more than the batch, so that writing needs no branch
-  // For quota allocation: the stages that the deadlines were computed from, the step before which each domain's next
+  // For quota allocation: the spans that the deadlines were computed from, the step before which each domain's next
   // sample must be drawn, and claims to one more slot (the batches until the deadline, then the domain).
-  std::vector<Stage> stages_;
+  std::vector<MixtureSpan> spans_;
   std::vector<std::uint64_t> deadlines_, claims_, ranked_;
+  // Where spans end before a domain has earned its next sample: what it then still needs at the start of the last one,
+  // in units; 0 for the other domains. When a span is appended, only these deadlines change.
+  std::vector<std::uint64_t> open_needs_;
   Allocation allocation_;
   std::uint64_t seed_;
   bool shuffle_;

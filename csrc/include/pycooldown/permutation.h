@@ -24,7 +24,7 @@ struct alignas(64) Permutation {
     low_bits = bits / 2;
     low_mask = (std::uint64_t{1} << low_bits) - 1;
     high_size = (n + low_mask) >> low_bits;
-    // Eight keys from two blocks; the top bit of the index tells the second from the first.
+    // Eight keys from two blocks; the second one has the top bit of the index set.
     const Block first = random_block(seed, stream, index, lane);
     const Block second = random_block(seed, stream, index | std::uint64_t{1} << 63, lane);
     for (int i = 0; i < 4; ++i) {

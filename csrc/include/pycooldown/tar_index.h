@@ -62,4 +62,9 @@ TarIndex scan_tar_file(const std::string& path);
 std::string index_to_bytes(const TarIndex& index);
 std::optional<TarIndex> index_from_bytes(std::string_view bytes, std::uint64_t shard_size, std::int64_t shard_mtime_ns);
 
+// How many samples an index file lists, from its first bytes (64 are enough), so that a reader that only passes over a
+// shard need not load its index. nullopt where they are of no such index, or of one with faults.
+std::optional<std::uint64_t> samples_in_index(std::string_view start, std::uint64_t shard_size,
+                                              std::int64_t shard_mtime_ns);
+
 }  // namespace pycooldown

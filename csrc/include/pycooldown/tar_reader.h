@@ -22,14 +22,19 @@ class Map {
 
   const char* data() const { return data_; }
 
+  // Throws std::system_error where the mapped file was written to or truncated. A file that was deleted, or replaced by
+  // another one of its name, is still there as it was mapped.
+  void check(const std::string& path, const TarIndex& index) const;
+
  private:
   char* data_ = nullptr;
   std::size_t size_;
+  std::uint64_t device_, inode_;
 };
 
 class TarReader {
  public:
-  // At most `max_maps` shards are mapped at a time.
+  // At most `max_maps` shards are mapped at a time; with 0, all are read without mapping them.
   explicit TarReader(std::size_t max_maps);
 
   void add(std::string path, std::shared_ptr<const TarIndex> index);
@@ -43,6 +48,14 @@ class TarReader {
     std::uint64_t sample;  // within the shard
   };
   Place find(std::uint64_t i) const;
+
+  // Begins a call of `view` and others for one batch. Reading a page of a map that the file no longer has kills the
+  // process (SIGBUS), so each call looks at the status of the shards it reads first. That costs a system call a shard
+  // and batch, needs no open file, and leaves the time between the look and the copy. Handlers of that signal would
+  // close it, but a handler is one for the process, and jumping out of it is undefined among threads that hold locks;
+  // PyTorch's workers set their own besides. Without maps (`max_maps` = 0) nothing is left open: a file that is short
+  // is an error of read().
+  void begin_call() { ++call_; }
 
   // Bytes of a shard, valid until the next call. Mapping one shard may unmap another (second chance, an LRU that costs
   // a bit per use).
@@ -60,6 +73,7 @@ class TarReader {
     bool recent = false;
     std::uint32_t reads = 0;  // while unmapped, in a window of num_reads_
     std::uint64_t window = 0;
+    std::uint64_t checked = 0;  // the last call that found the mapped file unchanged
   };
   bool is_hot(Shard& shard);
   void map(std::uint32_t shard);
@@ -70,6 +84,7 @@ class TarReader {
   std::vector<std::uint32_t> mapped_;
   std::size_t hand_ = 0;
   std::uint64_t num_reads_ = 0;  // of unmapped shards
+  std::uint64_t call_ = 0;
   std::vector<char> buffer_;
 };
 

@@ -26,6 +26,7 @@ from typing_extensions import dataclass_transform
 
 from pycooldown.recipes.fields import CONFIG
 from pycooldown.recipes.history import Run
+from pycooldown.sampling.sampler import AllocationName
 from pycooldown.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ class MethodOptions(ABC):
     @abstractmethod
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
         """Return the schedule over ``num_steps`` steps of ``batch_size`` samples for domains of these sizes."""
+
+    def with_allocation(self, allocation: AllocationName) -> MethodOptions:
+        """Return the method for batches that are allocated to domains in this way; see `DomainBatchSampler`."""
+        return self
 
     def held_out(self, size: int) -> int:
         """Return how many samples of a domain of this size are kept out of training."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from pycooldown.mixture import Mixture
 from pycooldown.recipes.fields import (
     CONFIG,
     Count,
+    Finite,
     FinitePositive,
     Flag,
     Natural,
@@ -23,6 +25,7 @@ from pycooldown.recipes.fields import (
     Text,
 )
 from pycooldown.recipes.methods.base import MethodOptions, register
+from pycooldown.sampling.sampler import AllocationName
 from pycooldown.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -50,23 +53,36 @@ class GroupDROOptions(LearningOptions):
     """Step size of the exponentiated gradient."""
     smoothing: Share = 0.0
     """Share of the uniform distribution in the target."""
+    adjustment: Finite | None = None
+    """Adjustment C of the losses by C / sqrt(size); see `pycooldown.adaptive.GroupDRO` for it and the following."""
+    normalize_losses: Flag | None = None
+    """Divide the losses by their sum."""
+    worst: Share | None = None
+    """Share of the data in the worst domains that the target is put on."""
+    decay: Share | None = None
+    """Decay rate of the moving average of the losses."""
+    least: Share | None = None
+    """Least target of a domain."""
     delay: Count = 4
     """Steps from a statistic to the mixture that it decides."""
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
-        """Return a learning schedule."""
-        start = Mixture.temperature_sampling(sizes, self.tau)
-        return adaptive.GroupDRO(start, step_size=self.step_size, smoothing=self.smoothing, delay=self.delay)
+        """Return a learning schedule; options that are ``None`` have the default of the schedule."""
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tau"}
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        return adaptive.GroupDRO(Mixture.temperature_sampling(sizes, self.tau), **given)
 
 
 @register("odm")
 class OnlineDataMixingOptions(LearningOptions):
     """The bandit Exp3 draws domains by their loss. See `pycooldown.adaptive.OnlineDataMixing`."""
 
-    reward_scale: FinitePositive = 10.0
-    """The loss that counts as a reward of 1."""
+    reward_scale: FinitePositive | None = None
+    """The loss that counts as a reward of 1; by default that of `pycooldown.adaptive.OnlineDataMixing`."""
     momentum: Share | None = None
     """Share of the old reward in a moving average; none by default."""
+    warmup: Natural = 0
+    """Steps before the mixture changes."""
     delay: Count = 4
     """Steps from a statistic to the mixture that it decides."""
 
@@ -74,7 +90,7 @@ class OnlineDataMixingOptions(LearningOptions):
         """Return a learning schedule."""
         start = Mixture.temperature_sampling(sizes, math.inf)
         return adaptive.OnlineDataMixing(
-            start, reward_scale=self.reward_scale, momentum=self.momentum, delay=self.delay
+            start, reward_scale=self.reward_scale, momentum=self.momentum, warmup=self.warmup, delay=self.delay
         )
 
 
@@ -94,8 +110,14 @@ class ProbingOptions(LearningOptions):
     """Regular expression of the parameters whose gradients are formed; all by default."""
     probe_directions: Count | None = None
     """Random directions to project the gradients on, instead of forming them."""
+    allocation: AllocationName | None = None
+    """Allocation of the batches, on which the best sampling depends; by default that of the section "training"."""
     delay: Count = 4
     """Steps from a probe to the mixture that it decides."""
+
+    def with_allocation(self, allocation: AllocationName) -> ProbingOptions:
+        """Return the method for batches that are allocated in this way, unless it names an allocation."""
+        return self if self.allocation is not None else replace(self, allocation=allocation)
 
     def held_out(self, size: int) -> int:
         """Return how many samples of a domain of this size are kept out of training."""
@@ -121,6 +143,12 @@ class ProbingOptions(LearningOptions):
     def _options(self) -> dict[str, Any]:
         return {"interval": self.interval, "delay": self.delay}
 
+    def _variance_aware(self, objective: Mixture | adaptive.LearnedSchedule, batch_size: int) -> Schedule:
+        domains = (objective if isinstance(objective, Mixture) else objective.start).num_domains
+        least = min(1 / batch_size, 1 / domains)
+        allocation = self.allocation or "multinomial"  # the default of samplers
+        return adaptive.VarianceAware(objective, allocation=allocation, least=least, **self._options())
+
 
 @register("fgls")
 class FGLSOptions(ProbingOptions):
@@ -136,7 +164,7 @@ class FGLSOptions(ProbingOptions):
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
         """Return a learning schedule."""
         weights = adaptive.FGLS(self._start(sizes), decay=self.decay, warmup=self.warmup, **self._options())
-        return _variance_aware(weights, batch_size, self._options()) if self.variance_aware else weights
+        return self._variance_aware(weights, batch_size) if self.variance_aware else weights
 
 
 @register("erma")
@@ -147,14 +175,21 @@ class ERMAOptions(ProbingOptions):
     """Step size of the term in the means of the losses."""
     variance_rate: NonNegative = 0.02
     """Step size of the term in their variances."""
+    normalization: Literal["projected", "printed"] = "projected"
+    """How the weights are normalised; see `pycooldown.adaptive.ERMA`."""
     variance_aware: Flag = False
     """Learn the sampling too, as the method "variance_aware" does."""
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
         """Return a learning schedule."""
-        rates: dict[str, Any] = {"bias_rate": self.bias_rate, "variance_rate": self.variance_rate}
-        weights = adaptive.ERMA(self._start(sizes), **rates, **self._options())
-        return _variance_aware(weights, batch_size, self._options()) if self.variance_aware else weights
+        weights = adaptive.ERMA(
+            self._start(sizes),
+            bias_rate=self.bias_rate,
+            variance_rate=self.variance_rate,
+            normalization=self.normalization,
+            **self._options(),
+        )
+        return self._variance_aware(weights, batch_size) if self.variance_aware else weights
 
 
 @register("variance_aware")
@@ -163,16 +198,9 @@ class VarianceAwareOptions(ProbingOptions):
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
         """Return a learning schedule."""
-        return _variance_aware(self._start(sizes), batch_size, self._options())
+        return self._variance_aware(self._start(sizes), batch_size)
 
 
 def by_name(mixture: Mixture, vector: str) -> dict[str, float]:
     """Return a mixture's "target" or "sampling" by domain."""
     return dict(zip(mixture.domains, getattr(mixture, vector).tolist(), strict=True))
-
-
-def _variance_aware(
-    objective: Mixture | adaptive.LearnedSchedule, batch_size: int, options: dict[str, Any]
-) -> adaptive.VarianceAware:
-    domains = (objective if isinstance(objective, Mixture) else objective.start).num_domains
-    return adaptive.VarianceAware(objective, least=min(1 / batch_size, 1 / domains), **options)

@@ -1,0 +1,288 @@
+"""Map-style access to domains of tokens, in sequences of any length."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pycooldown._core import TokenReader
+from pycooldown.data.token_file import MappedEnds, TokenFile, map_file
+from pycooldown.data.token_index import Concatenated, Documents
+from pycooldown.data.token_manifest import load_token_manifest
+from pycooldown.data.token_shards import open_token_shard
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["TokenDataset"]
+
+Source = str | os.PathLike[str] | TokenFile
+MODES = ("concat", "document", "best_fit")
+LONG = ("split", "truncate", "drop", "raise")
+COLUMNS = ("input_ids", "position_ids", "segment_ids", "labels")  # by default
+
+
+class TokenDataset:
+    """Sequences of `length` tokens of many domains, by index: the domains laid end to end in the order of the mapping.
+
+    Within a domain files follow in their order. So indices are those of a `torch.utils.data.ConcatDataset` and of
+    `pycooldown.DomainBatchSampler`, and `sizes` is what a `Mixture` takes: as all sequences are of one length, a
+    mixture of sequences is a mixture of tokens. Three modes say what a sequence, a row of a batch, is:
+
+    - `"concat"`: The domain is one stream of tokens; sequence i holds tokens [i length, (i + 1) length). An epoch has
+      every token once.
+    - `"document"`: One document, padded. For fine-tuning.
+    - `"best_fit"`: Whole documents, packed by best fit decreasing (Ding et al., ICML 2024, "Fewer Truncations Improve
+      Language Modeling"), padded. Which documents share a row follows from their lengths alone.
+
+    `dataset.__getitems__(indices)`, which loaders call, gives a dictionary of arrays of shape (B, length):
+
+    - `input_ids`: Token ids, then `pad_id`.
+    - `position_ids`: int32, place of the token in the part of its document that is in the row, from 0; 0 in padding.
+    - `segment_ids`: int32, number of that part in the row, from 1; 0 in padding.
+    - `labels`: The token itself where the model shall predict it from the position before, as Hugging Face models
+      expect that shift labels themselves; -100 at the first token of each row and document and in padding.
+    - `shift_labels`, only if asked for: the token after each position, which at a row's end is the next row's first;
+      -100 at the last token of a document and in padding. Hugging Face models take it beside `labels`, in their place.
+    - `domain_ids`, only if asked for: int64 of shape (B,), positions in `domains`. `MixtureTrainer` adds its own.
+
+    A loader makes tensors of it with the function `collate`::
+
+        DataLoader(dataset, batch_sampler=sampler, collate_fn=TokenDataset.collate)
+
+    `dataset[i]` gives the same for one sequence, without the batch dimension.
+
+    Files are mapped into memory, not read; a map holds no file open. A dataset can be pickled and used in forked or
+    spawned workers, which share the pages. Files must not be written to while they are in use. Each batch looks whether
+    those it reads have changed since they were mapped, which is an `OSError`; one that is cut off at that very moment
+    ends the process (SIGBUS).
+
+    Args:
+        sources: A folder that `pycooldown tokenize` wrote, or by domain the paths of shards (`.tar`), what
+            `pycooldown.data.token_sources` opens, or one of these.
+        length: Tokens in a sequence.
+        mode: What a sequence is.
+        split: Which part of a folder, "train" or "validation"; sources by domain have none.
+        domains: Which domains, in this order; by default all, in the order of the mapping or the folder's manifest.
+        columns: Which arrays to fill; `input_ids` must be among them.
+        cross_document_labels: In mode "concat", also predict the first token of a document from the last one of the
+            document before.
+        remainder: In mode "concat", whether the last tokens of a domain, fewer than `length`, make a padded sequence
+            ("pad", the default) or are left out ("drop").
+        long_documents: In the other modes, whether documents of more than `length` tokens are cut into pieces of that
+            length and a rest ("split", the default), cut off ("truncate"), left out ("drop") or refused ("raise").
+        pad_id: Token id for padding. It has no label, and with causal attention nothing attends to it.
+        dtype: Of token ids and labels, int64 or int32.
+        vocabulary_size: Ids from there on are refused when they are read, as negative ones are. A folder knows its own.
+
+    Raises:
+        OSError: If a file cannot be read.
+        ValueError: If a file is damaged, a domain has no sequence, or an argument has no meaning in the mode.
+    """
+
+    def __init__(
+        self,
+        sources: str | os.PathLike[str] | Mapping[str, Source | Iterable[Source]],
+        length: int = 1024,
+        mode: Literal["concat", "document", "best_fit"] = "concat",
+        split: str = "train",
+        *,
+        domains: Collection[str] | None = None,
+        columns: Collection[str] = COLUMNS,
+        cross_document_labels: bool = False,
+        remainder: Literal["pad", "drop"] | None = None,
+        long_documents: Literal["split", "truncate", "drop", "raise"] | None = None,
+        pad_id: int = 0,
+        dtype: npt.DTypeLike = np.int64,
+        vocabulary_size: int | None = None,
+    ) -> None:
+        self.length = operator.index(length)
+        self.mode = mode
+        self.columns = tuple(columns)
+        self.cross_document_labels = cross_document_labels
+        self.pad_id = operator.index(pad_id)
+        self.dtype = np.dtype(dtype)
+        self._check_options(remainder, long_documents)
+        self.files, self.vocabulary_size = _open(sources, split, domains, vocabulary_size)
+        if self.vocabulary_size is not None and self.pad_id >= self.vocabulary_size:
+            raise ValueError(f"pad_id = {pad_id}; expected one of the {self.vocabulary_size} ids")
+        for file in (file for files in self.files.values() for file in files):
+            file.check()
+        self._index: Concatenated | Documents
+        if mode == "concat":
+            self._index = Concatenated(self.files, self.length, drop_remainder=remainder == "drop")
+        else:
+            self._index = Documents(self.files, self.length, long_documents or "split", pack=mode == "best_fit")
+        self._map()
+
+    def _check_options(self, remainder: str | None, long_documents: str | None) -> None:
+        def expect(holds: bool, problem: str) -> None:
+            if not holds:
+                raise ValueError(problem)
+
+        concat = self.mode == "concat"
+        expect(self.mode in ("concat", "document", "best_fit"), f"mode = {self.mode!r}; expected one of {MODES}")
+        expect(1 <= self.length < 1 << 31, f"length = {self.length}; expected at least 1 token in a sequence")
+        expect(self.dtype in (np.int64, np.int32), f"dtype = {self.dtype}; expected int64 or int32")
+        expect(0 <= self.pad_id < 1 << 31, f"pad_id = {self.pad_id}; expected a token id")
+        known = (*COLUMNS, "shift_labels", "domain_ids")
+        expect(
+            {"input_ids"} <= set(self.columns) <= set(known),
+            f"columns = {self.columns}; expected some of {known}, input_ids among them",
+        )
+        if self.cross_document_labels:
+            expect(concat, f"cross_document_labels in mode {self.mode!r}: neighbours there do not follow each other")
+            labels = {"labels", "shift_labels"} & set(self.columns)
+            expect(bool(labels), f"cross_document_labels without labels in columns = {self.columns}")
+        expect(remainder in (None, "pad", "drop"), f"remainder = {remainder!r}; expected 'pad' or 'drop'")
+        expect(long_documents in (None, *LONG), f"long_documents = {long_documents!r}; expected one of {LONG}")
+        expect(concat or remainder is None, f"remainder is of mode 'concat'; mode {self.mode!r} has long_documents")
+        expect(
+            not concat or long_documents is None, "long_documents: mode 'concat' cuts all as they come; leave it out"
+        )
+
+    def _map(self) -> None:
+        self._reader = TokenReader()
+        for file in (file for files in self.files.values() for file in files):
+            self._reader.add(
+                os.fsencode(file.path),
+                bytes=map_file(file.path, file.size),
+                dtype=file.dtype.name,
+                vocabulary_size=min(self.vocabulary_size or 1 << 63, np.iinfo(self.dtype).max + 1),
+                block_offsets=file.block_offsets,
+                block_ends=file.block_ends,
+                ends=file.document_ends(),
+                ends_path=os.fsencode(file.ends.path) if isinstance(file.ends, MappedEnds) else None,
+            )
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains, in order."""
+        return self._index.domains
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of sequences by domain."""
+        return dict(self._index.sizes)
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Number of tokens in the sequences of each domain, padding not counted: those of one epoch."""
+        return dict(self._index.tokens)
+
+    @property
+    def padding(self) -> dict[str, float]:
+        """Share of padding in the sequences of each domain: what packing wastes."""
+        return {domain: 1 - self.tokens[domain] / (size * self.length) for domain, size in self.sizes.items()}
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Number of tokens of each domain that are in no sequence, by `remainder` or `long_documents`."""
+        totals = np.diff(self._index.token_bounds).tolist()
+        return {domain: total - self.tokens[domain] for domain, total in zip(self.domains, totals)}
+
+    def __len__(self) -> int:
+        return int(self._index.bounds[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: array[0] for name, array in self.__getitems__([operator.index(index)]).items()}
+
+    def __getitems__(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> dict[str, npt.NDArray[Any]]:
+        wanted = np.asarray(indices)
+        if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and wanted.size):
+            raise TypeError(f"indices are {wanted.dtype} of shape {wanted.shape}; expected a list of integers")
+        wanted = wanted.astype(np.int64)
+        if wanted.size and not -len(self) <= wanted.min() <= wanted.max() < len(self):
+            wrong = wanted[(wanted < -len(self)) | (wanted >= len(self))][0]
+            raise IndexError(f"index {wrong} is out of range: the dataset has {len(self)} sequences")
+        pieces = self._index.pieces(np.where(wanted < 0, wanted + len(self), wanted))
+        dtypes = {"position_ids": np.int32, "segment_ids": np.int32}
+        batch: dict[str, npt.NDArray[Any]] = {
+            name: np.empty((len(wanted), self.length), dtypes.get(name, self.dtype))
+            for name in self.columns
+            if name != "domain_ids"
+        }
+        self._reader.fill(
+            pieces=pieces.bounds,
+            begins=pieces.begins,
+            limits=pieces.limits,
+            whole_documents=self.mode != "concat",
+            across_documents=self.cross_document_labels,
+            pad_id=self.pad_id,
+            input_ids=batch["input_ids"],
+            position_ids=batch.get("position_ids"),
+            segment_ids=batch.get("segment_ids"),
+            labels=batch.get("labels"),
+            shift_labels=batch.get("shift_labels"),
+        )
+        if "domain_ids" in self.columns:
+            batch["domain_ids"] = pieces.domain_ids
+        return batch
+
+    @staticmethod
+    def collate(batch: Mapping[str, npt.NDArray[Any]] | Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make tensors of a batch, or of a list of single sequences; for loaders' `collate_fn`."""
+        from torch.utils.data import default_collate, default_convert
+
+        if isinstance(batch, Mapping):
+            return default_convert(dict(batch))  # type: ignore[no-any-return,no-untyped-call]
+        return default_collate(list(batch))  # type: ignore[no-any-return]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_reader"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._map()
+
+
+def _open(
+    sources: str | os.PathLike[str] | Mapping[str, Source | Iterable[Source]],
+    split: str,
+    domains: Collection[str] | None,
+    vocabulary_size: int | None,
+) -> tuple[dict[str, list[TokenFile]], int | None]:
+    """The files of each domain, and the number of token ids if it is known."""
+    if isinstance(sources, Mapping):
+        if split != "train":
+            raise ValueError(f"split = {split!r}: sources by domain have no splits; give those of the split")
+        chosen = _chosen(sources, domains)
+        return {domain: [_file(one) for one in _listed(given)] for domain, given in chosen.items()}, vocabulary_size
+    manifest = load_token_manifest(Path(sources))
+    known = manifest.tokenizer["vocabulary_size"]
+    if vocabulary_size is not None and vocabulary_size < known:
+        raise ValueError(f"vocabulary_size = {vocabulary_size}, but the tokenizer of {sources} has {known} ids")
+    files = {}
+    for domain, splits in _chosen(manifest.domains, domains).items():
+        if split not in splits:
+            raise ValueError(f"split = {split!r}; {sources} has {', '.join(splits)} of {domain!r}")
+        files[domain] = [shard.open() for shard in splits[split].shards]
+    return files, known
+
+
+def _chosen(every: Mapping[str, Any], domains: Collection[str] | None) -> dict[str, Any]:
+    names = list(every if domains is None else domains)
+    if not names or isinstance(domains, str) or not set(names) <= every.keys() or len(set(names)) < len(names):
+        raise ValueError(f"domains = {domains!r}; expected some of {', '.join(every)}, each once")
+    return {name: every[name] for name in names}
+
+
+def _listed(given: Source | Iterable[Source]) -> Iterable[Source]:
+    return [given] if isinstance(given, str | os.PathLike | TokenFile) else given
+
+
+def _file(source: Source) -> TokenFile:
+    if isinstance(source, TokenFile):
+        return source
+    if not os.fspath(source).endswith(".tar"):
+        raise ValueError(
+            f"{os.fspath(source)} is no .tar; open files of other projects by pycooldown.data.token_sources first, "
+            "for example token_sources.megatron(prefix)"
+        )
+    return open_token_shard(source)

@@ -1,0 +1,131 @@
+"""The matrix products of an output layer: its logits, and the gradients of its input and of its weight."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+SLICE = 2048  # classes of which logits, or a part of the gradient, are formed at a time
+
+CHUNK_BYTES = 20 << 20  # of logits
+# Rows of a chunk at the least. With fewer, the products wait for the weight to come from memory, which on a GPU allows
+# several hundred operations per byte.
+MIN_ROWS_CPU, MIN_ROWS_GPU = 96, 512
+
+
+def default_chunk_size(num_rows: int, num_classes: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Return the rows per chunk: even chunks of at most CHUNK_BYTES of logits, or of the least rows if that is more."""
+    least = MIN_ROWS_CPU if device.type == "cpu" else MIN_ROWS_GPU
+    limit = max(CHUNK_BYTES // (max(num_classes, 1) * dtype.itemsize), least)
+    chunks = max(math.ceil(num_rows / limit), 1)
+    return max(math.ceil(num_rows / chunks), 1)
+
+
+def linear(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the product input (N, D) @ weight (V, D).T + bias (V,); in out, if there is one."""
+    dense = weight.is_contiguous() or weight.t().is_contiguous()
+    if _has_onednn(input.device, input.dtype) and dense and weight.numel() and input.numel():
+        if out is None:
+            return torch.ops.mkldnn._linear_pointwise(input.contiguous(), weight, bias, "none", [], "")  # type: ignore[no-any-return]
+        # Its output is freshly allocated. A slice at a time keeps that small: large blocks, freed, break up the heap.
+        biases = [None] * math.ceil(len(weight) / SLICE) if bias is None else torch.split(bias, SLICE)
+        for part, of_part, columns in zip(
+            torch.split(weight, SLICE), biases, torch.split(out, SLICE, dim=1), strict=True
+        ):
+            columns.copy_(linear(input, part.contiguous(), of_part))
+        return out
+    if bias is None:
+        return torch.mm(input, weight.t(), out=out)
+    return torch.addmm(bias, input, weight.t(), out=out)
+
+
+def _has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN should multiply. torch leaves float32 to MKL: half as fast on AMD's processors with AVX-512."""
+    return (
+        device.type == "cpu"
+        and dtype == torch.float32
+        and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        and bool(torch.backends.mkldnn.enabled)
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+class WeightGradient:
+    """The sum of gradᵀ @ hidden over all rows, for gradients of logits (n, V) that come a chunk of rows at a time.
+
+    Many rows are multiplied faster than a few, and in half precision they spare sums in float32. So the gradients of
+    the logits of as many rows as fit wait in the memory of the result, each slice of classes where its own part will
+    be. Where the result is itself a running sum, it has no room, and each chunk is multiplied alone.
+
+    Attributes:
+        rows_at_once: That are multiplied at once, a whole number of chunks unless it is all rows.
+    """
+
+    def __init__(self, weight: torch.Tensor, dtype: torch.dtype, num_rows: int, step: int):
+        """For num_rows rows in chunks of step, whose logits have dtype."""
+        self._result = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        narrower = weight.dtype.itemsize < dtype.itemsize
+        room = 0 if narrower else weight.shape[1] * weight.dtype.itemsize // dtype.itemsize
+        wide = torch.promote_types(dtype, torch.float32)
+        at_once = num_rows <= max(step, room)
+        self._sum = self._result if at_once or weight.dtype == wide else torch.empty_like(self._result, dtype=wide)
+        has_room = self._sum is not self._result and 2 * step <= room
+        self._waits = step < num_rows and (at_once or has_room)
+        self.rows_at_once = num_rows if at_once else room // step * step if self._waits else step
+        self._grad: torch.Tensor | None = None
+        self._first = True
+        if num_rows == 0:
+            self._result.zero_()
+
+    def keep(self, grad: torch.Tensor, begin: int) -> None:
+        """Keep the gradient of the logits (n, V) of rows from begin on, counted among those multiplied at once."""
+        if not self._waits:
+            self._grad = grad
+            return
+        for part, columns in zip(torch.split(self._result, SLICE), torch.split(grad, SLICE, dim=1), strict=True):
+            _waiting(part, grad.dtype, begin, len(grad)).copy_(columns)
+
+    def add(self, hidden: torch.Tensor) -> None:
+        """Add the product of what was kept and the same rows' hidden (n, D)."""
+        grad, self._grad = self._grad, None
+        if grad is not None and self._sum.dtype == grad.dtype:
+            self._add(self._sum, grad, hidden)
+        elif grad is not None:
+            for part, columns in zip(torch.split(self._sum, SLICE), torch.split(grad, SLICE, dim=1), strict=True):
+                self._add(part, columns, hidden)
+        else:
+            in_place = self._sum is self._result
+            scratch = hidden.new_empty(len(hidden) * min(SLICE, len(self._sum)) if in_place else 0)
+            for part, place in zip(torch.split(self._sum, SLICE), torch.split(self._result, SLICE), strict=True):
+                columns = _waiting(place, hidden.dtype, 0, len(hidden))
+                if in_place:
+                    columns = scratch[: columns.numel()].view_as(columns).copy_(columns)
+                self._add(part, columns, hidden)
+        self._first = False
+
+    def finish(self) -> torch.Tensor:
+        """The gradient (V, D), in the dtype of the weight."""
+        if self._sum is not self._result:
+            self._result.copy_(self._sum)
+        return self._result
+
+    def _add(self, part: torch.Tensor, columns: torch.Tensor, hidden: torch.Tensor) -> None:
+        if part.dtype != hidden.dtype:
+            product = torch.mm(columns.t(), hidden)
+            if self._first:
+                part.copy_(product)
+            else:
+                part.add_(product)
+        elif self._first:
+            torch.mm(columns.t(), hidden, out=part)
+        else:
+            part.addmm_(columns.t(), hidden)
+
+
+def _waiting(part: torch.Tensor, dtype: torch.dtype, begin: int, count: int) -> torch.Tensor:
+    """Where the gradients of count rows from begin on wait, (count, classes of the part)."""
+    classes = len(part)
+    return part.view(-1).view(dtype)[begin * classes : (begin + count) * classes].view(count, classes)

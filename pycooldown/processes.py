@@ -1,0 +1,58 @@
+"""The package's process pool: one function over many parts, a process for each core."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import TypeVar
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+# Libraries read these when they are loaded. A worker is one core: no threads of its own.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+
+
+def run_all(function: Callable[[P], R], parts: Sequence[P], *, workers: int) -> Iterator[tuple[int, R]]:
+    """Yield the number and the result of ``function(part)`` for every part, in the order in which they finish.
+
+    Args:
+        function: A function that can be pickled, as can the parts and the results.
+        parts: The arguments. Putting those that take longest first keeps all workers busy to the end.
+        workers: Number of processes, each with one thread; 1 is this process, with its own number of threads.
+
+    Raises:
+        ValueError: If ``workers`` is not positive.
+        RuntimeError: If a process was killed.
+        Exception: Whatever the function raises; no further part is begun then.
+    """
+    if workers < 1:
+        raise ValueError(f"workers = {workers}; expected at least 1 process")
+    if workers == 1:
+        yield from ((number, function(part)) for number, part in enumerate(parts))
+        return
+    # Spawned, because the threads of torch do not survive a fork.
+    pool = ProcessPoolExecutor(
+        min(workers, max(len(parts), 1)), mp_context=get_context("spawn"), initializer=_start_worker
+    )
+    try:
+        futures = {pool.submit(function, part): number for number, part in enumerate(parts)}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process was killed, perhaps for want of memory; run it again to go on with what is unfinished, "
+            "with fewer workers if memory is short"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    os.environ.update(_ONE_THREAD)
+    if "torch" in sys.modules:  # the main module of the caller has loaded it already
+        sys.modules["torch"].set_num_threads(1)

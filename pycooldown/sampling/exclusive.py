@@ -1,0 +1,74 @@
+"""One user at a time: threads wait for each other, forked processes start free, signal handlers are refused."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Exclusive:
+    """Lets one thread at a time into the blocks under `hold`.
+
+    It pickles to a new, free one. A process forks only when no other thread holds one, so that the child finds all of
+    them free and what they guard in order.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._held = False
+        _ALL.add(self)
+
+    def __reduce__(self) -> tuple[type[Exclusive], tuple[()]]:
+        return Exclusive, ()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Wait for other threads, and keep them out meanwhile.
+
+        Raises:
+            RuntimeError: If this thread holds it already. Only a signal handler or a finalizer gets there.
+        """
+        with self._lock:
+            if self._held:
+                raise RuntimeError(
+                    "a signal handler or a finalizer used a sampler that its thread was just using: let the handler "
+                    "set a flag, and look at the flag between steps"
+                )
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
+
+    def acquire_for_fork(self) -> None:
+        """Wait until no other thread holds it."""
+        self._lock.acquire()
+
+    def release_after_fork(self) -> None:
+        """Undo `acquire_for_fork`."""
+        self._lock.release()
+
+
+_ALL: weakref.WeakSet[Exclusive] = weakref.WeakSet()
+_acquired: list[Exclusive] = []  # by the thread that forks
+_forking = threading.RLock()  # one thread at a time
+
+
+def _before_fork() -> None:
+    _forking.acquire()
+    for exclusive in list(_ALL):
+        exclusive.acquire_for_fork()
+        _acquired.append(exclusive)
+
+
+def _after_fork() -> None:
+    while _acquired:
+        _acquired.pop().release_after_fork()
+    _forking.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -1,0 +1,57 @@
+"""Cooldown whose switch follows from how often the rarest domain has been passed through."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+
+from pycooldown.mixture import Mixture
+from pycooldown.schedules.fixed import cooldown
+from pycooldown.schedules.protocol import Schedule
+
+
+def cooldown_by_exposure(
+    sizes: Mapping[str, int],
+    *,
+    batch_size: int,
+    epochs: float = 15.0,
+    tau: float = 5.0,
+    final_tau: float = 1.0,
+    num_steps: int | None = None,
+) -> Schedule:
+    """Sample with ``tau`` until the rarest domain has been passed through ``epochs`` times, then with ``final_tau``.
+
+    It is `cooldown` with switch_step = ceil(epochs * n / (batch_size * p)), where n is the size of the rarest domain
+    and p its probability under ``tau``. Li et al. (NAACL 2025) set the switch by hand, at half of the steps. Scarce
+    data in a mixture are reported to bear 15 to 20 passes before repeating them does harm (arXiv 2605.12715).
+
+    Args:
+        sizes: Number of samples of each domain.
+        batch_size: Samples in a global batch, >= 1.
+        epochs: Passes through the rarest domain before the switch, > 0.
+        tau: Temperature before the switch, > 0.
+        final_tau: Temperature from the switch on, > 0.
+        num_steps: Length of the run, if a switch that it never reaches shall give a warning.
+
+    Raises:
+        ValueError: If a number is not positive and finite, or a temperature is not positive.
+
+    Warns:
+        UserWarning: If the switch is not within ``num_steps``.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size}; expected at least 1 sample")
+    if not 0 < epochs < math.inf:
+        raise ValueError(f"epochs = {epochs}; expected a finite number of passes > 0")
+    mixture = Mixture.temperature_sampling(sizes, tau)
+    rarest = int(mixture.sizes.argmin())
+    passes = float(mixture.expected_epochs(batch_size)[rarest])  # in one step
+    switch_step = math.ceil(epochs / passes * (1 - 1e-12))
+    if num_steps is not None and switch_step >= num_steps:
+        warnings.warn(
+            f"{mixture.domains[rarest]!r} is passed through {passes * num_steps:.3g} times in {num_steps} steps, so it "
+            f"never reaches epochs = {epochs:g}, and tau stays {tau:g}; lower epochs to have a switch",
+            stacklevel=2,
+        )
+    return cooldown(sizes, tau=tau, final_tau=final_tau, switch_step=switch_step)

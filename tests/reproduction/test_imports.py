@@ -1,0 +1,40 @@
+"""What reproductions may use of the package, and what they may call their own things."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE, HERE = (sorted((ROOT / name).rglob("*.py")) for name in ("pycooldown", "reproduction"))
+
+
+@pytest.mark.parametrize("path", HERE, ids=lambda path: path.name)
+def test_only_public_names_of_the_package_are_imported(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pycooldown"):
+            names = [*node.module.split("."), *(alias.name for alias in node.names)]
+            assert not [name for name in names if name.startswith("_")], f"{path.name}:{node.lineno}"
+
+
+def test_the_package_does_not_import_reproductions():
+    for path in PACKAGE:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not [module for module in modules if module.split(".")[0] == "reproduction"], path
+
+
+def test_no_name_is_used_for_two_things():
+    def names(paths):
+        found = set()
+        for path in paths:
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                    found.add(node.name)
+                elif isinstance(node, ast.Assign | ast.AnnAssign):
+                    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                    found |= {target.id for target in targets if isinstance(target, ast.Name)}
+        return {name for name in found if not name.startswith("_")}
+
+    assert names(PACKAGE) & names(HERE) == {"app"}  # of a command line

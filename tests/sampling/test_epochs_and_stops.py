@@ -1,0 +1,167 @@
+"""Loops that think in passes: another order in each, and passes that end before a sample would come again."""
+
+import json
+import math
+import pickle
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from pycooldown import DomainBatchSampler, Mixture, schedules
+from pycooldown.adaptive import OnlineDataMixing
+
+SIZES = {"zh": 1500, "de": 700, "fa": 41}
+ALLOCATIONS = ("multinomial", "systematic", "quota")
+SCHEDULE = schedules.cooldown(SIZES, switch_step=10)
+
+
+def make(allocation="quota", schedule=SCHEDULE, **options):
+    options = {"batch_size": 30, "seed": 2**63 + 7, "num_steps": 25} | options
+    return DomainBatchSampler(schedule, allocation=allocation, **options)
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+class TestEpochs:
+    def test_each_has_an_order_of_its_own(self, allocation):
+        sampler, passes = make(allocation), []
+        for epoch in (0, 1, 2, 2**40):
+            sampler.set_epoch(epoch)
+            passes.append(list(sampler))
+            assert list(sampler) == passes[-1]
+        assert passes[0] == list(make(allocation))
+        assert len({json.dumps(batches) for batches in passes}) == 4
+        sampler.set_epoch(1)
+        assert list(sampler) == passes[1]
+
+    def test_ranks_agree_and_cover_the_batch(self, allocation):
+        whole = make(allocation)
+        whole.set_epoch(3)
+        ranks = [make(allocation, rank=rank, world_size=2) for rank in range(2)]
+        for rank in ranks:
+            rank.set_epoch(3)
+        assert [a + b for a, b in zip(*ranks, strict=True)] == list(whole)
+
+    @pytest.mark.parametrize("stop", [0, 9, 25])
+    def test_a_loop_over_epochs_resumes_in_the_middle_of_one(self, allocation, stop):
+        def loop(sampler, first_epoch):
+            for epoch in range(first_epoch, 4):
+                sampler.set_epoch(epoch)
+                yield from sampler
+
+        whole = list(loop(make(allocation), 0))
+        sampler = make(allocation)
+        read = list(islice(loop(sampler, 0), 2 * 25 + stop))
+        state = json.loads(json.dumps(sampler.state_dict()))
+        assert (state["version"], state["epoch"]) == ((2, 2) if stop else (2, 1))
+        resumed = make(allocation)
+        resumed.load_state_dict(state)
+        assert read + list(loop(resumed, state["epoch"])) == whole
+        assert pickle.loads(pickle.dumps(resumed)).state_dict() == resumed.state_dict()
+
+    def test_with_domains_that_grow(self, allocation):
+        def job():
+            sampler = make(allocation, num_steps=80)
+            sampler.set_schedule(schedules.constant(Mixture.proportional(SIZES | {"fa": 60, "ug": 60})), from_step=20)
+            return sampler
+
+        sampler, fresh = job(), job()
+        list(sampler)
+        for s in (sampler, fresh):
+            s.set_epoch(5)
+        list(islice(fresh, 40))
+        assert fresh.state_dict(30) == sampler.state_dict(30)
+        resumed = job()
+        resumed.load_state_dict(fresh.state_dict(30))
+        assert list(resumed) == list(sampler)[30:]
+
+
+def test_an_epoch_of_a_state_is_read_with_its_number():
+    state = make().state_dict(5)
+    assert "epoch" not in state
+    assert state["version"] == 1
+    for epoch in (-1, 2**64, 1.0, None, "1"):
+        with pytest.raises(ValueError, match=r"epoch is .*; expected an integer in"):
+            make().load_state_dict(state | {"version": 2, "epoch": epoch})
+    with pytest.raises(ValueError, match="version 1"):
+        make().load_state_dict(state | {"epoch": 1})
+    for epoch, error in [(-1, ValueError), (2**64, ValueError), (0.5, TypeError)]:
+        with pytest.raises(error, match="epoch = "):
+            make().set_epoch(epoch)
+
+
+@pytest.mark.parametrize("batch_size", [30, [(0, 10), (3, 30)]])
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_first_exhausted_draws_each_sample_at_most_once(allocation, batch_size):
+    sampler = make(allocation, batch_size=batch_size, num_steps=None, stop="first_exhausted")
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == sampler.num_steps > 0
+    indices = np.concatenate(batches)
+    assert len(np.unique(indices)) == len(indices)
+    following = sampler.plan(len(sampler))
+    assert following.epochs.max() == 1  # one step more would repeat a sample
+    assert list(sampler) == batches
+    sampler.set_epoch(1)
+    other = list(sampler)
+    assert len(np.unique(np.concatenate(other))) == len(np.concatenate(other))
+    resumed = make(allocation, batch_size=batch_size, num_steps=None, stop="first_exhausted")
+    resumed.load_state_dict(sampler.state_dict(2))
+    assert list(resumed) == other[2:]
+
+
+def test_first_exhausted_follows_changes():
+    sampler = make(num_steps=None, stop="first_exhausted")
+    before = len(sampler)
+    without = Mixture(tuple(SIZES), list(SIZES.values()), [0.5, 0.5, 0], [0.5, 0.5, 0])
+    sampler.set_schedule(schedules.constant(without), from_step=2)
+    assert len(sampler) > before
+    indices = np.concatenate(list(sampler))
+    assert len(np.unique(indices)) == len(indices)
+    longer = len(sampler)
+    with pytest.raises(ValueError, match="known beforehand"):
+        sampler.set_schedule(OnlineDataMixing(Mixture.temperature_sampling(SIZES, math.inf), delay=2), from_step=4)
+    assert len(sampler) == longer
+    sampler.set_batch_size(10, from_step=4)
+    assert len(sampler) > longer
+
+
+@pytest.mark.parametrize("from_step", [2, 30])
+def test_first_exhausted_counts_the_size_with_which_a_domain_that_grows_began(from_step):
+    """Its next epoch is a permutation of the old samples too."""
+    rare = Mixture.proportional(SIZES)
+    sampler = make(schedule=schedules.constant(rare), num_steps=None, stop="first_exhausted")
+    grown = schedules.constant(Mixture.proportional(SIZES | {"fa": 600}))
+    sampler.set_schedule(grown, from_step=from_step)
+    indices = np.concatenate(list(sampler))
+    assert len(np.unique(indices)) == len(indices)
+    assert sampler.plan(len(sampler)).epochs.max() == 1
+
+
+def test_proportional_quota_draws_every_sample_once():
+    sampler = make(
+        "quota",
+        schedules.constant(Mixture.proportional({"a": 60, "b": 30, "c": 10})),
+        batch_size=10,
+        stop="first_exhausted",
+        num_steps=None,
+    )
+    assert sorted(np.concatenate(list(sampler))) == list(range(100))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stop": "all_exhausted"}, r"stop = 'all_exhausted'; expected 'first_exhausted' or None: .*proportional"),
+        ({"stop": "first_exhausted", "num_steps": 3}, "sets num_steps, which is 3"),
+        (
+            {
+                "stop": "first_exhausted",
+                "schedule": OnlineDataMixing(Mixture.temperature_sampling(SIZES, math.inf), delay=2),
+            },
+            "known beforehand",
+        ),
+    ],
+)
+def test_bad_stops(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**({"num_steps": None} | options))
