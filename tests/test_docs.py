@@ -1,5 +1,6 @@
 """The pages are part of the product: links lead somewhere and their Python runs."""
 
+import ast
 import importlib.util
 import re
 import sys
@@ -9,7 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
-SNIPPETS = {page: re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL) for page in PAGES}
+FENCE = re.compile(r"^(<!-- not run: .+ -->\n)?```python\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+FOUND = {page: FENCE.findall(page.read_text()) for page in PAGES}
+SNIPPETS = {page: [code for skipped, code in found if not skipped] for page, found in FOUND.items()}
+NOT_RUN = [code for found in FOUND.values() for skipped, code in found if skipped]
 README = ROOT / "README.md"
 # A method is registered once in a process: tests/recipes/test_methods.py runs this page's.
 ELSEWHERE = {ROOT / "docs/recipes.md"}
@@ -48,6 +52,13 @@ def test_readme_snippets_run(snippet, tmp_path, monkeypatch):
 )
 def test_snippets_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
     run("\n".join(SNIPPETS[page]), tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("snippet", NOT_RUN, ids=lambda s: s.strip().splitlines()[-1][:50])
+def test_snippets_that_need_too_much_import_what_there_is(snippet):
+    imports = [node for node in ast.parse(snippet).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert imports
+    exec(compile(ast.Module(imports, []), "page", "exec"), {})
 
 
 def test_pages_have_snippets():

@@ -247,12 +247,12 @@ def test_any_options(rows, classes, dtype, num_domains, seed, options):
 
 
 def test_an_old_triton_is_named_and_never_chosen(monkeypatch):
-    monkeypatch.setattr(backends, "_TRITON_SHORTCOMING", "triton 3.2.0; expected 3.7 or newer")
+    monkeypatch.setattr(backends, "TRITON_SHORTCOMING", "triton 3.2.0; expected 3.7 or newer")
     gpu = torch.device("cuda")
     assert backends.choose("auto", gpu, torch.float32, None) == "reference"
     with pytest.raises(ValueError, match=r"backend='triton' does not support triton 3\.2\.0; expected 3\.7 or newer"):
         backends.choose("triton", gpu, torch.float32, None)
-    monkeypatch.setattr(backends, "_TRITON_SHORTCOMING", None)
+    monkeypatch.setattr(backends, "TRITON_SHORTCOMING", None)
     assert backends.choose("auto", gpu, torch.float32, None) == "triton"
 
 

@@ -15,7 +15,7 @@ from .contract import FUSED_DTYPES, Backend, KernelOptions, Outputs, SliceBacken
 __all__ = ["Backend", "KernelOptions", "Outputs", "SliceBackend", "choose", "load", "load_fused"]
 
 MINIMUM_TRITON = (3, 7)  # as in pyproject.toml
-_TRITON_SHORTCOMING = shortcoming("triton", MINIMUM_TRITON)  # looked up once: losses are called for every step
+TRITON_SHORTCOMING = shortcoming("triton", MINIMUM_TRITON)  # looked up once: losses are called for every step
 
 
 def load(name: str) -> SliceBackend:
@@ -52,7 +52,7 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype, needs_referen
     elif dtype not in FUSED_DTYPES:
         reason = f"{dtype} logits"
     elif reason is None and fused == "triton":
-        reason = _TRITON_SHORTCOMING
+        reason = TRITON_SHORTCOMING
     if reason is None:
         assert fused is not None
         return fused
