@@ -72,6 +72,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def ray(session: nox.Session) -> None:
+    """`pycooldown tokenize` on a real Ray cluster of this machine; opt-in, since Ray is large."""
+    install(session, "ray", "test")
+    session.run("pytest", "tests/data/prepare/test_prepare_ray.py", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The site, built strictly in build/site; every Python snippet of the pages and of the README runs."""
     install(session, "all", "test", "docs")

@@ -1,6 +1,7 @@
 """A clear error where an optional dependency is missing or too old."""
 
 import re
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -12,7 +13,10 @@ def require(extra: str, *modules: str) -> None:
         ImportError: naming the extra of pycooldown that brings the first missing one.
     """
     for module in modules:
-        if find_spec(module) is None:
+        found = None
+        with suppress(ModuleNotFoundError):  # of the package around it
+            found = find_spec(module)
+        if found is None:
             raise ImportError(f"{module} is not installed: run pip install 'pycooldown[{extra}]'", name=module)
 
 

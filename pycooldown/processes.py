@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from typing import TypeVar
 
 P = TypeVar("P")
@@ -53,6 +54,14 @@ def run_all(function: Callable[[P], R], parts: Sequence[P], *, workers: int) -> 
 
 
 def _start_worker() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(_ONE_THREAD)
     if "torch" in sys.modules:  # the main module of the caller has loaded it already
         sys.modules["torch"].set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """End this process with its parent, even if that is killed: a new run could start while this one still writes."""
+    if (parent := parent_process()) is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)

@@ -37,6 +37,23 @@ def corpus(
 
 
 @app.command()
+def documents(
+    out: Annotated[Path, typer.Argument(help="Folder for <language>.jsonl.")],
+    languages: Annotated[str | None, typer.Option(help="Language codes, comma-separated; all by default.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder for the download.")] = None,
+) -> None:
+    """Fetch real monolingual documents in about 60 languages, for `pycooldown tokenize`."""
+    from reproduction.documents import build_documents
+
+    with progress_bars() as progress:
+        counts = build_documents(out, cache=cache, languages=names(languages), progress=progress)
+    table = Table("language", *(Column(name, justify="right") for name in ("documents", "characters")), title=str(out))
+    for language, found in counts.items():
+        table.add_row(language, f"{found['documents']:,}", f"{found['characters']:,}")
+    console.print(table)
+
+
+@app.command()
 def reproduce(
     claims: Annotated[list[str] | None, typer.Argument(help="R1 ... R15; all by default.", metavar="[ID]...")] = None,
     data: Annotated[Path | None, typer.Option(help="Packed data with German and Romanian, for R4 to R11.")] = None,

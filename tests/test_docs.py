@@ -15,8 +15,8 @@ FOUND = {page: FENCE.findall(page.read_text()) for page in PAGES}
 SNIPPETS = {page: [code for skipped, code in found if not skipped] for page, found in FOUND.items()}
 NOT_RUN = [code for found in FOUND.values() for skipped, code in found if skipped]
 README = ROOT / "README.md"
-# A method is registered once in a process: tests/recipes/test_methods.py runs this page's.
-ELSEWHERE = {ROOT / "docs/recipes.md"}
+# tests/recipes/test_methods.py and tests/huggingface/test_training_page.py run these.
+ELSEWHERE = {ROOT / "docs/recipes.md", ROOT / "docs/training.md"}
 MADE = {"planner.html"}  # by docs/hooks.py, when the site is built
 
 

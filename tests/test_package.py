@@ -35,7 +35,20 @@ CORE_USERS = {
     "data/tokens.py",
     "losses/backends/cpp.py",
 }
-HEAVY = ("torch", "triton", "webdataset", "numba", "transformers", "accelerate", "matplotlib", "sentencepiece", "typer")
+HEAVY = (
+    "torch",
+    "triton",
+    "webdataset",
+    "numba",
+    "transformers",
+    "accelerate",
+    "matplotlib",
+    "sentencepiece",
+    "typer",
+    "tokenizers",
+    "pyarrow",
+    "orjson",
+)
 
 
 def room_of(module):
@@ -101,6 +114,8 @@ def test_missing_core_says_what_to_run():
         ("data.pack", "webdataset", "data"),
         ("data.manifest", "pydantic", "data"),
         ("data.packing", "numba", "data"),
+        ("data.prepare.formats", "orjson", "prepare"),
+        ("data.prepare.columnar", "pyarrow", "prepare"),
         ("huggingface", "transformers", "train"),
         ("recipes", "pydantic", "cli"),
         ("plots", "matplotlib", "plots"),

@@ -2,6 +2,10 @@
 
 import math
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +36,28 @@ def test_a_killed_worker_is_an_error():
 def test_no_workers():
     with pytest.raises(ValueError, match="workers = 0; expected at least 1"):
         list(run_all(math.sqrt, [1.0], workers=0))
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    (tmp_path / "wait.py").write_text(
+        "import os, pathlib, sys, time\nfrom pycooldown.processes import run_all\n"
+        "def wait(folder):\n    pathlib.Path(folder, str(os.getpid())).touch()\n    time.sleep(600)\n"
+        "if __name__ == '__main__':\n    list(run_all(wait, [sys.argv[1]] * 2, workers=2))\n"
+    )
+    folder = tmp_path / "workers"
+    folder.mkdir()
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "wait.py"), str(folder)])
+    while len(list(folder.iterdir())) < 2:
+        assert parent.poll() is None
+        time.sleep(0.01)
+    parent.kill()
+    parent.wait()
+    while any(is_running(path.name) for path in folder.iterdir()):
+        time.sleep(0.01)  # ends by the limit of the test if a worker stays
+
+
+def is_running(pid):
+    try:
+        return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

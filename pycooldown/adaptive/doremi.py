@@ -59,9 +59,14 @@ class DoReMi(LearnedSchedule):
         mean = self._state["moving_average"] / self._state["moving_average"].sum()
         return self._mixture(mean, mean)
 
+    @property
+    def statistics(self) -> frozenset[str]:
+        """See `LearnedSchedule.statistics`."""
+        return frozenset({"excess_loss_sum"})
+
     def needs(self, step: int) -> frozenset[str]:
         """See `LearnedSchedule.needs`."""
-        return frozenset({"excess_loss_sum"})
+        return self.statistics
 
     def settings(self) -> dict[str, Any]:
         """See `LearnedSchedule.settings`."""

@@ -106,10 +106,14 @@ class ERMA(LearnedSchedule):
         self.interval = interval
         self._state = {"weights": np.ones(start.num_domains)}
 
+    @property
+    def statistics(self) -> frozenset[str]:
+        """See `LearnedSchedule.statistics`."""
+        return frozenset({"probe_loss", "probe_loss_variance"})
+
     def needs(self, step: int) -> frozenset[str]:
         """See `LearnedSchedule.needs`."""
-        due = (step + 1) % self.interval == 0
-        return frozenset({"probe_loss", "probe_loss_variance"}) if due else frozenset()
+        return self.statistics if (step + 1) % self.interval == 0 else frozenset()
 
     def settings(self) -> dict[str, Any]:
         """See `LearnedSchedule.settings`."""

@@ -65,9 +65,14 @@ class FGLS(LearnedSchedule):
         self.warmup = warmup
         self._state = {"error": np.full(start.num_domains, np.nan)}
 
+    @property
+    def statistics(self) -> frozenset[str]:
+        """See `LearnedSchedule.statistics`."""
+        return frozenset({"probe_loss"})
+
     def needs(self, step: int) -> frozenset[str]:
         """See `LearnedSchedule.needs`."""
-        return frozenset({"probe_loss"}) if (step + 1) % self.interval == 0 else frozenset()
+        return self.statistics if (step + 1) % self.interval == 0 else frozenset()
 
     def settings(self) -> dict[str, Any]:
         """See `LearnedSchedule.settings`."""

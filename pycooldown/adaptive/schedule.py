@@ -62,6 +62,17 @@ class LearnedSchedule(ABC):
     def _learn(self, step: int, stats: dict[str, Vector]) -> Mixture:
         """Update ``self._state`` and return the new mixture, or ``self.current`` itself if nothing changes."""
 
+    @property
+    def statistics(self) -> frozenset[str]:
+        """The names of all `Statistics` that `needs` ever gives, so that a job can check them before it starts.
+
+        Raises:
+            TypeError: If a subclass defines `needs` but not this.
+        """
+        if type(self).needs is not LearnedSchedule.needs:
+            raise TypeError(f"{type(self).__name__} defines needs(); let it declare all of them in `statistics` too")
+        return frozenset()
+
     def needs(self, step: int) -> frozenset[str]:
         """Return the names of the `Statistics` that ``update(step, ...)`` reads beside the two of `DomainStats`."""
         return frozenset()

@@ -79,13 +79,22 @@ class VarianceAware(LearnedSchedule):
         self.interval = interval
         self.decay = decay
         self.least = least
-        self._moment = "gradient_second_moment" if allocation == "multinomial" else "gradient_variance"
-        self._state = {self._moment: np.full(start.num_domains, np.nan)}
+        self._learn_from("gradient_second_moment" if allocation == "multinomial" else "gradient_variance")
+
+    def _learn_from(self, moment: str) -> None:
+        self._moment = moment
+        self._state = {moment: np.full(self.start.num_domains, np.nan)}
 
     @property
     def domain_means(self) -> bool:  # type: ignore[override]
         """That of the objective; see `LearnedSchedule`."""
         return not isinstance(self.objective, Mixture) and self.objective.domain_means
+
+    @property
+    def statistics(self) -> frozenset[str]:
+        """See `LearnedSchedule.statistics`."""
+        inner = frozenset() if isinstance(self.objective, Mixture) else self.objective.statistics
+        return inner | {f"probe_{self._moment}"}
 
     def needs(self, step: int) -> frozenset[str]:
         """See `LearnedSchedule.needs`."""
@@ -95,7 +104,7 @@ class VarianceAware(LearnedSchedule):
     def settings(self) -> dict[str, Any]:
         """See `LearnedSchedule.settings`."""
         mine: dict[str, Any] = {"interval": self.interval, "decay": self.decay, "least": self.least}
-        if self.allocation == "multinomial":  # the others learn the same
+        if self._moment == "gradient_second_moment":  # the other allocations learn the same
             mine["allocation"] = self.allocation
         if isinstance(self.objective, Mixture):
             return mine
@@ -109,10 +118,22 @@ class VarianceAware(LearnedSchedule):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `LearnedSchedule.load_state_dict`."""
-        mine = self._read_state(state)
-        if not isinstance(self.objective, Mixture):  # first, as a state that is refused changes neither
-            self.objective.load_state_dict(state["objective"])
+        """See `LearnedSchedule.load_state_dict`.
+
+        A job that version 0.1 began learns from the traces to its end, as that version did for every allocation.
+        """
+        before = self._moment, self._state
+        if self.allocation == "multinomial" and isinstance(state, Mapping):
+            settings = state.get("settings")
+            of_first_version = isinstance(settings, Mapping) and "allocation" not in settings
+            self._learn_from("gradient_variance" if of_first_version else "gradient_second_moment")
+        try:
+            mine = self._read_state(state)
+            if not isinstance(self.objective, Mixture):  # first, as a state that is refused changes neither
+                self.objective.load_state_dict(state["objective"])
+        except ValueError:
+            self._moment, self._state = before
+            raise
         self._go_on(*mine)
 
     def _is_due(self, step: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,6 +13,7 @@ from pycooldown._extras import require
 from pycooldown._files import sha256
 from pycooldown.data.jsonl import Row, count_rows, read_rows
 from pycooldown.data.manifest import FILENAME, FORMAT, Manifest, load_manifest
+from pycooldown.data.prepare.sentencepiece_training import BOS, EOS, PAD, train_sentencepiece
 from pycooldown.data.publish import STAGING, Progress, publish
 from pycooldown.mixture import temperature
 
@@ -23,7 +23,6 @@ import sentencepiece  # noqa: E402
 from webdataset.writer import TarWriter  # noqa: E402
 
 SPLITS = ("train", "validation")
-UNK, BOS, EOS, PAD = range(4)
 
 
 def pack(
@@ -106,7 +105,9 @@ def pack(
         quotas = {domain: max(1, round(tokenizer_samples * share)) for domain, share in zip(inputs, shares)}
         texts = (text for domain in inputs for text in _sample(inputs[domain]["train"], quotas[domain]))
         tags = {domain: f"<2{domain}>" for domain in inputs} if domain_tags else {}
-        model = _train_tokenizer(texts, vocabulary_size, character_coverage, list(tags.values()))
+        model = train_sentencepiece(
+            texts, vocabulary_size, character_coverage=character_coverage, control_symbols=list(tags.values())
+        )
         (folder / "tokenizer.model").write_bytes(model)
         tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
         tag_ids = {domain: tokenizer.piece_to_id(tag) for domain, tag in tags.items()}
@@ -165,34 +166,6 @@ def _sample(path: Path, quota: int) -> Iterator[str]:
             quota -= 1
             yield row["src"]
             yield row["tgt"]
-
-
-def _train_tokenizer(texts: Iterator[str], vocabulary_size: int, character_coverage: float, tags: list[str]) -> bytes:
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=texts,
-            model_writer=model,
-            model_type="bpe",  # counts only: no floating-point sums that another machine could round differently
-            vocab_size=vocabulary_size,
-            character_coverage=character_coverage,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            control_symbols=tags,
-            unk_id=UNK,
-            bos_id=BOS,
-            eos_id=EOS,
-            pad_id=PAD,
-            num_threads=1,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise ValueError(
-            f"SentencePiece cannot train vocabulary_size={vocabulary_size} with "
-            f"character_coverage={character_coverage} on this text: {error}"
-        ) from error
-    return model.getvalue()
 
 
 def _write_shard(path: Path, rows: list[Row], tokenizer: Any, prefix: list[int]) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """A mixture for models and trainers of Hugging Face.
 
-    from pycooldown.huggingface import MixtureTrainer    # Trainer, with batches and loss weights from a mixture
-    from pycooldown.huggingface import fuse_loss         # a model's loss, weighed by domain, without its logits
-
+    from pycooldown.huggingface import MixtureTrainer         # Trainer, with batches and loss weights from a mixture
+    from pycooldown.huggingface import MixtureTrainerMixin    # the same for other trainers, such as Seq2SeqTrainer
+    from pycooldown.huggingface import fuse_loss              # a model's loss, weighed by domain, without its logits
 
 Names are imported on first use, so that reading a recipe or a run does not import torch.
 """
@@ -15,15 +15,39 @@ from pycooldown._extras import require
 require("train", "torch", "transformers", "accelerate", "tensorboard", "yaml")
 
 if TYPE_CHECKING:
-    from pycooldown.huggingface.fused_loss import FusedLoss, fuse_loss
-    from pycooldown.huggingface.trainer import MixtureTrainer
+    from pycooldown.huggingface.batches import MicroBatches, PackedPairs, PackedText, WithDomains
+    from pycooldown.huggingface.fused_forward import FusedLoss, LossOutput
+    from pycooldown.huggingface.fused_loss import fuse_loss
+    from pycooldown.huggingface.probe import Probe
+    from pycooldown.huggingface.sft import MixtureSFTMixin
+    from pycooldown.huggingface.trainer import MixtureTrainer, MixtureTrainerMixin
 
 _HOME = {
-    "FusedLoss": "fused_loss",
+    "FusedLoss": "fused_forward",
+    "LossOutput": "fused_forward",
+    "MicroBatches": "batches",
+    "MixtureSFTMixin": "sft",
     "MixtureTrainer": "trainer",
+    "MixtureTrainerMixin": "trainer",
+    "PackedPairs": "batches",
+    "PackedText": "batches",
+    "Probe": "probe",
+    "WithDomains": "batches",
     "fuse_loss": "fused_loss",
 }
-__all__ = ["FusedLoss", "MixtureTrainer", "fuse_loss"]
+__all__ = [
+    "FusedLoss",
+    "LossOutput",
+    "MicroBatches",
+    "MixtureSFTMixin",
+    "MixtureTrainer",
+    "MixtureTrainerMixin",
+    "PackedPairs",
+    "PackedText",
+    "Probe",
+    "WithDomains",
+    "fuse_loss",
+]
 
 
 def __getattr__(name: str) -> Any:

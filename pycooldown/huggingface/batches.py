@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import TrainingArguments
 
+from pycooldown.huggingface.sources import EndToEnd, read_items
+from pycooldown.huggingface.sources import Samples as Samples
 from pycooldown.sampling.sampler import DomainBatchSampler
 
 Collator = Callable[[list[Any]], dict[str, torch.Tensor]]
 
 
-class Samples(Protocol):
-    """A map-style dataset; `__getitems__`, which reads many at once, is used where there is one."""
+class DomainSample(NamedTuple):
+    """A sample and the position of its domain."""
 
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Any: ...
+    sample: Any
+    domain_id: int
 
 
-class WithDomains(Dataset[Any]):
-    """A map-style dataset of domains laid end to end whose items are (sample, domain id) pairs; see `collator`."""
+class WithDomains(Dataset[DomainSample]):
+    """A map-style dataset of domains laid end to end whose items are (sample, domain id) pairs; see `collator`.
+
+    Args:
+        dataset: The samples.
+        sizes: (K,) samples of each domain.
+    """
 
     def __init__(self, dataset: Any, sizes: npt.NDArray[np.int64]) -> None:
         self.dataset = dataset
@@ -34,16 +41,12 @@ class WithDomains(Dataset[Any]):
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._ends.size else 0
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
-        if hasattr(self.dataset, "__getitems__"):
-            samples = self.dataset.__getitems__(indices)
-            if isinstance(samples, Mapping):  # a batch of arrays, as TokenDataset makes
-                samples = [{name: array[i] for name, array in samples.items()} for i in range(len(indices))]
-        else:
-            samples = [self.dataset[i] for i in indices]
-        return list(zip(samples, self._domain_ids(indices), strict=True))
+    def __getitems__(self, indices: list[int]) -> list[DomainSample]:
+        """Return many items with one read."""
+        samples = read_items(self.dataset, indices)
+        return [DomainSample(*pair) for pair in zip(samples, self._domain_ids(indices), strict=True)]
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> DomainSample:
         return self.__getitems__([index])[0]
 
     def _domain_ids(self, indices: Sequence[int]) -> list[int]:
@@ -51,38 +54,66 @@ class WithDomains(Dataset[Any]):
 
     @staticmethod
     def collator(collate: Collator) -> Collator:
-        """Collates the samples with ``collate`` and adds ``domain_ids`` (N,) int64."""
-        return _CollateWithDomains(collate)
+        """Return a function that collates the samples with ``collate`` and adds ``domain_ids`` (N,) int64.
+
+        ``domain_ids`` that ``collate`` gives itself, such as those of each token (N, T) of packed rows, are kept. Where
+        ``collate`` lays samples with ``input_ids`` into one row, as padding-free collators do, those of its tokens
+        (1, T) are added. Samples without a domain are collated as they are.
+        """
+        return collate if isinstance(collate, _CollateWithDomains) else _CollateWithDomains(collate)
 
 
 class _CollateWithDomains:  # a class, as workers that are spawned must be able to pickle it
     def __init__(self, collate: Collator) -> None:
         self.collate = collate
 
-    def __call__(self, items: list[tuple[Any, int]]) -> dict[str, torch.Tensor]:
+    def __call__(self, items: list[Any]) -> dict[str, torch.Tensor]:
+        if not isinstance(items[0], DomainSample):
+            return self.collate(items)
         samples, domain_ids = zip(*items, strict=True)
-        return {**self.collate(list(samples)), "domain_ids": torch.tensor(domain_ids, dtype=torch.int64)}
+        batch = self.collate(list(samples))
+        if "domain_ids" in batch:
+            return batch
+        return {"domain_ids": _by_row(torch.tensor(domain_ids, dtype=torch.int64), samples, batch), **batch}
+
+
+def _by_row(domain_ids: torch.Tensor, samples: Sequence[Any], batch: Mapping[str, Any]) -> torch.Tensor:
+    """Return domain ids (N,) of samples for a batch: as they are, or of each token where samples share one row."""
+    rows = next((batch[name] for name in ("labels", "input_ids") if batch.get(name) is not None), domain_ids)
+    if len(rows) == len(domain_ids):
+        return domain_ids
+    lengths = [len(s["input_ids"]) if isinstance(s, Mapping) and "input_ids" in s else 0 for s in samples]
+    if len(rows) == 1 and sum(lengths) == rows.shape[1]:
+        return domain_ids.repeat_interleave(torch.tensor(lengths)).unsqueeze(0)
+    raise ValueError(
+        f"the data_collator makes rows of shape {tuple(rows.shape)} of {len(domain_ids)} samples, so that the domains "
+        "of tokens are not known; let it return domain_ids of the shape of labels"
+    )
 
 
 class EvaluationBatches(WithDomains):
-    """Evaluation sets of some of a mixture's domains, end to end."""
+    """Evaluation sets of some of a mixture's domains, end to end.
+
+    Args:
+        datasets: By domain.
+        domains: All domains of the mixture, in order.
+
+    Raises:
+        ValueError: If a set is empty or not of the mixture's domains.
+    """
 
     def __init__(self, datasets: Mapping[str, Samples], domains: Sequence[str]) -> None:
+        if unknown := sorted(set(datasets) - set(domains)):
+            raise ValueError(f"eval_dataset names {unknown[0]!r}; expected domains of the mixture")
         names = [name for name in domains if name in datasets]
         sizes = np.array([len(datasets[name]) for name in names], dtype=np.int64)
         if empty := [name for name, size in zip(names, sizes.tolist(), strict=True) if not size]:
             raise ValueError(f"eval_dataset of domain {empty[0]!r} is empty; leave it out")
-        chosen: list[Any] = [datasets[name] for name in names]
-        super().__init__(ConcatDataset(chosen) if chosen else [], sizes)
+        super().__init__(EndToEnd({name: datasets[name] for name in names}), sizes)
         self._positions = [list(domains).index(name) for name in names]
 
     def _domain_ids(self, indices: Sequence[int]) -> list[int]:
         return [self._positions[i] for i in super()._domain_ids(indices)]
-
-    def batches(self, batch_size: int, rank: int, world_size: int) -> list[list[int]]:
-        """This rank's batches: every world_size-th of those over all sets."""
-        starts = range(0, len(self), batch_size)
-        return [list(range(s, min(s + batch_size, len(self)))) for s in starts][rank::world_size]
 
 
 class MicroBatches:
@@ -100,12 +131,12 @@ class MicroBatches:
 
 
 def seed_micro_batch(seed: int, step: int, place: int) -> None:
-    """Starts torch's generators anew, so that dropout depends on the place of a micro-batch and on no other's.
+    """Start torch's generators anew, so that dropout depends on the place of a micro-batch and on no other's.
 
     Args:
-        seed: of the run.
-        step: optimizer step.
-        place: number of the micro-batch within the global batch, counted through the ranks.
+        seed: Of the run.
+        step: Optimizer step.
+        place: Number of the micro-batch within the global batch, counted through the ranks.
     """
     torch.manual_seed(int(np.random.SeedSequence([seed, step, place]).generate_state(1)[0]))
 
@@ -113,7 +144,7 @@ def seed_micro_batch(seed: int, step: int, place: int) -> None:
 def load(
     dataset: WithDomains, batches: Iterable[list[int]], collate: Collator, args: TrainingArguments
 ) -> DataLoader[Any]:
-    """A loader of these batches, with ``domain_ids``, as Trainer's arguments want it."""
+    """Return a loader of these batches, with ``domain_ids``, as Trainer's arguments want it."""
     workers = args.dataloader_num_workers
     return DataLoader(
         dataset,
@@ -121,25 +152,26 @@ def load(
         collate_fn=WithDomains.collator(collate),
         num_workers=workers,
         pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
-        persistent_workers=False,
+        persistent_workers=args.dataloader_persistent_workers and workers > 0,
         prefetch_factor=args.dataloader_prefetch_factor if workers else None,
+        multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None) if workers else None,
         # Workers' seeds come from here and not from the global generator, whose state a resumed run restores.
         generator=torch.Generator().manual_seed(args.seed),
     )
 
 
 class PackedText:
-    """Collates samples that `pycooldown pack` wrote into a batch for language modelling on their target side.
+    """Collate samples that `pycooldown pack` wrote into a batch for language modelling on their target side.
 
     Args:
-        max_length: longer sequences are cut.
+        max_length: Longer sequences are cut.
     """
 
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Gives ``input_ids`` and ``labels`` (N, T) int64, padded on the right to the longest.
+        """Return ``input_ids`` and ``labels`` (N, T) int64, padded on the right to the longest.
 
         There is no attention mask: attention is causal, so no token attends to the padding behind it, and padding has
         no loss.
@@ -149,11 +181,11 @@ class PackedText:
 
 
 class PackedPairs:
-    """Collates samples that `pycooldown pack` wrote into a batch for translation.
+    """Collate samples that `pycooldown pack` wrote into a batch for translation.
 
     Args:
-        max_length: longer sequences are cut, on either side.
-        pad_id: fills up the inputs.
+        max_length: Longer sequences are cut, on either side.
+        pad_id: Fills up the inputs.
     """
 
     def __init__(self, max_length: int, pad_id: int) -> None:
@@ -161,7 +193,7 @@ class PackedPairs:
         self.pad_id = pad_id
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Gives int64 tensors, padded on the right to the longest.
+        """Return int64 tensors, padded on the right to the longest.
 
         ``input_ids`` and ``attention_mask`` (N, S) are for the encoder, ``decoder_input_ids`` (N, T) is the target
         without its last token and ``labels`` (N, T) the target without its first.
@@ -177,18 +209,18 @@ class PackedPairs:
 
 
 def collator(family: str, max_length: int, pad_id: int) -> Collator:
-    """What collates packed samples for a recipe's model family."""
+    """Return what collates packed samples for a recipe's model family."""
     return PackedPairs(max_length, pad_id) if family == "marian" else PackedText(max_length)
 
 
 def packed_ids(sample: dict[str, Any], side: str) -> npt.NDArray[Any]:
-    """The token ids of one side, "src" or "tgt", of a sample that `pycooldown pack` wrote."""
+    """Return the token ids of one side, "src" or "tgt", of a sample that `pycooldown pack` wrote."""
     ids: npt.NDArray[Any] = np.load(io.BytesIO(sample[f"{side}.npy"]), allow_pickle=False)
     return ids
 
 
 def _side(samples: list[dict[str, Any]], side: str, max_length: int) -> torch.Tensor:
-    """Token ids (N, T) of one side of packed samples, -100 behind their ends."""
+    """Return token ids (N, T) of one side of packed samples, -100 behind their ends."""
     rows = [packed_ids(sample, side)[:max_length] for sample in samples]
     ids = np.full((len(rows), max(len(row) for row in rows)), -100, dtype=np.int64)
     for line, row in zip(ids, rows, strict=True):

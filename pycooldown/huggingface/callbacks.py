@@ -16,6 +16,8 @@ from transformers import ProgressCallback, TrainerCallback
 from pycooldown._files import write_atomically
 from pycooldown.huggingface.checkpoints import valid_json
 
+_SPEED = ("_runtime", "_per_second", "_model_preparation_time")  # of the process; ``seconds`` is of the run
+
 
 def _shown(logs: dict[str, Any]) -> dict[str, str]:
     return {name: f"{logs[name]:.4g}" for name in ("loss", "eval_loss", "tau") if logs.get(name) is not None}
@@ -25,7 +27,7 @@ class MixtureProgress(ProgressCallback):  # type: ignore[misc]
     """The progress bar with loss and temperature beside it, in place of a line for each log."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Starts the bar at the step that training goes on from."""
+        """Start the bar at the step that training goes on from."""
         super().on_train_begin(args, state, control, **kwargs)
         self._newest: dict[str, str] = {}
         if self.training_bar is not None:
@@ -33,7 +35,7 @@ class MixtureProgress(ProgressCallback):  # type: ignore[misc]
             self.current_step = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Shows the newest values."""
+        """Show the newest values."""
         if self.training_bar is not None:
             self._newest |= _shown(logs)
             self.training_bar.set_postfix(self._newest)
@@ -43,14 +45,14 @@ class ProgressLines(TrainerCallback):  # type: ignore[misc]
     """A line for each log, where no terminal shows a bar."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Prints the newest values."""
+        """Print the newest values."""
         values = ", ".join(f"{name} {value}" for name, value in _shown(logs).items())
         if values and state.is_world_process_zero:
             print(f"step {state.global_step}/{state.max_steps}: {values}", file=sys.stderr, flush=True)
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
-    """Appends what Trainer logs of training and evaluation to a file, one JSON object in a line.
+    """Append what Trainer logs of training and evaluation to a file, one JSON object in a line.
 
     ``seconds`` in a line is the time of training up to it, evaluation and checkpoints included. A run that is resumed
     first drops the lines beyond its checkpoint and counts on from there.
@@ -66,7 +68,7 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         return time.perf_counter() - self._begin
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Drops what will be logged again."""
+        """Drop what will be logged again."""
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() and state.global_step else []
         # A line that the end of the process cut short is the last one, of a step beyond the checkpoint.
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
@@ -74,9 +76,10 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         self._begin = time.perf_counter() - (json.loads(kept[-1])["seconds"] if kept else 0.0)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Appends a line."""
+        """Append a line."""
         if "loss" in logs or "eval_loss" in logs:
-            entry = {"step": state.global_step, "seconds": round(self.seconds, 3), **logs}
+            kept = {name: value for name, value in logs.items() if not name.endswith(_SPEED)}
+            entry = {"step": state.global_step, "seconds": round(self.seconds, 3), **kept}
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(valid_json(entry) + "\n")
 

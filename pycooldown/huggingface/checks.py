@@ -1,4 +1,4 @@
-"""What cannot work, or works otherwise than it seems, told before a run begins."""
+"""Reject or warn about what cannot work, or works otherwise than it seems, before a run begins."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from pycooldown.huggingface.arguments import refuse
 from pycooldown.mixture import Mixture
 from pycooldown.sampling.sampler import AllocationName
 from pycooldown.schedules import AdaptiveSchedule, Schedule
@@ -17,11 +18,24 @@ _LENGTH_RATIO = 2.0
 
 
 def check_arguments(
-    args: TrainingArguments, mixture: Mixture, length: int, evaluation: Mapping[str, Any] | None
+    args: TrainingArguments,
+    mixture: Mixture,
+    length: int,
+    evaluation: Mapping[str, Any] | None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    generates: bool = False,
 ) -> None:
-    """Raises ValueError for arguments of Trainer, or datasets, that a mixture cannot work with."""
-    if args.max_steps <= 0:
-        raise ValueError(f"max_steps = {args.max_steps}; expected a number of steps: a mixture has no single epoch")
+    """Raise ValueError for arguments of Trainer, or datasets, that a mixture cannot work with.
+
+    Args:
+        args: Of the trainer; ``ignore_data_skip`` is set, as the loader itself goes on from the right place.
+        mixture: The first.
+        length: Samples of train_dataset.
+        evaluation: By domain.
+        options: Further arguments of ``Trainer.__init__``.
+        generates: Whether the trainer is a Seq2SeqTrainer.
+    """
     if (started := int(os.environ.get("WORLD_SIZE", "1"))) != args.world_size:
         raise ValueError(
             f"{started} processes are started but Trainer knows of {args.world_size}, so that each would train alone; "
@@ -29,26 +43,43 @@ def check_arguments(
         )
     if args.n_gpu > 1:
         raise ValueError(f"{args.n_gpu} GPUs in one process: start one for each, with torchrun --nproc-per-node")
-    if args.auto_find_batch_size:
-        raise ValueError("auto_find_batch_size would change the mixture's batches; set the batch size and leave it off")
-    if not args.ignore_data_skip:
-        args.ignore_data_skip = True  # the loader itself goes on from the right place
-    if args.save_total_limit is not None and args.save_total_limit < 2:
-        raise ValueError(
-            f"save_total_limit = {args.save_total_limit}; expected at least 2 or None: an older checkpoint is "
-            "removed before the newer one is known to be whole"
-        )
+    refuse(args, options or {}, generates=generates)
+    args.ignore_data_skip = True
+    check_length(length, mixture)
+    if unknown := sorted(set(evaluation or {}) - set(mixture.domains)):
+        raise ValueError(f"eval_dataset names {unknown[0]!r}; expected domains of the mixture")
+
+
+def check_length(length: int, mixture: Mixture) -> None:
+    """Raise ValueError if a dataset cannot be the mixture's domains laid end to end."""
     if length != mixture.sizes.sum():
         raise ValueError(
             f"train_dataset has {length} samples, the schedule's domains {mixture.sizes.sum()}; expected the "
             "domains laid end to end"
         )
-    if unknown := sorted(set(evaluation or {}) - set(mixture.domains)):
-        raise ValueError(f"eval_dataset names {unknown[0]!r}; expected domains of the mixture")
+
+
+def check_unit(unit: str, tokens_per_sample: Mapping[str, float] | None) -> None:
+    """Raise ValueError for a unit of the mixture that is not known, or lengths that it does not need."""
+    if unit not in ("samples", "tokens"):
+        raise ValueError(f"mixture_unit = {unit!r}; expected 'samples' or 'tokens'")
+    if tokens_per_sample is not None and unit == "samples":
+        raise ValueError("tokens_per_sample has no effect on a mixture of samples; pass mixture_unit='tokens' too")
+
+
+def check_schedule(schedule: Schedule) -> None:
+    """Raise TypeError for a schedule that learns but lacks a part of what the trainer needs of it."""
+    if hasattr(schedule, "update") and not isinstance(schedule, AdaptiveSchedule):
+        names = ("delay", "statistics", "needs", "update", "state_dict", "load_state_dict")
+        missing = [name for name in names if not hasattr(schedule, name)]
+        raise TypeError(
+            f"{type(schedule).__name__} has update() but not {', '.join(missing)}; expected all of "
+            "pycooldown.schedules.AdaptiveSchedule, such as pycooldown.adaptive.LearnedSchedule gives"
+        )
 
 
 def check_change(old: Schedule, new: Schedule, from_step: int) -> None:
-    """Raises ValueError if a job cannot go over from one schedule to the other."""
+    """Raise ValueError if a job cannot change from one schedule to the other."""
     for schedule in (old, new):
         if isinstance(schedule, AdaptiveSchedule):
             raise ValueError(
@@ -66,7 +97,7 @@ def check_change(old: Schedule, new: Schedule, from_step: int) -> None:
 def check_learning(
     args: TrainingArguments, schedule: AdaptiveSchedule, reference: Any, allocation: AllocationName
 ) -> None:
-    """Raises ValueError if the schedule could not learn what it should.
+    """Raise ValueError if the schedule could not learn what it should.
 
     While step t is trained, ``workers * prefetch_factor`` micro-batches beyond it have been asked for, whose mixtures
     must be decided. Losses with label smoothing do not compare with a reference's, which are without. What is the best
@@ -91,18 +122,23 @@ def check_learning(
         )
 
 
-def warn_of_lengths(samples: Mapping[str, int], tokens: Mapping[str, int]) -> None:
-    """Warns if domains differ so much in tokens a sample that a mixture of samples is another one of tokens.
+def warn_of_lengths(samples: Mapping[str, int], tokens: Mapping[str, int]) -> bool:
+    """Warn if domains differ so much in tokens a sample that a mixture of samples is another one of tokens.
 
     Domains are drawn by the sample, but the loss is a mean over tokens: domain i weighs p_i times its mean length.
+
+    Returns:
+        Whether there was a warning.
     """
     lengths = {domain: tokens[domain] / n for domain, n in samples.items()}
     longest, shortest = max(lengths, key=lengths.__getitem__), min(lengths, key=lengths.__getitem__)
-    if lengths[longest] > _LENGTH_RATIO * lengths[shortest]:
-        warnings.warn(
-            f"a sample of {longest!r} has {lengths[longest]:.0f} tokens on average, one of {shortest!r} "
-            f"{lengths[shortest]:.0f}: sampling counts samples but the loss counts tokens, so {longest!r} weighs "
-            f"{lengths[longest] / lengths[shortest]:.1f} times as much as its share of the mixture says; pack samples "
-            "to one length to have one unit",
-            stacklevel=2,
-        )
+    if lengths[longest] <= _LENGTH_RATIO * lengths[shortest]:
+        return False
+    warnings.warn(
+        f"a sample of {longest!r} has {lengths[longest]:.0f} tokens on average, one of {shortest!r} "
+        f"{lengths[shortest]:.0f}: sampling counts samples but the loss counts tokens, so {longest!r} weighs "
+        f"{lengths[longest] / lengths[shortest]:.1f} times as much as its share of the mixture says (see share/ in the "
+        'logs); pack samples to one length, or pass mixture_unit="tokens" to the trainer',
+        stacklevel=2,
+    )
+    return True

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from pycooldown.adaptive import Statistics
-from pycooldown.huggingface.fused_loss import fuse_loss
+from pycooldown.huggingface.fused_loss import fuse_loss, fused_loss_of
 from pycooldown.huggingface.probe import Probe
 from pycooldown.schedules import AdaptiveSchedule
 
@@ -24,19 +24,19 @@ _ROWS = (
 
 
 class Learner(TrainerCallback):  # type: ignore[misc]
-    """Updates a schedule after every optimizer step, with one all-reduce.
+    """Update a schedule after every optimizer step, with one all-reduce.
 
     Each domain is probed by one rank, so that the outcome does not depend on the number of ranks.
 
     Args:
-        schedule: updated in place.
+        schedule: Updated in place.
         num_domains: K.
-        accelerator: sums over ranks.
-        reference: model whose losses DoReMi's excess is taken over; put into evaluation mode.
-        probe: for the methods that learn from probes.
+        accelerator: Sums over ranks.
+        reference: Model whose losses DoReMi's excess is taken over; put into evaluation mode.
+        probe: For the methods that learn from probes.
 
     Raises:
-        ValueError: if the schedule needs a reference model or a probe that is not given.
+        ValueError: If the schedule needs a reference model or a probe that is not given.
     """
 
     def __init__(
@@ -52,32 +52,42 @@ class Learner(TrainerCallback):  # type: ignore[misc]
         self.reference: Any = None
         if reference is not None:
             self.reference = reference.to(accelerator.device).eval().requires_grad_(False)
-            fuse_loss(self.reference)
+            if fused_loss_of(self.reference) is None:  # it may be another trainer's too
+                fuse_loss(self.reference)
         self.probe = probe
         self._sums = torch.zeros(3, num_domains, dtype=torch.float64, device=accelerator.device)
-        # The methods ask at fixed intervals: a look at the first thousand steps tells all that they will ever need.
-        needs = frozenset[str]().union(*(schedule.needs(step) for step in range(1000)))
-        if "excess_loss_sum" in needs and reference is None:
+        if "excess_loss_sum" in schedule.statistics and reference is None:
             raise ValueError("the schedule learns from the excess over a reference model: pass reference_model")
-        if any(name.startswith("probe") for name in needs) and probe is None:
-            raise ValueError("the schedule learns from examples kept out of training: pass probe_dataset")
+        if any(name.startswith("probe") for name in schedule.statistics) and probe is None:
+            raise ValueError("the schedule learns from examples kept out of training: pass probe")
 
     def add(self, stats: torch.Tensor) -> None:
-        """Counts a micro-batch in, by the sum of losses and the number of tokens of each domain, (2, K)."""
+        """Count a micro-batch in, by the sum of losses and the number of tokens of each domain, (2, K)."""
         self._sums[:2] += stats
 
-    def add_excess(self, losses: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
-        """Counts in by how much the losses of tokens (N, T), which the inputs gave, exceed the reference's."""
+    def add_excess(self, losses: torch.Tensor, inputs: dict[str, torch.Tensor], domain_ids: torch.Tensor) -> None:
+        """Count in by how much the losses of tokens exceed the reference's.
+
+        Args:
+            losses: (N, T), which the inputs gave.
+            inputs: Of the model.
+            domain_ids: (N, T), of the tokens.
+        """
         with torch.no_grad():
             same = {name: value for name, value in inputs.items() if name != "domain_ids"}
             theirs = self.reference(**same, reduction="none", skip_logits=True).loss
-            excess = (losses - theirs).clamp(min=0).double().sum(dim=1)
-        self._sums[2].index_add_(0, inputs["domain_ids"], excess)
+            excess = (losses - theirs).clamp(min=0).double()
+        self._sums[2].index_add_(0, domain_ids.flatten(), excess.flatten())
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Updates the schedule with the step that ended."""
+        """Update the schedule with the step that ended."""
         step = state.global_step - 1
         needs = self.schedule.needs(step)
+        if undeclared := sorted(needs - self.schedule.statistics):
+            raise ValueError(
+                f"{type(self.schedule).__name__}.needs({step}) has {undeclared[0]!r}, which its attribute `statistics` "
+                "does not declare; add it there"
+            )
         rows = torch.zeros(len(_ROWS), self._sums.shape[1], dtype=torch.float64, device=self._sums.device)
         rows[:3] = self._sums
         if any(name.startswith("probe") for name in needs):

@@ -28,7 +28,7 @@ class OutputLayer:
         self._model = model
 
     def bias(self, dtype: torch.dtype) -> torch.Tensor | None:
-        """What is added to scale * weight @ hidden, (V,) or None."""
+        """Return what is added to scale * weight @ hidden, (V,) or None."""
         bias: torch.Tensor | None = self.linear.bias
         if bias is not None and self.scale != 1:
             bias = self.scale * bias
@@ -39,84 +39,143 @@ class OutputLayer:
         return row if bias is None else bias + row
 
     def logits(self, outputs: torch.Tensor) -> torch.Tensor:
-        """What the model should make of the layer's outputs."""
+        """Return what the model should make of the layer's outputs."""
         logits = self.scale * outputs + getattr(self._model, "final_logits_bias", 0.0)
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
 
     def stand_in(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Zeros (1, 1, V) for the layer's outputs, so that what follows in the model costs nothing."""
-        return hidden.new_zeros(1, 1, self.linear.out_features)
+        """Return zeros (1, 1, V) for the layer's outputs, so that what follows in the model costs nothing."""
+        return hidden.new_zeros(1, 1, len(self.linear.weight))
+
+
+def output_module(model: torch.nn.Module) -> tuple[Any, ...]:
+    """Return a model's output embeddings and the hooks that may change their outputs, to see whether these stay.
+
+    Hooks of torch's own sharding only gather and free parameters, so they do not count.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return (None,)
+    module = _active(model.get_output_embeddings())
+    hooks = () if module is None else module._forward_hooks.values()
+    others = (hook for hook in hooks if not str(getattr(hook, "__module__", "")).startswith("torch.distributed"))
+    return (module, *others)
+
+
+def _active(module: Any) -> Any:
+    """Return the copy of a module that peft trains in its place (``modules_to_save``), if that is what it is."""
+    copies = getattr(module, "modules_to_save", None)
+    if not isinstance(copies, torch.nn.ModuleDict) or not hasattr(module, "original_module"):
+        return module
+    active = [] if module.disable_adapters else [name for name in module.active_adapters if name in copies]
+    return copies[active[0]] if active else module.original_module
 
 
 class Findings(NamedTuple):
     """What the examination of a model has found.
 
     Attributes:
-        layer: its output layer, or None if logits have to be formed.
-        obstacle: why they have to be.
-        shifts: whether labels are those of the inputs, each to be predicted one position before.
+        layer: Its output layer, or None if logits have to be formed.
+        obstacle: Why they have to be.
+        shifts: Whether labels are those of the inputs, each to be predicted one position before.
+        auxiliary: Whether the model can add the loss of its routers, and `auxiliary_loss` is what it then adds.
     """
 
     layer: OutputLayer | None
     obstacle: str | None
     shifts: bool
+    auxiliary: bool = False
 
 
 @torch.no_grad()
 def examine(model: torch.nn.Module, forward: Callable[..., Any]) -> Findings:
-    """Finds out how a model computes its loss, from three forward passes of a few tokens.
+    """Find out how a model computes its loss, from a few forward passes of a few tokens.
 
     Args:
-        model: is left as it is, and so are the random generators.
-        forward: its forward, taking inputs by name.
+        model: Is left as it is, and so are the random generators.
+        forward: Its forward, taking inputs by name.
 
     Raises:
-        ValueError: if the loss is not the mean cross-entropy of logits in which the labels have no part, or if this
-            cannot be told, as the model has no dummy inputs.
+        ValueError: If the loss is not the mean cross-entropy of logits in which the labels have no part, or if this
+            cannot be found out, as the model has no dummy inputs.
     """
     if not isinstance(model, PreTrainedModel):
-        return Findings(None, "it is not a transformers.PreTrainedModel", shifts=True)
-    obstacle, layer, linear = None, None, model.get_output_embeddings()
+        shifts = not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+        return Findings(None, "it is not a transformers.PreTrainedModel", shifts)
+    obstacle, layer, linear = None, None, _active(model.get_output_embeddings())
     if isinstance(linear, torch.nn.Linear) and type(linear).forward is torch.nn.Linear.forward:
         layer = OutputLayer(model, linear)
     else:
         obstacle = f"its output embeddings are {type(linear).__name__}, not torch.nn.Linear"
-    inputs, labels = _few_tokens(model)
+    inputs, labels = few_tokens(model)
     bare = without_labels(model, labels, inputs)
 
-    theirs, states = _observe(model, layer, _numbers, lambda: forward(**inputs, labels=labels))
-    mine, my_states = _observe(model, layer, _numbers, lambda: forward(**bare))
-    same = [(theirs.logits, mine.logits), *zip(states, my_states, strict=False)]
-    if len(states) != len(my_states) or not all(_close(*pair) for pair in same):
-        raise ValueError(
-            f"labels change the logits of {type(model).__name__}, so its loss cannot be computed from these"
-        )
-    logits = theirs.logits.float().transpose(1, 2)
-    losses = [F.cross_entropy(logits, targets) for targets in (labels, next_tokens(labels))]
-    fits = [_close(theirs.loss, loss, 1e-6) for loss in losses]
-    if not any(fits):
-        raise ValueError(
-            f"the loss of {type(model).__name__} is not the mean cross-entropy of its logits: that is {losses[0]:.6g}, "
-            f"or {losses[1]:.6g} for the next tokens, and its own {theirs.loss:.6g}. It must have no further part, as "
-            "the balance of experts is, which output_router_logits=False leaves out"
-        )
-    if layer is not None:
-        if len(states) != 1:
-            obstacle = f"it takes its output layer {len(states)} times"
-        elif not _close(theirs.logits, layer.logits(_numbers(layer, states[0]))):
-            obstacle = "it makes of the outputs of its output layer what is not known here"
-        else:
-            try:
-                _observe(model, layer, OutputLayer.stand_in, lambda: forward(**bare))
-            except RuntimeError as error:
-                obstacle = f"it needs logits of their full shape: {error}"
-    return Findings(None if obstacle else layer, obstacle, shifts=fits[1])
+    with torch.autocast(model.device.type, enabled=False):
+        theirs, states = _observe(model, layer, _numbers, lambda: forward(**inputs, labels=labels))
+        mine, my_states = _observe(model, layer, _numbers, lambda: forward(**bare))
+        same = [(theirs.logits, mine.logits), *zip(states, my_states, strict=False)]
+        if len(states) != len(my_states) or not all(_close(*pair) for pair in same):
+            raise ValueError(
+                f"labels change the logits of {type(model).__name__}, so its loss cannot be computed from these"
+            )
+        logits = theirs.logits.float().transpose(1, 2)
+        losses = [F.cross_entropy(logits, targets) for targets in (labels, next_tokens(labels))]
+        further = auxiliary_loss(model, theirs)
+        fits = [_close(theirs.loss, loss if further is None else loss + further, 1e-6) for loss in losses]
+        if not any(fits):
+            raise ValueError(
+                f"the loss of {type(model).__name__} is not the mean cross-entropy of its logits: that is "
+                f"{losses[0]:.6g}, or {losses[1]:.6g} for the next tokens, and its own {theirs.loss:.6g}. It must have "
+                "no further part but the aux_loss of its output, times router_aux_loss_coef; experts' other losses can "
+                "be left out with output_router_logits=False"
+            )
+        auxiliary = further is not None
+        if further is None and hasattr(model.config, "output_router_logits"):
+            auxiliary = _adds_auxiliary_loss(model, forward, inputs, labels, shifts=fits[1])
+        if layer is not None:
+            if len(states) != 1:
+                obstacle = f"it takes its output layer {len(states)} times"
+            elif not _close(theirs.logits, layer.logits(_numbers(layer, states[0]))):
+                obstacle = "it makes of the outputs of its output layer what is not known here"
+            else:
+                try:
+                    _observe(model, layer, OutputLayer.stand_in, lambda: forward(**bare))
+                except RuntimeError as error:
+                    obstacle = f"it needs logits of their full shape: {error}"
+    return Findings(None if obstacle else layer, obstacle, fits[1], auxiliary)
+
+
+def auxiliary_loss(model: Any, outputs: Any) -> torch.Tensor | None:
+    """Return what a model adds to the cross-entropy to balance its experts, or None if it adds nothing.
+
+    It is ``aux_loss`` of the model's output times the model's own ``router_aux_loss_coef``.
+    """
+    loss = getattr(outputs, "aux_loss", None)
+    if loss is None:
+        return None
+    config = model.config.get_text_config(decoder=True)
+    coefficient: float = getattr(model, "router_aux_loss_coef", getattr(config, "router_aux_loss_coef", 0.0))
+    return coefficient * torch.as_tensor(loss, device=model.device)
+
+
+def _adds_auxiliary_loss(
+    model: PreTrainedModel, forward: Callable[..., Any], inputs: dict[str, Any], labels: torch.Tensor, *, shifts: bool
+) -> bool:
+    """Return whether calls with output_router_logits=True add `auxiliary_loss` to the cross-entropy, by trial."""
+    call = {**inputs, "labels": labels, "output_router_logits": True}
+    try:
+        outputs, _ = _observe(model, None, _numbers, lambda: forward(**call))
+    except (TypeError, ValueError, AttributeError, RuntimeError):  # it has no such argument, or no experts
+        return False
+    further = auxiliary_loss(model, outputs)
+    loss = F.cross_entropy(outputs.logits.float().transpose(1, 2), next_tokens(labels) if shifts else labels)
+    return further is not None and _close(outputs.loss, loss + further, 1e-6)
 
 
 def without_labels(model: Any, labels: torch.Tensor, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs that give the logits which the model would give with these labels (N, T)."""
+    """Return inputs that give the logits which the model would give with these labels (N, T)."""
     config: Any = getattr(model, "config", None)
-    if not getattr(config, "is_encoder_decoder", False) or {"decoder_input_ids", "decoder_inputs_embeds"} & set(inputs):
+    given = any(inputs.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds"))
+    if given or not getattr(config, "is_encoder_decoder", False):
         return inputs
     if hasattr(model, "prepare_decoder_input_ids_from_labels"):
         shifted = model.prepare_decoder_input_ids_from_labels(labels=labels)
@@ -127,13 +186,13 @@ def without_labels(model: Any, labels: torch.Tensor, inputs: dict[str, Any]) -> 
 
 
 def next_tokens(labels: torch.Tensor, last: int = -100) -> torch.Tensor:
-    """Labels (N, T) of the inputs as targets of the logits: each position's next token, and ``last`` at the end."""
+    """Return labels (N, T) as targets of the logits: each position's next token, and ``last`` at the end."""
     return F.pad(labels[:, 1:], (0, 1), value=last)
 
 
 @contextmanager
 def replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Has a module use another forward for a while."""
+    """Have a module use another forward within a ``with`` block."""
     previous = module.__dict__.get("forward")
     module.forward = forward
     try:
@@ -145,8 +204,8 @@ def replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> It
             module.forward = previous
 
 
-def _few_tokens(model: PreTrainedModel) -> tuple[dict[str, Any], torch.Tensor]:
-    """Inputs and labels; of a text, some labels are ignored and others at places that are not attended to."""
+def few_tokens(model: PreTrainedModel) -> tuple[dict[str, Any], torch.Tensor]:
+    """Return inputs and labels; of a text, some labels are ignored, others at places that are not attended to."""
     name = model.main_input_name
     if name not in model.dummy_inputs:
         raise ValueError(f"{type(model).__name__} cannot be examined, as its dummy_inputs have no {name}")
@@ -163,8 +222,8 @@ def _few_tokens(model: PreTrainedModel) -> tuple[dict[str, Any], torch.Tensor]:
 
 
 def _numbers(layer: OutputLayer, hidden: torch.Tensor) -> torch.Tensor:
-    """Numbers of the size of logits, the same each time, in the shape of the layer's outputs."""
-    shape = (*hidden.shape[:-1], layer.linear.out_features)
+    """Return numbers of the size of logits, the same each time, in the shape of the layer's outputs."""
+    shape = (*hidden.shape[:-1], len(layer.linear.weight))
     return 8 * torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(hidden.device)
 
 
@@ -174,7 +233,7 @@ def _observe(
     outputs: Callable[[OutputLayer, torch.Tensor], torch.Tensor],
     call: Callable[[], Any],
 ) -> tuple[Any, list[torch.Tensor]]:
-    """What a call gives if the layer gives these outputs, and what the layer was given."""
+    """Return what a call gives if the layer gives these outputs, and what the layer was given."""
     states: list[torch.Tensor] = []
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
@@ -189,6 +248,6 @@ def _observe(
 
 
 def _close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> bool:
-    """Whether two tensors agree to the rounding of their dtypes."""
+    """Return whether two tensors agree to the rounding of their dtypes."""
     half = {a.dtype, b.dtype} & {torch.bfloat16, torch.float16}
     return a.shape == b.shape and bool((a - b).abs().max() <= (2e-2 if half else tolerance) * b.abs().max())

@@ -11,13 +11,13 @@ import torch
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pycooldown.huggingface.batches import Samples
+from pycooldown.huggingface.sources import Samples
 
 Inputs = dict[str, torch.Tensor]
 
 
 class Probe:
-    """Measures a model on a few examples of each domain, drawn anew at each step from data kept out of training.
+    """Measure a model on a few examples of each domain, drawn anew at each step from data kept out of training.
 
     An example's loss is the mean over its tokens; its gradient is that of the sum over its tokens, which is what one
     draw adds to the gradient of a batch. Dropout is off. The draws depend on seed, step and the domain's name alone.
@@ -31,16 +31,16 @@ class Probe:
     projected variance has no bias and a standard error of at most sqrt(2 / directions) of it, partly the same for all.
 
     Args:
-        datasets: examples of each domain, by name, at least two each.
-        domains: the names in order.
-        collate: makes ``labels`` (N, T) and the model's other inputs of samples.
-        size: examples of each domain in a probe, at least 2.
-        parameters: a regular expression; those whose name it matches somewhere are differentiated.
-        directions: number of random directions to project gradients on; 0 for whole gradients.
-        seed: of the draws.
+        datasets: Examples of each domain, by name, at least two each.
+        domains: The names in order.
+        collate: Makes ``labels`` (N, T) and the model's other inputs of samples.
+        size: Examples of each domain in a probe, at least 2.
+        parameters: A regular expression; those whose name it matches somewhere are differentiated.
+        directions: Number of random directions to project gradients on; 0 for whole gradients.
+        seed: Of the draws.
 
     Raises:
-        ValueError: if a domain has no or one example, or ``size`` is below 2.
+        ValueError: If a domain has no or one example, or ``size`` is below 2.
     """
 
     def __init__(
@@ -71,17 +71,17 @@ class Probe:
         """Measure losses and gradients of the examples of one step.
 
         Args:
-            model: with its loss fused (`pycooldown.huggingface.fuse_loss`); is left as it was.
-            step: decides the examples.
-            positions: of the domains to be measured; 0 for the others.
-            gradients: whether to form them, or leave 0.
+            model: With its loss fused (`pycooldown.huggingface.fuse_loss`); is left as it was.
+            step: Decides the examples.
+            positions: Of the domains to be measured; 0 for the others.
+            gradients: Whether to form them, or leave 0.
 
         Returns:
             (4, K) float64: mean and variance of the loss, and of the gradients the trace of the covariance and the mean
             squared length.
 
         Raises:
-            ValueError: if ``parameters`` matches no parameter that is trained.
+            ValueError: If ``parameters`` matches no parameter that is trained.
         """
         result = torch.zeros(4, len(self.domains), dtype=torch.float64)
         device = next(model.parameters()).device
@@ -109,7 +109,7 @@ class Probe:
         return self.collate([dataset[i] for i in chosen.tolist()])
 
     def _chosen(self, model: torch.nn.Module) -> Inputs:
-        """The parameters that are differentiated, by name."""
+        """Return the parameters that are differentiated, by name."""
         trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
         chosen = {name: p.detach() for name, p in trained if re.search(self.parameters, name)}
         if not chosen:

@@ -1,63 +1,101 @@
-"""What a run has seen of each domain: mean losses between two looks, and tokens since its start."""
+"""What a run has seen of each domain: losses and tokens between two looks, and tokens since its start."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from pycooldown.huggingface.fused_loss import FusedLoss
-from pycooldown.huggingface.output_layer import next_tokens
+from pycooldown.mixture import Vector
 
 
-def tokens_by_domain(fused: FusedLoss, inputs: Mapping[str, torch.Tensor], num_domains: int) -> torch.Tensor:
-    """Count the tokens of a micro-batch that have a loss, by domain, (K,) int64.
+@dataclass(frozen=True)
+class Window:
+    """Sums over all ranks of the micro-batches since the last look.
 
-    Args:
-        fused: The model's loss, which decides what each position predicts.
-        inputs: ``labels`` (N, T), and ``domain_ids`` of the sequences (N,) or of the labels (N, T).
-        num_domains: K.
+    Attributes:
+        loss: (K,) sum of the losses of tokens, in nats.
+        tokens: (K,) tokens with a loss.
+        weighted: (K,) the same, each times the weight of its loss.
     """
-    labels, ids = inputs["labels"], inputs["domain_ids"]
-    if ids.shape != labels.shape:
-        ids = ids[:, None].expand_as(labels)
-    elif fused.shifts:
-        ids = next_tokens(ids, last=0)
-    return torch.bincount(ids[fused.targets(labels) != -100], minlength=num_domains)
+
+    loss: Vector
+    tokens: Vector
+    weighted: Vector
+
+    @property
+    def means(self) -> Vector:
+        """Loss of a token, (K,); NaN for a domain without tokens."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(self.tokens > 0, self.loss / self.tokens, np.nan)
+
+    @property
+    def mean(self) -> float | None:
+        """Loss of a token over all domains."""
+        return float(self.loss.sum() / self.tokens.sum()) if self.tokens.any() else None
+
+    @property
+    def shares(self) -> Vector:
+        """Share of each domain in the objective, (K,), by tokens and weights; 0 where nothing was seen."""
+        return self.weighted / (self.weighted.sum() or 1.0)
 
 
 class DomainSums:
     """Losses and tokens of each domain, summed over micro-batches and, when they are asked for, over ranks.
 
     Args:
-        domains: names.
-        accelerator: sums over ranks.
-        tokens: seen before, by domain.
+        domains: Names.
+        accelerator: Sums over ranks.
+        tokens: Seen before, by domain.
     """
 
     def __init__(self, domains: Sequence[str], accelerator: Any, tokens: Mapping[str, int] | None = None) -> None:
         self._domains = domains
         self._accelerator = accelerator
-        zeros = torch.zeros(3, len(domains), dtype=torch.float64, device=accelerator.device)
-        self._sums, self._before = zeros[:2], zeros[2]
+        self._sums = torch.zeros(3, len(domains), dtype=torch.float64, device=accelerator.device)
+        self._before = torch.zeros_like(self._sums[0])
+        # The step at which a domain's loss was first not finite, noted without waiting for the device.
+        self._bad_step = torch.full((len(domains),), -1, dtype=torch.int64, device=accelerator.device)
         if tokens:
             self._before += torch.tensor([tokens[domain] for domain in domains], device=accelerator.device)
 
-    def add(self, stats: torch.Tensor) -> None:
-        """Counts in the sum of losses and the number of tokens of each domain, (2, K)."""
-        self._sums += stats
+    def add(self, stats: torch.Tensor, weights: torch.Tensor | None = None, *, step: int = 0) -> None:
+        """Count in the sum of losses and the number of tokens of each domain, (2, K), and the weights (K,) in force."""
+        self._sums[:2] += stats
+        self._sums[2] += stats[1] if weights is None else stats[1] * weights
+        first = ~stats[0].isfinite() & (self._bad_step < 0)
+        self._bad_step.masked_fill_(first, step)
 
-    def take_means(self) -> dict[str, float]:
-        """Loss of a token since the last call: ``loss`` over all domains, ``loss/{domain}`` in each that has any."""
+    def take(self) -> Window:
+        """Return the sums since the last call; every rank must ask."""
         sums = self._accelerator.reduce(self._sums, "sum")
         self._sums.zero_()
         self._before += sums[1]
-        loss, count = sums.tolist()
-        means = {f"loss/{d}": total / n for d, total, n in zip(self._domains, loss, count, strict=True) if n}
-        return {"loss": sum(loss) / sum(count), **means} if sum(count) else means
+        return Window(*sums.cpu().numpy())
+
+    @property
+    def taken(self) -> Vector:
+        """Tokens of each domain up to the last call of `take`, (K,)."""
+        total: Vector = self._before.cpu().numpy()
+        return total
 
     def tokens(self) -> dict[str, int]:
-        """Tokens with a loss so far, by domain; every rank must ask."""
+        """Return the tokens with a loss so far, by domain; every rank must ask."""
         tokens = self._before + self._accelerator.reduce(self._sums[1], "sum")
         return {domain: int(n) for domain, n in zip(self._domains, tokens.tolist(), strict=True)}
+
+    def check_finite(self) -> None:
+        """Raise FloatingPointError if a loss was not finite, naming step and domains; every rank must ask."""
+        steps = self._accelerator.gather(self._bad_step).reshape(-1, len(self._domains)).cpu().numpy()
+        if not (steps >= 0).any():
+            return
+        first = int(steps[steps >= 0].min())
+        names = [repr(self._domains[i]) for i in np.flatnonzero((steps == first).any(axis=0)).tolist()]
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise FloatingPointError(
+            f"the loss of {shown} was not finite at step {first}: lower the learning rate, look at the samples of that "
+            "step with trainer.sampler.plan(step), or pass allow_non_finite_loss=True to go on regardless"
+        )

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import ProgressCallback, Trainer, TrainerControl, TrainingArguments
+from transformers import ProgressCallback, Seq2SeqTrainer, Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from pycooldown.gradients.theory import variance_inflation
-from pycooldown.huggingface.batches import EvaluationBatches, MicroBatches, Samples, WithDomains, load, seed_micro_batch
+from pycooldown.huggingface.arguments import refuse_method
+from pycooldown.huggingface.batches import MicroBatches, WithDomains, load
 from pycooldown.huggingface.callbacks import MixtureProgress
-from pycooldown.huggingface.checkpoints import complete_checkpoint, discard_incomplete, seal, unseal
-from pycooldown.huggingface.checks import check_arguments, check_change, check_learning
-from pycooldown.huggingface.fused_loss import fuse_loss
+from pycooldown.huggingface.checkpoints import seal, unseal
+from pycooldown.huggingface.checks import (
+    check_arguments,
+    check_change,
+    check_learning,
+    check_length,
+    check_schedule,
+    check_unit,
+)
+from pycooldown.huggingface.fused_loss import fuse_loss, fused_loss_of
 from pycooldown.huggingface.learning import Learner
+from pycooldown.huggingface.lengths import given_lengths, measure_lengths
 from pycooldown.huggingface.probe import Probe
-from pycooldown.huggingface.statistics import DomainSums, tokens_by_domain
-from pycooldown.mixture import Mixture
+from pycooldown.huggingface.resuming import agree_on_checkpoint
+from pycooldown.huggingface.sources import EndToEnd, by_domain, lay_out, resolve
+from pycooldown.huggingface.statistics import DomainSums
+from pycooldown.huggingface.trainer_logs import LogPart
 from pycooldown.sampling.sampler import AllocationName, DomainBatchSampler
 from pycooldown.schedules import AdaptiveSchedule, Schedule
 
 
-class MixtureTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer for causal and encoder-decoder models whose batches and loss weights come from a mixture.
+class MixtureTrainerMixin(LogPart):
+    """What makes a Trainer take its batches and loss weights from a mixture: put it before a Trainer's class.
+
+        class MixtureSeq2SeqTrainer(MixtureTrainerMixin, Seq2SeqTrainer): ...
 
     The global batch of optimizer step t, ``per_device_train_batch_size * gradient_accumulation_steps * world_size``
     sequences, is planned as one and then sliced into ranks and micro-batches. Its loss is
@@ -37,208 +48,190 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
     ``args.label_smoothing_factor`` in training. Schedules with ``domain_means`` (DoReMi, Group DRO) have the sum over
     domains of target * mean cross-entropy of the domain's tokens in the global batch instead. The loss is computed
     without logits (`fuse_loss`). ``max_steps`` sets the length of training; epochs are counted per domain. Logged per
-    domain: ``loss/``, ``samples/``, ``tokens/`` and ``epochs/`` (of it, so far), ``q/`` (sampling) and ``v/`` (loss
-    weight), and ``tau``. Checkpoints hold the state of the data.
+    domain: ``loss/``, ``samples/``, ``tokens/`` and ``epochs/`` (of it, so far), ``q/`` (sampling), ``v/`` (loss
+    weight), ``target/`` and ``share/`` (of the objective, by tokens and weights, since the last log), and ``tau``.
+    Checkpoints hold the state of the data.
+
+    A mixture of samples is one of tokens only if the samples of all domains have one mean length. With
+    ``mixture_unit="tokens"`` the weights make up for different lengths, exactly on average; see
+    `pycooldown.huggingface.lengths` for the formula. Which arguments of Trainer are honoured, by whom, and which are
+    refused, is in `pycooldown.huggingface.arguments`.
 
     Args:
-        model: as `fuse_loss` takes it; it stays so.
-        args: with ``max_steps`` > 0; ``data_seed`` (or else ``seed``) decides the order of samples.
-        schedule: the mixture at each step.
-        train_dataset: map-style; the domains laid end to end, in the order of the schedule's domains.
-        data_collator: makes the model's inputs and ``labels`` (N, T) of samples; -100 marks tokens without a loss.
-        eval_dataset: a map-style dataset for each domain to be evaluated, by name.
-        allocation: see `pycooldown.DomainBatchSampler`.
-        reference_model: whose losses DoReMi's excess is taken over.
-        probe: examples that are kept out of training, for the schedules that learn from them.
-        **kwargs: further arguments of Trainer.
+        model: As `fuse_loss` takes it; it stays so. A model that is fused already keeps its z-loss and smoothing.
+        args: With ``max_steps`` > 0; ``data_seed`` (or else ``seed``) decides the order of samples.
+        schedule: The mixture at each step, or a function of {domain: size} that returns it.
+        train_dataset: Map-style datasets by domain, a `datasets.Dataset` with ``domain_column``, a list of datasets in
+            the order of the schedule's domains, or one with the domains laid end to end in this order.
+        data_collator: Makes the model's inputs and ``labels`` (N, T) of samples; -100 marks tokens without a loss. It
+            may give ``domain_ids`` (N, T) itself, for rows that hold samples of several domains.
+        eval_dataset: A map-style dataset for each domain to be evaluated, by name, or one without domains.
+        allocation: See `pycooldown.DomainBatchSampler`.
+        domain_column: The column of a `datasets.Dataset` that names each sample's domain.
+        mixture_unit: "samples" or "tokens": what the mixture's target counts.
+        tokens_per_sample: Mean tokens with a loss in a sample, by domain, for a mixture of tokens; by default they are
+            measured on up to 256 samples of each domain.
+        allow_non_finite_loss: Whether to go on when a loss is not finite.
+        reference_model: Whose losses DoReMi's excess is taken over.
+        probe: Examples that are kept out of training, for the schedules that learn from them.
+        **kwargs: Further arguments of Trainer.
 
     Raises:
-        ValueError: for arguments that do not fit together, saying how to mend them.
+        ValueError: For arguments that do not fit together, or cannot be honoured, saying how to mend them.
     """
 
     def __init__(
         self,
-        model: torch.nn.Module,
-        args: TrainingArguments,
+        model: torch.nn.Module | None = None,
+        args: TrainingArguments | None = None,
         *,
-        schedule: Schedule,
-        train_dataset: Samples,
-        data_collator: Any,
-        eval_dataset: Mapping[str, Samples] | None = None,
+        schedule: Schedule | Callable[[dict[str, int]], Schedule],
+        train_dataset: Any,
+        data_collator: Any = None,
+        eval_dataset: Any = None,
         allocation: AllocationName = "multinomial",
+        domain_column: str | None = None,
+        mixture_unit: Literal["samples", "tokens"] = "samples",
+        tokens_per_sample: Mapping[str, float] | None = None,
+        allow_non_finite_loss: bool = False,
         reference_model: torch.nn.Module | None = None,
         probe: Probe | None = None,
         **kwargs: Any,
     ) -> None:
-        first = schedule.mixture(0)
-        check_arguments(args, first, len(train_dataset), eval_dataset)
-        self.schedule = schedule
+        if args is None:
+            raise ValueError("args is missing; expected TrainingArguments with max_steps")
+        check_unit(mixture_unit, tokens_per_sample)
+        parts = by_domain(train_dataset, domain_column)
+        source = train_dataset if parts is None else EndToEnd(parts)
+        self.schedule = resolve(schedule, None if parts is None else source.sizes)
+        check_schedule(self.schedule)
+        first = self.schedule.mixture(0)
+        source = lay_out(source, first.domains)
+        named = eval_dataset if isinstance(eval_dataset, Mapping) else None
+        generates = isinstance(self, Seq2SeqTrainer)
+        check_arguments(args, first, len(source), named, {**kwargs, "model": model}, generates=generates)
         self.domains = first.domains
+        self.domain_column = domain_column
         self.allocation = allocation
-        self._evaluation = EvaluationBatches(eval_dataset or {}, self.domains)
-        super().__init__(
-            model,
-            args,
-            train_dataset=WithDomains(train_dataset, first.sizes),
-            eval_dataset=self._evaluation if eval_dataset else None,
-            data_collator=data_collator,
-            **kwargs,
-        )
+        self.mixture_unit = mixture_unit
+        self.allow_non_finite_loss = allow_non_finite_loss
+        self._changes: list[tuple[Schedule, int]] = []
+        self._clipped, self._names, self.domain_values = [], {}, {}
+        self._learner = self._lengths = None
+        if data_collator is not None:
+            kwargs["data_collator"] = data_collator
+        train_dataset = self._for_trainer(source)
+        super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+
+        # Trainer's loss, its label smoother and its division by micro-batches have no part in the mixture's.
+        self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs = True
+        self.label_smoother, self.label_names = None, ["labels"]
         if any(type(callback) is ProgressCallback for callback in self.callback_handler.callbacks):
             self.remove_callback(ProgressCallback)
             self.add_callback(MixtureProgress)
-        # The loss is already a share of the global batch's, so Trainer must not divide it by the micro-batches.
-        self.loss_is_scaled_for_ga = True
-        self.fused = fuse_loss(self.model, label_smoothing=args.label_smoothing_factor)
-        self._changes: list[tuple[Schedule, int]] = []
+        self._fuse(self.model)
+        self.data_collator = WithDomains.collator(self.data_collator)
+        source = self._of_trainer(source)
+        if isinstance(source, EndToEnd):
+            self.schedule = resolve(schedule, source.sizes)  # preparation may have changed the sizes
+            first = self.schedule.mixture(0)
+            check_length(len(source), first)
+            source = EndToEnd({name: self._model_columns(part) for name, part in source.datasets.items()})
+        self.train_dataset = WithDomains(self._model_columns(source), first.sizes)
+        self.eval_dataset = self._evaluation_set(self.eval_dataset)
         self.sampler = self._new_sampler()
-        self.control: TrainerControl
-        self._weights: tuple[Mixture, torch.Tensor] | None = None
-        self._domain_means = bool(getattr(schedule, "domain_means", False))
         self.sums = DomainSums(self.domains, self.accelerator)
-        self._clipped: list[torch.Tensor] = []
-        self._micro_batch = 0  # place of the next one in the global batch
-        self._learner: Learner | None = None
-        if isinstance(schedule, AdaptiveSchedule):
-            check_learning(args, schedule, reference_model, allocation)
-            self._untrained = schedule.state_dict()
-            self._learner = Learner(schedule, len(self.domains), self.accelerator, reference_model, probe)
+        if tokens_per_sample is not None:
+            self._lengths = given_lengths(tokens_per_sample, first)
+        elif mixture_unit == "tokens":
+            self._lengths = measure_lengths(self.train_dataset, first, self.data_collator, self._targets)
+        if isinstance(self.schedule, AdaptiveSchedule):
+            check_learning(args, self.schedule, reference_model, allocation)
+            self._untrained = self.schedule.state_dict()
+            self._learner = Learner(self.schedule, len(self.domains), self.accelerator, reference_model, probe)
             self.callback_handler.callbacks.insert(0, self._learner)  # learns before others look
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """Trains, from the start or from a checkpoint.
+    def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> TrainOutput:
+        """Train, from the start or from a checkpoint.
 
         Args:
-            resume_from_checkpoint: a checkpoint, or ``True`` for the newest complete one in ``args.output_dir``; one
-                that was being written when its process died is discarded.
-            **kwargs: further arguments of `Trainer.train`.
+            resume_from_checkpoint: A checkpoint, or ``True`` for the newest complete one in ``args.output_dir``; newer
+                ones that were being written when their process died, or are damaged, are passed over with a warning.
+            trial: Of a hyper-parameter search, which is refused.
+            **kwargs: Further arguments of `Trainer.train`.
 
         Raises:
-            ValueError: if there is no complete checkpoint, or it belongs to another mixture, saying what differs.
+            ValueError: If there is no complete checkpoint, or it belongs to another mixture, saying what differs.
+            FloatingPointError: If a loss is not finite, unless that is allowed.
         """
+        if trial is not None:
+            refuse_method("hyperparameter_search")
         if self._learner is not None:
             self._learner.schedule.load_state_dict(self._untrained)
         self.sampler = self._new_sampler()
         checkpoint: str | None = None
         state: dict[str, Any] = {}
         if resume_from_checkpoint:
-            path = None if resume_from_checkpoint is True else resume_from_checkpoint
-            checkpoint, state = complete_checkpoint(self.args.output_dir, path)
+            path = None if resume_from_checkpoint is True else str(resume_from_checkpoint)
+            checkpoint, state = agree_on_checkpoint(self.args, path)
             try:
                 if self._learner is not None:
                     self._learner.schedule.load_state_dict(state.get("learned", {}))
                 self.sampler.load_state_dict(state)
             except ValueError as error:
                 raise ValueError(f"{checkpoint} cannot be resumed from: {error}") from error
-            if self.args.should_save:
-                discard_incomplete(self.args.output_dir)
         self.sums = DomainSums(self.domains, self.accelerator, state.get("tokens"))
-        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        output: TrainOutput = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        self._check_finite(output.training_loss)
+        return output
 
     def set_schedule(self, schedule: Schedule, *, from_step: int) -> None:
-        """Mixes by another schedule from a step on, whose batch no loader has asked for; see `DomainBatchSampler`.
+        """Mix by another schedule from a step on, whose batch no loader has asked for; see `DomainBatchSampler`.
 
         Call it before `train` or from a callback; a job that resumes from a later checkpoint makes the same call.
 
         Raises:
-            ValueError: if the step is past, either schedule learns, or the domains or their sizes differ.
+            ValueError: If the step is past, either schedule learns, or the domains or their sizes differ.
         """
         check_change(self.schedule, schedule, from_step)
         self.sampler.set_schedule(schedule, from_step=from_step)
         self._changes.append((schedule, from_step))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Micro-batches of this rank; not sharded again by Accelerate."""
+        """Return micro-batches of this rank; not sharded again by Accelerate."""
         micro_batches = MicroBatches(self.sampler, self.args.gradient_accumulation_steps)
         return load(self.train_dataset, micro_batches, self.data_collator, self.args)
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | None]:
-        """The micro-batches of one optimizer step and the valid tokens of each domain in its global batch, (K,)."""
-        batches = list(itertools.islice(epoch_iterator, num_batches))
-        if not batches:
-            return batches, None
-        self._micro_batch = self.args.process_index * len(batches)
-        counts = [tokens_by_domain(self.fused, batch, len(self.domains)) for batch in batches]
-        return batches, self.accelerator.reduce(torch.stack(counts).sum(dim=0).to(device), "sum")
+    def call_model_init(self, trial: Any = None) -> torch.nn.Module:
+        """Return a new model of ``model_init``, with its loss fused."""
+        model: torch.nn.Module = super().call_model_init(trial)
+        self._fuse(model)
+        return model
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ) -> Any:
-        """This micro-batch's part of the loss of its global batch."""
-        # Trainer takes the micro-batches of a step one after another and trains on them before it counts the step, so
-        # the step they were planned for is the current one, however far the loader has read ahead.
-        if (count := num_items_in_batch) is None:
-            count = tokens_by_domain(self.fused, inputs, len(self.domains))
-        weights = self._token_weights(self.state.global_step, count)
-        weights = weights * self.accelerator.num_processes  # gradients are averaged over ranks
-        seed_micro_batch(self.args.seed, self.state.global_step, self._micro_batch)
-        self._micro_batch += 1
-        if self._learner is not None and self._learner.reference is not None:
-            outputs = self._outputs(model, inputs, torch.ones_like(weights), reduction="none")
-            self._learner.add_excess(outputs.loss.detach(), inputs)
-            loss = (outputs.loss.sum(dim=1) * weights[inputs["domain_ids"]]).sum()
-        else:
-            outputs = self._outputs(model, inputs, weights)
-            loss = outputs.loss
-        stats = torch.stack([outputs.domain_stats.loss_sum, outputs.domain_stats.token_count.double()])
-        self.sums.add(stats)
-        if self._learner is not None:
-            self._learner.add(stats)
-        return (loss, outputs) if return_outputs else loss
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise NotImplementedError: each trial needs a schedule and checkpoints of its own."""
+        refuse_method("hyperparameter_search")
 
-    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
-        """Also notes whether the gradient was clipped, without waiting for the device."""
-        norm = super()._clip_grad_norm(model)
-        self._clipped.append(torch.as_tensor(norm > self.args.max_grad_norm))
-        return norm
+    def _for_trainer(self, source: Any) -> Any:
+        """Return what the trainer beside the mixture is given as train_dataset."""
+        return source
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds to the logs of training what was seen of each domain."""
-        if "loss" in logs and self.state.global_step > 0:
-            logs |= self._domain_logs()
-        self.state.epoch = self.state.global_step / self.args.max_steps  # Trainer's starts again on resuming
-        super().log(logs, start_time)
+    def _of_trainer(self, source: Any) -> Any:
+        """Return the training data as that trainer has prepared them."""
+        return source
 
-    @torch.no_grad()
-    def evaluate(
-        self, eval_dataset: None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Mean loss of a token, unweighted, on each domain's evaluation set and over all of them.
-
-        Returns:
-            ``{prefix}_loss`` and ``{prefix}_loss/{domain}``, in nats.
-
-        Raises:
-            ValueError: if the trainer has no evaluation sets or others are given.
-        """
-        if eval_dataset is not None or not len(self._evaluation):
-            raise ValueError("evaluation needs a dataset for each domain: pass eval_dataset={name: dataset} at first")
-        args = self.args
-        batches = self._evaluation.batches(args.eval_batch_size, args.process_index, args.world_size)
-        loader = load(self._evaluation, batches, self.data_collator, args)
-        self.callback_handler.eval_dataloader = loader
-        was_training = self.model.training
-        self.model.eval()
-        sums = DomainSums(self.domains, self.accelerator)
-        ones = torch.ones(len(self.domains), device=self.args.device)
-        for inputs in loader:
-            stats = self._outputs(self.model, self._prepare_inputs(inputs), ones).domain_stats
-            sums.add(torch.stack([stats.loss_sum, stats.token_count.double()]))
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        self.model.train(was_training)
-        metrics = {f"{metric_key_prefix}_{name}": loss for name, loss in sums.take_means().items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+    def _fuse(self, model: torch.nn.Module) -> None:
+        """Fuse a model's loss, unless it is fused already: by the user, or for another trainer."""
+        self.fused = fused_loss_of(model) or fuse_loss(model)
+        factor, own = self.args.label_smoothing_factor, self.fused.label_smoothing
+        if factor and own and factor != own:
+            raise ValueError(
+                f"label_smoothing_factor = {factor}, but the model is fused with label_smoothing = {own}; give it once"
+            )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Writes the checkpoint and then, when it is whole, the data state that makes it one to resume from."""
+        """Write the checkpoint and then, when it is whole, the data state that makes it one to resume from."""
+        self._check_finite()
         folder = f"{self._get_output_dir(trial)}/checkpoint-{self.state.global_step}"
         if self.args.should_save:
             unseal(folder)
@@ -247,39 +240,8 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             learned = {} if self._learner is None else {"learned": self._learner.schedule.state_dict()}
-            seal(folder, self.sampler.state_dict(self.state.global_step) | learned | {"tokens": tokens})
-
-    def _outputs(self, model: Any, inputs: dict[str, Any], weights: torch.Tensor, reduction: str = "sum") -> Any:
-        """The model's outputs with loss and domain_stats."""
-        options = {"domain_weights": weights, "reduction": reduction, "return_stats": True, "skip_logits": True}
-        return model(**inputs, **options)
-
-    def _token_weights(self, step: int, count: torch.Tensor) -> torch.Tensor:
-        """Factors of the losses of tokens of each domain, (K,), for a global batch with so many of them (K,)."""
-        mixture = self.sampler.mixture(step)
-        if self._weights is None or self._weights[0] is not mixture:
-            values = mixture.target if self._domain_means else mixture.loss_weights
-            self._weights = mixture, torch.tensor(values, dtype=torch.float32, device=self.args.device)
-        return self._weights[1] / (count if self._domain_means else count.sum()).clamp(min=1)
-
-    def _domain_logs(self) -> dict[str, float]:
-        step = self.state.global_step
-        mixture, exposure = self.sampler.mixture(step - 1), self.sampler.exposure(step)
-        logs = {name: loss for name, loss in self.sums.take_means().items() if name != "loss"}
-        logs |= {f"tokens/{domain}": count for domain, count in self.sums.tokens().items()}
-        columns = {
-            "samples": exposure.draws,
-            "epochs": exposure.epochs,
-            "q": mixture.sampling,
-            "v": mixture.loss_weights,
-        }
-        for name, values in columns.items():
-            logs |= {f"{name}/{domain}": value for domain, value in zip(self.domains, values.tolist(), strict=True)}
-        if self._clipped:
-            logs["clip_fraction"] = torch.stack(self._clipped).float().mean().item()
-            self._clipped.clear()
-        logs["effective_sample_fraction"] = 1 / variance_inflation(mixture)
-        return logs if mixture.tau is None else {**logs, "tau": mixture.tau}
+            state = self.sampler.state_dict(self.state.global_step) | learned | {"tokens": tokens}
+            seal(folder, state, model_only=self.args.save_only_model)
 
     def _new_sampler(self) -> DomainBatchSampler:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -295,3 +257,10 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]
         for schedule, from_step in self._changes:
             sampler.set_schedule(schedule, from_step=from_step)
         return sampler
+
+
+class MixtureTrainer(MixtureTrainerMixin, Trainer):  # type: ignore[misc]
+    """A Trainer for causal and encoder-decoder models whose batches and loss weights come from a mixture.
+
+    See `MixtureTrainerMixin` for its arguments and what it does.
+    """

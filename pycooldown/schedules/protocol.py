@@ -49,6 +49,11 @@ class AdaptiveSchedule(Schedule, Protocol):
 
     delay: int
 
+    @property
+    def statistics(self) -> frozenset[str]:
+        """All statistics that `needs` ever gives."""
+        ...
+
     def needs(self, step: int) -> frozenset[str]:
         """Return the names of the statistics that ``update(step, ...)`` reads beside losses and counts."""
         ...

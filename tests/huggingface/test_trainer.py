@@ -58,27 +58,45 @@ def tiny_model():
     return transformers.LlamaForCausalLM(config)
 
 
-def make_trainer(output, schedule, *, steps=6, batch_size=12, accumulation=1, evaluate=False, kind=None, **options):
-    args = transformers.TrainingArguments(
+def make_trainer(
+    output,
+    schedule,
+    *,
+    steps=6,
+    batch_size=12,
+    accumulation=1,
+    evaluate=False,
+    kind=None,
+    arguments_kind=None,
+    model=tiny_model,
+    dataset=None,
+    collator=collate,
+    more=None,
+    **options,
+):
+    """``more`` is for the trainer, further options for its arguments."""
+    args = (arguments_kind or transformers.TrainingArguments)(
         output_dir=str(output),
         max_steps=steps,
         per_device_train_batch_size=batch_size // accumulation,
         gradient_accumulation_steps=accumulation,
         per_device_eval_batch_size=5,
-        logging_steps=1,
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
-        **{"save_strategy": "no", "learning_rate": 0.01, **options},
+        **{"logging_steps": 1, "save_strategy": "no", "learning_rate": 0.01, **options},
     )
     starts = dict(zip(SIZES, np.cumsum([0, *SIZES.values()])))
     return (kind or MixtureTrainer)(
-        tiny_model(),
+        model() if callable(model) and not isinstance(model, torch.nn.Module) else model,
         args,
         schedule=schedule,
-        train_dataset=Sequences(),
-        eval_dataset={d: Sequences(starts[d], n) for d, n in SIZES.items()} if evaluate else None,
-        data_collator=collate,
+        train_dataset=Sequences() if dataset is None else dataset,
+        data_collator=collator,
+        **(
+            {"eval_dataset": {d: Sequences(starts[d], n) for d, n in SIZES.items()} if evaluate else None}
+            | (more or {})
+        ),
     )
 
 
@@ -224,30 +242,100 @@ def damage_seal(checkpoint):
     (checkpoint / "data_state.json").write_text("[1]")
 
 
-@pytest.mark.parametrize(
-    ("damage", "resumed_at", "workers"),
-    [
-        (damage_nothing, 6, 0),
-        (damage_nothing, 6, 2),
-        (damage_unsealed, 4, 0),
-        (damage_cut_short, 4, 0),
-        (damage_removed, 4, 0),
-        (damage_seal, 4, 0),
-    ],
-)
-def test_resume_is_exact_and_trusts_only_whole_checkpoints(tmp_path, uninterrupted, damage, resumed_at, workers):
-    folder, expected, weights, tokens = uninterrupted
-    for step in (4, 6):
-        shutil.copytree(folder / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
-    damage(tmp_path / "checkpoint-6")
-    trainer = make_trainer(tmp_path, switching(), steps=8, dataloader_num_workers=workers, **SAVING)
-    assert complete_checkpoint(tmp_path)[0] == str(tmp_path / f"checkpoint-{resumed_at}")
-    trainer.train(resume_from_checkpoint=True)
+def flip(checkpoint, name):
+    """Changes one bit in the middle of a file."""
+    content = bytearray((checkpoint / name).read_bytes())
+    content[len(content) // 2] ^= 4
+    (checkpoint / name).write_bytes(content)
+
+
+def flip_weights(checkpoint):
+    flip(checkpoint, "model.safetensors")
+
+
+def flip_optimizer(checkpoint):
+    flip(checkpoint, "optimizer.pt")
+
+
+def flip_trainer_state(checkpoint):
+    flip(checkpoint, "trainer_state.json")
+
+
+def change_seal(checkpoint):
+    """Other draws in the state of the data, in sound JSON."""
+    path = checkpoint / "data_state.json"
+    content = json.loads(path.read_text())
+    content["sampler"]["draws"]["big"] += 1
+    path.write_text(json.dumps(content))
+
+
+def seal_as_version_0_1(checkpoint):
+    """The seal of older checkpoints, which are still resumed from."""
+    path = checkpoint / "data_state.json"
+    content = json.loads(path.read_text())
+    sizes = {name: entry["size"] for name, entry in content["files"].items()}
+    path.write_text(json.dumps({"sampler": content["sampler"], "files": sizes}))
+
+
+DAMAGES = {
+    damage_unsealed: "it has no data_state.json",
+    damage_cut_short: r"its optimizer\.pt has \d+ bytes of \d+",
+    damage_removed: r"it lacks model\.safetensors",
+    damage_seal: r"its data_state\.json cannot be read",
+    flip_weights: r"its model\.safetensors has changed",
+    flip_optimizer: r"its optimizer\.pt has changed",
+    flip_trainer_state: r"its trainer_state\.json has changed",
+    change_seal: r"its data_state\.json has changed",
+}
+
+
+def copies(folder, target, *steps):
+    for step in steps:
+        shutil.copytree(folder / f"checkpoint-{step}", target / f"checkpoint-{step}")
+
+
+def assert_resumed(trainer, uninterrupted):
+    _, expected, weights, tokens = uninterrupted
     assert losses(trainer) == expected
     assert trainer.sums.tokens() == tokens
     assert all(torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items())
     assert trainer.state.global_step == 8
-    assert complete_checkpoint(tmp_path)[0] == str(tmp_path / "checkpoint-8")
+    assert complete_checkpoint(trainer.args.output_dir)[0].endswith("checkpoint-8")
+
+
+@pytest.mark.parametrize(("damage", "workers"), [(damage_nothing, 0), (damage_nothing, 2), (seal_as_version_0_1, 0)])
+def test_resume_is_exact(tmp_path, uninterrupted, damage, workers):
+    copies(uninterrupted[0], tmp_path, 6)
+    damage(tmp_path / "checkpoint-6")
+    trainer = make_trainer(tmp_path, switching(), steps=8, dataloader_num_workers=workers, **SAVING)
+    trainer.train(resume_from_checkpoint=True)
+    assert_resumed(trainer, uninterrupted)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_only_whole_checkpoints_are_trusted_and_an_older_one_is_taken(tmp_path, uninterrupted, damage):
+    copies(uninterrupted[0], tmp_path, 4, 6)
+    damage(tmp_path / "checkpoint-6")
+    trainer = make_trainer(tmp_path, switching(), steps=8, **SAVING)
+    told = rf"resuming from checkpoint-4, as a newer one is not whole: checkpoint-6: {DAMAGES[damage]}"
+    with pytest.warns(UserWarning, match=told):
+        assert complete_checkpoint(tmp_path)[0] == str(tmp_path / "checkpoint-4")
+    with pytest.raises(ValueError, match=rf"checkpoint-6 is not a complete checkpoint: {DAMAGES[damage]}"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    with pytest.warns(UserWarning, match=told):
+        trainer.train(resume_from_checkpoint=True)
+    assert_resumed(trainer, uninterrupted)
+    assert (tmp_path / "damaged-checkpoint-6").exists() == (damage.__name__ in KEPT)
+
+
+KEPT = ("damage_seal", "flip_weights", "flip_optimizer", "flip_trainer_state", "change_seal")
+
+
+def test_checkpoints_of_the_model_alone_are_not_resumed_from(tmp_path):
+    trainer = make_trainer(tmp_path, switching(), steps=4, save_only_model=True, **SAVING)
+    trainer.train()
+    with pytest.raises(ValueError, match="checkpoint-4: it has no optimizer state, as save_only_model=True"):
+        make_trainer(tmp_path, switching(), steps=8).train(resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize(
@@ -288,9 +376,9 @@ def test_a_checkpoint_holds_the_state_of_its_own_step_however_far_workers_read_a
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": -1}, "max_steps = -1; expected a number of steps"),
+        ({"steps": -1}, "max_steps = -1; .*expected a number of steps"),
         ({"save_total_limit": 1}, "save_total_limit = 1; expected at least 2"),
-        ({"auto_find_batch_size": True}, "auto_find_batch_size would change"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size = True; it would change"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(tmp_path, options, message):

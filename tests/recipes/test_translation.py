@@ -119,8 +119,8 @@ def test_losses_are_those_of_the_model_smoothed_in_training_alone(tmp_path, reci
     )
     valid = inputs["labels"] != -100
     assert float(loss) == pytest.approx(float((tokens.sum(1) * v[domain_ids]).sum() / valid.sum()), rel=1e-5)
-    collate, pairs = PackedPairs(40, manifest.tokenizer.pad_id), trainer._evaluation.dataset
-    for domain, part in zip(SIZES, pairs.datasets, strict=True):
+    collate, pairs = PackedPairs(40, manifest.tokenizer.pad_id), trainer.eval_dataset.dataset
+    for domain, part in pairs.datasets.items():
         with torch.no_grad():
             expected = model(**collate([part[i] for i in range(len(part))])).loss  # the model's own, of Hugging Face
         assert evaluated[f"eval_loss/{domain}"] == pytest.approx(float(expected), rel=1e-5)

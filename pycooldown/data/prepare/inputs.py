@@ -1,0 +1,184 @@
+"""Find the files of each domain."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+Inputs = Mapping[str, "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"]
+
+FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".txt": "text",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".tar": "tar",
+}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+COLUMNAR = ("parquet", "arrow")
+RESERVED = ("tokenizer", "manifest.json")
+EXPECTED = ".jsonl, .json, .txt and .tar (also with .gz or .zst behind), .parquet and .arrow"
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file of documents.
+
+    Attributes:
+        path: Where it is.
+        format: `"jsonl"`, `"json"`, `"text"`, `"parquet"`, `"arrow"` or `"tar"`.
+        compression: `"gzip"`, `"zstd"` or `""`.
+    """
+
+    path: str
+    format: str
+    compression: str
+
+
+def parse_inputs(arguments: Iterable[str]) -> dict[str, list[str]]:
+    """Return the patterns of each domain that command-line arguments name.
+
+    Args:
+        arguments: Either `domain=pattern` each, where a domain may come again, or one folder or YAML file: a folder has
+            a subfolder or a file for each domain; a YAML file maps domains to patterns, relative to its own folder.
+
+    Raises:
+        ValueError: If the arguments are of neither form.
+    """
+    arguments = list(arguments)
+    if len(arguments) == 1 and ("=" not in arguments[0] or os.path.exists(arguments[0])):
+        path = Path(arguments[0])
+        if path.suffix in (".yaml", ".yml"):
+            return _from_yaml(path)
+        if path.is_dir():
+            return _from_folder(path)
+        raise ValueError(
+            f"input {arguments[0]!r} is no folder and no YAML file; expected domain=pattern, as in en='data/en/*.jsonl'"
+        )
+    patterns: dict[str, list[str]] = {}
+    for argument in arguments:
+        domain, separator, pattern = argument.partition("=")
+        if not separator or not domain or not pattern:
+            raise ValueError(f"input {argument!r}; expected domain=pattern, as in en='data/en/*.jsonl'")
+        patterns.setdefault(domain, []).append(pattern)
+    return patterns
+
+
+def find_files(inputs: Inputs) -> tuple[dict[str, list[InputFile]], list[str]]:
+    """Return the files of each domain, ordered by path, and the files of folders that were passed over.
+
+    A pattern is a file, a glob (`**` for any depth), or a folder: all files of known formats under it, hidden ones and
+    those that start with an underscore excepted; of a Hugging Face dataset folder (`save_to_disk`) its Arrow files.
+
+    Raises:
+        ValueError: If there is no domain, a name could not be a folder's, a pattern matches nothing or a file is of no
+            known format.
+    """
+    if not inputs:
+        raise ValueError("inputs is empty; expected patterns of files by domain")
+    found: dict[str, list[InputFile]] = {}
+    ignored: list[str] = []
+    for domain, patterns in inputs.items():
+        if not re.fullmatch(r"\w[\w.+-]*", domain) or domain in RESERVED:
+            raise ValueError(
+                f"domain {domain!r} cannot be the name of a folder here; expected letters, digits, '_', '-', '+' and "
+                f"'.', and none of {', '.join(RESERVED)}"
+            )
+        if isinstance(patterns, (str, os.PathLike)):
+            patterns = [patterns]
+        paths: dict[str, InputFile] = {}
+        for pattern in patterns:
+            for path in _matches(domain, os.fspath(pattern), ignored):
+                paths[path] = _input_file(path)
+        found[domain] = [paths[path] for path in sorted(paths)]
+    return found, ignored
+
+
+def _matches(domain: str, pattern: str, ignored: list[str]) -> list[str]:
+    if re.match(r"\w+://", pattern):
+        raise ValueError(f"input {pattern!r} of domain {domain!r} is a URL; expected local files: copy or mount it")
+    matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+    if not matches:
+        raise ValueError(f"input {pattern!r} of domain {domain!r} matches no file")
+    files = [path for match in matches for path in (_folder(match, ignored) if os.path.isdir(match) else [match])]
+    if not files:
+        raise ValueError(f"input {pattern!r} of domain {domain!r} has no files of known formats ({EXPECTED})")
+    return files
+
+
+def _folder(folder: str, ignored: list[str]) -> list[str]:
+    """The files of known formats under a folder."""
+    if os.path.exists(os.path.join(folder, "dataset_dict.json")):
+        splits = json.loads(Path(folder, "dataset_dict.json").read_bytes()).get("splits", [])
+        raise ValueError(f"{folder} is a Hugging Face dataset of several splits; name one of {', '.join(splits)} in it")
+    if os.path.exists(state := os.path.join(folder, "state.json")) and os.path.exists(
+        os.path.join(folder, "dataset_info.json")
+    ):
+        content = json.loads(Path(state).read_bytes())
+        return [os.path.join(folder, entry["filename"]) for entry in content["_data_files"]]
+    files: list[str] = []
+    for parent, folders, names in os.walk(folder):
+        hidden = {name for name in folders + names if name.startswith((".", "_"))}
+        folders[:] = sorted(set(folders) - hidden)
+        for name in sorted(set(names) - hidden):
+            path = os.path.join(parent, name)
+            (files if _format(path) else ignored).append(path)
+    return files
+
+
+def _format(path: str) -> tuple[str, str] | None:
+    base, suffix = os.path.splitext(path)
+    compression = COMPRESSIONS.get(suffix, "")
+    if compression:
+        suffix = os.path.splitext(base)[1]
+    kind = FORMATS.get(suffix)
+    return (kind, compression) if kind and not (compression and kind in COLUMNAR) else None
+
+
+def _input_file(path: str) -> InputFile:
+    if (found := _format(path)) is None:
+        raise ValueError(f"{path} is of no known format; expected {EXPECTED}")
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} is not a regular file; expected one, since it may be read again")
+    return InputFile(path, *found)
+
+
+def _from_folder(folder: Path) -> dict[str, list[str]]:
+    """Every visible subfolder, and every file of a known format, is a domain."""
+    patterns: dict[str, list[str]] = {}
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith((".", "_")) and (path.is_dir() or _format(str(path))):
+            patterns.setdefault(path.name if path.is_dir() else path.name.split(".")[0], []).append(str(path))
+    if not patterns:
+        raise ValueError(f"{folder} has no domains; expected a subfolder or a file for each, or domain=pattern")
+    return patterns
+
+
+def _from_yaml(path: Path) -> dict[str, list[str]]:
+    from pycooldown._extras import require
+
+    require("cli", "yaml")
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not UTF-8 YAML: {error}") from error
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path} holds no mapping; expected domains with patterns of their files")
+    patterns = {}
+    for domain, value in content.items():
+        values = value if isinstance(value, list) else [value]
+        if not isinstance(domain, str) or not values or not all(isinstance(item, str) for item in values):
+            raise ValueError(
+                f"{path} has {domain!r}: {value!r}; expected a domain's name with a pattern or a list of them"
+            )
+        patterns[domain] = [str(path.parent / item) for item in values]
+    return patterns

@@ -1,0 +1,100 @@
+"""The options of `pycooldown tokenize`: of the documents, and of the tokenizer."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+MAX_DOCUMENT_BYTES = 4_000_000
+MAX_RECORD_BYTES = 64 << 20  # of one line or text file, which is held in memory as a whole
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a document is and what becomes of it; everything here changes the shards.
+
+    Attributes:
+        text_fields: Fields of a record that make the document, joined by a newline: one for documents, source and
+            target for pairs.
+        text_documents: What a document is in a `.txt` file: the whole `"file"`, a `"line"`, or a `"paragraph"` (lines
+            up to a blank one).
+        on_error: `"raise"` stops at the first record that is not as expected; `"skip"` leaves such records out and
+            counts them.
+        long_documents: What happens to a document above `max_document_bytes`: `"refuse"` makes it an error in the sense
+            of `on_error`; `"split"` encodes it in pieces that are cut at white space. It stays one document.
+        max_document_bytes: The longest document, in bytes of UTF-8, that the tokenizer gets in one piece.
+        special_tokens: How names of special tokens that stand in a text are encoded: `"text"` like other text, so that
+            no document can contain an EOS by its spelling; `"parse"` as the special tokens.
+        validation: A share of the documents below 1, or a number of distinct documents for each domain (see
+            :mod:`pycooldown.data.prepare.split`).
+        seed: Of the hash that chooses the validation documents.
+        shard_bytes: Input for one shard, in bytes; compressed files count four times their size.
+
+    Raises:
+        ValueError: If an option is not one of its values or out of range.
+    """
+
+    text_fields: tuple[str, ...] = ("text",)
+    text_documents: Literal["file", "line", "paragraph"] = "file"
+    on_error: Literal["raise", "skip"] = "raise"
+    long_documents: Literal["refuse", "split"] = "refuse"
+    max_document_bytes: int = MAX_DOCUMENT_BYTES
+    special_tokens: Literal["text", "parse"] = "text"
+    validation: float = 0.01
+    seed: int = 0
+    shard_bytes: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        choices = {
+            "text_documents": ("file", "line", "paragraph"),
+            "on_error": ("raise", "skip"),
+            "long_documents": ("refuse", "split"),
+            "special_tokens": ("text", "parse"),
+        }
+        for name, values in choices.items():
+            if (value := getattr(self, name)) not in values:
+                raise ValueError(f"{name} = {value!r}; expected one of {', '.join(map(repr, values))}")
+        if not self.text_fields or not all(isinstance(field, str) and field for field in self.text_fields):
+            raise ValueError(f"text_fields = {self.text_fields!r}; expected names of fields")
+        if not 64 <= self.max_document_bytes <= MAX_RECORD_BYTES:
+            raise ValueError(f"max_document_bytes = {self.max_document_bytes}; expected 64 to {MAX_RECORD_BYTES}")
+        if self.shard_bytes < 1:
+            raise ValueError(f"shard_bytes = {self.shard_bytes}; expected at least 1")
+        if not self.validation >= 0 or (self.validation >= 1 and self.validation != int(self.validation)):
+            raise ValueError(
+                f"validation = {self.validation}; expected a share in [0, 1) or a whole number of documents"
+            )
+        # 50 and 50.0 are one value, and must be one in records.
+        object.__setattr__(self, "validation", int(self.validation) if self.validation >= 1 else float(self.validation))
+
+
+@dataclass(frozen=True)
+class TokenizerOptions:
+    """Which tokenizer, and its special tokens.
+
+    Attributes:
+        source: Its file or folder (see :func:`prepare_tokenizer`); `None` to train one.
+        train: `"bpe"` or `"sentencepiece"`, if there is no source.
+        vocabulary_size: Of a tokenizer to be trained: number of token ids.
+        tau: Temperature of its sample.
+        sample_bytes: Text in its sample, in bytes; never more than the corpus has.
+        eos: The token behind every document: a name, an id, `None` for none, or `"auto"` for what the files say.
+        bos: The token before every document, likewise.
+        pattern: Regular expression of the words, for a `.tiktoken` file.
+    """
+
+    source: str | os.PathLike[str] | None = None
+    train: Literal["bpe", "sentencepiece"] | None = None
+    vocabulary_size: int = 32_000
+    tau: float = 3.0
+    sample_bytes: int = 100_000_000
+    eos: str | int | None = "auto"
+    bos: str | int | None = None
+    pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.source is None) == (self.train is None):
+            raise ValueError("expected a tokenizer's file, or the kind of one to train ('bpe' or 'sentencepiece')")
+        if self.sample_bytes < 1:
+            raise ValueError(f"sample_bytes = {self.sample_bytes}; expected at least 1")

@@ -1,0 +1,154 @@
+"""Divide the files of a domain into parts: what one call of the pure function turns into a shard."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pycooldown.data.prepare.inputs import InputFile
+from pycooldown.data.prepare.options import Options
+
+COMPRESSED_WEIGHT = 4  # bytes of text for a byte of gzip or zstd, roughly
+MAX_PIECES = 4096
+READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A range of a file.
+
+    Attributes:
+        path: The file.
+        format: As of :class:`InputFile`; a `.json` file of lines has become `"jsonl"`.
+        compression: As of :class:`InputFile`.
+        start: First byte.
+        stop: Byte behind the last one.
+        row_groups: First row group and the one behind the last, of Parquet.
+        footer: SHA-256 of the footer that explains the bytes, of Parquet.
+    """
+
+    path: str
+    format: str
+    compression: str
+    start: int
+    stop: int
+    row_groups: tuple[int, int] = (0, 0)
+    footer: str = ""
+
+    @property
+    def weight(self) -> int:
+        """Bytes of text, by estimate."""
+        return (self.stop - self.start) * (COMPRESSED_WEIGHT if self.compression else 1)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The pieces whose documents make one shard for each split.
+
+    Attributes:
+        domain: Name of the domain.
+        index: Number of the part within the domain; also that of its shards.
+        pieces: In order.
+    """
+
+    domain: str
+    index: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def weight(self) -> int:
+        """Bytes of text, by estimate."""
+        return sum(piece.weight for piece in self.pieces)
+
+
+def divide(domain: str, files: list[InputFile], options: Options) -> list[Part]:
+    """Return the parts of a domain, a function of the files and the options alone.
+
+    Lines are divided at newlines, Parquet at row groups; other files stay whole. Small files share a part.
+
+    Raises:
+        ValueError: If a Parquet file is damaged.
+        OSError: If a file cannot be read.
+    """
+    parts: list[Part] = []
+    pieces: list[Piece] = []
+    weight = 0
+    for file in files:
+        for piece in _pieces(file, options):
+            if pieces and (weight + piece.weight > options.shard_bytes or len(pieces) == MAX_PIECES):
+                parts.append(Part(domain, len(parts), tuple(pieces)))
+                pieces, weight = [], 0
+            pieces.append(piece)
+            weight += piece.weight
+    return [*parts, Part(domain, len(parts), tuple(pieces))] if pieces else parts
+
+
+def _pieces(file: InputFile, options: Options) -> Iterator[Piece]:
+    size = os.path.getsize(file.path)
+    if not size:
+        return
+    kind = file.format
+    if kind == "json" and not file.compression and _first_character(file.path) != b"[":
+        kind = "jsonl"  # `.json` is a common name for files of lines
+    if kind == "parquet":
+        yield from _row_groups(file.path, size, options.shard_bytes)
+        return
+    lines = kind == "jsonl" or (kind == "text" and options.text_documents == "line")
+    if not lines or file.compression or size <= options.shard_bytes:
+        yield Piece(file.path, kind, file.compression, 0, size)
+        return
+    start = 0
+    with open(file.path, "rb") as stream:
+        while start < size:
+            stop = min(_next_line(stream, start + options.shard_bytes), size)
+            yield Piece(file.path, kind, "", start, stop)
+            start = stop
+
+
+def _next_line(stream: io.BufferedReader, position: int) -> int:
+    """The first byte behind a newline that is at `position - 1` or later; the end of the file if there is none."""
+    stream.seek(position - 1)
+    while line := stream.readline(READ_BYTES):
+        if line.endswith(b"\n"):
+            break
+    return stream.tell()
+
+
+def _first_character(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        while block := stream.read(READ_BYTES):
+            if block := block.removeprefix(b"\xef\xbb\xbf").lstrip():
+                return block[:1]
+    return b""
+
+
+def _row_groups(path: str, size: int, shard_bytes: int) -> Iterator[Piece]:
+    from pycooldown.data.prepare.columnar import open_parquet
+
+    with open(path, "rb") as stream, open_parquet(path) as file:
+        stream.seek(-8, os.SEEK_END)
+        length = int.from_bytes(stream.read(4), "little")
+        stream.seek(-8 - length, os.SEEK_END)
+        footer = hashlib.sha256(stream.read(length)).hexdigest()
+        metadata = file.metadata
+        # Byte offset and decoded size of every row group.
+        offsets, weights = [], []
+        for i in range(metadata.num_row_groups):
+            group = metadata.row_group(i)
+            chunks = [group.column(c) for c in range(group.num_columns)]
+            offsets.append(min(min(c.dictionary_page_offset or c.data_page_offset, c.data_page_offset) for c in chunks))
+            weights.append(sum(c.total_uncompressed_size for c in chunks))
+    if offsets != sorted(offsets):
+        yield Piece(path, "parquet", "", 0, size, (0, len(offsets)), footer)
+        return
+    first, weight = 0, 0
+    for i in range(len(offsets)):
+        weight += weights[i]
+        last = i + 1 == len(offsets)
+        if last or weight + weights[i + 1] > shard_bytes:
+            start, stop = offsets[first] if first else 0, size if last else offsets[i + 1]
+            yield Piece(path, "parquet", "", start, stop, (first, i + 1), footer)
+            first, weight = i + 1, 0

@@ -1,0 +1,171 @@
+"""Read the documents of a piece of a file, whatever its format; refuse or count what is not as expected."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from typing import IO, Any, Protocol, cast
+
+from pycooldown._extras import require
+from pycooldown.data.prepare import formats
+from pycooldown.data.prepare.formats import Faults, Place, Rows, lines_before, shown
+from pycooldown.data.prepare.options import Options
+from pycooldown.data.prepare.ranges import READ_BYTES, Piece
+
+try:
+    from compression import zstd  # type: ignore[import-not-found,unused-ignore]
+except ImportError:
+    require("prepare", "backports.zstd")
+    from backports import zstd
+
+
+class Digest(Protocol):
+    """A hash, as of `hashlib`."""
+
+    def update(self, data: Any, /) -> None:
+        """Take in bytes."""
+
+
+def read_documents(
+    piece: Piece, options: Options, faults: Faults, digest: Digest | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the documents of a piece, as text and as UTF-8.
+
+    Args:
+        piece: What to read.
+        options: Which fields make a document, and how long it may be.
+        faults: Called for records that are not as expected.
+        digest: Gets all bytes of the piece, by the time that the iterator is exhausted.
+
+    Raises:
+        ValueError: If the file is damaged, lacks a column, or has changed since it was planned.
+        OSError: If it cannot be read.
+    """
+    place, rows = _open(piece, options, faults, digest)
+    fields = options.text_fields
+    for number, values in rows:
+        for field, value in zip(fields, values):
+            if not isinstance(value, str):
+                what = "lacks a string" if value is None else f"has {shown(value)}"
+                faults("field", lambda n=number: place(n), f"{what} in the field {field!r}; expected a string")  # type: ignore[misc]
+                break
+        else:
+            text = values[0] if len(values) == 1 else "\n".join(values)
+            data = text.encode("utf-8")
+            if len(data) > options.max_document_bytes and options.long_documents == "refuse":
+                reason = (
+                    f"is a document of {len(data):,} bytes; expected at most {options.max_document_bytes:,}, or "
+                    "long_documents='split', which encodes it in pieces"
+                )
+                faults("long", lambda n=number: place(n), reason)  # type: ignore[misc]
+                continue
+            yield text, data
+
+
+_TEXT: dict[str, Callable[..., Rows]] = {
+    "file": formats.read_text_file,
+    "line": formats.read_text_lines,
+    "paragraph": formats.read_text_paragraphs,
+}
+
+
+def hash_piece(piece: Piece, digest: Digest) -> None:
+    """Give `digest` all bytes of a piece.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is shorter than planned.
+    """
+    with _Range(piece, digest) as stream:
+        stream.drain()
+
+
+def _open(piece: Piece, options: Options, faults: Faults, digest: Digest | None) -> tuple[Place, Rows]:
+    """What names a record's place, and the records: their numbers and fields."""
+    if piece.format in ("parquet", "arrow"):
+        from pycooldown.data.prepare import columnar
+
+        def place(row: int) -> str:
+            return f"{piece.path}, row {row}"
+
+        def skip(row: int, error: UnicodeDecodeError) -> None:
+            faults("encoding", lambda: place(row), f"is not UTF-8: {error}")
+
+        if piece.format == "parquet":
+            rows = columnar.parquet_rows(piece.path, piece.row_groups, options.text_fields, skip)
+        else:
+            rows = columnar.arrow_rows(piece.path, options.text_fields, skip)
+        return place, _hashed_before(piece, digest, rows)
+    if piece.format == "tar":
+        return (lambda member: f"{piece.path}, member {member!r},"), _streamed(
+            piece, options, faults, digest, formats.read_tar
+        )
+    if piece.format == "json":
+        return (lambda item: f"{piece.path}, item {item},"), _streamed(
+            piece, options, faults, digest, formats.read_json
+        )
+    read = formats.read_jsonl if piece.format == "jsonl" else _TEXT[options.text_documents]
+    return (lambda line: f"{piece.path}:{lines_before(piece) + line}"), _streamed(piece, options, faults, digest, read)
+
+
+def _hashed_before(piece: Piece, digest: Digest | None, rows: Rows) -> Rows:
+    if digest is not None:
+        hash_piece(piece, digest)
+    yield from rows
+
+
+def _streamed(piece: Piece, options: Options, faults: Faults, digest: Digest | None, read: Callable[..., Rows]) -> Rows:
+    with _Range(piece, digest) as raw:
+        buffered = io.BufferedReader(raw, READ_BYTES)
+        try:
+            with _decompressed(buffered, piece.compression) as stream:
+                yield from read(piece, stream, options, faults)
+        except (EOFError, gzip.BadGzipFile, zstd.ZstdError, tarfile.TarError) as error:
+            raise ValueError(f"{piece.path} is damaged or was cut off: {error}") from error
+        raw.drain()
+
+
+def _decompressed(stream: Any, compression: str) -> IO[bytes]:
+    if compression == "gzip":
+        return cast(IO[bytes], io.BufferedReader(gzip.GzipFile(fileobj=stream), READ_BYTES))
+    if compression == "zstd":
+        return cast(IO[bytes], io.BufferedReader(zstd.ZstdFile(stream), READ_BYTES))
+    return cast(IO[bytes], stream)
+
+
+class _Range(io.RawIOBase):
+    """The bytes of a piece as a file of their own, which are hashed while they are read."""
+
+    def __init__(self, piece: Piece, digest: Digest | None) -> None:
+        self._path = piece.path
+        self._file = open(piece.path, "rb", buffering=0)  # noqa: SIM115
+        self._file.seek(piece.start)
+        self._left = piece.stop - piece.start
+        self._digest = digest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)[: self._left]
+        if not view:
+            return 0
+        count = self._file.readinto(view) or 0
+        if not count:
+            raise ValueError(f"{self._path} is {self._left} bytes shorter than planned: it changed; run again")
+        self._left -= count
+        if self._digest is not None:
+            self._digest.update(view[:count])
+        return count
+
+    def drain(self) -> None:
+        """Read what is left, for the hash."""
+        buffer = bytearray(READ_BYTES)
+        while self._digest is not None and self.readinto(buffer):
+            pass
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -1,0 +1,104 @@
+"""Turn documents of many domains into shards of tokens: plan, make every shard, publish the manifest."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pycooldown.data.prepare.engines import open_engine
+from pycooldown.data.prepare.inputs import Inputs
+from pycooldown.data.prepare.options import Options, TokenizerOptions
+from pycooldown.data.prepare.plan import fingerprint, locked, make_plan, read_json
+from pycooldown.data.prepare.publish import MANIFEST, publish
+from pycooldown.data.prepare.records import Record
+from pycooldown.data.prepare.work import make_shards
+from pycooldown.data.publish import Progress
+
+
+def tokenize(
+    out: str | os.PathLike[str],
+    inputs: Inputs,
+    tokenizer: TokenizerOptions,
+    options: Options | None = None,
+    *,
+    workers: int = 1,
+    ray: str | None = None,
+    task: tuple[int, int] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any] | None:
+    """Write the documents of every domain as shards of tokens, which :class:`pycooldown.data.TokenDataset` reads.
+
+    The result is the same bytes for any number of workers and every engine. What an interrupted run has finished is
+    used by the next one: a shard is made again unless its record has the hashes of the shard, the input, the options
+    and the tokenizer. `out` has a manifest only while it is complete; that of a run with other inputs or options is
+    removed first, and what only that run needed is removed in the end.
+
+    Args:
+        out: Folder of the result; made if missing.
+        inputs: Files, globs or folders of each domain (see :func:`pycooldown.data.prepare.inputs.find_files`).
+        tokenizer: Which tokenizer to use or to train.
+        options: What a document is and what becomes of it.
+        workers: Processes, each of one core. On Ray: cores to use, 0 for all.
+        ray: Address of a Ray cluster whose machines share the file system, `"auto"` for the one of this machine, or
+            `"local"` to start one.
+        task: (i, n): make the i-th of n shares of the shards only, for jobs in an array. Each shard is made by one of
+            them, i counts from 0. A call without it finishes: it makes what is missing and writes the manifest.
+        progress: Called as `progress(phase, done, total)` with the phases "count", "tokenizer" and "tokenize".
+
+    Returns:
+        The manifest; nothing for a task.
+
+    Raises:
+        ValueError: If an option is out of range, a domain is empty, or a record is not as expected; the message has its
+            file and line.
+        BlockingIOError: If another process writes to `out`.
+        OSError: If a file cannot be read or written.
+        RuntimeError: If a worker process dies.
+    """
+    options = options or Options()
+    if task is not None and not 0 <= task[0] < task[1]:
+        raise ValueError(f"task = {task[0]}/{task[1]}; expected i/n with 0 <= i < n")
+    folder = Path(out)
+    if ray is not None:  # its workers have a folder of their own
+        folder = folder.absolute()
+        inputs = {
+            domain: [os.path.abspath(p) for p in ([files] if isinstance(files, (str, os.PathLike)) else files)]
+            for domain, files in inputs.items()
+        }
+    report = progress or (lambda phase, done, total: None)
+    with locked(folder, shared=task is not None), open_engine(workers=workers, ray=ray) as run:
+        plan = make_plan(folder, inputs, tokenizer, options, run, report, reuse=task is not None)
+        planned = fingerprint(plan)
+        if (read_json(folder / MANIFEST) or {}).get("fingerprint") != planned:
+            (folder / MANIFEST).unlink(missing_ok=True)
+        parts = plan.parts if task is None else plan.parts[task[0] :: task[1]]
+        parts = sorted(parts, key=lambda part: -part.weight)
+        records: dict[tuple[str, int], Record] = {}
+        report("tokenize", 0, len(parts))
+        for number, record in run(partial(make_shards, plan.setup), parts):
+            records[parts[number].domain, parts[number].index] = record
+            report("tokenize", len(records), len(parts))
+        return None if task is not None else publish(folder, plan, records, planned)
+
+
+def prepare_plan(
+    out: str | os.PathLike[str],
+    inputs: Inputs,
+    tokenizer: TokenizerOptions,
+    options: Options | None = None,
+    *,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> int:
+    """Do what must come before the shards (train the tokenizer, choose the validation documents), for tasks to use.
+
+    The arguments are those of :func:`tokenize`.
+
+    Returns:
+        The number of parts, each of which becomes a shard; more tasks than that have nothing to do.
+    """
+    report = progress or (lambda phase, done, total: None)
+    with locked(Path(out), shared=True), open_engine(workers=workers) as run:
+        return len(make_plan(Path(out), inputs, tokenizer, options or Options(), run, report, reuse=True).parts)

@@ -1,0 +1,101 @@
+"""Choose the validation documents by a keyed hash of their text.
+
+What decides is the text alone, so a document that comes twice, in one domain or in two, is on one side only, whatever
+the order of the files and however they are divided. With a share, a document is for validation if its hash, taken as a
+number in [0, 1), is below the share. With a number n, each domain chooses the n documents of smallest hash, at most a
+quarter of its documents but at least one of two; what one domain chose is for validation in all. That needs a pass over
+all documents before they are tokenized.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from pycooldown.data.prepare.formats import Faults
+from pycooldown.data.prepare.options import Options
+from pycooldown.data.prepare.ranges import Part
+from pycooldown.data.prepare.readers import read_documents
+from pycooldown.data.prepare.records import WORK
+
+Digest = bytes
+
+
+def keyed_hash(seed: int) -> Callable[[bytes], Digest]:
+    """Return the function that hashes a document's UTF-8 bytes to 16 bytes."""
+    key = f"pycooldown validation {seed}".encode()[:64]
+    return lambda text: hashlib.blake2b(text, digest_size=16, key=key).digest()
+
+
+def below(share: float) -> Digest:
+    """Return the bound that a share of all digests is below."""
+    return min(int(share * 2**128), 2**128 - 1).to_bytes(16, "big")
+
+
+def smallest(digests: Iterable[Digest], count: int) -> tuple[list[Digest], int]:
+    """Return the `count` smallest distinct digests, in order, and the number of all digests."""
+    kept: set[Digest] = set()
+    heap: list[int] = []  # negated, so that the largest kept one is on top
+    total = 0
+    for digest in digests:
+        total += 1
+        if digest in kept:
+            continue
+        number = int.from_bytes(digest, "big")
+        if len(heap) < count:
+            heapq.heappush(heap, -number)
+            kept.add(digest)
+        elif number < -heap[0]:
+            kept.remove((-heapq.heapreplace(heap, -number)).to_bytes(16, "big"))
+            kept.add(digest)
+    return sorted(kept), total
+
+
+def choose(candidates: Mapping[str, Iterable[tuple[list[Digest], int]]], count: int) -> set[Digest]:
+    """Return the digests that are for validation, from what :func:`smallest` found in the parts of each domain."""
+    chosen: set[Digest] = set()
+    for parts in candidates.values():
+        digests: set[Digest] = set()
+        documents = 0
+        for part, total in parts:
+            digests.update(part)
+            documents += total
+        limit = min(count, max(documents // 4, int(documents >= 2)))
+        chosen.update(sorted(digests)[:limit])
+    return chosen
+
+
+def count_digests(options: Options, part: Part) -> tuple[list[bytes], int]:
+    """Return the smallest distinct digests of a part's documents, as many as may be chosen, and how many it has."""
+    digest = keyed_hash(options.seed)
+    faults = Faults(options.on_error)
+    documents = (document for piece in part.pieces for document in read_documents(piece, options, faults))
+    return smallest((digest(data) for _, data in documents if data), int(options.validation))
+
+
+def validation_test(out: str, options: Options, chosen: str) -> Callable[[bytes], bool]:
+    """Return the function of a document's UTF-8 bytes that tells whether it is for validation."""
+    share, digest = options.validation, keyed_hash(options.seed)
+    if not share:
+        return lambda data: False
+    if share < 1:
+        bound = below(share)
+        return lambda data: digest(data) < bound
+    digests = _chosen(out, chosen)
+    return lambda data: digest(data) in digests
+
+
+def chosen_path(out: str, name: str) -> Path:
+    """Return where the chosen digests are."""
+    return Path(out, WORK, f"validation-{name[:16]}")
+
+
+@lru_cache(maxsize=1)
+def _chosen(out: str, name: str) -> frozenset[bytes]:
+    content = chosen_path(out, name).read_bytes()
+    if hashlib.sha256(content).hexdigest() != name:
+        raise ValueError(f"{chosen_path(out, name)} was changed; run again")
+    return frozenset(content[i : i + 16] for i in range(0, len(content), 16))

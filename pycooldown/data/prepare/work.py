@@ -1,0 +1,219 @@
+"""The pure function of preparation: a part of a domain becomes shards and a record.
+
+What it writes depends on the part's bytes, the options and the tokenizer, and on nothing else: not on the engine, the
+number of workers or what ran before. The record tells what a shard was made from and what it is, by hashes, so a second
+call that finds both as recorded has nothing to do. Nothing else is trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pycooldown._files import write_atomically
+from pycooldown.data.prepare.formats import Faults
+from pycooldown.data.prepare.ranges import Part
+from pycooldown.data.prepare.readers import read_documents
+from pycooldown.data.prepare.records import (
+    SPLITS,
+    Record,
+    Setup,
+    combined,
+    part_key,
+    record_path,
+    shard_name,
+    trusted_record,
+)
+from pycooldown.data.prepare.split import validation_test
+from pycooldown.data.prepare.tokenizer import Ids, load_encoder
+from pycooldown.data.token_shards import ENDS_SUFFIX
+from pycooldown.data.token_writer import write_token_shard
+
+BATCH_BYTES = 1 << 20  # of text that the tokenizer gets at a time: its memory is some ten times that
+BATCH_DOCUMENTS = 1024
+PREVIEW_DOCUMENTS, PREVIEW_TOKENS = 2, 64
+
+
+@dataclass
+class _Count:
+    documents: int = 0
+    characters: int = 0
+    bytes: int = 0
+
+
+class _Tally:
+    """What is noted down while a part is read."""
+
+    def __init__(self, setup: Setup, part: Part) -> None:
+        self.faults = Faults(setup.options.on_error)
+        self.digests = [hashlib.sha256() for _ in part.pieces]
+        self.counts = {split: _Count() for split in SPLITS}
+        self.preview: list[dict[str, str]] = []
+        self.empty = 0
+
+
+def make_shards(setup: Setup, part: Part) -> Record:
+    """Turn a part into its shards and their record, unless both are there as recorded.
+
+    Returns:
+        The record: `key`, `input` (SHA-256 of the input's bytes), `splits` with counts and the shard of each, `skipped`
+        and `empty` documents, and a `preview`.
+
+    Raises:
+        ValueError: If a record or file is not as expected; the message names it.
+        OSError: If a file cannot be read or written.
+    """
+    key = part_key(setup, part)
+    record = trusted_record(setup.out, part, key)
+    if record and not (record["skipped"] and setup.options.on_error == "raise"):
+        return record
+    path = record_path(setup.out, part)
+    path.unlink(missing_ok=True)
+    tally = _Tally(setup, part)
+    with _named_errors(setup.out):
+        Path(setup.out, part.domain).mkdir(parents=True, exist_ok=True)
+        with _Spool(setup.out) as validation:
+
+            def train() -> Iterator[Ids]:
+                """The training documents; those for validation are laid aside meanwhile."""
+                for split, ids in _tokenized(setup, part, tally):
+                    if split == "train":
+                        yield ids
+                    else:
+                        validation.add(ids)
+
+            shards = {"train": _write(setup, part, "train", train())}
+            shards["validation"] = _write(setup, part, "validation", validation)
+        record = {
+            "key": key,
+            "input": combined(tally.digests),
+            "splits": {split: asdict(tally.counts[split]) | {"shard": shards[split]} for split in SPLITS},
+            "skipped": dict(sorted(tally.faults.skipped.items())),
+            "empty": tally.empty,
+            "preview": tally.preview,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(record, ensure_ascii=False, indent=1))
+    return record
+
+
+def _tokenized(setup: Setup, part: Part, tally: _Tally) -> Iterator[tuple[str, Ids]]:
+    """The split and the tokens of every document."""
+    encoder = load_encoder(setup.tokenizer)
+    is_validation = validation_test(setup.out, setup.options, setup.chosen)
+    ends = (setup.tokenizer.bos_id, setup.tokenizer.eos_id)
+    before, after = (np.array([] if id_ is None else [id_], np.uint32) for id_ in ends)
+    documents = (
+        document
+        for piece, digest in zip(part.pieces, tally.digests)
+        for document in read_documents(piece, setup.options, tally.faults, digest)
+    )
+    for batch in _batches(documents):
+        for (text, data), ids in zip(batch, _encode(encoder.encode, batch, setup.options.max_document_bytes)):
+            if not ids.size:
+                tally.empty += 1
+                continue
+            split = SPLITS[is_validation(data)]
+            count = tally.counts[split]
+            count.documents += 1
+            count.characters += len(text)
+            count.bytes += len(data)
+            if part.index == 0 and len(tally.preview) < PREVIEW_DOCUMENTS:
+                shown = encoder.decode(ids[:PREVIEW_TOKENS].tolist())
+                tally.preview.append({"text": text[: 4 * PREVIEW_TOKENS], "decoded": shown})
+            yield split, np.concatenate((before, ids, after))
+
+
+def _write(setup: Setup, part: Part, split: str, documents: Iterable[Ids]) -> dict[str, Any]:
+    """Write a shard, or nothing where there are no documents."""
+    path = Path(setup.out, shard_name(part, split))
+    written = asdict(write_token_shard(path, documents, setup.tokenizer.vocabulary_size))
+    del written["empty_documents"]
+    if not written["documents"]:
+        for file in (path, path.with_name(path.name + ENDS_SUFFIX)):
+            file.unlink()
+    return written
+
+
+@contextmanager
+def _named_errors(folder: str) -> Iterator[None]:
+    """A failed write, as on a full disk, does not know its file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        reason = f"{error.strerror}; finished shards are kept: run the same command again to go on"
+        raise OSError(error.errno, reason, folder) from error
+
+
+def _batches(documents: Iterator[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
+    """Lists of documents bounded in bytes, so that memory does not grow with the documents."""
+    batch: list[tuple[str, bytes]] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document[1])
+        if size >= BATCH_BYTES or len(batch) == BATCH_DOCUMENTS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(encode: Callable[[list[str]], list[Ids]], batch: list[tuple[str, bytes]], limit: int) -> Iterable[Ids]:
+    """The ids of every document; those above the limit are encoded in pieces."""
+    if all(len(data) <= limit for _, data in batch):
+        return encode([text for text, _ in batch])
+    ids = []
+    for text, data in batch:
+        pieces = [text] if len(data) <= limit else cut(text, limit)
+        encoded = [encode([piece])[0] for piece in pieces]
+        ids.append(encoded[0] if len(encoded) == 1 else np.concatenate(encoded))
+    return ids
+
+
+def cut(text: str, limit: int) -> Iterator[str]:
+    """Cut a text into pieces of at most `limit` bytes: before a newline, else before a space, else anywhere."""
+    size = limit // 4  # characters: none has more than four bytes
+    start = 0
+    while len(text) - start > size:
+        within = (start + 1, start + size + 1)
+        end = text.rfind("\n", *within)
+        end = text.rfind(" ", *within) if end < 0 else end
+        end = start + size if end < 0 else end
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+class _Spool:
+    """Documents in a temporary file, to be read again from the start."""
+
+    def __init__(self, folder: str) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._lengths = array("Q")
+
+    def __enter__(self) -> _Spool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, ids: Ids) -> None:
+        self._lengths.append(ids.size)
+        self._file.write(ids.tobytes())
+
+    def __iter__(self) -> Iterator[Ids]:
+        self._file.seek(0)
+        for length in self._lengths:
+            yield np.frombuffer(self._file.read(4 * length), np.uint32)

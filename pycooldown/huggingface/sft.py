@@ -1,0 +1,158 @@
+"""A mixture for TRL's SFTTrainer, whose own output layer gives the losses of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pycooldown.huggingface.batches import EvaluationBatches, seed_micro_batch
+from pycooldown.huggingface.output_layer import next_tokens
+from pycooldown.huggingface.sources import EndToEnd, by_domain
+from pycooldown.huggingface.statistics import DomainSums
+from pycooldown.huggingface.trainer import MixtureTrainerMixin
+from pycooldown.huggingface.trainer_loss import Inputs
+
+
+class _CausalTargets:
+    """What the trainer asks of a fused loss, of a causal model that TRL computes the loss of."""
+
+    shifts = True
+    label_smoothing = 0.0
+
+    @staticmethod
+    def targets(labels: torch.Tensor) -> torch.Tensor:
+        return next_tokens(labels)
+
+
+class _Weighted:
+    """A model whose log-probabilities of tokens are multiplied by weights, which SFTTrainer makes its loss of.
+
+    Args:
+        model: With TRL's fused output layer.
+        weigh: Gives the weights (N, T - 1) for outputs of the model.
+    """
+
+    def __init__(self, model: Any, weigh: Callable[[Any], torch.Tensor]) -> None:
+        self._model = model
+        self._weigh = weigh
+
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
+        outputs = self._model(*args, **inputs)
+        if inputs.get("fused_lm_head"):
+            outputs.log_probs = outputs.log_probs * self._weigh(outputs)
+        return outputs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+class MixtureSFTMixin(MixtureTrainerMixin):
+    """What makes TRL's SFTTrainer take its batches and loss weights from a mixture: put it before that class.
+
+        class MixtureSFTTrainer(MixtureSFTMixin, trl.SFTTrainer): ...
+
+    Each domain is tokenized and packed by itself, so that rows are of one domain, and ``schedule`` should be a function
+    of sizes, which are known only then. Entropy, accuracy and numbers of tokens are logged as SFTTrainer does.
+
+    Args:
+        *args: As of `MixtureTrainerMixin`, whose other arguments are taken by name.
+        **kwargs: Those and further arguments of SFTTrainer. ``train_dataset`` is by domain, or has ``domain_column``.
+
+    Raises:
+        ValueError: For what SFTTrainer's loss does not allow: methods that learn from a reference or probes, label
+            smoothing, and ``loss_type`` other than "nll".
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for name in ("reference_model", "probe"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} is not supported with SFTTrainer; learn the mixture with MixtureTrainer")
+        given: Any = kwargs.get("args", args[1] if len(args) > 1 else None)
+        if getattr(kwargs.get("schedule"), "domain_means", False):
+            raise ValueError(
+                "the schedule averages the tokens of each domain, which SFTTrainer's loss does not; learn the mixture "
+                "with MixtureTrainer"
+            )
+        if getattr(given, "loss_type", "nll") != "nll":
+            raise ValueError(f"loss_type = {given.loss_type!r}; expected 'nll': other losses change with its weights")
+        if getattr(given, "label_smoothing_factor", 0.0):
+            raise ValueError(f"label_smoothing_factor = {given.label_smoothing_factor}; expected 0 with SFTTrainer")
+        self._raw: dict[str, Any] = {}
+        self._prepared: dict[str, Any] = {}
+        super().__init__(*args, **kwargs)
+
+    def compute_loss(
+        self, model: Any, inputs: Inputs, return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None
+    ) -> Any:
+        """Return SFTTrainer's loss, with the weights of the mixture in training."""
+        step, batch, training = self.state.global_step, self._evaluation, model.training
+        inputs = dict(inputs)
+        ids, labels = inputs.pop("domain_ids", None), inputs["labels"]
+        if training:
+            weights, divisor = self._loss_weights(step)
+            seed_micro_batch(self.args.seed, step, self._micro_batch)
+            self._micro_batch += 1
+            count = (self._targets(inputs) != -100).sum() if num_items_in_batch is None else num_items_in_batch
+            count = count if divisor is None else torch.tensor(divisor, device=labels.device)
+            sums: DomainSums | None = self.sums
+            real = labels
+        else:
+            ids = ids if batch is None else batch.domain_ids
+            weights, count = torch.ones(len(self.domains) + 1, device=labels.device), None
+            sums, real = None if batch is None else batch.sums, self._without_repeats(labels)
+        if ids is None:
+            ids = torch.full((len(labels),), len(self.domains), device=labels.device)
+
+        def weigh(outputs: Any) -> torch.Tensor:
+            domains = (ids if ids.shape == labels.shape else ids.unsqueeze(1).expand(labels.shape))[:, 1:]
+            counted = outputs.label_mask & (real[:, 1:] != -100)
+            stats = torch.zeros(2, len(weights), dtype=torch.float64, device=labels.device)
+            stats[0].index_add_(0, domains.flatten(), -(outputs.log_probs.detach() * counted).double().flatten())
+            stats[1].index_add_(0, domains.flatten(), counted.double().flatten())
+            if sums is not None:
+                sums.add(stats, weights if training else None, step=step)
+            if training and self._learner is not None:
+                self._learner.add(stats)
+            if batch is not None:
+                batch.counted = True
+            return weights[domains]
+
+        return self._loss_of_trainer(_Weighted(model, weigh), inputs, return_outputs, count)
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Tokenize and pack each domain by itself."""
+        if isinstance(dataset, EvaluationBatches):
+            return dataset
+        if dataset is not self._concatenated:
+            return super()._prepare_dataset(dataset, *args, **kwargs)
+        for name, part in self._raw.items():
+            self._prepared[name] = super()._prepare_dataset(part, *args, **kwargs)
+        return _concatenated(self._prepared)
+
+    def _for_trainer(self, source: Any) -> Any:
+        if not isinstance(source, EndToEnd):
+            raise ValueError("SFTTrainer needs the datasets by domain; pass {domain: dataset}, or domain_column")
+        self._raw, self._concatenated = source.datasets, _concatenated(source.datasets)
+        return self._concatenated
+
+    def _of_trainer(self, source: Any) -> Any:
+        return EndToEnd(self._prepared) if self._prepared else source  # there is nothing to prepare if it is skipped
+
+    def _evaluation_set(self, dataset: Any) -> Any:
+        parts = None if isinstance(dataset, (EvaluationBatches, str)) else by_domain(dataset, None)
+        if parts is not None and not self._skip_prepare_dataset:
+            packing = self.args.packing if self.args.eval_packing is None else self.args.eval_packing
+            options = (self.processing_class, self.args, packing, self._formatting_func)
+            dataset = {name: self._prepare_dataset(part, *options, name) for name, part in parts.items()}
+        return super()._evaluation_set(dataset)
+
+    def _fuse(self, model: torch.nn.Module) -> None:
+        self.fused: Any = _CausalTargets()  # the output layer is TRL's
+
+
+def _concatenated(parts: dict[str, Any]) -> Any:
+    from datasets import concatenate_datasets
+
+    return concatenate_datasets(list(parts.values()))

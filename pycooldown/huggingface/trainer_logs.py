@@ -1,0 +1,128 @@
+"""The part of the trainer that logs what was seen of each domain, in a bounded number of values."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from pycooldown.gradients.theory import variance_inflation
+from pycooldown.huggingface.checkpoints import finite
+from pycooldown.huggingface.checks import warn_of_lengths
+from pycooldown.huggingface.trainer_evaluation import EvaluationPart
+from pycooldown.mixture import Mixture, Vector
+
+# Up to so many domains are logged each; of more, those with the largest target, and all of them as arrays.
+LOGGED_DOMAINS = 64
+_SHOWN = 16
+# So many samples of a domain tell its mean length well enough to warn of it.
+_FEW_SAMPLES = 32
+
+
+class LogPart(EvaluationPart):
+    """Logs; see `MixtureTrainerMixin`, which it is a part of.
+
+    Attributes:
+        domain_values: The newest log of each domain, (K,) each, by the name before the slash; NaN where there is none.
+    """
+
+    mixture_unit: str
+    data_collator: Any
+    eval_dataset: Any
+    domain_values: dict[str, Vector]
+    _clipped: list[torch.Tensor]
+    _names: dict[str, list[str]]  # of what is logged by domain: the same strings in each log
+    _warned_of_lengths = False
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, and add to the logs of training what was seen of each domain.
+
+        With more than 64 domains, what is logged by domain is that of the 16 with the largest target; `domain_values`
+        has all. A loss that is not finite, if it is allowed, is null in the history, which is JSON.
+
+        Raises:
+            FloatingPointError: If a loss was not finite, unless that is allowed.
+        """
+        if "loss" in logs and self.state.global_step > 0:
+            self._check_finite(logs["loss"])
+            logs |= self._domain_logs()
+        self.state.epoch = self.state.global_step / self.args.max_steps  # Trainer's starts again on resuming
+        shown = self._bounded(logs)
+        super().log(shown, start_time)
+        logs |= {name: value for name, value in shown.items() if name not in logs}
+        if self.state.log_history:
+            self.state.log_history[-1] = finite(self.state.log_history[-1])
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
+        """Clip, and note whether the gradient was clipped, without waiting for the device."""
+        norm = super()._clip_grad_norm(model)
+        self._clipped.append(torch.as_tensor(norm > self.args.max_grad_norm))
+        return norm
+
+    def _check_finite(self, loss: float | None = None) -> None:
+        if self.allow_non_finite_loss:
+            return
+        self.sums.check_finite()
+        if loss is not None and not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {self.state.global_step - 1} or before, but that of each domain is "
+                "finite: a loss weight or the auxiliary loss is not; allow_non_finite_loss=True goes on regardless"
+            )
+
+    def _domain_logs(self) -> dict[str, float]:
+        step = self.state.global_step
+        mixture, exposure = self.sampler.mixture(step - 1), self.sampler.exposure(step)
+        seen = self.sums.take()
+        tokens = self.sums.taken
+        if self.mixture_unit == "samples" and not self._warned_of_lengths:
+            self._warn_of_lengths(exposure.draws, tokens)
+        self.domain_values = {
+            "loss": seen.means,
+            "tokens": tokens,
+            "samples": exposure.draws.astype(np.float64),
+            "epochs": exposure.epochs,
+            "q": mixture.sampling,
+            "v": self._weights_of(mixture)[0],
+            "target": mixture.target,
+            "share": seen.shares,
+        }
+        logs: dict[str, float] = {}
+        for name, values in self.domain_values.items():
+            entries = values.astype(np.int64) if name in ("tokens", "samples") else values
+            for i in self._logged(mixture):
+                if not (name == "loss" and np.isnan(values[i]) and not seen.tokens[i]):
+                    logs[self._name(name, i)] = entries[i].item()
+        if self._clipped:
+            logs["clip_fraction"] = torch.stack(self._clipped).float().mean().item()
+            self._clipped.clear()
+        logs["effective_sample_fraction"] = 1 / variance_inflation(mixture)
+        return logs if mixture.tau is None else {**logs, "tau": mixture.tau}
+
+    def _logged(self, mixture: Mixture) -> list[int]:
+        """Return the positions of the domains that are logged each."""
+        if len(self.domains) <= LOGGED_DOMAINS:
+            return list(range(len(self.domains)))
+        return sorted(np.argsort(-mixture.target, kind="stable")[:_SHOWN].tolist())
+
+    def _name(self, name: str, position: int) -> str:
+        if name not in self._names:
+            self._names[name] = [f"{name}/{domain}" for domain in self.domains]
+        return self._names[name][position]
+
+    def _bounded(self, logs: dict[str, float]) -> dict[str, float]:
+        """Return logs, of an evaluation too, without those of single domains that are too many."""
+        if len(self.domains) <= LOGGED_DOMAINS:
+            return logs
+        step = max(self.state.global_step - 1, 0)
+        shown = {self.domains[i] for i in self._logged(self.sampler.mixture(step))}
+        hidden = set(self.domains) - shown
+        return {name: value for name, value in logs.items() if name.partition("/")[2] not in hidden}
+
+    def _warn_of_lengths(self, draws: Any, tokens: Vector) -> None:
+        """Warn once where the samples of domains, as far as they are seen, differ much in length."""
+        known = [i for i, n in enumerate(draws.tolist()) if n >= _FEW_SAMPLES and tokens[i] > 0]
+        if len(known) > 1:
+            samples = {self.domains[i]: int(draws[i]) for i in known}
+            self._warned_of_lengths = warn_of_lengths(samples, {self.domains[i]: int(tokens[i]) for i in known})

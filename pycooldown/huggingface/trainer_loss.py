@@ -1,0 +1,161 @@
+"""The part of the trainer that computes the loss: the weights of a step's mixture over its whole global batch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import send_to_device
+
+from pycooldown.huggingface.batches import seed_micro_batch
+from pycooldown.huggingface.fused_forward import FusedLoss
+from pycooldown.huggingface.learning import Learner
+from pycooldown.huggingface.lengths import token_weights
+from pycooldown.huggingface.statistics import DomainSums
+from pycooldown.mixture import Mixture, Vector
+from pycooldown.sampling.sampler import DomainBatchSampler
+
+if TYPE_CHECKING:
+    from transformers import Trainer as Base
+else:
+    Base = object
+
+Inputs = dict[str, Any]
+
+
+class LossPart(Base):  # type: ignore[misc]
+    """Loss of a micro-batch; see `MixtureTrainerMixin`, which it is a part of."""
+
+    forms_logits = False  # for trainers whose metrics read the logits in training
+    fused: FusedLoss
+    sampler: DomainBatchSampler
+    sums: DomainSums
+    _learner: Learner | None
+    _lengths: Vector | None  # tokens of a sample, of a mixture of tokens
+    _weights: tuple[Mixture, torch.Tensor, float | None] | None = None
+    _micro_batch = 0  # place of the next one in the global batch
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Inputs], num_batches: int, device: torch.device
+    ) -> tuple[list[Inputs], torch.Tensor | None]:
+        """Return the micro-batches of one optimizer step and the number of valid tokens in its global batch.
+
+        The number is () int64, or (K,) by domain for schedules with ``domain_means``.
+        """
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        if not batches:
+            return batches, None
+        if self.args.accelerator_config.non_blocking:
+            batches = [send_to_device(batch, device, non_blocking=True) for batch in batches]
+        self._micro_batch = self.args.process_index * len(batches)
+        count = torch.stack([self._count(batch) for batch in batches]).sum(dim=0).to(device)
+        return batches, self.accelerator.reduce(count, "sum")
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Inputs,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """Return this micro-batch's part of the loss of its global batch; in evaluation, the mean loss of its tokens.
+
+        Args:
+            model: Whose loss is fused.
+            inputs: With ``labels`` (N, T) and, in training, ``domain_ids`` (N,) or (N, T).
+            return_outputs: Whether to return the model's outputs too.
+            num_items_in_batch: As `get_batch_samples` returns it; by default that of the inputs.
+        """
+        if not model.training:
+            loss, outputs = self._evaluation_loss(model, inputs)
+        else:
+            loss, outputs = self._training_loss(model, inputs, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _training_loss(self, model: torch.nn.Module, inputs: Inputs, count: torch.Tensor | None) -> tuple[Any, Any]:
+        # Trainer takes the micro-batches of a step one after another and trains on them before it counts the step, so
+        # the step they were planned for is the current one, however far the loader has read ahead.
+        step = self.state.global_step
+        weights, divisor = self._loss_weights(step)
+        seed_micro_batch(self.args.seed, step, self._micro_batch)
+        self._micro_batch += 1
+        if count is None:
+            count = self._count(inputs)
+        tokens = count.clamp(min=1) if divisor is None else divisor
+        scaled = weights * self.accelerator.num_processes / tokens  # gradients are averaged over ranks
+        learner = self._learner
+        if learner is not None and learner.reference is not None:
+            outputs = self._call(model, inputs, torch.ones_like(weights), reduction="none")
+            ids = self.fused.domains_of_targets(inputs["labels"], inputs["domain_ids"])
+            learner.add_excess(outputs.loss.detach(), inputs, ids)
+            loss, part = (outputs.loss * scaled[ids]).sum(), 0
+        else:
+            outputs = self._call(model, inputs, scaled, reduction="sum")
+            loss, part = outputs.loss, 1
+        if outputs.aux_loss is not None:  # a mean over micro-batches
+            loss = loss + outputs.aux_loss * (1 / self.args.gradient_accumulation_steps - part)
+        stats = torch.stack([outputs.domain_stats.loss_sum, outputs.domain_stats.token_count.double()])
+        self.sums.add(stats, scaled if self._domain_means else weights, step=step)
+        if learner is not None:
+            learner.add(stats)
+        return loss, outputs
+
+    def _call(self, model: Any, inputs: Inputs, weights: torch.Tensor, **options: Any) -> Any:
+        """Return the model's outputs with loss and domain_stats, through what other trainers make of the loss."""
+        options = {"skip_logits": not self.forms_logits, **options, "domain_weights": weights, "return_stats": True}
+        if self.args.label_smoothing_factor:
+            options["label_smoothing"] = self.args.label_smoothing_factor
+        loss, outputs = self._loss_of_trainer(model, {**inputs, **options})
+        outputs["loss"] = loss
+        return outputs
+
+    def _loss_of_trainer(self, model: Any, inputs: Inputs, return_outputs: bool = True, count: Any = None) -> Any:
+        """Return loss and outputs as the trainer beside the mixture computes them: the model's, if it is Trainer."""
+        return super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=count)
+
+    def _evaluation_loss(self, model: Any, inputs: Inputs) -> tuple[Any, Any]:
+        raise NotImplementedError  # of the evaluation's part
+
+    def _targets(self, inputs: Inputs) -> torch.Tensor:
+        """Return what has to be predicted, (N, T), -100 where nothing has."""
+        if "labels" not in inputs:
+            raise ValueError(
+                f"the data_collator gives {sorted(inputs)}; expected 'labels' (N, T) among them, -100 where a "
+                "token has no loss"
+            )
+        if self.fused.shifts and inputs.get("shift_labels") is not None:
+            shifted: torch.Tensor = inputs["shift_labels"]
+            return shifted
+        return self.fused.targets(inputs["labels"])
+
+    def _count(self, inputs: Inputs) -> torch.Tensor:
+        """Return the number of tokens that have a loss, (); by domain (K,) if each domain's are averaged."""
+        counted = self._targets(inputs) != -100
+        if not self._domain_means:
+            return counted.sum()
+        ids = self.fused.domains_of_targets(inputs["labels"], inputs["domain_ids"])
+        return torch.bincount(ids[counted], minlength=len(self.sampler.domains))
+
+    @property
+    def _domain_means(self) -> bool:
+        """Whether the loss is a weighted sum of the mean losses of each domain's tokens."""
+        return bool(getattr(self.sampler.schedule, "domain_means", False))
+
+    def _loss_weights(self, step: int) -> tuple[torch.Tensor, float | None]:
+        """Return the weights (K,) of tokens' losses and what their sum is divided by, or None for their number."""
+        mixture = self.sampler.mixture(step)
+        if self._weights is None or self._weights[0] is not mixture:
+            weights, divisor = self._weights_of(mixture)
+            values = torch.as_tensor(weights, dtype=torch.float32)
+            self._weights = mixture, values.to(self.args.device), divisor
+        return self._weights[1:]
+
+    def _weights_of(self, mixture: Mixture) -> tuple[Vector, float | None]:
+        if self._domain_means:  # whatever the lengths
+            return mixture.target, None
+        if self._lengths is None:
+            return mixture.loss_weights, None
+        weights, length = token_weights(mixture, self._lengths)
+        return weights, length * self.sampler.batch_size

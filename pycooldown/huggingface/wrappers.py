@@ -1,0 +1,102 @@
+"""The model inside of what others put around it: adapters of peft, torch.compile, DDP, modules of a user's own."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from pycooldown.huggingface.output_layer import few_tokens, replaced_forward
+
+_WAY_OUT = "fuse the model inside it instead, before it is wrapped, and call it with domain_ids yourself"
+
+
+def inner_model(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the `transformers.PreTrainedModel` inside a model, or the model itself if there is none.
+
+    Raises:
+        ValueError: If there are several, none inside another.
+    """
+    outermost: dict[str, torch.nn.Module] = {}
+    for name, module in model.named_modules():
+        inside = any(outer == "" or name.startswith(f"{outer}.") for outer in outermost)
+        if isinstance(module, PreTrainedModel) and not inside:
+            outermost[name] = module
+    if len(outermost) > 1:
+        raise ValueError(
+            f"{type(model).__name__} holds {len(outermost)} models ({', '.join(outermost)}), and which of them has the "
+            "loss is not known; fuse that one"
+        )
+    return next(iter(outermost.values()), model)
+
+
+class Trial(NamedTuple):
+    """What comes of a few tokens that are given to a wrapper.
+
+    Attributes:
+        loss: Of the wrapper's output.
+        labels: That the model inside it was given.
+    """
+
+    loss: torch.Tensor
+    labels: torch.Tensor | None
+
+
+@torch.no_grad()
+def try_wrapper(wrapper: torch.nn.Module, inner: Any, **options: Any) -> Trial:
+    """Give a wrapper a few tokens, with further inputs for the model inside it."""
+    inputs, labels = few_tokens(inner)
+    parameters = inspect.signature(wrapper.forward).parameters.values()
+    if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+        inputs = {name: value for name, value in inputs.items() if name in {p.name for p in parameters}}
+    if options:
+        options["domain_ids"] = labels.new_zeros(len(labels))
+    seen: list[torch.Tensor | None] = []
+    forward, names = inner.forward, list(inspect.signature(inner.forward).parameters)
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        seen.append({**dict(zip(names, args, strict=False)), **kwargs}.get("labels"))
+        return forward(*args, **kwargs)
+
+    with torch.random.fork_rng([inner.device] if inner.device.type == "cuda" else []):
+        torch.manual_seed(0)  # for the same dropout each time
+        with replaced_forward(inner, record):
+            loss = getattr(wrapper(**inputs, labels=labels, **options), "loss", None)
+    if not isinstance(loss, torch.Tensor):
+        raise ValueError(f"the output of {type(wrapper).__name__} has no loss beside the logits; {_WAY_OUT}")
+    return Trial(loss, seen[-1] if seen else None)
+
+
+def check_wrapper(wrapper: torch.nn.Module, inner: torch.nn.Module, before: Trial) -> None:
+    """Check by trial that a wrapper hands domain_ids on to the fused model inside it, and the same labels as before.
+
+    Args:
+        wrapper: The module that will be called.
+        inner: The fused model.
+        before: What `try_wrapper` gave before the model was fused.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    name, weight = type(wrapper).__name__, torch.tensor([2.0])
+    try:
+        now = try_wrapper(wrapper, inner, domain_weights=weight)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} does not hand domain_ids on to the {type(inner).__name__} inside it ({error}); let its forward "
+            f"take **inputs and pass them on, or {_WAY_OUT}"
+        ) from error
+    same = before.labels is not None and now.labels is not None and torch.equal(before.labels, now.labels)
+    if not same or not torch.allclose(now.loss, 2 * before.loss, rtol=2e-2 if now.loss.dtype.itemsize < 4 else 1e-4):
+        raise ValueError(
+            f"{name} has a loss of {now.loss / 2:.6g} with the fused {type(inner).__name__} inside it, but its own is "
+            f"{before.loss:.6g}: it changes the labels or the loss; {_WAY_OUT}"
+        )
+
+
+def passes_all(model: torch.nn.Module) -> bool:
+    """Return whether a module is known to hand all inputs on, so that no trial is needed."""
+    compiled = hasattr(model, "_orig_mod")  # what torch.compile makes of a module
+    return isinstance(model, (PreTrainedModel, torch.nn.parallel.DistributedDataParallel)) or compiled

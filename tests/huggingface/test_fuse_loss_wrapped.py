@@ -1,0 +1,291 @@
+"""`fuse_loss` and what is put around a model, or in place of its output layer: the loss stays its own."""
+
+import copy
+import itertools
+import warnings
+
+import pytest
+
+torch = pytest.importorskip("torch")
+t = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+from test_fuse_loss import DECODER, VOCABULARY, batch, make  # noqa: E402
+
+from pycooldown.huggingface import fuse_loss  # noqa: E402
+
+torch.set_num_threads(1)
+
+FAMILIES = ["llama", "t5", "marian"]
+
+
+@pytest.fixture(autouse=True)
+def no_compiled_code():
+    """So that torch.compile's limit of variants is not shared between tests."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+class Plain(torch.nn.Module):
+    """A user's own module around a model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner = model
+
+    def forward(self, **inputs):
+        return self.inner(**inputs)
+
+
+class Deaf(Plain):
+    def forward(self, input_ids, labels):
+        return self.inner(input_ids=input_ids, labels=labels)
+
+
+class Shifting(Plain):
+    """Shifts the labels in the fused loss alone."""
+
+    def forward(self, labels, domain_ids=None, **inputs):
+        labels = labels if domain_ids is None else labels.roll(1, 1)
+        return self.inner(labels=labels, domain_ids=domain_ids, **inputs)
+
+
+def lora(model, *, target=("q_proj", "q"), **options):
+    """Adapters whose weights are not 0."""
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    kind = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+    torch.manual_seed(3)
+    config = peft.LoraConfig(r=2, target_modules=[n for n in target if n in names], task_type=kind, **options)
+    wrapped = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    return wrapped
+
+
+WRAPPERS = {
+    "peft": lora,
+    "plain": Plain,
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "compiled peft": lambda model: torch.compile(lora(model), backend="eager"),
+}
+
+
+def own(build, inputs):
+    return build().eval()(**inputs).loss.item()
+
+
+ORDERS = ["fused first", "wrapped first"]
+COMPILED = [("t5", "compiled", order) for order in ORDERS] + [
+    ("llama", "compiled", "fused first"),
+    ("t5", "compiled peft", "wrapped first"),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "wrapper", "order"), [*itertools.product(FAMILIES, ["peft", "plain"], ORDERS), *COMPILED]
+)
+def test_wrapped_models_keep_their_loss(family, wrapper, order):
+    inputs = batch()
+    expected = own(lambda: WRAPPERS[wrapper](make(family)), inputs)
+    model = make(family).eval()
+    if order == "fused first":
+        fuse_loss(model, domain_weights=[1.0, 3.0])
+        model = WRAPPERS[wrapper](model)
+    else:
+        model = WRAPPERS[wrapper](model)
+        fuse_loss(model, domain_weights=[1.0, 3.0])
+    model.eval()
+    assert model(**inputs, skip_logits=True).loss.item() == pytest.approx(expected, rel=1e-5)
+    weighted = model(**inputs, domain_ids=torch.ones(3, dtype=torch.int64), skip_logits=True).loss.item()
+    assert weighted == pytest.approx(3 * expected, rel=1e-5)
+
+
+def replace(model, name, build):
+    setattr(model, name, build(getattr(model, name)))
+    return model
+
+
+class Doubled(torch.nn.Module):
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, hidden):
+        return 2 * self.linear(hidden)
+
+
+def hooked(model):
+    model.lm_head.register_forward_hook(lambda module, args, output: 2 * output)
+    return model
+
+
+def resized(model):
+    torch.manual_seed(4)
+    model.resize_token_embeddings(VOCABULARY + 8)
+    return model
+
+
+def new_layer(model):
+    torch.manual_seed(5)
+    model.set_output_embeddings(torch.nn.Linear(16, VOCABULARY))
+    return model
+
+
+def trained_copy(model):
+    wrapped = lora(model, modules_to_save=["lm_head"])
+    with torch.no_grad():
+        wrapped.base_model.model.lm_head.modules_to_save["default"].weight.mul_(1.5)
+    return wrapped
+
+
+CHANGES = {
+    "LoRA on lm_head": (lambda model: lora(model, target=("lm_head",)), True),
+    "modules_to_save": (trained_copy, False),
+    "another module": (lambda model: replace(model, "lm_head", Doubled), True),
+    "hook": (hooked, True),
+    "resized": (resized, False),
+    "set_output_embeddings": (new_layer, False),
+    "new weight": (lambda m: replace(m.lm_head, "weight", lambda w: torch.nn.Parameter(2 * w)) and m, False),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_takes_the_place_of_the_output_layer_has_its_part_in_the_loss(change):
+    alter, warns = CHANGES[change]
+    inputs = batch()
+    theirs = alter(make("llama"))
+    expected = theirs(**inputs)
+    expected.loss.backward()
+    model = make("llama")
+    fused = fuse_loss(model)
+    before = model(**inputs).loss.item()
+    model = alter(model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ours = model(**inputs)
+    assert any("logits will be formed" in str(w.message) for w in caught) == warns
+    assert ours.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+    assert ours.loss.item() != pytest.approx(before, rel=1e-3)
+    ours.loss.backward()
+    for (name, mine), other in zip(model.named_parameters(), theirs.parameters(), strict=True):
+        if other.grad is not None:
+            assert (mine.grad - other.grad).abs().amax() <= 1e-4 * other.grad.abs().amax().clamp(min=0.01), name
+    fused.undo()
+    assert model(**inputs).loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+
+
+def test_switching_an_adapter_off_switches_the_output_layer_back():
+    inputs = batch()
+    expected = own(lambda: make("llama"), inputs)
+    model = make("llama").eval()
+    fuse_loss(model)
+    wrapped = trained_copy(model).eval()
+    trained = wrapped(**inputs, skip_logits=True).loss.item()
+    with wrapped.disable_adapter():
+        assert wrapped(**inputs, skip_logits=True).loss.item() == pytest.approx(expected, rel=1e-5)
+    assert wrapped(**inputs, skip_logits=True).loss.item() == trained != pytest.approx(expected, rel=1e-3)
+
+
+def test_a_layer_whose_forward_is_taken_away_is_an_error():
+    model = make("llama")
+    fuse_loss(model)
+    model.lm_head.forward = lambda hidden: torch.nn.functional.linear(hidden, model.lm_head.weight)
+    with pytest.raises(RuntimeError, match=r"output layer of LlamaForCausalLM has changed.*undo\(\)"):
+        model(**batch())
+
+
+def test_a_copy_of_the_layer_alone_is_a_plain_layer():
+    model = make("llama")
+    fuse_loss(model)
+    linear = copy.deepcopy(model.lm_head)
+    hidden = torch.randn(2, 16)
+    assert torch.equal(linear(hidden), torch.nn.functional.linear(hidden, model.lm_head.weight))
+    linear.weight.data.zero_()
+    assert not linear(hidden).any()
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (Deaf, "Deaf does not hand domain_ids on"),
+        (Shifting, "Shifting has a loss of .* but its own is"),
+        (lambda model: torch.nn.ModuleList([model, make("t5")]), "ModuleList holds 2 models"),
+    ],
+    ids=["deaf", "shifting", "two models"],
+)
+def test_wrappers_that_cannot_be_followed_are_refused_and_left_alone(wrap, message):
+    model = make("llama").eval()
+    wrapped = wrap(model)
+    with pytest.raises(ValueError, match=message):
+        fuse_loss(wrapped)
+    assert "forward" not in model.__dict__
+    assert "forward" not in model.lm_head.__dict__
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, Plain])
+def test_a_model_is_fused_once(wrap):
+    model = make("llama").eval()
+    fused = fuse_loss(model)
+    with pytest.raises(ValueError, match=r"fused already; call undo\(\)"):
+        fuse_loss(wrap(model))
+    fused.undo()
+    fuse_loss(wrap(model))
+
+
+EXPERTS = {
+    "mixtral": lambda **o: t.MixtralForCausalLM(
+        t.MixtralConfig(**DECODER, num_local_experts=4, num_experts_per_tok=2, **o)
+    ),
+    "qwen3_moe": lambda **o: t.Qwen3MoeForCausalLM(
+        t.Qwen3MoeConfig(**DECODER, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8, head_dim=8, **o)
+    ),
+    "olmoe": lambda **o: t.OlmoeForCausalLM(t.OlmoeConfig(**DECODER, num_experts=4, num_experts_per_tok=2, **o)),
+}
+
+
+@pytest.mark.parametrize("switch", ["configuration", "call"])
+@pytest.mark.parametrize("family", EXPERTS)
+def test_the_loss_of_routers_is_kept(family, switch):
+    def build():
+        torch.manual_seed(0)
+        on = {"output_router_logits": True} if switch == "configuration" else {}
+        return EXPERTS[family](**on, router_aux_loss_coef=0.3).train()
+
+    inputs = batch() | ({"output_router_logits": True} if switch == "call" else {})
+    theirs, ours = build(), build()
+    expected = theirs(**inputs)
+    expected.loss.backward()
+    fuse_loss(ours)
+    output = ours(**inputs)
+    output.loss.backward()
+    assert output.logits is None
+    assert output.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+    for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert (mine.grad - other.grad).abs().amax() <= 2e-5 * other.grad.abs().amax().clamp(min=0.01), name
+    plain = ours(**inputs | {"output_router_logits": False}).loss
+    balance = 0.3 * expected.aux_loss
+    assert output.loss.item() - plain.item() == pytest.approx(balance.item(), rel=1e-3)
+    with_stats = ours(
+        **inputs, domain_ids=torch.tensor([0, 1, 0]), domain_weights=[1.0, 1.0], reduction="none", return_stats=True
+    )
+    assert with_stats.aux_loss.item() == pytest.approx(balance.item(), rel=1e-5)
+    as_tuple = ours(**inputs, return_dict=False)
+    assert as_tuple[0].item() == pytest.approx(expected.loss.item(), rel=1e-5)
+
+
+def test_a_loss_of_routers_that_is_not_known_is_refused():
+    class Other(t.MixtralForCausalLM):
+        def forward(self, output_router_logits=False, **inputs):
+            output = super().forward(output_router_logits=output_router_logits, **inputs)
+            if output.loss is not None and output_router_logits:
+                output.loss = output.loss + 1
+            return output
+
+    model = Other(t.MixtralConfig(**DECODER, num_local_experts=4)).train()
+    fuse_loss(model)
+    assert model(**batch()).loss > 0
+    with pytest.raises(ValueError, match="output_router_logits=True: what Other then adds"):
+        model(**batch(), output_router_logits=True)
