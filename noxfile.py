@@ -248,3 +248,59 @@ def macos(session: nox.Session) -> None:
             *("python", "-m", "ziglang", "c++", "-target", "aarch64-macos.11.0", *flags, *isa),
             *("-Icsrc/include", "-Icsrc/cpu", *system, "-c", source, "-o", f"{session.create_tmp()}/object.o"),
         )
+
+
+# Python of another architecture, and what it loads.
+DEBIAN = ["python{0}-minimal", "libpython{0}-minimal", "libpython{0}-stdlib"]
+DEBIAN += ["libc6", "libgcc-s1", "libstdc++6", "zlib1g", "libexpat1", "libffi8", "libssl3", "libbz2-1.0", "liblzma5"]
+
+
+@nox.session
+def aarch64(session: nox.Session) -> None:
+    """Golden orders on 64-bit ARM: the core compiled by zig, Debian's Python under qemu; opt-in, on Debian alone."""
+    if not (shutil.which("qemu-aarch64-static") and shutil.which("apt-get")):
+        session.error("needs Debian with qemu: apt-get install qemu-user-static")
+    session.install(*CONSTRAINTS, "ziglang", "pybind11")
+    minor = session.run("python", "-c", "import sys; print('%d.%d' % sys.version_info[:2])", silent=True).strip()
+    folder = Path(session.create_tmp()).resolve()
+    for name in ("lists/partial", "packages", "root", "site"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    apt = ["apt-get", "-qq", "-o", "APT::Architectures::=arm64", "-o", f"Dir::State::lists={folder}/lists"]
+    apt += ["-o", f"Dir::Cache={folder}"]
+    session.run(*apt, "update", external=True)
+    with session.chdir(folder / "packages"):
+        session.run(*apt, "download", *(f"{name.format(minor)}:arm64" for name in DEBIAN), external=True)
+    for package in (folder / "packages").glob("*.deb"):
+        session.run("dpkg-deb", "--extract", str(package), str(folder / "root"), external=True)
+    platforms = [f"--platform=manylinux{version}_aarch64" for version in ("2014", "_2_27", "_2_28")]
+    session.run(
+        *("python", "-m", "pip", "install", "--quiet", "--upgrade", "--only-binary=:all:", *platforms),
+        *(f"--python-version={minor}", f"--target={folder}/site", *CONSTRAINTS, "numpy", "pytest"),
+    )
+    shutil.rmtree(folder / "site/pycooldown", ignore_errors=True)
+    shutil.copytree("pycooldown", folder / "site/pycooldown", ignore=shutil.ignore_patterns("_core*.so", "__pycache__"))
+    includes = session.run("python", "-m", "pybind11", "--includes", silent=True).split()
+    core = f"_core.cpython-{minor.replace('.', '')}-aarch64-linux-gnu.so"
+    isa = ("-DPYCOOLDOWN_ISA=baseline", "-DPYCOOLDOWN_ISA_baseline", "-DPYCOOLDOWN_HAVE_baseline")
+    session.run(
+        *(
+            "python",
+            "-m",
+            "ziglang",
+            "c++",
+            "-target",
+            "aarch64-linux-gnu.2.28",
+            "-std=c++20",
+            "-O2",
+            "-fPIC",
+            "-shared",
+        ),
+        *(*isa, "-Icsrc/include", "-Icsrc/cpu", *includes, *map(str, sorted(Path("csrc").glob("*.cpp")))),
+        *(*map(str, sorted(Path("csrc/cpu").glob("*.cpp"))), "-o", f"{folder}/site/pycooldown/{core}"),
+    )
+    session.run(
+        *("qemu-aarch64-static", "-L", f"{folder}/root", f"{folder}/root/usr/bin/python{minor}", "-m", "pytest"),
+        *("-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir=tests/golden", "tests/golden"),
+        env={"PYTHONPATH": f"{folder}/site", "PYTHONSAFEPATH": "1"},
+        external=True,
+    )
