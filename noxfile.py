@@ -300,7 +300,7 @@ def aarch64(session: nox.Session) -> None:
     )
     session.run(
         *("qemu-aarch64-static", "-L", f"{folder}/root", f"{folder}/root/usr/bin/python{minor}", "-m", "pytest"),
-        *("-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir=tests/golden", "tests/golden"),
+        *("-p", "no:cacheprovider", "-c", "/dev/null", "--confcutdir=tests/golden", "tests/golden"),
         env={"PYTHONPATH": f"{folder}/site", "PYTHONSAFEPATH": "1"},
         external=True,
     )
