@@ -12,7 +12,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell git ls-files cs
 	touch $@
 
 test: .venv/.installed
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 # Each step continues where an interrupted run stopped, and does nothing when its result is there.
 LANGUAGES := zh-Hans,de,fr,ro,uk,gl,sl,hr,is,fa

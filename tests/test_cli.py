@@ -90,9 +90,11 @@ def kill(recipe, output, watched, ranks):
     path, lines = watched / "metrics.jsonl", random.randint(15, 40)
     while process.poll() is None:
         if path.exists() and path.read_bytes().count(b"\n") >= lines:
-            for each in (*psutil.Process(process.pid).children(recursive=True), process):
+            children = psutil.Process(process.pid).children(recursive=True)
+            for each in (*children, process):
                 each.kill()
             process.wait()
+            psutil.wait_procs(children)  # they hold the run's lock to their end
         time.sleep(0.002)
     assert process.returncode == -signal.SIGKILL, f"the run ended before {lines} lines were seen"
     assert not (watched / "summary.json").exists()
@@ -293,8 +295,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, recipe):
     command = ["train", str(recipe), *diverging, "--output", str(run)]
     result = CliRunner().invoke(cli.app, command)
     assert isinstance(result.exception, FloatingPointError)
-    step = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-    assert re.search(rf"loss is (nan|inf) in steps {step} to {step} \(domains: '\w\w'", str(result.exception))
+    assert re.search(
+        r"loss of '\w\w', .* was not finite at step \d+: .*training.allow_non_finite=true", str(result.exception)
+    )
     assert not (run / "summary.json").exists()
     assert not list(run.glob("checkpoint-*"))
     allowed = CliRunner().invoke(cli.app, [*command, "training.allow_non_finite=true", "--resume"])

@@ -84,7 +84,7 @@ class LogPart(EvaluationPart):
             "samples": exposure.draws.astype(np.float64),
             "epochs": exposure.epochs,
             "q": mixture.sampling,
-            "v": self._weights_of(mixture)[0],
+            "v": mixture.loss_weights if self._domain_means else self._weights_of(mixture)[0],
             "target": mixture.target,
             "share": seen.shares,
         }
