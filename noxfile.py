@@ -1,5 +1,6 @@
 """Sessions for development and CI: `nox -l` lists them, `nox -s tests` runs one."""
 
+import platform
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,9 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 
 CONSTRAINTS = ("-c", "constraints.txt")
+# They need NumPy, SciPy and pytest alone, so that they run wherever a wheel can be installed.
+PYTEST = ["pytest", "pytest-timeout", "pytest-benchmark", "hypothesis", "scipy"]
+CORE_TESTS = ["core", "golden", "schedules", "gradients/test_theory.py", "test_mixture.py"]
 
 
 def install(session: nox.Session, extra: str, *groups: str) -> None:
@@ -44,6 +48,21 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def lowest(session: nox.Session) -> None:
+    """The test suite with the lowest versions that pyproject.toml allows; `-- torch==2.13.0` replaces one of them."""
+    session.install("uv")
+    folder = Path(session.create_tmp())
+    (folder / "override.txt").write_text("\n".join(session.posargs) + "\n")
+    session.run(
+        *("uv", "pip", "compile", "pyproject.toml", "--extra", "all", "--resolution", "lowest-direct", "--quiet"),
+        *("--override", f"{folder}/override.txt", "--python", session.python or "python", "-o", f"{folder}/lowest.txt"),
+    )
+    test = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test")
+    session.install("-c", f"{folder}/lowest.txt", ".[all]", *test)
+    session.run("pytest")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Benchmarks against peers, side by side, and a report of them; run them on a quiet machine."""
     install(session, "all", "test", "bench")
@@ -61,9 +80,20 @@ def ray(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Every relative link of the Markdown pages leads somewhere, and every Python snippet of the README runs."""
-    install(session, "all", "test")
+    """The site, built strictly in build/site; every Python snippet of the pages and of the README runs."""
+    install(session, "all", "test", "docs")
+    session.run("mkdocs", "build", env={"NO_MKDOCS_2_WARNING": "1"})
     session.run("pytest", "tests/test_docs.py", *session.posargs)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The site and the planner in headless Chromium; opt-in, needs Chromium (apt-get install chromium)."""
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        session.error("Chromium is missing: apt-get install chromium")
+    install(session, "all", "test", "docs")
+    session.run("mkdocs", "build", env={"NO_MKDOCS_2_WARNING": "1"})
+    session.run("pytest", "tests/recipes/test_planner_page.py", "tests/browse_site.py", *session.posargs)
 
 
 @nox.session
@@ -167,5 +197,110 @@ def sanitize(session: nox.Session, sanitizer: str) -> None:
         *(*command, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=0"),
         *(session.posargs or [f"tests/{test}" for test in SANITIZED_TESTS]),
         env=env,
+        external=True,
+    )
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """A manylinux_2_28 wheel, compiled by zig against an old C library, checked and tested in a bare environment."""
+    groups = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "release")
+    session.install(*CONSTRAINTS, *groups)
+    folder, machine = Path(session.create_tmp()), platform.machine()
+    for old in ("built", "dist"):
+        shutil.rmtree(folder / old, ignore_errors=True)
+    with_zig = {
+        name: f"{session.bin}/python -m ziglang {compiler} -target {machine}-linux-gnu.2.28"
+        for name, compiler in (("CC", "cc"), ("CXX", "c++"))
+    }
+    session.run("python", "-m", "build", "--outdir", str(folder / "built"), env=with_zig)
+    (built,) = (folder / "built").glob("*.whl")
+    # Fails if the wheel needs symbols newer than those of glibc 2.28 and GCC 8.
+    platform_tag = f"manylinux_2_28_{machine}"
+    session.run("auditwheel", "repair", "--plat", platform_tag, "--wheel-dir", str(folder / "dist"), str(built))
+    (repaired,) = (folder / "dist").glob("*.whl")
+    (sdist,) = (folder / "built").glob("*.tar.gz")
+    session.run("twine", "check", "--strict", str(repaired), str(sdist))
+    session.run("check-wheel-contents", str(repaired))
+    session.run("pyroma", "--min", "10", ".")
+    bare = folder / "bare"
+    session.run("python", "-m", "venv", "--clear", str(bare))
+    pip = (f"{bare}/bin/python", "-m", "pip", "install", "--quiet", *CONSTRAINTS)
+    no_compiler = {"PATH": f"{bare}/bin", "PYTHONSAFEPATH": "1"}
+    session.run(*pip, f"{repaired}[cli]", *PYTEST, env=no_compiler)
+    size = ("--size", "en=9000", "--size", "sw=40", "--steps", "100", "--batch-size", "8")
+    session.run(f"{bare}/bin/pycooldown", "plan", *size, "--method", "cooldown", env=no_compiler)
+    tests = [path for name in CORE_TESTS if Path(path := f"tests/{name}").exists()]
+    session.run(f"{bare}/bin/python", "-m", "pytest", "-p", "no:cacheprovider", *tests, env=no_compiler)
+
+
+@nox.session
+def macos(session: nox.Session) -> None:
+    """The core compiles for macOS without a warning, by zig, which has that system's headers."""
+    session.install(*CONSTRAINTS, "ziglang", "pybind11")
+    includes = session.run("python", "-m", "pybind11", "--includes", silent=True)
+    system = includes.replace("-I", "-isystem").split()
+    sources = session.run("git", "ls-files", "csrc/*.cpp", external=True, silent=True).split()
+    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion", "-Werror"]
+    isa = ("-DPYCOOLDOWN_ISA=baseline", "-DPYCOOLDOWN_ISA_baseline", "-DPYCOOLDOWN_HAVE_baseline")
+    for source in sources:
+        session.run(
+            *("python", "-m", "ziglang", "c++", "-target", "aarch64-macos.11.0", *flags, *isa),
+            *("-Icsrc/include", "-Icsrc/cpu", *system, "-c", source, "-o", f"{session.create_tmp()}/object.o"),
+        )
+
+
+# Python of another architecture, and what it loads.
+DEBIAN = ["python{0}-minimal", "libpython{0}-minimal", "libpython{0}-stdlib"]
+DEBIAN += ["libc6", "libgcc-s1", "libstdc++6", "zlib1g", "libexpat1", "libffi8", "libssl3", "libbz2-1.0", "liblzma5"]
+
+
+@nox.session
+def aarch64(session: nox.Session) -> None:
+    """Golden orders on 64-bit ARM: the core compiled by zig, Debian's Python under qemu; opt-in, on Debian alone."""
+    if not (shutil.which("qemu-aarch64-static") and shutil.which("apt-get")):
+        session.error("needs Debian with qemu: apt-get install qemu-user-static")
+    session.install(*CONSTRAINTS, "ziglang", "pybind11")
+    minor = session.run("python", "-c", "import sys; print('%d.%d' % sys.version_info[:2])", silent=True).strip()
+    folder = Path(session.create_tmp()).resolve()
+    for name in ("lists/partial", "packages", "root", "site"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    apt = ["apt-get", "-qq", "-o", "APT::Architectures::=arm64", "-o", f"Dir::State::lists={folder}/lists"]
+    apt += ["-o", f"Dir::Cache={folder}"]
+    session.run(*apt, "update", external=True)
+    with session.chdir(folder / "packages"):
+        session.run(*apt, "download", *(f"{name.format(minor)}:arm64" for name in DEBIAN), external=True)
+    for package in (folder / "packages").glob("*.deb"):
+        session.run("dpkg-deb", "--extract", str(package), str(folder / "root"), external=True)
+    platforms = [f"--platform=manylinux{version}_aarch64" for version in ("2014", "_2_27", "_2_28")]
+    session.run(
+        *("python", "-m", "pip", "install", "--quiet", "--upgrade", "--only-binary=:all:", *platforms),
+        *(f"--python-version={minor}", f"--target={folder}/site", *CONSTRAINTS, "numpy", "pytest"),
+    )
+    shutil.rmtree(folder / "site/pycooldown", ignore_errors=True)
+    shutil.copytree("pycooldown", folder / "site/pycooldown", ignore=shutil.ignore_patterns("_core*.so", "__pycache__"))
+    includes = session.run("python", "-m", "pybind11", "--includes", silent=True).split()
+    core = f"_core.cpython-{minor.replace('.', '')}-aarch64-linux-gnu.so"
+    isa = ("-DPYCOOLDOWN_ISA=baseline", "-DPYCOOLDOWN_ISA_baseline", "-DPYCOOLDOWN_HAVE_baseline")
+    session.run(
+        *(
+            "python",
+            "-m",
+            "ziglang",
+            "c++",
+            "-target",
+            "aarch64-linux-gnu.2.28",
+            "-std=c++20",
+            "-O2",
+            "-fPIC",
+            "-shared",
+        ),
+        *(*isa, "-Icsrc/include", "-Icsrc/cpu", *includes, *map(str, sorted(Path("csrc").glob("*.cpp")))),
+        *(*map(str, sorted(Path("csrc/cpu").glob("*.cpp"))), "-o", f"{folder}/site/pycooldown/{core}"),
+    )
+    session.run(
+        *("qemu-aarch64-static", "-L", f"{folder}/root", f"{folder}/root/usr/bin/python{minor}", "-m", "pytest"),
+        *("-p", "no:cacheprovider", "-c", "/dev/null", "--confcutdir=tests/golden", "tests/golden"),
+        env={"PYTHONPATH": f"{folder}/site", "PYTHONSAFEPATH": "1"},
         external=True,
     )

@@ -1,6 +1,8 @@
-"""A clear error where an optional dependency is missing."""
+"""A clear error where an optional dependency is missing or too old."""
 
+import re
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 
@@ -16,3 +18,20 @@ def require(extra: str, *modules: str) -> None:
             found = find_spec(module)
         if found is None:
             raise ImportError(f"{module} is not installed: run pip install 'pycooldown[{extra}]'", name=module)
+
+
+def shortcoming(module: str, minimum: tuple[int, int]) -> str | None:
+    """Return why a module will not do, or ``None`` if it will. It is not imported.
+
+    Args:
+        module: The module, whose distribution has the same name. A build under another name counts as new enough.
+        minimum: The first version that will do, as (major, minor).
+    """
+    if find_spec(module) is None:
+        return f"running without {module} installed"
+    try:
+        installed = version(module)
+    except PackageNotFoundError:
+        return None
+    found = tuple(int(part) for part in re.findall(r"\d+", installed)[:2])
+    return None if found >= minimum else f"{module} {installed}; expected {'.'.join(map(str, minimum))} or newer"

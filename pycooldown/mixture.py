@@ -10,6 +10,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pycooldown._html import table
+
 Vector = npt.NDArray[np.float64]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -171,8 +173,19 @@ class Mixture:
         return hash((self.domains, self.target.tobytes(), self.sampling.tobytes()))
 
     def __repr__(self) -> str:
-        names = ", ".join(self.domains[:4]) + (", ..." if self.num_domains > 4 else "")
+        weights = self.loss_weights
+        shown = [
+            f"{name} q={self.sampling[i]:.3g}" + ("" if weights[i] == 1 else f" v={weights[i]:.3g}")
+            for i, name in enumerate(self.domains[:4])
+        ]
+        names = ", ".join(shown) + (", ..." if self.num_domains > 4 else "")
         return f"Mixture({self.num_domains} domains: {names}; {self.describe()})"
+
+    def _repr_html_(self) -> str:
+        columns = ("domain", "size", "target", "sampling q", "loss weight v")
+        values = zip(self.domains, self.sizes, self.target, self.sampling, self.loss_weights, strict=True)
+        rows = [(name, f"{n:,}", f"{t:.4g}", f"{q:.4g}", f"{v:.4g}") for name, n, t, q, v in values]
+        return table(columns, rows, f"{self.num_domains} domains, {self.describe()}")
 
 
 def _split(sizes: Mapping[str, int]) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:

@@ -184,3 +184,18 @@ def test_schedule_contract(make):
 def test_bad_schedules(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_text_and_table_show_probabilities_and_weights():
+    mixture = Mixture.scalarization({"<b>": 900, "sw": 100}, math.inf)
+    assert repr(mixture) == "Mixture(2 domains: <b> q=0.9 v=0.556, sw q=0.1 v=5; scalarization(tau=inf))"
+    assert repr(Mixture.proportional({"en": 3, "sw": 1})) == (
+        "Mixture(2 domains: en q=0.75, sw q=0.25; temperature_sampling(tau=1.0))"
+    )
+    page = mixture._repr_html_()
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page
+    assert page.count("<tr>") == 3
+    many = Mixture.proportional({f"d{i}": 1 for i in range(100)})
+    assert many._repr_html_().count("<tr>") == 62
+    assert "and 40 more" in many._repr_html_()

@@ -1,6 +1,7 @@
 """The shape of the package: which room imports which, what stays unloaded, what a missing part says."""
 
 import ast
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import pycooldown
+from pycooldown._extras import shortcoming
 
 PACKAGE = Path(pycooldown.__file__).parent
 # From the top down: a module imports its own room and those of lower floors; rooms of one floor do not know each other.
@@ -21,7 +23,7 @@ FLOORS = [
     ("adaptive", "sampling", "losses"),
     ("schedules", "gradients.theory", "gradients.moments"),
     ("mixture",),
-    ("_core", "_extras", "_files", "processes"),
+    ("_core", "_extras", "_files", "_html", "processes"),
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 CORE_USERS = {
@@ -146,3 +148,23 @@ def test_public_names():
         "temperature",
         "theory",
     ]
+
+
+def test_a_module_that_is_missing_or_too_old_is_named(tmp_path, monkeypatch):
+    (tmp_path / "lonely.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert shortcoming("absent", (3, 7)) == "running without absent installed"
+    assert shortcoming("lonely", (3, 7)) is None  # no version is known
+    for installed, expected in [
+        ("3.10.0", None),
+        ("3.7.1+git1", None),
+        ("4", None),
+        ("3.6.9", "3.6.9"),
+        ("2.13", "2.13"),
+    ]:
+        info = tmp_path / f"lonely-{installed}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: lonely\nVersion: {installed}\n")
+        found = shortcoming("lonely", (3, 7))
+        assert found == (expected and f"lonely {expected}; expected 3.7 or newer")
+        shutil.rmtree(info)

@@ -1,5 +1,9 @@
 #include "dispatch.h"
 
+#if defined(PYCOOLDOWN_HAVE_avx512)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 
@@ -7,14 +11,29 @@ namespace pycooldown {
 
 namespace {
 
+#if defined(PYCOOLDOWN_HAVE_avx512)
+struct Features {
+  bool avx2, avx512;
+};
+
+// By cpuid: __builtin_cpu_supports is false for everything in what zig 0.17 compiles.
+Features detect() {
+  unsigned eax, ebx, ecx, edx, saved, upper;
+  constexpr unsigned kFirst = bit_OSXSAVE | bit_FMA | bit_F16C, kAvx2 = bit_AVX2 | bit_BMI2;
+  constexpr unsigned kAvx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & kFirst) != kFirst) return {false, false};
+  __asm__("xgetbv" : "=a"(saved), "=d"(upper) : "c"(0));  // which registers the operating system saves
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return {false, false};
+  const bool avx2 = (saved & 0x06) == 0x06 && (ebx & kAvx2) == kAvx2;
+  return {avx2, avx2 && (saved & 0xe6) == 0xe6 && (ebx & kAvx512) == kAvx512};
+}
+#endif
+
 bool supported(Isa isa) {
 #if defined(PYCOOLDOWN_HAVE_avx512)
-  static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                               __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
-  static const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (isa == Isa::avx512) return has_avx512;
-  if (isa == Isa::avx2) return has_avx2;
+  static const Features features = detect();
+  if (isa == Isa::avx512) return features.avx512;
+  if (isa == Isa::avx2) return features.avx2;
 #endif
   return isa == Isa::baseline;
 }

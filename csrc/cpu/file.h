@@ -12,6 +12,16 @@
 
 namespace pycooldown {
 
+// Nanoseconds since the epoch at which a file was last written.
+inline std::int64_t modified_ns(const struct stat& status) {
+#if defined(__APPLE__)
+  const timespec& time = status.st_mtimespec;
+#else
+  const timespec& time = status.st_mtim;
+#endif
+  return time.tv_sec * std::int64_t{1'000'000'000} + time.tv_nsec;
+}
+
 class File {
  public:
   // Throws std::system_error, as all below do. Opening does not wait for a writer, should this be a pipe.
@@ -34,8 +44,8 @@ class File {
     explicit Status(const struct stat& status)
         : regular(S_ISREG(status.st_mode)),
           size(static_cast<std::uint64_t>(status.st_size)),
-          mtime_ns(status.st_mtim.tv_sec * std::int64_t{1'000'000'000} + status.st_mtim.tv_nsec),
-          device(status.st_dev),
+          mtime_ns(modified_ns(status)),
+          device(static_cast<std::uint64_t>(status.st_dev)),
           inode(status.st_ino) {}
 
     bool operator==(const Status&) const = default;

@@ -1,5 +1,6 @@
 #include "parallel.h"
 
+#include <thread>
 #include <vector>
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -28,6 +29,13 @@ OmpParallel loaded_openmp() {
 #endif
 }
 
+// Joined at the end, also if one cannot be started: std::jthread, which libc++ hides before version 20.
+struct JoiningThreads : std::vector<std::thread> {
+  ~JoiningThreads() {
+    for (std::thread& thread : *this) thread.join();
+  }
+};
+
 }  // namespace
 
 void run_on_threads(int num_threads, void (*work)(void*), void* context) {
@@ -35,7 +43,7 @@ void run_on_threads(int num_threads, void (*work)(void*), void* context) {
     omp_parallel(work, context, static_cast<unsigned>(num_threads), 0);
     return;
   }
-  std::vector<std::jthread> threads;  // joined at the end, also if one cannot be started
+  JoiningThreads threads;
   for (int i = 1; i < num_threads; ++i) threads.emplace_back([=] { work(context); });
   work(context);
 }

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "dispatch.h"
+#include "file.h"
 #include "token_copy_kernel.h"
 
 namespace pycooldown {
@@ -72,7 +73,7 @@ MappedState::MappedState(std::string name) : path(std::move(name)) {
   if (::stat(path.c_str(), &status) != 0) return;
   exists = true;
   device = status.st_dev, inode = status.st_ino, size = static_cast<std::uint64_t>(status.st_size);
-  mtime_ns = status.st_mtim.tv_sec * std::int64_t{1'000'000'000} + status.st_mtim.tv_nsec;
+  mtime_ns = modified_ns(status);
 }
 
 void MappedState::check() const {

@@ -45,6 +45,9 @@ def plan(
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the run, for methods without a recipe.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a step, likewise.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with sliders that plans in the browser.", metavar="FILE")
+    ] = None,
 ) -> None:
     """Show what recipes or methods will do to each domain, before anything is trained."""
     from pycooldown.recipes import plan
@@ -52,6 +55,10 @@ def plan(
 
     chosen = _chosen(recipes or [], method or [], steps, batch_size)
     given = _sizes(size or [], sizes, unit, sequence_length)
+    if html is not None:
+        from pycooldown.recipes.planner_page import planner_page
+
+        html.write_text(planner_page(chosen, given), encoding="utf-8")
     plans = {name: plan(recipe, given) for name, recipe in chosen.items()}
     last = next(iter(plans.values()))[-1]
     counts = dict(zip(last.mixture.domains, last.mixture.sizes.tolist(), strict=True))
@@ -71,6 +78,8 @@ def plan(
         sentence = _LEARNED if len(plans) == 1 else f"{', '.join(learning)}: {_LEARNED}"
         console.print(sentence, soft_wrap=True)
     console.print(advice, soft_wrap=True)
+    if html is not None:
+        console.print(f"The page: {html}", soft_wrap=True)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pycooldown import plots
+from pycooldown._html import table
 from pycooldown.recipes.history import Run
 
 # Smaller differences, in nats a token, count as none: seeds alone differ by about as much.
@@ -68,6 +70,16 @@ class Comparison:
     rows: tuple[DomainRow, ...]
     groups: tuple[DomainRow, ...]
     sentence: str
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (row.name, f"{row.size:,}", *(f"{cell.loss:.3f} ({cell.epochs:.1f})" for cell in row.cells))
+            for row in (*self.rows, *self.groups)
+        ]
+        columns = ("domain", "size", *(run.name for run in self.runs))
+        return table(columns, rows, "validation loss, nats a token (epochs of the domain)") + (
+            f"<p>{escape(self.sentence)}</p>"
+        )
 
     def save_figures(self, folder: str | Path) -> list[Path]:
         """Write ``loss_by_step.png``, ``loss_by_epoch.png`` and ``q_over_time.png``.

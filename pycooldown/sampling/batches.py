@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pycooldown._html import table
 from pycooldown.mixture import Mixture
 
 Integers = npt.NDArray[np.int64]
@@ -42,3 +43,9 @@ class Exposure:
     domains: tuple[str, ...]
     draws: Integers
     epochs: npt.NDArray[np.float64]
+
+    def _repr_html_(self) -> str:
+        share = self.draws / max(int(self.draws.sum()), 1)
+        values = zip(self.domains, self.draws, share, self.epochs, strict=True)
+        rows = [(name, f"{n:,}", f"{s:.4f}", f"{e:.2f}") for name, n, s, e in values]
+        return table(("domain", "draws", "share", "epochs"), rows, f"{int(self.draws.sum()):,} draws")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pycooldown import _core
-from pycooldown.losses import cross_entropy
+from pycooldown.losses import backends, cross_entropy
 
 ISAS = []
 for _isa in ("baseline", "avx2", "avx512"):
@@ -243,3 +244,18 @@ def test_any_options(rows, classes, dtype, num_domains, seed, options):
     logits, target = problem(rows, classes, dtype, seed, ignored=0.0 if options["ignore_index"] == 0 else 0.2)
     ids = torch.arange(rows) % num_domains
     assert_agrees(logits, target, "cpp", domain_ids=ids, domain_weights=torch.linspace(0.1, 3, num_domains), **options)
+
+
+def test_an_old_triton_is_named_and_never_chosen(monkeypatch):
+    monkeypatch.setattr(backends, "TRITON_SHORTCOMING", "triton 3.2.0; expected 3.7 or newer")
+    gpu = torch.device("cuda")
+    assert backends.choose("auto", gpu, torch.float32, None) == "reference"
+    with pytest.raises(ValueError, match=r"backend='triton' does not support triton 3\.2\.0; expected 3\.7 or newer"):
+        backends.choose("triton", gpu, torch.float32, None)
+    monkeypatch.setattr(backends, "TRITON_SHORTCOMING", None)
+    assert backends.choose("auto", gpu, torch.float32, None) == "triton"
+
+
+def test_the_oldest_triton_is_that_of_the_extra():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert '"triton>={}.{};'.format(*backends.MINIMUM_TRITON) in text

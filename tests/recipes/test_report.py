@@ -61,6 +61,15 @@ def test_sentence_says_that_cooldown_won(tmp_path, three):
     assert "best won" in compare([*three[:2], best]).sentence
 
 
+def test_the_table_of_a_notebook_has_every_row_and_run(three):
+    comparison = compare(three)
+    page = comparison._repr_html_()
+    assert page.count("<tr>") == 1 + len(comparison.rows) + len(comparison.groups)
+    for run in comparison.runs:
+        assert run.name in page
+    assert f"{comparison.rows[0].cells[1].loss:.3f} ({comparison.rows[0].cells[1].epochs:.1f})" in page
+
+
 def test_one_run_is_reported_too(three):
     assert compare(three[:1]).sentence == "Mean validation loss over domains: 2.250 nats a token."
 

@@ -240,3 +240,12 @@ def test_arguments_of_a_wrong_type():
         DomainBatchSampler(Mixture.proportional(SIZES), batch_size=3, seed=0)
     with pytest.raises(TypeError, match="no end"):
         len(make(num_steps=None))
+
+
+def test_a_notebook_shows_exposure_as_a_table():
+    sampler = DomainBatchSampler(
+        schedules.constant(Mixture.proportional({"en": 30, "sw": 10})), batch_size=4, seed=0, allocation="quota"
+    )
+    page = sampler.exposure(10)._repr_html_()
+    for text in ("40 draws", ">30<", ">0.7500<", ">1.00<"):
+        assert text in page

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 from typing import cast
 
 import torch
 
+from pycooldown._extras import shortcoming
+
 from .contract import FUSED_DTYPES, Backend, KernelOptions, Outputs, SliceBackend
 
 __all__ = ["Backend", "KernelOptions", "Outputs", "SliceBackend", "choose", "load", "load_fused"]
+
+MINIMUM_TRITON = (3, 7)  # as in pyproject.toml
+TRITON_SHORTCOMING = shortcoming("triton", MINIMUM_TRITON)  # looked up once: losses are called for every step
 
 
 def load(name: str) -> SliceBackend:
@@ -47,8 +51,8 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype, needs_referen
         reason = f"input on {device}"
     elif dtype not in FUSED_DTYPES:
         reason = f"{dtype} logits"
-    elif reason is None and fused == "triton" and importlib.util.find_spec("triton") is None:
-        reason = "running without triton installed"
+    elif reason is None and fused == "triton":
+        reason = TRITON_SHORTCOMING
     if reason is None:
         assert fused is not None
         return fused

@@ -111,7 +111,7 @@ class OrderMattersOptions(MethodOptions):
     switch_at: ProperShare = 0.5
     """When to switch, as a share of the steps."""
     high_resource: tuple[Text, ...] | None = None
-    """The domains of the first stage; by default those above the mean size."""
+    """The domains of the first stage; by default those of at least the median size."""
     reset_optimizer: Flag = False
     """Empty the optimizer's state at the switch."""
     reset_lr: Flag = False
