@@ -89,7 +89,9 @@ def run(name: str, *, quick: bool, data: Path) -> tuple[dict[str, Any], dict[str
             command = [sys.executable, "-m", "pytest", str(HERE / name), "--benchmark-enable", "--benchmark-only"]
             command += ["--timeout=0", f"--benchmark-json={path}", *(["-k", chosen] if chosen else [])]
             start = time.perf_counter()
-            environment = {**os.environ, "PYCOOLDOWN_PACKED": str(data.resolve()), **settings}
+            # The benchmarks are not part of a test run that this may be a part of.
+            outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+            environment = {**outside, "PYCOOLDOWN_PACKED": str(data.resolve()), **settings}
             file["status"] |= subprocess.run(command, cwd=HERE, env=environment).returncode
             file["seconds"] += time.perf_counter() - start
             found = json.loads(path.read_text()) if path.exists() and path.stat().st_size else {}
