@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 # The errors of file systems that have no locks, such as Lustre mounted without them.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -33,12 +34,21 @@ def write_atomically(path: str | Path, content: str | bytes, *, durable: bool = 
     Raises:
         OSError: If the file cannot be written; what `path` held before is unchanged.
     """
+    with open_atomically(path, durable=durable) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def open_atomically(path: str | Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
+    """Open a file for writing that takes the place of `path` when the block ends; see `write_atomically`.
+
+    If the block ends with an error, `path` stays as it is.
+    """
     path = Path(path)
-    data = content.encode("utf-8") if isinstance(content, str) else content
     descriptor, temporary = _open_temporary(path)
     try:
         with open(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             if durable:
                 os.fsync(descriptor)

@@ -31,7 +31,7 @@ SAMPLING, WEIGHTING = "temperature sampling", "scalarization"
 
 
 @dataclass(frozen=True)
-class Batches:
+class MeasuredBatches:
     """Measurements of 64 batches of one mixture and allocation; the attributes are those of `MixtureVariance`."""
 
     predicted: Interval
@@ -48,9 +48,9 @@ class Batches:
 
 @dataclass(frozen=True)
 class ModelGradients:
-    """The `Batches` of one model, by mixture and allocation ("scalarization, multinomial")."""
+    """The `MeasuredBatches` of one model, by mixture and allocation ("scalarization, multinomial")."""
 
-    batches: Mapping[str, Batches]
+    batches: Mapping[str, MeasuredBatches]
 
     @property
     def norm_ratio(self) -> Interval:
@@ -76,7 +76,7 @@ def norms_vary_more(bench: Bench) -> Outcome:
     rare = SETTING.batch_size * sizes[LOW] / sum(sizes.values())
     note = (
         f"Predicted and measured traces {'agree' if agree else 'DISAGREE'} (10 % or overlapping intervals, in every "
-        f"seed). Batches have {SETTING.batch_size} samples, so scalarization sees {rare:.2f} rare ones in each, with a "
+        f"seed). MeasuredBatches have {SETTING.batch_size} samples, so scalarization sees {rare:.2f} rare ones in each, with a "
         "large weight; the paper's have hundreds, and its ratio is smaller. Sizes are "
         f"{max(sizes.values()) / min(sizes.values()):.0f}:1. A measurement (moments of two domains, 64 batches of each "
         f"of {len(found[0].batches)} mixtures and allocations) costs the gradients of 600 training steps. Intervals of "
@@ -185,7 +185,7 @@ def read_gradients(path: Path) -> ModelGradients:
 def _gradients(found: Mapping[str, Any]) -> ModelGradients:
     return ModelGradients(
         {
-            key: Batches(Interval(*b["predicted"]), Interval(*b["trace"]), b["contrasts"], b["norms"])
+            key: MeasuredBatches(Interval(*b["predicted"]), Interval(*b["trace"]), b["contrasts"], b["norms"])
             for key, b in found.items()
         }
     )

@@ -41,7 +41,7 @@ SYSTEMS: dict[str, tuple[str, AllocationName]] = {
 
 
 @dataclass(frozen=True)
-class Job:
+class CoolingJob:
     """One training of the study."""
 
     data: Path
@@ -60,7 +60,7 @@ def study_cooling(
     settings: Sequence[tuple[int, int, int]] = SETTINGS,
     seeds: int = 4,
     workers: int = 1,
-    train: Callable[[Job], TrainedSystem] | None = None,
+    train: Callable[[CoolingJob], TrainedSystem] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evidence:
     """Train what ``folder`` does not have yet, seed by seed, and gather the losses.
@@ -80,8 +80,8 @@ def study_cooling(
     if seeds < 2:
         raise ValueError(f"seeds = {seeds}; expected at least 2, for differences to have a spread")
     seeded = [(seed, setting) for seed in range(seeds) for setting in settings]
-    jobs = [Job(data, folder, *setting, system, seed) for seed, setting in seeded for system in SYSTEMS]
-    runs: dict[Job, TrainedSystem] = {}
+    jobs = [CoolingJob(data, folder, *setting, system, seed) for seed, setting in seeded for system in SYSTEMS]
+    runs: dict[CoolingJob, TrainedSystem] = {}
     for number, training in run_all(train or run_job, jobs, workers=workers):
         runs[jobs[number]] = training
         if progress:
@@ -89,7 +89,8 @@ def study_cooling(
     regimes = []
     for setting in settings:
         by_system = {
-            system: [runs[Job(data, folder, *setting, system, seed)] for seed in range(seeds)] for system in SYSTEMS
+            system: [runs[CoolingJob(data, folder, *setting, system, seed)] for seed in range(seeds)]
+            for system in SYSTEMS
         }
         sizes = regime_sizes(*setting)
         losses = {system: [{d: r.final(d) for d in sizes} for r in rs] for system, rs in by_system.items()}
@@ -104,7 +105,7 @@ def regime_sizes(skew: int, epochs: int, steps: int) -> dict[str, int]:
     return {**dict.fromkeys(FREQUENT, skew * rare), RARE: rare}
 
 
-def run_job(job: Job) -> TrainedSystem:
+def run_job(job: CoolingJob) -> TrainedSystem:
     """Run one training, or read it if the folder has it."""
     sizes = regime_sizes(job.skew, job.epochs, job.steps)
     setting = Setting(steps=job.steps, batch_size=BATCH_SIZE, evaluations=2)

@@ -25,16 +25,9 @@ def test_the_package_does_not_import_reproductions():
             assert not [module for module in modules if module.split(".")[0] == "reproduction"], path
 
 
-def test_no_name_is_used_for_two_things():
+def test_no_class_has_a_name_of_the_package():
     def names(paths):
-        found = set()
-        for path in paths:
-            for node in ast.parse(path.read_text(encoding="utf-8")).body:
-                if isinstance(node, ast.ClassDef | ast.FunctionDef):
-                    found.add(node.name)
-                elif isinstance(node, ast.Assign | ast.AnnAssign):
-                    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                    found |= {target.id for target in targets if isinstance(target, ast.Name)}
-        return {name for name in found if not name.startswith("_")}
+        trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
+        return {node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
 
-    assert names(PACKAGE) & names(HERE) == {"app"}  # of a command line
+    assert names(PACKAGE) & names(HERE) == set()
