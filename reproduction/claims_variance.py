@@ -76,7 +76,7 @@ def norms_vary_more(bench: Bench) -> Outcome:
     rare = SETTING.batch_size * sizes[LOW] / sum(sizes.values())
     note = (
         f"Predicted and measured traces {'agree' if agree else 'DISAGREE'} (10 % or overlapping intervals, in every "
-        f"seed). MeasuredBatches have {SETTING.batch_size} samples, so scalarization sees {rare:.2f} rare ones in each, with a "
+        f"seed). Batches have {SETTING.batch_size} samples, so scalarization sees {rare:.2f} rare ones in each, with a "
         "large weight; the paper's have hundreds, and its ratio is smaller. Sizes are "
         f"{max(sizes.values()) / min(sizes.values()):.0f}:1. A measurement (moments of two domains, 64 batches of each "
         f"of {len(found[0].batches)} mixtures and allocations) costs the gradients of 600 training steps. Intervals of "

@@ -22,10 +22,10 @@ FORMAT = "pycooldown.documents/1"
 MANIFEST = "_documents.json"  # with an underscore, so that `pycooldown tokenize` does not take it for a domain
 MIN_CHARACTERS = 100  # a component with less says a title or two
 
-LanguageDocuments = dict[str, dict[str, str]]  # language -> {component: text}
+Documents = dict[str, dict[str, str]]  # language -> {component: text}
 
 
-def read_documents(path: Path, *, progress: Progress | None = None) -> LanguageDocuments:
+def read_documents(path: Path, *, progress: Progress | None = None) -> Documents:
     """Read the text of every component in every language from a Home Assistant wheel.
 
     Strings that a translation shares with the English one are untranslated and left out; so are documents of fewer than
@@ -43,7 +43,7 @@ def read_documents(path: Path, *, progress: Progress | None = None) -> LanguageD
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path} is not a wheel: {error}") from error
-    documents: LanguageDocuments = {}
+    documents: Documents = {}
     with archive:
         components: dict[str, dict[str, str]] = {}
         for name in sorted(archive.namelist()):
