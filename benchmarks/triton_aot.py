@@ -40,7 +40,7 @@ except ImportError as error:
 
 from pycooldown.losses import _triton, _triton_kernels
 
-MAX_REGISTERS = 64
+MAX_REGISTERS = _triton.MAX_REGISTERS
 MIN_WARPS = 32
 MAX_SHARED = 4096
 # Shared memory in bytes, blocks and warps of a multiprocessor (CUDA C++ Programming Guide, compute capabilities).
@@ -81,21 +81,29 @@ class Figures(NamedTuple):
 
 
 def variants() -> Iterator[Variant]:
-    for dtype, lanes in itertools.product(("fp32", "bf16", "fp16"), _triton.LANES.values()):
-        for smoothing, softcap, (grad, same) in itertools.product((0, 1), (0, 1), ((0, 1), (1, 1), (1, 0))):
-            constants = {"SMOOTHING": smoothing, "SOFTCAP": softcap, "GRAD": grad, "SAME_ALIGNMENT": same}
-            # Loads: target, scale, the target's logit, the edges. Stores: loss, lse and whether correct, with
-            # and without exponentials; the edges with a gradient, without weight and ignored.
-            loads, stores = 4 if same else None, 9 if grad else None
-            group = ("unlike" if not same else "grad" if grad else "loss") + " +options" * (smoothing or softcap)
-            flags = (*constants.items(), ("LANES", lanes))
-            yield Variant("rows", f"rows {group}", dtype, lanes // 32, flags, loads, stores)
-        for smoothing, softcap, same in itertools.product((0, 1), (0, 1), (0, 1)):
-            flags = (("SMOOTHING", smoothing), ("SOFTCAP", softcap), ("SAME_ALIGNMENT", same), ("LANES", lanes))
+    """What can be launched, but for single options, which need no more than all of them together."""
+    for dtype, options in itertools.product(("fp32", "bf16", "fp16"), (0, 1)):
+        flags = {"SMOOTHING": options, "SOFTCAP": options}
+        plain = "" if not options else " +options"
+        for shape in (*_triton.KEPT.values(), _triton.READ_TWICE, _triton.UNLIKE):
+            same = int(shape != _triton.UNLIKE)
+            if options and shape.TILES == 8:
+                continue  # `choose_variant` reads such rows twice
+            for grad in (0, 1) if shape in (_triton.KEPT[8 << 10], _triton.READ_TWICE) else (1,):
+                # Loads: target, scale, the target's logit, the edges. Stores: loss, lse and whether correct, with
+                # and without exponentials; the edges with a gradient, without weight and ignored.
+                loads, stores = 4 if same else None, 9 if grad else None
+                group = "rows unlike" if not same else "rows kept" if shape.TILES else "rows read twice"
+                group += plain if grad else f", loss{plain}"
+                constants = flags | {"GRAD": grad, "SAME_ALIGNMENT": same} | shape._asdict()
+                yield Variant("rows", group, dtype, shape.LANES // 32, tuple(constants.items()), loads, stores)
+        for lanes, same in itertools.product(sorted({shape.LANES for shape in _triton.KEPT.values()}), (0, 1)):
             # Loads: target, scale, the log-sum-exp, the number of classes, the edges. Stores: the edges, twice.
-            group = "slice" + " unlike" * (not same) + " +options" * (smoothing or softcap)
-            yield Variant("slice", group, dtype, lanes // 32, flags, 4 + smoothing if same else None, 2)
-        yield Variant("scale", "scale", dtype, lanes // 32, (("LANES", lanes),), 2, 1)  # the factor and the edges
+            constants = tuple((flags | {"SAME_ALIGNMENT": same, "LANES": lanes}).items())
+            group = f"slice{'' if same else ' unlike'}{plain}"
+            yield Variant("slice", group, dtype, lanes // 32, constants, 4 + options if same else None, 2)
+            if same and not options:
+                yield Variant("scale", "scale", dtype, lanes // 32, (("LANES", lanes),), 2, 1)  # factor and edges
     for has_domains in (0, 1):
         yield Variant("stats", "stats", "fp32", _triton.STATS_WARPS, (("HAS_DOMAINS", has_domains),), None, None)
 
@@ -103,7 +111,8 @@ def variants() -> Iterator[Variant]:
 def compile_variant(variant: Variant, target: int) -> Any:
     """The kernel as any launch compiles it, which takes that no argument is specialized by its value."""
     kernel = getattr(_triton_kernels, f"{variant.kernel}_kernel")
-    constants = {name: value if name == "LANES" else bool(value) for name, value in variant.constants}
+    integers = {"LANES", "TILES", "FLIGHT"}
+    constants = {name: value if name in integers else bool(value) for name, value in variant.constants}
     signature = {}
     for p in kernel.params:
         pointer = POINTERS[variant.kernel].get(p.name, f"*{variant.dtype}")
@@ -112,7 +121,9 @@ def compile_variant(variant: Variant, target: int) -> Any:
         if not fixed:
             raise SystemExit(f"triton_aot: {variant.kernel}_kernel would be specialized by the value of {p.name}")
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    return triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": variant.num_warps})
+    return triton.compile(
+        source, target=GPUTarget("cuda", target, 32), options={"num_warps": variant.num_warps, "maxnreg": MAX_REGISTERS}
+    )
 
 
 def read_back(tool: str, *arguments: str) -> str:

@@ -7,6 +7,8 @@ are copied.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from .._extras import require
@@ -20,18 +22,81 @@ from ._triton_kernels import STATS_ROWS, STATS_TILE, rows_kernel, scale_kernel, 
 
 INTERPRETED = not isinstance(rows_kernel, triton.runtime.JITFunction)  # TRITON_INTERPRET=1: runs on the CPU, slowly
 
-# Threads per row, by the bytes of a row: wide blocks for long rows, so that the few rows under way fit into cache until
-# their second pass. Reasoned from cache sizes (H100: 256 KiB per multiprocessor, 50 MiB in all), not tuned.
-LANES = {8 << 10: 128, 64 << 10: 512, 1 << 62: 1024}
+
+class Variant(NamedTuple):
+    """What a kernel is compiled for: threads of a row, and tiles of 16 bytes a thread, kept or else loaded at a time."""
+
+    LANES: int
+    TILES: int
+    FLIGHT: int = 1
+
+
+# By the bytes of a row. Up to 128 KiB (65,536 classes of 2 bytes) registers keep it; with 1,024 threads of 64 registers
+# these are all that a multiprocessor has.
+KEPT = {
+    8 << 10: Variant(128, 4),
+    32 << 10: Variant(512, 4),
+    64 << 10: Variant(1024, 4),
+    96 << 10: Variant(1024, 6),
+    112 << 10: Variant(1024, 7),
+    128 << 10: Variant(1024, 8),
+}
+READ_TWICE = Variant(1024, 0, 4)
+UNLIKE = Variant(512, 0, 2)  # logits that are read one by one, as their rows are aligned otherwise than the gradient's
+MAX_REGISTERS = 64
+# Share of the L2 cache for rows between their first and second reading. Reasoned, not tuned: stores pass through it too.
+L2_SHARE = 0.6
 STATS_WARPS = 8
 
 
-def _launch(tensor: torch.Tensor) -> dict[str, int]:
-    """Threads for rows like the tensor's; a warp has 32 or, on some AMD GPUs, 64."""
-    row_bytes = tensor.size(1) * tensor.element_size()
-    lanes = next(lanes for limit, lanes in LANES.items() if row_bytes <= limit)
-    warp_size = torch.cuda.get_device_properties(tensor.device).warp_size if tensor.is_cuda else 32
-    return {"LANES": lanes, "num_warps": lanes // warp_size}
+def choose_variant(row_bytes: int, *, same_alignment: bool = True, plain: bool = True) -> Variant:
+    """The variant for rows of so many bytes.
+
+    Args:
+        row_bytes: Of the logits.
+        same_alignment: Whether rows of logits and gradient begin as far beyond a multiple of 16 bytes.
+        plain: Whether there is neither smoothing nor a soft cap, which need registers of their own.
+    """
+    if not same_alignment:
+        return UNLIKE
+    kept = (variant for limit, variant in KEPT.items() if row_bytes <= limit and (plain or variant.TILES < 8))
+    return next(kept, READ_TWICE)
+
+
+def rows_under_way(row_bytes: int, *, num_processors: int, l2_bytes: int) -> int:
+    """How many rows that are read twice a device should work on at a time, so that L2 still has them the second time.
+
+    Args:
+        row_bytes: Of the logits.
+        num_processors: Multiprocessors of the device.
+        l2_bytes: Size of its L2 cache.
+    """
+    return min(max(int(L2_SHARE * l2_bytes) // row_bytes, 1), num_processors)
+
+
+def _launch(x: torch.Tensor, variant: Variant) -> dict[str, int]:
+    """Options for rows like those of x; a warp has 32 threads or, on some AMD GPUs, 64."""
+    if not x.is_cuda:
+        return variant._asdict()
+    options = {**variant._asdict(), "num_warps": variant.LANES // torch.cuda.get_device_properties(x.device).warp_size}
+    return options if torch.version.hip else {**options, "maxnreg": MAX_REGISTERS}
+
+
+def _programs(x: torch.Tensor, variant: Variant) -> int:
+    """How many programs share the rows of x."""
+    if variant.TILES or not x.is_cuda:
+        return len(x)
+    device = torch.cuda.get_device_properties(x.device)
+    limit = rows_under_way(
+        x.size(1) * x.element_size(), num_processors=device.multi_processor_count, l2_bytes=device.L2_cache_size
+    )
+    return min(len(x), limit)
+
+
+def _lanes(x: torch.Tensor) -> dict[str, int]:
+    """Options of the kernels that go through a row once."""
+    options = _launch(x, choose_variant(x.size(1) * x.element_size()))
+    return {name: value for name, value in options.items() if name not in ("TILES", "FLIGHT")}
 
 
 def rows(
@@ -73,10 +138,14 @@ def rows(
     correct = target.new_empty(num_rows, dtype=torch.int8)
     with torch.cuda.device(x.get_device()):
         if num_rows:
-            rows_kernel[(num_rows,)](
-                x, target, scale, loss, lse, correct, out, x.stride(0), out.stride(0), num_classes, ignore_index,
-                int(want_stats), label_smoothing, z_loss, softcap, SMOOTHING=label_smoothing != 0, SOFTCAP=softcap != 0,
-                GRAD=grad is not None, SAME_ALIGNMENT=_aligned_alike(x, out), **_launch(x),
+            smoothing, capped, same = label_smoothing != 0, softcap != 0, _aligned_alike(x, out)
+            variant = choose_variant(
+                num_classes * x.element_size(), same_alignment=same, plain=not (smoothing or capped)
+            )
+            rows_kernel[(_programs(x, variant),)](
+                x, target, scale, loss, lse, correct, out, x.stride(0), out.stride(0), num_rows, num_classes,
+                ignore_index, int(want_stats), 0, label_smoothing, z_loss, softcap, SMOOTHING=smoothing, SOFTCAP=capped,
+                GRAD=grad is not None, SAME_ALIGNMENT=same, **_launch(x, variant),
             )  # fmt: skip
         stats = _stats(loss, correct, target, domain_ids, num_domains, ignore_index) if want_stats else (None,) * 3
     if inplace and x is not logits:
@@ -112,7 +181,7 @@ def gradient(
                 x, target.contiguous(), scale.contiguous(), lse.contiguous(), num_whole_classes, grad,
                 x.stride(0), grad.stride(0), x.size(1), ignore_index, label_smoothing, z_loss, softcap,
                 SMOOTHING=label_smoothing != 0, SOFTCAP=softcap != 0, SAME_ALIGNMENT=_aligned_alike(x, grad),
-                **_launch(x),
+                **_lanes(x),
             )  # fmt: skip
     return logits.copy_(x) if inplace and x is not logits else grad
 
@@ -158,4 +227,4 @@ def scale_(grad: torch.Tensor, factor: torch.Tensor) -> None:
         grad.mul_(factor)
     elif grad.numel():
         with torch.cuda.device(grad.get_device()):
-            scale_kernel[(len(grad),)](grad, factor.float(), grad.stride(0), grad.size(1), **_launch(grad))
+            scale_kernel[(len(grad),)](grad, factor.float(), grad.stride(0), grad.size(1), **_lanes(grad))
