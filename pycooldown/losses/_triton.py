@@ -24,7 +24,7 @@ INTERPRETED = not isinstance(rows_kernel, triton.runtime.JITFunction)  # TRITON_
 
 
 class Variant(NamedTuple):
-    """What a kernel is compiled for: threads of a row, and tiles of 16 bytes a thread, kept or else loaded at a time."""
+    """What a kernel is compiled for: threads of a row, and tiles of 16 bytes a thread, kept or loaded at a time."""
 
     LANES: int
     TILES: int
@@ -42,9 +42,9 @@ KEPT = {
     128 << 10: Variant(1024, 8),
 }
 READ_TWICE = Variant(1024, 0, 4)
-UNLIKE = Variant(512, 0, 2)  # logits that are read one by one, as their rows are aligned otherwise than the gradient's
+UNLIKE = Variant(512, 0, 2)  # logits that are read one by one: their rows are not aligned as the gradient's
 MAX_REGISTERS = 64
-# Share of the L2 cache for rows between their first and second reading. Reasoned, not tuned: stores pass through it too.
+# Share of the L2 cache for rows between their first and second reading. Reasoned, not tuned: stores use it too.
 L2_SHARE = 0.6
 STATS_WARPS = 8
 
