@@ -87,7 +87,7 @@ def variants() -> Iterator[Variant]:
         plain = "" if not options else " +options"
         for shape in (*_triton.KEPT.values(), _triton.READ_TWICE, _triton.UNLIKE):
             same = int(shape != _triton.UNLIKE)
-            if options and shape.TILES == 8:
+            if options and shape.TILES > 6:
                 continue  # `choose_variant` reads such rows twice
             for grad in (0, 1) if shape in (_triton.KEPT[8 << 10], _triton.READ_TWICE) else (1,):
                 # Loads: target, scale, the target's logit, the edges. Stores: loss, lse and whether correct, with

@@ -59,7 +59,7 @@ def choose_variant(row_bytes: int, *, same_alignment: bool = True, plain: bool =
     """
     if not same_alignment:
         return UNLIKE
-    kept = (variant for limit, variant in KEPT.items() if row_bytes <= limit and (plain or variant.TILES < 8))
+    kept = (variant for limit, variant in KEPT.items() if row_bytes <= limit and (plain or variant.TILES < 7))
     return next(kept, READ_TWICE)
 
 
