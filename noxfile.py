@@ -30,8 +30,9 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Strict type checking of the package."""
-    install(session, "all", "lint")
+    install(session, "all", "lint", "test")
     session.run("mypy")
+    session.run("pytest", "tests/losses/test_typing.py")  # the types of calls, by two checkers
 
 
 @nox.session

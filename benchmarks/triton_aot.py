@@ -38,9 +38,10 @@ try:
 except ImportError as error:
     sys.exit(f"triton_aot: {error}. The check needs triton (Linux): pip install 'pycooldown[all]'")
 
-from pycooldown.losses import _triton, _triton_kernels
+from pycooldown.losses.backends import triton as launches
+from pycooldown.losses.backends import triton_kernels
 
-MAX_REGISTERS = _triton.MAX_REGISTERS
+MAX_REGISTERS = launches.MAX_REGISTERS
 MIN_WARPS = 32
 MAX_SHARED = 4096
 # Shared memory in bytes, blocks and warps of a multiprocessor (CUDA C++ Programming Guide, compute capabilities).
@@ -85,11 +86,11 @@ def variants() -> Iterator[Variant]:
     for dtype, options in itertools.product(("fp32", "bf16", "fp16"), (0, 1)):
         flags = {"SMOOTHING": options, "SOFTCAP": options}
         plain = "" if not options else " +options"
-        for shape in (*_triton.KEPT.values(), _triton.READ_TWICE, _triton.UNLIKE):
-            same = int(shape != _triton.UNLIKE)
+        for shape in (*launches.KEPT.values(), launches.READ_TWICE, launches.UNLIKE):
+            same = int(shape != launches.UNLIKE)
             if options and shape.TILES > 6:
                 continue  # `choose_variant` reads such rows twice
-            for grad in (0, 1) if shape in (_triton.KEPT[8 << 10], _triton.READ_TWICE) else (1,):
+            for grad in (0, 1) if shape in (launches.KEPT[8 << 10], launches.READ_TWICE) else (1,):
                 # Loads: target, scale, the target's logit, the edges. Stores: loss, lse and whether correct, with
                 # and without exponentials; the edges with a gradient, without weight and ignored.
                 loads, stores = 4 if same else None, 9 if grad else None
@@ -97,7 +98,7 @@ def variants() -> Iterator[Variant]:
                 group += plain if grad else f", loss{plain}"
                 constants = flags | {"GRAD": grad, "SAME_ALIGNMENT": same} | shape._asdict()
                 yield Variant("rows", group, dtype, shape.LANES // 32, tuple(constants.items()), loads, stores)
-        for lanes, same in itertools.product(sorted({shape.LANES for shape in _triton.KEPT.values()}), (0, 1)):
+        for lanes, same in itertools.product(sorted({shape.LANES for shape in launches.KEPT.values()}), (0, 1)):
             # Loads: target, scale, the log-sum-exp, the number of classes, the edges. Stores: the edges, twice.
             constants = tuple((flags | {"SAME_ALIGNMENT": same, "LANES": lanes}).items())
             group = f"slice{'' if same else ' unlike'}{plain}"
@@ -105,12 +106,12 @@ def variants() -> Iterator[Variant]:
             if same and not options:
                 yield Variant("scale", "scale", dtype, lanes // 32, (("LANES", lanes),), 2, 1)  # factor and edges
     for has_domains in (0, 1):
-        yield Variant("stats", "stats", "fp32", _triton.STATS_WARPS, (("HAS_DOMAINS", has_domains),), None, None)
+        yield Variant("stats", "stats", "fp32", launches.STATS_WARPS, (("HAS_DOMAINS", has_domains),), None, None)
 
 
 def compile_variant(variant: Variant, target: int) -> Any:
     """The kernel as any launch compiles it, which takes that no argument is specialized by its value."""
-    kernel = getattr(_triton_kernels, f"{variant.kernel}_kernel")
+    kernel = getattr(triton_kernels, f"{variant.kernel}_kernel")
     integers = {"LANES", "TILES", "FLIGHT"}
     constants = {name: value if name in integers else bool(value) for name, value in variant.constants}
     signature = {}
@@ -179,7 +180,7 @@ def main() -> None:
     parser.add_argument("--targets", type=int, nargs="+", choices=MULTIPROCESSOR, default=list(MULTIPROCESSOR))
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
-    if _triton.INTERPRETED:
+    if launches.INTERPRETED:
         sys.exit("triton_aot: TRITON_INTERPRET is set, and the interpreter compiles nothing; unset it")
     missing = [tool for tool in ("cuobjdump", "nvdisasm") if not (BINARIES / tool).exists()]
     if missing:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ pytest.importorskip("sentencepiece")
 import psutil  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-from pycooldown import cli  # noqa: E402
+from pycooldown import __version__, cli  # noqa: E402
 
 torch.set_num_threads(1)  # as in the processes that are started here, whose sums must agree
 
@@ -65,7 +66,7 @@ training: {{steps: 60, batch_size: 8, warmup: 5, log_every: 1, eval_every: 10, s
 
 def invoke(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "pycooldown.cli", *map(str, arguments)],
+        [sys.executable, "-m", "pycooldown", *map(str, arguments)],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -79,8 +80,11 @@ def metrics(run):
 
 def kill(recipe, output, watched, ranks):
     """Trains and kills all processes at a random number of lines in the watched run's metrics, which is returned."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    command = [sys.executable, *launcher, "-m", "pycooldown.cli", "train", str(recipe), "--output", str(output)]
+    script = Path(sys.executable).with_name("pycooldown")
+    program = ["--no-python", script] if script.exists() else ["-m", "pycooldown"]  # without it: not installed
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *program]
+    launched = torchrun if ranks > 1 else ["-m", "pycooldown"]
+    command = [sys.executable, *launched, "train", str(recipe), "--output", str(output)]
     environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     path, lines = watched / "metrics.jsonl", random.randint(15, 40)
@@ -213,6 +217,9 @@ def test_overrides_replace_the_recipes_values(recipe):
         (["data.domains=[aa, zz]"], "data.domains has 'zz'"),
         (["data.path=nowhere"], "nowhere"),
         (["steps=3"], "override 'steps=3': expected section.key=value"),
+        (["--size", "aa=1e3", "--unit", "tokens"], "give --sequence-length"),
+        (["--steps", "3"], "give training.steps=200 instead"),
+        (["--method", "tempreature tau=3"], "did you mean temperature?"),
     ],
 )
 def test_errors_are_one_line_without_a_traceback(recipe, arguments, message):
@@ -222,11 +229,106 @@ def test_errors_are_one_line_without_a_traceback(recipe, arguments, message):
     assert "Traceback" not in result.stderr
 
 
+def test_version_and_module():
+    result = invoke("--version")
+    assert result.stdout.strip() == f"pycooldown {__version__}"
+
+
+def test_plan_puts_methods_side_by_side(recipe):
+    arguments = ["plan", str(recipe), "--method", "temperature tau=3", "--method", "scalarization tau=3"]
+    result = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "160"})
+    assert result.exit_code == 0, result.output
+    assert all(word in result.output for word in ("tiny", "temperature tau=3", "scalarization tau=3", *SIZES))
+    as_json = json.loads(CliRunner().invoke(cli.app, [*arguments, "--json"]).stdout)["plans"]
+    weights = [stages[-1]["domains"]["cc"]["loss_weight"] for stages in as_json.values()]
+    assert weights[:2] == [1, 1] != weights[2]
+
+
+def test_names_are_shown_as_text():
+    names = ["[red]xx[/red]", ":smile:", "a\x1b[31mb\x9bc\u202ed"]
+    sizes = [argument for name in names for argument in ("--size", f"{name}=1000")]
+    command = ["plan", *sizes, "--method", "temperature tau=1", "--steps", "5", "--batch-size", "8"]
+    result = CliRunner().invoke(cli.app, command, env={"COLUMNS": "160", "FORCE_COLOR": "1"})
+    assert result.exit_code == 0, result.output
+    for shown in ("[red]xx[/red]", ":smile:", r"a\x1b[31mb\x9bc\u202ed"):
+        assert shown in result.output
+    error = invoke("report", "runs/[bold]x\x1b[2J")
+    assert r"runs/[bold]x\x1b[2J holds no run" in error.stderr
+    assert "\x1b" not in error.stderr
+
+
+def test_former_names_of_commands(tmp_path, recipe):
+    for name in ("corpus", "reproduce", "study"):
+        result = invoke(name, "x", "--seeds", "3")
+        assert result.returncode == 1
+        assert f"is now `python -m reproduction {name}`" in result.stderr
+    result = invoke("compare", recipe, "--seeds", "x")
+    assert "`pycooldown compare` is now `pycooldown sweep`" in result.stderr
+    assert "--seeds has 'x'" in result.stderr
+    shown = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "160"}).output
+    assert "sweep" in shown
+    assert not re.search(r"│ (compare|corpus|reproduce|study) ", shown)
+
+
+@pytest.mark.slow
+def test_a_sweep_by_two_workers_trains_what_train_does(tmp_path, recipe):
+    short = ["training.steps=4", "training.eval_every=4", "training.save_every=4"]
+    command = ["sweep", recipe, "mixture.tau=2,5", *short, "--output", tmp_path / "out", "--seeds", "3"]
+    result = invoke(*command, "--workers", "2")
+    assert result.returncode == 0, result.stderr
+    assert "tiny-tau=5" in result.stdout
+    assert {path.suffix for path in (tmp_path / "out").glob("sweep*")} == {".md", ".json", ".csv", ".png"}
+    alone = ["train", str(recipe), "mixture.tau=5", "training.seed=3", *short, "--output", str(tmp_path / "alone")]
+    assert CliRunner().invoke(cli.app, alone).exit_code == 0
+    assert without_time(metrics(tmp_path / "out/seed-3/tiny-tau=5")) == without_time(metrics(tmp_path / "alone"))
+    before = (tmp_path / "out/seed-3/tiny-tau=2/summary.json").stat().st_mtime_ns
+    again = CliRunner().invoke(cli.app, list(map(str, command)), env={"COLUMNS": "160"})
+    assert again.exit_code == 0, again.output
+    assert "less that of tiny-tau=2, paired over 1 seed(s)" in (tmp_path / "out/sweep.md").read_text()
+    assert (tmp_path / "out/seed-3/tiny-tau=2/summary.json").stat().st_mtime_ns == before
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, recipe):
+    run, diverging = tmp_path / "run", ["training.steps=20", "training.learning_rate=1e30", "training.max_grad_norm=0"]
+    command = ["train", str(recipe), *diverging, "--output", str(run)]
+    result = CliRunner().invoke(cli.app, command)
+    assert isinstance(result.exception, FloatingPointError)
+    step = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert re.search(rf"loss is (nan|inf) in steps {step} to {step} \(domains: '\w\w'", str(result.exception))
+    assert not (run / "summary.json").exists()
+    assert not list(run.glob("checkpoint-*"))
+    allowed = CliRunner().invoke(cli.app, [*command, "training.allow_non_finite=true", "--resume"])
+    assert allowed.exit_code == 0, allowed.output
+    texts = [*(run / "metrics.jsonl").read_text().splitlines(), (run / "summary.json").read_text()]
+    values = [json.loads(text, parse_constant=pytest.fail) for text in texts]
+    assert values[-1]["eval_loss"] is None
+    report = CliRunner().invoke(cli.app, ["report", str(run), "--figures", str(tmp_path / "figures")])
+    assert report.exit_code == 0, report.output
+    again = CliRunner().invoke(cli.app, command)
+    assert "ended with a loss that is not finite (aa, bb, cc)" in str(again.exception)
+
+
+def test_a_second_process_is_refused_while_a_run_trains(tmp_path, recipe):
+    run, command = tmp_path / "run", ["train", str(recipe), "training.steps=20", "--output", str(tmp_path / "run")]
+    holder = "import sys, time; from pathlib import Path; from pycooldown.recipes.run_lock import lock_run\n"
+    holder += "with lock_run(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", holder, str(run)], stdout=subprocess.PIPE, env=ENVIRONMENT)
+    assert process.stdout.readline() == b"held\n"
+    for resume in ([], ["--resume"]):
+        refused = CliRunner().invoke(cli.app, [*command, *resume])
+        assert f"{run} is in use by process {process.pid} on " in str(refused.exception)
+    assert {path.name for path in run.iterdir()} == {"run.lock"}
+    process.kill()
+    process.wait()
+    assert CliRunner().invoke(cli.app, command).exit_code == 0
+
+
 def test_help_loads_nothing_heavy():
     code = (
         "import sys; from pycooldown import cli; from typer.testing import CliRunner; "
         "assert CliRunner().invoke(cli.app, ['--help']).exit_code == 0; "
-        "print([m for m in ('torch', 'transformers', 'matplotlib', 'webdataset', 'numba') if m in sys.modules])"
+        "heavy = {'torch', 'transformers', 'matplotlib', 'webdataset', 'numba', 'pydantic', 'yaml'}; "
+        "print(sorted(heavy & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
@@ -236,7 +338,7 @@ def test_variance_of_a_run(recipe, tmp_path):
     run = ["training.steps=4", "training.eval_every=4", "training.save_every=4"]
     trained = CliRunner().invoke(cli.app, ["train", str(recipe), *run, "--output", str(tmp_path / "run")])
     assert trained.exit_code == 0, trained.output
-    options = ["--tau", "2", "5", "--batches", "4", "--figures", str(tmp_path / "figures")]
+    options = ["--tau", "2,5", "--batches", "4", "--figures", str(tmp_path / "figures")]
     result = CliRunner().invoke(cli.app, ["variance", str(tmp_path / "run"), *options], env={"COLUMNS": "160"})
     assert result.exit_code == 0, result.output
     assert all(word in result.output for word in ("aa", "systematic", "scalarization 2", "scalarization 5", "wrote"))

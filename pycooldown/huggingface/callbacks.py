@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
 
-from pycooldown.huggingface.checkpoints import write_atomically
+from pycooldown.huggingface.checkpoints import valid_json, write_atomically
 
 
 def _shown(logs: dict[str, Any]) -> dict[str, str]:
@@ -74,7 +74,7 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         if "loss" in logs or "eval_loss" in logs:
             entry = {"step": state.global_step, "seconds": round(self.seconds, 3), **logs}
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                file.write(valid_json(entry) + "\n")
 
 
 class ResetAtStep(TrainerCallback):  # type: ignore[misc]

@@ -8,6 +8,7 @@ data and the size of every other file; only a folder that agrees with its seal i
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -71,6 +72,19 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     os.replace(partial, path)
     _sync(path.parent)
+
+
+def valid_json(values: Any, indent: int | None = None) -> str:
+    """Return values as JSON text, with null for numbers that are not finite, which JSON does not have."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(values), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def _checkpoints(output_dir: str | Path) -> list[Path]:

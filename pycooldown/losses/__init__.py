@@ -4,9 +4,9 @@ from pycooldown._extras import require
 
 require("losses", "torch")
 
-from ._rows import DomainStats  # noqa: E402
-from .functional import cross_entropy  # noqa: E402
-from .linear import linear_cross_entropy  # noqa: E402
+from ._statistics import DomainStats  # noqa: E402
+from .cross_entropy import cross_entropy  # noqa: E402
+from .linear_cross_entropy import linear_cross_entropy  # noqa: E402
 from .module import CrossEntropyLoss, LinearCrossEntropyLoss  # noqa: E402
 
 __all__ = [

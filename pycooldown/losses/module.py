@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ._rows import DomainStats
-from .functional import cross_entropy
-from .linear import check_chunk_size, linear_cross_entropy
+from ._options import LossKeywords, LossOptions
+from ._statistics import DomainStats
+from .cross_entropy import cross_entropy
+from .linear_cross_entropy import check_chunk_size, linear_cross_entropy
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class CrossEntropyLoss(torch.nn.Module):
@@ -17,18 +22,11 @@ class CrossEntropyLoss(torch.nn.Module):
     Args:
         weight: (V,) class weights, as in torch.
         ignore_index: Target that is left out.
-        reduction: "mean", "sum" or "none".
-        label_smoothing: In [0, 1].
         domain_weights: (K,) default domain weights, e.g. `mixture.loss_weights`; a call may give others.
-        z_loss: Coefficient of the squared log-sum-exp.
-        softcap: Bound of the logits, softcap * tanh(logits / softcap); None for none.
-        normalizer: "count" or "weight_sum".
         return_stats: Whether a call returns (loss, DomainStats).
         inplace: Whether the logits may be overwritten by their gradient.
-        backend: "auto", "reference", "cpp" or "triton".
-        process_group: Ranks that share the classes.
-
-    `pycooldown.losses.cross_entropy` has the meaning of each in full.
+        **options: `reduction` and all further options of `pycooldown.losses.cross_entropy`, which describes them. Each
+            is an attribute of the module, which may be changed.
     """
 
     weight: torch.Tensor | None
@@ -39,31 +37,25 @@ class CrossEntropyLoss(torch.nn.Module):
         weight: torch.Tensor | None = None,
         *,
         ignore_index: int = -100,
-        reduction: str = "mean",
-        label_smoothing: float = 0.0,
         domain_weights: torch.Tensor | None = None,
-        z_loss: float = 0.0,
-        softcap: float | None = None,
-        normalizer: str = "count",
         return_stats: bool = False,
         inplace: bool = False,
-        backend: str = "auto",
-        process_group: torch.distributed.ProcessGroup | None = None,
+        **options: Unpack[LossKeywords],
     ) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
         # The weights belong to a mixture, not to the model: they stay out of its checkpoint.
         self.register_buffer("domain_weights", domain_weights, persistent=False)
-        self.ignore_index = ignore_index
-        self.reduction = reduction
-        self.label_smoothing = label_smoothing
-        self.z_loss = z_loss
-        self.softcap = softcap
-        self.normalizer = normalizer
         self.return_stats = return_stats
         self.inplace = inplace
-        self.backend = backend
-        self.process_group = process_group
+        unknown = options.keys() - set(LossOptions._fields)
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__} has no option {', '.join(sorted(unknown))}; the options are "
+                f"{', '.join(LossOptions._fields)}"
+            )
+        for name, value in LossOptions(ignore_index=ignore_index, **options)._asdict().items():
+            setattr(self, name, value)
 
     def forward(
         self,
@@ -74,7 +66,7 @@ class CrossEntropyLoss(torch.nn.Module):
         domain_weights: torch.Tensor | None = None,
         token_weights: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, DomainStats]:
-        """The loss of `input` (N, V, ...) for `target` (N, ...); with return_stats, also the DomainStats.
+        """Return the loss of `input` (N, V, ...) for `target` (N, ...); with return_stats, also the DomainStats.
 
         Args:
             input: Logits.
@@ -83,52 +75,34 @@ class CrossEntropyLoss(torch.nn.Module):
             domain_weights: (K,) in place of the module's.
             token_weights: (N, ...) or (N,), a further weight of each token or sequence.
         """
-        return cross_entropy(
-            input, target, inplace=self.inplace, **self._options(domain_ids, domain_weights, token_weights)
-        )
+        keywords = self._keywords(domain_ids, domain_weights, token_weights)
+        result: torch.Tensor | tuple[torch.Tensor, DomainStats]
+        result = cross_entropy(input, target, inplace=self.inplace, **keywords)
+        return result
 
-    def _options(
+    def _keywords(
         self,
         domain_ids: torch.Tensor | None,
         domain_weights: torch.Tensor | None,
         token_weights: torch.Tensor | None,
     ) -> dict[str, Any]:
         """The module's options and those of a call, as the functions' keyword arguments."""
+        if domain_weights is None and domain_ids is not None:
+            domain_weights = self.domain_weights
         return {
+            **{name: getattr(self, name) for name in LossOptions._fields},
             "weight": self.weight,
-            "ignore_index": self.ignore_index,
-            "reduction": self.reduction,
-            "label_smoothing": self.label_smoothing,
             "domain_ids": domain_ids,
-            "domain_weights": self.domain_weights
-            if domain_weights is None and domain_ids is not None
-            else domain_weights,
+            "domain_weights": domain_weights,
             "token_weights": token_weights,
-            "z_loss": self.z_loss,
-            "softcap": self.softcap,
-            "normalizer": self.normalizer,
             "return_stats": self.return_stats,
-            "backend": self.backend,
-            "process_group": self.process_group,
         }
 
     def extra_repr(self) -> str:
-        """The options that differ from the defaults."""
-        defaults = {
-            "ignore_index": -100,
-            "reduction": "mean",
-            "label_smoothing": 0.0,
-            "z_loss": 0.0,
-            "softcap": None,
-            "normalizer": "count",
-            "return_stats": False,
-            "inplace": False,
-            "backend": "auto",
-            "process_group": None,
-        }
-        return ", ".join(
-            f"{name}={getattr(self, name)!r}" for name, value in defaults.items() if getattr(self, name) != value
-        )
+        """Return the options that differ from the defaults."""
+        defaults = {**LossOptions._field_defaults, "return_stats": False, "inplace": False}
+        given = {name: getattr(self, name) for name in defaults}
+        return ", ".join(f"{name}={value!r}" for name, value in given.items() if value != defaults[name])
 
 
 class LinearCrossEntropyLoss(CrossEntropyLoss):
@@ -136,26 +110,23 @@ class LinearCrossEntropyLoss(CrossEntropyLoss):
 
     Args:
         in_features: D.
-        num_classes: V.
+        num_classes: V; with process_group, the number of classes on this rank.
+        out_features: Further dimensions (d1, ..., dK) of the logits (N, V, d1, ..., dK), as in torch.
         bias: Whether the layer has one.
-        device: Of the layer's parameters.
-        dtype: Of the layer's parameters.
-        reduction: "mean", "sum" or "none".
+        device: Device of the layer's parameters.
+        dtype: Dtype of the layer's parameters.
         weight: (V,) class weights, as in torch.
         ignore_index: Target that is left out; None for -100.
-        label_smoothing: In [0, 1].
-        options: torch's; its batch_chunk_size is taken.
+        options: Options of torch's; batch_chunk_size is taken as chunk_size.
         domain_weights: (K,) default domain weights, e.g. `mixture.loss_weights`; a call may give others.
-        z_loss: Coefficient of the squared log-sum-exp.
-        softcap: Bound of the logits, softcap * tanh(logits / softcap); None for none.
-        normalizer: "count" or "weight_sum".
         return_stats: Whether a call returns (loss, DomainStats).
-        backend: "auto", "reference", "cpp" or "triton".
         chunk_size: Rows per chunk; None to choose.
-        process_group: Ranks that share the classes, num_classes of them here.
+        **loss_options: `reduction` and all further options of `pycooldown.losses.linear_cross_entropy`, which describes
+            them. Each is an attribute of the module, which may be changed.
 
     Attributes:
-        linear: The `torch.nn.Linear`. Assign an embedding's weight to `linear.weight` to tie them.
+        linear: The `torch.nn.Linear` of V * d1 * ... * dK outputs. Assign an embedding's weight to `linear.weight` to
+            tie them.
     """
 
     def __init__(
@@ -163,38 +134,29 @@ class LinearCrossEntropyLoss(CrossEntropyLoss):
         in_features: int,
         num_classes: int,
         *,
+        out_features: tuple[int, ...] = (),
         bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        reduction: str = "mean",
         weight: torch.Tensor | None = None,
         ignore_index: int | None = -100,
-        label_smoothing: float = 0.0,
         options: torch.nn.LinearCrossEntropyOptions | None = None,
         domain_weights: torch.Tensor | None = None,
-        z_loss: float = 0.0,
-        softcap: float | None = None,
-        normalizer: str = "count",
         return_stats: bool = False,
-        backend: str = "auto",
         chunk_size: int | None = None,
-        process_group: torch.distributed.ProcessGroup | None = None,
+        **loss_options: Unpack[LossKeywords],
     ) -> None:
         super().__init__(
             weight,
             ignore_index=-100 if ignore_index is None else ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
             domain_weights=domain_weights,
-            z_loss=z_loss,
-            softcap=softcap,
-            normalizer=normalizer,
             return_stats=return_stats,
-            backend=backend,
-            process_group=process_group,
+            **loss_options,
         )
+        self.out_features = tuple(out_features)
         self.chunk_size = check_chunk_size(chunk_size, options)
-        self.linear = torch.nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
+        outputs = math.prod(self.out_features, start=num_classes)
+        self.linear = torch.nn.Linear(in_features, outputs, bias=bias, device=device, dtype=dtype)
 
     def forward(
         self,
@@ -205,7 +167,7 @@ class LinearCrossEntropyLoss(CrossEntropyLoss):
         domain_weights: torch.Tensor | None = None,
         token_weights: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, DomainStats]:
-        """The loss of hidden states (..., D) for `target` (...); with return_stats, also the DomainStats.
+        """Return the loss of hidden states (..., D) for `target` (...); with return_stats, also the DomainStats.
 
         Args:
             input: Hidden states.
@@ -214,11 +176,13 @@ class LinearCrossEntropyLoss(CrossEntropyLoss):
             domain_weights: (K,) in place of the module's.
             token_weights: Of the shape of target or its leading dimension, a further weight.
         """
-        return linear_cross_entropy(
-            input,
-            self.linear.weight,
-            target,
-            linear_bias=self.linear.bias,
-            chunk_size=self.chunk_size,
-            **self._options(domain_ids, domain_weights, token_weights),
-        )
+        weight: torch.Tensor = self.linear.weight
+        bias: torch.Tensor | None = self.linear.bias
+        if self.out_features:
+            num_classes = len(weight) // math.prod(self.out_features)
+            weight = weight.reshape(num_classes, *self.out_features, -1)
+            bias = None if bias is None else bias.reshape(num_classes, *self.out_features)
+        keywords = self._keywords(domain_ids, domain_weights, token_weights)
+        result: torch.Tensor | tuple[torch.Tensor, DomainStats]
+        result = linear_cross_entropy(input, weight, target, linear_bias=bias, chunk_size=self.chunk_size, **keywords)
+        return result

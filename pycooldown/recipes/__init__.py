@@ -1,9 +1,9 @@
-"""Training runs that are said in a few lines of YAML.
+"""Training runs that are described in a few lines of YAML.
 
     from pycooldown.recipes import load_recipe, train    # train(load_recipe("recipe.yaml"), "runs/one")
 
 
-Names are imported on first use, so that reading a recipe or a run does not import torch.
+Names are imported on first use, so that recipes, plans and reports need no torch.
 """
 
 from importlib import import_module
@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from pycooldown._extras import require
 
-require("train", "torch", "transformers", "accelerate", "tensorboard", "yaml")
+require("cli", "yaml", "pydantic")
 
 if TYPE_CHECKING:
+    from pycooldown.recipes.loading import load_recipe
     from pycooldown.recipes.planning import plan
     from pycooldown.recipes.report import compare
     from pycooldown.recipes.run import train
-    from pycooldown.recipes.schema import Recipe, load_recipe
+    from pycooldown.recipes.schema import Recipe
 
 _HOME = {
     "Recipe": "schema",
     "compare": "report",
-    "load_recipe": "schema",
+    "load_recipe": "loading",
     "plan": "planning",
     "train": "run",
 }
@@ -32,4 +33,6 @@ __all__ = ["Recipe", "compare", "load_recipe", "plan", "train"]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "train":
+        require("train", "torch", "transformers", "accelerate", "tensorboard")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -42,7 +42,7 @@ def save(findings: Sequence[Finding], path: Path) -> None:
 
 
 def nearest(findings: Sequence[Finding], exposure: float, skew: float) -> Finding | None:
-    """The finding that stands for a setting, or ``None`` outside the study's range.
+    """Return the finding that stands for a setting, or ``None`` outside the study's range.
 
     The range of exposures ends with the study's. The rarest domain's share at tau = 5 goes with the fifth root of the
     skew, so a skew stands for others up to twice as far.

@@ -1,4 +1,4 @@
-"""Puts the trainer of a recipe together: data, model, mixture and arguments."""
+"""Put the trainer of a recipe together: data, model, mixture and arguments."""
 
 from __future__ import annotations
 
@@ -15,13 +15,9 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from pycooldown.data.manifest import Manifest
 from pycooldown.data.shards import TarDataset
-from pycooldown.huggingface.batches import Collator, collator
-from pycooldown.huggingface.callbacks import ResetAtStep
-from pycooldown.huggingface.probe import Probe
+from pycooldown.huggingface.batches import collator
 from pycooldown.huggingface.trainer import MixtureTrainer
 from pycooldown.recipes import learning_rate
-from pycooldown.recipes.learning_methods import DoReMi, Probing
-from pycooldown.recipes.methods import OrderMatters
 from pycooldown.recipes.models import build_model, load_model
 from pycooldown.recipes.planning import build_schedule, training_sizes
 from pycooldown.recipes.schema import Recipe
@@ -29,19 +25,19 @@ from pycooldown.recipes.schema import Recipe
 
 @atexit.register
 def _close_process_group() -> None:
-    """Joins the threads of a process group that is still open; at times they abort a process that just exits."""
+    """Join the threads of a process group that is still open; at times they abort a process that just exits."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 class RecipeTrainer(MixtureTrainer):
-    """A MixtureTrainer whose learning rate falls as its recipe says."""
+    """A MixtureTrainer with the learning rate of its recipe."""
 
     recipe: Recipe
     lr_scheduler: Any
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Trainer's, or the exponential one that it lacks."""
+        """Return Trainer's scheduler, or the exponential one that it lacks."""
         if self.lr_scheduler is None and self.recipe.training.decay == "exponential":
             self.lr_scheduler = learning_rate.exponential(
                 optimizer or self.optimizer, warmup=self.recipe.training.warmup, num_steps=num_training_steps
@@ -51,15 +47,15 @@ class RecipeTrainer(MixtureTrainer):
 
 
 def arguments(recipe: Recipe, output: Path, progress: bool) -> TrainingArguments:
-    """Trainer's arguments.
+    """Return the arguments of Trainer.
 
     Raises:
-        ValueError: if the batch cannot be cut evenly into processes and micro-batches.
+        ValueError: If the batch cannot be cut evenly into processes and micro-batches.
     """
     training = recipe.training
     args = TrainingArguments(
         output_dir=str(output),
-        use_cpu=not torch.accelerator.is_available(),  # without it, processes on CPUs would not know of each other
+        use_cpu=not torch.accelerator.is_available(),  # else processes on CPUs would not join one group
         max_steps=training.steps,
         gradient_accumulation_steps=training.accumulation,
         per_device_eval_batch_size=128,
@@ -74,7 +70,7 @@ def arguments(recipe: Recipe, output: Path, progress: bool) -> TrainingArguments
         label_smoothing_factor=training.label_smoothing,
         seed=training.seed,
         logging_steps=training.log_every,
-        logging_nan_inf_filter=False,  # a loss that is not finite shall be seen
+        logging_nan_inf_filter=False,  # show a loss that is not finite
         eval_strategy="steps",
         eval_steps=training.eval_every,
         save_strategy="steps",
@@ -95,18 +91,19 @@ def arguments(recipe: Recipe, output: Path, progress: bool) -> TrainingArguments
 
 
 def assemble(recipe: Recipe, manifest: Manifest, sizes: Mapping[str, int], args: TrainingArguments) -> RecipeTrainer:
-    """The trainer, with data and model drawn from the recipe's seed."""
+    """Return the trainer, with the data and the model that follow from the recipe's seed.
+
+    What the recipe's method needs of a run comes from its hooks; see `pycooldown.recipes.methods.MethodOptions`.
+    """
     set_seed(recipe.training.seed)
-    shards = manifest.shards("train")
+    shards, method = manifest.shards("train"), recipe.mixture
     dataset: Any = TarDataset({domain: shards[domain] for domain in sizes})
     collate = collator(recipe.model.family, recipe.data.max_length, manifest.tokenizer.pad_id)
     kept, probe = training_sizes(recipe, sizes), None
-    if isinstance(recipe.mixture, Probing):
-        dataset, probe = _hold_out(dataset, sizes, kept, recipe.mixture, recipe, collate)
-    reference = None
-    if isinstance(recipe.mixture, DoReMi):
-        assert recipe.mixture.reference is not None  # `after_proxy` has filled it in
-        reference = load_model(recipe.model.family, Path(recipe.mixture.reference))
+    if kept != sizes:
+        dataset, held_out = _hold_out(dataset, sizes, kept)
+        probe = method.probe(held_out, collate, recipe.training.seed)
+    reference = method.reference_run()
     trainer = RecipeTrainer(
         build_model(recipe, manifest.tokenizer),
         args,
@@ -115,21 +112,18 @@ def assemble(recipe: Recipe, manifest: Manifest, sizes: Mapping[str, int], args:
         train_dataset=dataset,
         eval_dataset=validation_pairs(manifest, sizes, recipe.data.eval_samples),
         data_collator=collate,
-        reference_model=reference,
+        reference_model=None if reference is None else load_model(recipe.model.family, reference),
         probe=probe,
     )
     trainer.recipe = recipe
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has what it would print
-    if isinstance(recipe.mixture, OrderMatters):
-        method = recipe.mixture
-        step = method.switch_step(recipe.training.steps)
-        reset = ResetAtStep(step, optimizer=method.reset_optimizer, learning_rate=method.reset_lr)
-        trainer.add_callback(reset)
+    for callback in method.callbacks(recipe.training.steps):
+        trainer.add_callback(callback)
     return trainer
 
 
 def validation_pairs(manifest: Manifest, domains: Iterable[str], count: int) -> dict[str, Subset[Any]]:
-    """At most ``count`` validation samples of each domain, evenly spread."""
+    """Return at most ``count`` validation samples of each domain, evenly spread."""
     shards, chosen = manifest.shards("validation"), {}
     for domain in domains:
         dataset: Any = TarDataset({domain: shards[domain]})
@@ -139,28 +133,14 @@ def validation_pairs(manifest: Manifest, domains: Iterable[str], count: int) -> 
 
 
 def _hold_out(
-    dataset: Any,
-    sizes: Mapping[str, int],
-    kept: Mapping[str, int],
-    method: Probing,
-    recipe: Recipe,
-    collate: Collator,
-) -> tuple[Subset[Any], Probe]:
-    """The training samples, and a probe of the others, which are spread evenly over each domain."""
+    dataset: Any, sizes: Mapping[str, int], kept: Mapping[str, int]
+) -> tuple[Subset[Any], dict[str, Subset[Any]]]:
+    """Return the training samples, and by domain the others, which are spread evenly over it."""
     train: list[int] = []
-    probes, begin = {}, 0
+    held_out, begin = {}, 0
     for domain, size in sizes.items():
         out = begin + np.unique(np.linspace(0, size - 1, size - kept[domain]).astype(np.int64))
-        probes[domain] = Subset(dataset, out.tolist())
+        held_out[domain] = Subset(dataset, out.tolist())
         train += np.setdiff1d(np.arange(begin, begin + size), out).tolist()
         begin += size
-    probe = Probe(
-        probes,
-        tuple(sizes),
-        collate,
-        size=method.probe_size,
-        parameters=method.probe_parameters or "",
-        directions=method.probe_directions or 0,
-        seed=recipe.training.seed,
-    )
-    return Subset(dataset, train), probe
+    return Subset(dataset, train), held_out

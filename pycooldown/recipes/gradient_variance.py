@@ -25,15 +25,15 @@ from pycooldown.recipes.models import load_model
 
 @dataclass(frozen=True)
 class RunGradients:
-    """What the gradients of a run are made of.
+    """What the gradients of a run are taken of.
 
     Attributes:
-        model: with the run's final weights, without dropout.
-        dataset: the training samples, the domains laid end to end.
-        sizes: of the domains.
-        batch_size: of the run.
-        collate: makes the model's inputs of samples.
-        label_smoothing: of the run.
+        model: The model with the run's final weights, without dropout.
+        dataset: The training samples, the domains laid end to end.
+        sizes: Training samples of each domain.
+        batch_size: Sequences of a step.
+        collate: Makes the model's inputs of samples.
+        label_smoothing: That of the training loss.
     """
 
     model: PreTrainedModel
@@ -45,10 +45,10 @@ class RunGradients:
 
     @classmethod
     def load(cls, folder: str | Path) -> RunGradients:
-        """Reads a run that `train` wrote.
+        """Read a run that `train` wrote.
 
         Raises:
-            ValueError: if there is no finished run, or its data have changed.
+            ValueError: If there is no finished run, or its data have changed.
         """
         run = Run.read(folder)
         data = run.recipe["data"]
@@ -66,7 +66,7 @@ class RunGradients:
         )
 
     def losses(self, model: Any, samples: list[Any]) -> torch.Tensor:
-        """Of each sample, the mean over its tokens."""
+        """Return the mean loss over the tokens of each sample, (N,)."""
         inputs = self.collate(samples)
         labels = inputs.pop("labels")
         logits = model(**inputs).logits
@@ -85,22 +85,22 @@ def measure_run(
     projection: int | None = 4096,
     seed: int = 0,
 ) -> tuple[DomainMoments, list[MixtureVariance]]:
-    """Measures at a run's final weights, on its data and with its batch size.
+    """Measure gradients at a run's final weights, on its data and with its batch size.
 
     For every tau there is temperature sampling (multinomial and systematic allocation), scalarization, and
     variance-aware sampling, which has the q that `theory.optimal_sampling` gives for the measured moments. The loss of
     a sample is the mean over its tokens.
 
     Args:
-        folder: of a run that `train` wrote.
-        taus: temperatures.
-        num_batches: for each mixture and allocation.
-        num_groups: of 8 samples, for the moments of each domain.
-        projection: see `pycooldown.gradients.variance.domain_moments`.
-        seed: of the samples.
+        folder: A run that `train` wrote.
+        taus: Temperatures.
+        num_batches: Batches for each mixture and allocation.
+        num_groups: Groups of 8 samples, for the moments of each domain.
+        projection: See `pycooldown.gradients.variance.domain_moments`.
+        seed: Seed of the samples.
 
     Raises:
-        ValueError: if there is no finished run, or its data have changed.
+        ValueError: If there is no finished run, or its data have changed.
     """
     run = RunGradients.load(folder)
     given = run.model, run.losses, run.dataset
@@ -119,7 +119,7 @@ def measure_run(
 
 
 def save_figures(results: Sequence[MixtureVariance], folder: str | Path) -> list[Path]:
-    """Writes the inflation F by tau, and the norms of the measured gradients; figures 2 and 3 of Li et al. (2025)."""
+    """Write the inflation F by tau, and the norms of the measured gradients; figures 2 and 3 of Li et al. (2025)."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     first = results[0].mixture

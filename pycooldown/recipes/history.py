@@ -1,8 +1,9 @@
-"""Reading a run's folder."""
+"""Reading the folder of a finished run."""
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ class Run:
     """A finished run.
 
     Attributes:
-        path: its folder.
-        recipe: as resolved, with the data's ``fingerprint`` and the ``sizes`` of the domains.
-        train: what was logged of training, one mapping for each time: ``step``, ``loss``, ``loss/{domain}``, ...
-        evaluations: the same for evaluation: ``step``, ``eval_loss``, ``eval_loss/{domain}``.
+        path: Its folder.
+        recipe: The recipe as resolved, with the data's ``fingerprint`` and the ``sizes`` of the domains.
+        train: What was logged of training, one mapping for each time: ``step``, ``loss``, ``loss/{domain}``, ...
+        evaluations: The same for evaluation: ``step``, ``eval_loss``, ``eval_loss/{domain}``.
         summary: ``steps``, ``seconds``, ``eval_loss`` and for each of ``domains`` size, draws, tokens, epochs and loss,
             and BLEU and chrF where validation pairs were translated.
     """
@@ -32,42 +33,53 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Return the folder's name."""
         return self.path.resolve().name
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Training samples of each domain."""
+        """Return the training samples of each domain."""
         sizes: dict[str, int] = self.recipe["sizes"]
         return sizes
 
     @classmethod
     def read(cls, path: str | Path) -> Run:
-        """Reads a run.
+        """Read a run.
 
         Raises:
-            ValueError: if the folder does not hold a finished run.
+            ValueError: If the folder does not hold a finished run.
         """
         path = Path(path)
         if not (path / RECIPE).exists():
             raise ValueError(f"{path} holds no run; expected a folder that `pycooldown train` wrote")
         if not (path / SUMMARY).exists():
             raise ValueError(f"the run in {path} is not finished; go on with `pycooldown train ... --resume`")
-        recipe, summary = _object(path / RECIPE, "sizes"), _object(path / SUMMARY, "domains")
+        recipe, summary = read_json(path / RECIPE, "sizes"), _with_nan(read_json(path / SUMMARY, "domains"))
+        summary["domains"] = {domain: _with_nan(entry) for domain, entry in summary["domains"].items()}
         try:
-            logs = [json.loads(line) for line in (path / METRICS).read_text(encoding="utf-8").splitlines()]
+            lines = (path / METRICS).read_text(encoding="utf-8").splitlines()
+            logs = [_with_nan(json.loads(line)) for line in lines]
         except ValueError as error:
             raise ValueError(f"{path / METRICS} is damaged: {error}") from error
         train, evaluations = ([entry for entry in logs if name in entry] for name in ("loss", "eval_loss"))
         return cls(path, recipe, train, evaluations, summary)
 
 
-def _object(path: Path, key: str) -> dict[str, Any]:
-    """A JSON object that has ``key``."""
+def read_json(path: Path, key: str | None = None) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        ValueError: If the file holds something else, or the object lacks ``key``.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(value, dict) or key not in value:
-        raise ValueError(f"{path} is damaged: expected a JSON object with {key!r}")
+    if not isinstance(value, dict) or (key is not None and key not in value):
+        raise ValueError(f"{path} is damaged: expected a JSON object" + (f" with {key!r}" if key else ""))
     return value
+
+
+def _with_nan(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return measures with NaN where JSON has null, for losses that were not finite."""
+    return {key: math.nan if value is None and "loss" in key else value for key, value in entry.items()}

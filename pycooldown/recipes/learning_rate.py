@@ -11,14 +11,14 @@ _FINAL = 0.1  # what "cosine" and "exponential" end with, as a share of the high
 
 
 def arguments(decay: Decay) -> dict[str, Any]:
-    """Arguments of Trainer; for "exponential", which it lacks, see `exponential`."""
+    """Return arguments of Trainer; for "exponential", which it lacks, see `exponential`."""
     if decay == "inverse_sqrt":
         return {"lr_scheduler_type": "inverse_sqrt"}
     return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": _FINAL}}
 
 
 def exponential(optimizer: Any, *, warmup: int, num_steps: int) -> Any:
-    """A scheduler of torch whose rate rises linearly and then falls by the same factor each step, to a tenth.
+    """Return a scheduler of torch whose rate rises linearly and then falls by the same factor each step, to a tenth.
 
     As in the public code of DoReMi, whose AdamW goes from 1e-3 to 1e-4 after a warm-up of 6 % of the steps.
     """

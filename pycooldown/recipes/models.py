@@ -1,4 +1,4 @@
-"""The models that a recipe can describe, made of configurations alone: nothing is downloaded."""
+"""The models that a recipe can describe, built from configurations alone: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CLASSES = {"llama": LlamaForCausalLM, "marian": MarianMTModel}
 
 
 def build_model(recipe: Recipe, tokenizer: Tokenizer) -> PreTrainedModel:
-    """A model with random weights, input and output embeddings tied."""
+    """Return a model with random weights, with input and output embeddings tied."""
     model = recipe.model
     shared: dict[str, Any] = {
         "vocab_size": tokenizer.vocabulary_size,
@@ -58,5 +58,5 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> PreTrainedModel:
 
 
 def load_model(family: str, folder: Path) -> PreTrainedModel:
-    """The model that a run of the family left in its folder."""
+    """Return the trained model in a run's folder."""
     return _CLASSES[family].from_pretrained(folder / "model")

@@ -1,7 +1,8 @@
-"""Comparing finished runs: a table, a sentence and pictures."""
+"""Compare finished runs: a table, a sentence and pictures."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,12 +14,12 @@ import numpy as np
 from pycooldown import plots
 from pycooldown.recipes.history import Run
 
-# Differences below this, in nats a token, are called none: seeds alone differ by about as much.
+# Smaller differences, in nats a token, count as none: seeds alone differ by about as much.
 _TIE = 0.005
 
 
 @dataclass(frozen=True)
-class Cell:
+class DomainResult:
     """A run's validation loss (nats a token) and passes through a domain; of a group: their means over domains.
 
     ``bleu`` and ``chrf`` (0 to 100) are there if the run translated validation pairs.
@@ -31,48 +32,48 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class DomainRow:
     """A domain, or a group of domains.
 
     Attributes:
-        name: of the domain, or "high-resource", "mid-resource", "low-resource" or "all".
-        size: training samples.
-        cells: one for each run.
-        domains: of a group; empty for a domain.
+        name: The domain, or "high-resource", "mid-resource", "low-resource" or "all".
+        size: Training samples.
+        cells: One for each run.
+        domains: The domains of a group; empty for a domain.
     """
 
     name: str
     size: int
-    cells: tuple[Cell, ...]
+    cells: tuple[DomainResult, ...]
     domains: tuple[str, ...] = ()
 
     @property
     def best(self) -> int:
-        """Position of the run with the lowest loss."""
-        return min(range(len(self.cells)), key=lambda i: self.cells[i].loss)
+        """Return the position of the run with the lowest loss; one that is not finite counts as the highest."""
+        return min(range(len(self.cells)), key=lambda i: _rank(self.cells[i].loss))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` finds.
+    """The outcome of `compare`.
 
     Attributes:
-        runs: in the order given.
-        rows: domains, largest first.
-        groups: high-, mid- and low-resource thirds of the domains (fewer groups below 3 domains), then all.
-        sentence: what happened.
+        runs: The runs in the order given.
+        rows: The domains, largest first.
+        groups: High-, mid- and low-resource thirds of the domains (fewer groups below 3 domains), then all.
+        sentence: The outcome in words.
     """
 
     runs: tuple[Run, ...]
-    rows: tuple[Row, ...]
-    groups: tuple[Row, ...]
+    rows: tuple[DomainRow, ...]
+    groups: tuple[DomainRow, ...]
     sentence: str
 
     def save_figures(self, folder: str | Path) -> list[Path]:
-        """Writes ``loss_by_step.png``, ``loss_by_epoch.png`` and ``q_over_time.png``.
+        """Write ``loss_by_step.png``, ``loss_by_epoch.png`` and ``q_over_time.png``.
 
         Raises:
-            ImportError: without matplotlib.
+            ImportError: Without matplotlib.
         """
         domains = [row.name for row in self.rows]
         figures = {
@@ -97,14 +98,14 @@ class Comparison:
 
 
 def compare(folders: Sequence[str | Path]) -> Comparison:
-    """Compares finished runs on the same data.
+    """Compare finished runs on the same data.
 
     Raises:
-        ValueError: if there is no run, one is not finished, or their data, domains, lengths of sequences or what is
+        ValueError: If there is no run, one is not finished, or their data, domains, lengths of sequences or what is
             measured differ, so that their losses cannot be compared.
     """
     if not folders:
-        raise ValueError("no run is given; expected folders that `pycooldown train` wrote")
+        raise ValueError("runs are missing; expected folders that `pycooldown train` wrote")
     runs = tuple(Run.read(folder) for folder in folders)
     first = runs[0]
     for run in runs[1:]:
@@ -121,42 +122,46 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
     if len({run.name for run in runs}) < len(runs):
         raise ValueError(f"runs share a name: {', '.join(run.name for run in runs)}; rename a folder")
     rows = tuple(
-        Row(domain, size, tuple(_cell(run, domain) for run in runs))
+        DomainRow(domain, size, tuple(_cell(run, domain) for run in runs))
         for domain, size in sorted(first.sizes.items(), key=lambda item: (-item[1], item[0]))
     )
     groups = _groups(rows)
     return Comparison(runs, rows, groups, _sentence(runs, groups))
 
 
-def _cell(run: Run, domain: str) -> Cell:
+def _rank(loss: float) -> float:
+    return loss if math.isfinite(loss) else math.inf
+
+
+def _cell(run: Run, domain: str) -> DomainResult:
     entry = run.summary["domains"][domain]
-    return Cell(entry["loss"], entry["epochs"], entry.get("bleu"), entry.get("chrf"))
+    return DomainResult(entry["loss"], entry["epochs"], entry.get("bleu"), entry.get("chrf"))
 
 
 def _family(run: Run) -> Any:
     return run.recipe.get("model", {}).get("family", "llama")
 
 
-def _groups(rows: Sequence[Row]) -> tuple[Row, ...]:
+def _groups(rows: Sequence[DomainRow]) -> tuple[DomainRow, ...]:
     names = ("high-resource", "mid-resource", "low-resource") if len(rows) >= 3 else ()
     thirds = np.array_split(np.arange(len(rows)), len(names)) if names else []
     parts = [(name, [rows[i] for i in third]) for name, third in zip(names, thirds, strict=True)]
     return tuple(_group(name, part) for name, part in [*parts, ("all", list(rows))])
 
 
-def _group(name: str, rows: Sequence[Row]) -> Row:
-    def mean(column: Sequence[Cell], name: str) -> Any:
+def _group(name: str, rows: Sequence[DomainRow]) -> DomainRow:
+    def mean(column: Sequence[DomainResult], name: str) -> Any:
         values = [getattr(cell, name) for cell in column]
         return None if None in values else fmean(values)
 
     cells = tuple(
-        Cell(*(mean(column, field.name) for field in fields(Cell)))
+        DomainResult(*(mean(column, field.name) for field in fields(DomainResult)))
         for column in zip(*(row.cells for row in rows), strict=True)
     )
-    return Row(name, sum(row.size for row in rows), cells, tuple(row.name for row in rows))
+    return DomainRow(name, sum(row.size for row in rows), cells, tuple(row.name for row in rows))
 
 
-def _sentence(runs: Sequence[Run], groups: Sequence[Row]) -> str:
+def _sentence(runs: Sequence[Run], groups: Sequence[DomainRow]) -> str:
     if len(runs) == 1:
         return f"Mean validation loss over domains: {groups[-1].cells[0].loss:.3f} nats a token."
     clauses = [_clause(runs, group) for group in groups if group.name in ("high-resource", "low-resource", "all")]
@@ -169,8 +174,8 @@ def _sentence(runs: Sequence[Run], groups: Sequence[Row]) -> str:
     return "; ".join(clauses) + " (nats a token, means over domains, one seed)."
 
 
-def _clause(runs: Sequence[Run], group: Row) -> str:
-    order = sorted(range(len(runs)), key=lambda i: group.cells[i].loss)
+def _clause(runs: Sequence[Run], group: DomainRow) -> str:
+    order = sorted(range(len(runs)), key=lambda i: _rank(group.cells[i].loss))
     best, second = order[0], order[1]
     gap = group.cells[second].loss - group.cells[best].loss
     lead = f"{gap:.3f} below {runs[second].name}" if gap >= _TIE else f"as good as {runs[second].name}"
@@ -180,7 +185,7 @@ def _clause(runs: Sequence[Run], group: Row) -> str:
 
 
 def _curve(run: Run, over: str, domain: str) -> plots.Curve:
-    """Validation loss of a domain over steps or over the domain's epochs."""
+    """Return the validation loss of a domain over steps or over the domain's epochs."""
     epochs = {entry["step"]: entry[f"epochs/{domain}"] for entry in run.train}
     points = [
         (entry["step"] if over == "steps" else epochs[entry["step"]], entry[f"eval_loss/{domain}"])

@@ -1,127 +1,136 @@
-"""Recipes side by side over seeds: one table with means and standard deviations, and a picture."""
+"""Training recipes side by side over seeds, in this process or several, and putting their results together."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import multiprocessing
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
 from pathlib import Path
-from statistics import fmean, stdev
 
-from pycooldown import plots
-from pycooldown.huggingface.checkpoints import write_atomically
+from pycooldown.recipes.grid import GridPoint
 from pycooldown.recipes.history import Run
-from pycooldown.recipes.report import Comparison, compare
+from pycooldown.recipes.report import compare
 from pycooldown.recipes.schema import Recipe
+from pycooldown.recipes.sweep_results import Sweep
+
+TrainRun = Callable[[Recipe, Path], Run]
 
 
-@dataclass(frozen=True)
-class Spread:
-    """A measure of one recipe over seeds, and the mean number of passes through the domain.
+def train_or_resume(recipe: Recipe, folder: Path) -> Run:
+    """Train a recipe, going on with what its folder holds."""
+    from pycooldown.recipes.run import train
 
-    ``sd`` is the sample standard deviation; ``None`` with a single seed.
-    """
-
-    mean: float
-    sd: float | None
-    epochs: float
-
-    def __str__(self) -> str:
-        deviation = "" if self.sd is None else f" ± {self.sd:.3f}"
-        return f"{self.mean:.3f}{deviation} ({self.epochs:.1f})"
+    return train(recipe, folder, resume=True, progress=multiprocessing.parent_process() is None)
 
 
-Rows = tuple[tuple[str, int, tuple[Spread, ...]], ...]
-MEASURES = {"loss": "Validation loss in nats a token", "bleu": "BLEU", "chrf": "chrF"}
-
-
-@dataclass(frozen=True)
-class Study:
-    """What `run_study` finds.
-
-    Attributes:
-        recipes: their names.
-        seeds: those of the runs.
-        tables: for "loss" and, if pairs were translated, "bleu" and "chrf": name, size and a `Spread` for each recipe,
-            of each domain from the largest on, then of the groups.
-    """
-
-    recipes: tuple[str, ...]
-    seeds: tuple[int, ...]
-    tables: Mapping[str, Rows]
-
-    def title(self, measure: str) -> str:
-        """What a table shows."""
-        return f"{MEASURES[measure]}, mean ± sd over {len(self.seeds)} seed(s) (epochs of the domain)"
-
-    def markdown(self) -> str:
-        """The tables."""
-        header = ["domain", "size", *self.recipes]
-        lines = []
-        for measure, rows in self.tables.items():
-            lines += [self.title(measure), "", f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-            lines += [f"| {name} | {size:,} | {' | '.join(map(str, cells))} |" for name, size, cells in rows]
-            lines.append("")
-        return "\n".join(lines)
-
-    def save(self, folder: Path) -> list[Path]:
-        """Writes ``comparison.md``, ``comparison.json`` and a picture of each table, ``comparison-loss.png``, ..."""
-        paths = [folder / f"comparison.{kind}" for kind in ("md", "json")]
-        write_atomically(paths[0], self.markdown())
-        write_atomically(paths[1], json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False))
-        for measure, rows in self.tables.items():
-            groups = {name: cells for name, _, cells in rows if name.endswith("-resource") or name == "all"}
-            figure = plots.recipes_with_spread(
-                self.recipes,
-                {name: [(cell.mean, cell.sd or 0.0) for cell in cells] for name, cells in groups.items()},
-                MEASURES[measure],
-                best=min if measure == "loss" else max,
-            )
-            paths.append(folder / f"comparison-{measure}.png")
-            figure.savefig(paths[-1])
-        return paths
-
-
-def run_study(
-    recipes: Mapping[str, Recipe],
+def run_sweep(
+    points: Mapping[str, GridPoint],
     seeds: Sequence[int],
     folder: str | Path,
-    train: Callable[[Recipe, Path], Run],
-) -> Study:
-    """Trains every recipe with every seed in ``folder/seed-<seed>/<name>`` and compares them.
+    train: TrainRun = train_or_resume,
+    *,
+    workers: int = 1,
+    executor: Executor | None = None,
+    on_run: Callable[[Path], None] | None = None,
+) -> Sweep:
+    """Train every recipe with every seed in ``folder/seed-<seed>/<name>``, and compare and save the results.
 
-    Runs that are finished are not trained again, so a study that was interrupted goes on where it stopped, and one to
-    which recipes or seeds are added trains those alone.
+    Finished runs are not trained again: an interrupted sweep goes on where it stopped, and one with further recipes or
+    seeds trains those alone.
 
     Args:
-        recipes: by name, on the same data.
-        seeds: of the models and the order of samples, the same for all recipes.
-        folder: for runs and outcome.
-        train: trains a recipe in a folder, going on with what is there.
+        points: Recipes by name, on the same data; see `expand_grid`. The first is the baseline of the differences.
+        seeds: Seeds of the models and the order of samples, the same for all recipes.
+        folder: Where runs and results are written.
+        train: Trains a recipe in a folder, going on with what is there; picklable if other processes call it.
+        workers: Processes that train at a time. They share the machine's threads and its accelerator.
+        executor: Runs `train` instead, as any `concurrent.futures.Executor` does, on a cluster too.
+        on_run: Called with the folder of each run that has finished.
 
     Raises:
-        ValueError: if there is no recipe or seed, a seed repeats, or the recipes' data differ.
+        ValueError: If there is no recipe or seed, a seed repeats, the recipes' data differ, or ``workers`` is below 1.
+        RuntimeError: If runs failed, naming each with its error. The others are finished first.
     """
-    if not recipes or not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"{len(recipes)} recipes, seeds {list(seeds)}; expected recipes and seeds, each seed once")
+    if not points or not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"{len(points)} recipes, seeds {list(seeds)}; expected recipes and seeds, each seed once")
+    if workers < 1:
+        raise ValueError(f"workers = {workers}; expected at least 1")
+    recipes = {name: point.recipe for name, point in points.items()}
     _check_comparable(recipes)
-    folder, comparisons = Path(folder), []
+    folder = Path(folder)
+    jobs: dict[Path, Recipe] = {}
     for seed in seeds:
-        runs = {name: folder / f"seed-{seed}" / name for name in recipes}
         for name, recipe in recipes.items():
-            seeded = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, seed=seed))
-            train(seeded, runs[name])
-        comparisons.append(compare(list(runs.values())))
-    translated = comparisons[0].groups[-1].cells[0].bleu is not None
-    measures = MEASURES if translated else ("loss",)
-    study = Study(tuple(recipes), tuple(seeds), {measure: _table(comparisons, measure) for measure in measures})
-    study.save(folder)
-    return study
+            training = dataclasses.replace(recipe.training, seed=seed)
+            jobs[folder / f"seed-{seed}" / name] = dataclasses.replace(recipe, training=training)
+    if workers == 1 and executor is None:
+        failures = _train_here(jobs, train, on_run)
+    else:
+        with ExitStack() as stack:
+            pool = executor or stack.enter_context(_processes(min(workers, len(jobs))))
+            failures = _train_elsewhere(jobs, train, pool, on_run)
+    if failures:
+        lines = "".join(f"\n  {path}: {type(error).__name__}: {error}" for path, error in failures.items())
+        raise RuntimeError(
+            f"{len(failures)} of {len(jobs)} runs failed; the others are kept, and the same sweep goes on:{lines}"
+        )
+    comparisons = [compare([folder / f"seed-{seed}" / name for name in recipes]) for seed in seeds]
+    sweep = Sweep.of(comparisons, seeds, {name: point.settings for name, point in points.items()})
+    sweep.save(folder)
+    return sweep
+
+
+def _train_here(
+    jobs: Mapping[Path, Recipe], train: TrainRun, on_run: Callable[[Path], None] | None
+) -> dict[Path, Exception]:
+    failures: dict[Path, Exception] = {}
+    for path, recipe in jobs.items():
+        try:
+            train(recipe, path)
+        except Exception as error:
+            failures[path] = error
+        else:
+            if on_run is not None:
+                on_run(path)
+    return failures
+
+
+def _train_elsewhere(
+    jobs: Mapping[Path, Recipe], train: TrainRun, executor: Executor, on_run: Callable[[Path], None] | None
+) -> dict[Path, Exception]:
+    failures: dict[Path, Exception] = {}
+    futures = {executor.submit(train, recipe, path): path for path, recipe in jobs.items()}
+    try:
+        for future in as_completed(futures):
+            try:
+                future.result()
+            except Exception as error:
+                failures[futures[future]] = error
+            else:
+                if on_run is not None:
+                    on_run(futures[future])
+    finally:
+        for future in futures:
+            future.cancel()  # of no effect unless the loop was interrupted
+    return {path: failures[path] for path in jobs if path in failures}
+
+
+def _processes(count: int) -> ProcessPoolExecutor:
+    threads = max(1, len(os.sched_getaffinity(0)) // count)
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    return ProcessPoolExecutor(count, mp_context=context, initializer=_share_threads, initargs=(threads,))
+
+
+def _share_threads(threads: int) -> None:
+    """Set the number of threads before torch is loaded."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
 def _check_comparable(recipes: Mapping[str, Recipe]) -> None:
-    """Raises what `compare` would after hours of training."""
+    """Raise what `compare` would after hours of training."""
     first = next(iter(recipes))
     for name, recipe in recipes.items():
         pairs = {f"data.{f.name}": f.name for f in dataclasses.fields(recipe.data)}
@@ -130,15 +139,3 @@ def _check_comparable(recipes: Mapping[str, Recipe]) -> None:
         differ += ["decoding"] if recipe.decoding != recipes[first].decoding else []
         if differ:
             raise ValueError(f"{name} and {first} differ in {differ[0]}: their losses cannot be compared")
-
-
-def _table(comparisons: Sequence[Comparison], measure: str) -> Rows:
-    rows = []
-    for same in zip(*((*comparison.rows, *comparison.groups) for comparison in comparisons), strict=True):
-        cells = []
-        for column in zip(*(row.cells for row in same), strict=True):
-            values = [getattr(cell, measure) for cell in column]
-            deviation = stdev(values) if len(values) > 1 else None
-            cells.append(Spread(fmean(values), deviation, fmean(cell.epochs for cell in column)))
-        rows.append((same[0].name, same[0].size, tuple(cells)))
-    return tuple(rows)

@@ -27,7 +27,7 @@ _WORDS = {"zh": "zh", "ja": "char", "th": "char", "km": "char", "lo": "char", "m
 
 @dataclass(frozen=True)
 class Translation:
-    """One pair of the validation set in plain text, with what the model made of its source."""
+    """One pair of the validation set in plain text, with its translation by the model."""
 
     domain: str
     source: str
@@ -38,14 +38,14 @@ class Translation:
 def translate(
     model: PreTrainedModel, datasets: Mapping[str, Samples], tokenizer: Tokenizer, max_length: int, decoding: Decoding
 ) -> list[Translation]:
-    """Translates packed pairs by beam search.
+    """Translate packed pairs by beam search.
 
     Args:
-        model: an encoder-decoder.
-        datasets: pairs by domain.
-        tokenizer: turns ids back into text.
-        max_length: tokens of a source, which is cut, and of a hypothesis; references are whole.
-        decoding: of the search; ``samples`` of it is not looked at.
+        model: An encoder-decoder.
+        datasets: Pairs by domain.
+        tokenizer: Turns ids back into text.
+        max_length: Tokens of a source, which is cut, and of a hypothesis; references are whole.
+        decoding: Options of the search; its ``samples`` is not used.
     """
     text = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer.path))
     collate = PackedPairs(max_length, tokenizer.pad_id)
@@ -85,11 +85,11 @@ def translate(
 
 
 def score(translations: Iterable[Translation]) -> dict[str, dict[str, float]]:
-    """``bleu`` and ``chrf`` (0 to 100) of each domain's translations, by domain.
+    """Return ``bleu`` and ``chrf`` (0 to 100) of each domain's translations, by domain.
 
     Corpus BLEU (Papineni et al., 2002) and chrF2 (Popović, 2015) as sacreBLEU (Post, 2018) computes them on plain text;
     words are cut by its "13a", in Chinese by its "zh", and into characters where a language has no spaces, with a
-    language told by the domain's name.
+    language taken from the domain's name.
     """
     by_domain: dict[str, list[Translation]] = {}
     for translation in translations:

@@ -1,4 +1,4 @@
-"""Every backend against float64: what `pycooldown.losses._reference` says a backend must hold."""
+"""Every backend against float64: what `pycooldown.losses.backends.contract` demands of it."""
 
 import os
 import subprocess

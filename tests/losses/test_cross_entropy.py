@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pycooldown.losses import CrossEntropyLoss, _fused, cross_entropy
+from pycooldown.losses import CrossEntropyLoss, cross_entropy
 
 
 def logits_and_target(*shape, dtype=torch.float32):
@@ -50,6 +50,11 @@ def test_module_holds_the_functions_options():
     assert CrossEntropyLoss()(logits, target).equal(cross_entropy(logits, target))
 
 
+def test_module_refuses_unknown_options():
+    with pytest.raises(TypeError, match=r"has no option lable_smoothing; the options are .*label_smoothing"):
+        CrossEntropyLoss(lable_smoothing=0.1)
+
+
 def test_scalarization_has_the_gradient_of_temperature_sampling():
     """On a full batch, weights p(i; τ) / p(i; 1) give the gradient of the sum of domain means under p(i; τ)."""
     sizes = torch.tensor([50, 10, 4])
@@ -89,9 +94,10 @@ def test_count_is_unbiased_and_weight_sum_is_not():
 def test_operator_registration(reduction):
     logits, target = logits_and_target(5, 9)
     scale, ids = torch.rand(5), torch.tensor([0, 1, 1, 0, 2])
-    arguments = (logits, target, scale, ids, 3, -100, 0.1, 1e-3, 0.0, "cpp", "", None, reduction == "mean", True)
-    torch.library.opcheck(_fused.cross_entropy, arguments)
-    torch.library.opcheck(_fused.scale_, (torch.rand(2, 3), torch.tensor(2.0), "cpp"))
+    operators = torch.ops.pycooldown
+    arguments = (logits, target, scale, ids, 3, reduction == "mean", True, -100, 0.1, 1e-3, 0.0, "cpp", "")
+    torch.library.opcheck(operators.cross_entropy.default, arguments)
+    torch.library.opcheck(operators.scale_gradient_.default, (torch.rand(2, 3), torch.tensor(2.0), "cpp"))
 
 
 def test_compiles_to_one_graph():
@@ -254,6 +260,8 @@ ERRORS = {
     "smoothing": ({"label_smoothing": 1.5}, ValueError, "label_smoothing"),
     "softcap": ({"softcap": 0.0}, ValueError, "None for no cap"),
     "z-loss": ({"z_loss": -1.0}, ValueError, "z_loss"),
+    "softcap as a tensor": ({"softcap": torch.tensor(3.0)}, TypeError, r"softcap must be a number.*softcap.item\(\)"),
+    "z-loss as a tensor": ({"z_loss": torch.tensor(0.1)}, TypeError, "z_loss must be a number"),
     "cpp with class weights": ({"weight": torch.ones(5), "backend": "cpp"}, ValueError, "class weights"),
     "cpp with float64": ({"input": torch.zeros(3, 5).double(), "backend": "cpp"}, ValueError, "float64"),
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pycooldown.losses import LinearCrossEntropyLoss, _linear, _weight_gradient, cross_entropy, linear_cross_entropy
+from pycooldown.losses import LinearCrossEntropyLoss, _products, backends, cross_entropy, linear_cross_entropy
 
 ROWS, FEATURES, CLASSES = 23, 12, 61
 IDS = torch.arange(ROWS) % 3
@@ -126,7 +126,6 @@ def test_libraries_of_products(with_onednn, view):
 
 
 def test_frozen_sides_take_no_products(monkeypatch):
-    monkeypatch.setattr(_linear, "_has_onednn", lambda *_: False)
     products = []
     for name in ("mm", "addmm"):
         function = getattr(torch, name)
@@ -136,9 +135,10 @@ def test_frozen_sides_take_no_products(monkeypatch):
         hidden.requires_grad_("input" not in frozen)
         weight.requires_grad_("weight" not in frozen)
         products.clear()
-        linear_cross_entropy(hidden, weight, target)
+        with torch.backends.mkldnn.flags(enabled=False):
+            linear_cross_entropy(hidden, weight, target)
         assert len(products) == expected
-    with torch.no_grad():
+    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
         products.clear()
         linear_cross_entropy(*layer()[:2], target)
         assert len(products) == 1
@@ -169,10 +169,9 @@ def test_a_domain_per_sequence():
 def test_rows_without_weight_take_no_part(monkeypatch):
     """They are not read, and the kernel sees only the others."""
     seen = []
-    kernel = _linear.backend_module("cpp").rows
-    monkeypatch.setattr(
-        _linear.backend_module("cpp"), "rows", lambda x, *a, **kw: seen.append(len(x)) or kernel(x, *a, **kw)
-    )
+    kernel = backends.load_fused("cpp")
+    rows = kernel.rows
+    monkeypatch.setattr(kernel, "rows", lambda x, *a, **kw: seen.append(len(x)) or rows(x, *a, **kw))
     hidden, weight, _, target = layer(rows=10)
     token_weights = torch.ones(10)
     token_weights[1] = 0
@@ -186,6 +185,23 @@ def test_rows_without_weight_take_no_part(monkeypatch):
     expected = torch.autograd.grad(rest, (hidden, weight))
     torch.testing.assert_close(loss, rest)
     torch.testing.assert_close((spoilt.grad, weight.grad * 2), (expected[0], expected[1] + weight.grad))
+
+
+def test_graph_capture_waits_for_nothing(monkeypatch):
+    """While a CUDA graph is captured the number of rows with a weight cannot be read: all rows take part."""
+    hidden, weight, bias, target = layer()
+
+    def loss_and_gradients():
+        loss = linear_cross_entropy(
+            hidden, weight, target, linear_bias=bias, domain_ids=IDS, domain_weights=WEIGHTS, chunk_size=7
+        )
+        return loss, *torch.autograd.grad(loss, (hidden, weight, bias))
+
+    expected = loss_and_gradients()
+    for name in ("is_initialized", "is_current_stream_capturing"):
+        monkeypatch.setattr(torch.cuda, name, lambda: True)
+    monkeypatch.setattr(torch.Tensor, "nonzero", lambda *_: pytest.fail("waits for the device"))
+    torch.testing.assert_close(loss_and_gradients(), expected)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -214,7 +230,7 @@ def test_half_precision_is_summed_in_float32(features, chunk_size, seed):
 
 def test_default_chunk_size():
     def size(rows, classes, dtype=torch.float32, device="cpu"):
-        return _linear.default_chunk_size(rows, classes, dtype, torch.device(device))
+        return _products.default_chunk_size(rows, classes, dtype, torch.device(device))
 
     assert size(100, 1000) == 100
     assert size(1024, 32768) == 147  # 20 MiB would be 160, and 7 chunks are even
@@ -242,14 +258,13 @@ GROUPS = {
 @pytest.mark.parametrize("with_rows_left_out", [False, True])
 @pytest.mark.parametrize("case", GROUPS)
 def test_groups_of_rows(case, with_rows_left_out, monkeypatch):
-    for module in (_linear, _weight_gradient):
-        monkeypatch.setattr(module, "SLICE", 16)  # classes of 61
+    monkeypatch.setattr(_products, "SLICE", 16)  # classes of 61
     dtype, autocast, features, chunk_size, rows_at_once = GROUPS[case]
     hidden, weight, bias, target = layer(dtype, features=features, rows=29 if with_rows_left_out else ROWS)
     if not with_rows_left_out:
         target[target == -100] = 3
     assert (target != -100).sum() == ROWS
-    assert _weight_gradient.WeightGradient(weight, autocast, ROWS, chunk_size).rows_at_once == rows_at_once
+    assert _products.WeightGradient(weight, autocast, ROWS, chunk_size).rows_at_once == rows_at_once
 
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast != dtype):
         loss = linear_cross_entropy(hidden, weight, target, linear_bias=bias, chunk_size=chunk_size)
@@ -296,25 +311,9 @@ def test_gradcheck_of_the_reference(chunk_size):
 
 def test_operator_registration():
     hidden, weight, bias, target = layer()
-    arguments = (
-        hidden,
-        weight,
-        bias,
-        target,
-        torch.rand(ROWS),
-        IDS,
-        3,
-        -100,
-        0.1,
-        1e-3,
-        0.0,
-        "cpp",
-        "",
-        None,
-        torch.float32,
-        7,
-    )
-    torch.library.opcheck(_linear.linear_cross_entropy, (*arguments, True, True, True, True))
+    rows, wanted, options = (target, torch.rand(ROWS), IDS, 3), [True] * 4, (-100, 0.1, 1e-3, 0.0, "cpp", "")
+    arguments = (hidden, weight, bias, *rows, torch.float32, 7, *wanted, *options)
+    torch.library.opcheck(torch.ops.pycooldown.linear_cross_entropy.default, arguments)
 
 
 def test_compiles_to_one_graph():
@@ -357,6 +356,39 @@ class TestTorchs:
             ours, theirs = (f(hidden, weight, target, **kwargs) for f in (linear_cross_entropy, F.linear_cross_entropy))
             torch.testing.assert_close(ours, theirs)
 
+    @pytest.mark.skipif(not hasattr(torch.nn, "LinearCrossEntropyLoss"), reason="torch has none")
+    @pytest.mark.parametrize("out_features", [(), (2, 3)])
+    def test_module_takes_the_same_arguments(self, out_features):
+        parameters = inspect.signature(torch.nn.LinearCrossEntropyLoss).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        arguments = {**defaults, "out_features": out_features, "bias": True}
+        theirs = torch.nn.LinearCrossEntropyLoss(FEATURES, CLASSES, **arguments)
+        ours = LinearCrossEntropyLoss(FEATURES, CLASSES, **arguments)
+        ours.load_state_dict(theirs.state_dict())
+        hidden, target = layer()[0], torch.randint(CLASSES, (ROWS, *out_features))
+        torch.testing.assert_close(ours(hidden, target), theirs(hidden, target))
+
+    @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch has none")
+    @pytest.mark.parametrize("chunk_size", [None, 5])
+    @pytest.mark.parametrize("reduction", ["mean", "none"])
+    @pytest.mark.parametrize("probabilities", [False, True])
+    @pytest.mark.parametrize("dims", [(3,), (2, 4)])
+    def test_weights_of_more_dimensions(self, dims, probabilities, reduction, chunk_size):
+        hidden = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+        weight = torch.randn(5, *dims, 4, dtype=torch.float64, requires_grad=True)
+        bias = torch.randn(5, *dims, dtype=torch.float64, requires_grad=True)
+        target = torch.randint(5, (9, *dims))
+        target[::4] = -100
+        if probabilities:
+            target = torch.rand(9, 5, *dims, dtype=torch.float64).softmax(1)
+        options = {"linear_bias": bias, "weight": torch.linspace(0.5, 2, 5).double(), "reduction": reduction}
+        losses = (
+            linear_cross_entropy(hidden, weight, target, chunk_size=chunk_size, **options),
+            F.linear_cross_entropy(hidden, weight, target, ignore_index=None, **options),
+        )
+        torch.testing.assert_close(*losses)
+        torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), (hidden, weight, bias)) for loss in losses))
+
     def test_module_ties_weights(self):
         embedding = torch.nn.Embedding(CLASSES, FEATURES)
         module = LinearCrossEntropyLoss(
@@ -378,8 +410,12 @@ class TestTorchs:
 
 
 ERRORS = {
-    "features": ({"linear_weight": torch.zeros(5, 3)}, ValueError, r"\(V, D\), got \(3, 4\) and \(5, 3\)"),
-    "weight by 3": ({"linear_weight": torch.zeros(5, 2, 4)}, ValueError, r"linear_weight \(V, D\)"),
+    "features": ({"linear_weight": torch.zeros(5, 3)}, ValueError, r"got \(3, 4\) and \(5, 3\)"),
+    "one row of a weight by 3": (
+        {"input": torch.zeros(4), "linear_weight": torch.zeros(5, 2, 4)},
+        ValueError,
+        r"input.unsqueeze\(0\)",
+    ),
     "bias": ({"linear_bias": torch.zeros(4)}, ValueError, r"linear_bias must be \(5,\)"),
     "dtypes": ({"linear_weight": torch.zeros(5, 4).bfloat16()}, TypeError, "convert one, or use torch.autocast"),
     "integer input": ({"input": torch.zeros(3, 4).long()}, TypeError, "input must be floating point"),

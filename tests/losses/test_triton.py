@@ -1,7 +1,6 @@
 """The Triton kernels, in Triton's interpreter where there is no GPU, against torch in float64."""
 
 import os
-from importlib import import_module
 
 import pytest
 
@@ -10,19 +9,21 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
 pytest.importorskip("triton")
 
-from pycooldown.losses import _triton  # noqa: E402
+from pycooldown.losses.backends import KernelOptions, load  # noqa: E402
+from pycooldown.losses.backends import triton as backend  # noqa: E402
 
-if not _triton.INTERPRETED and not torch.cuda.is_available():
+if not backend.INTERPRETED and not torch.cuda.is_available():
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1 before triton is imported", allow_module_level=True)
-DEVICE = "cpu" if _triton.INTERPRETED else "cuda"
+DEVICE = "cpu" if backend.INTERPRETED else "cuda"
 OPTIONS = {"ignore_index": -100, "label_smoothing": 0.0, "z_loss": 0.0, "softcap": 0.0}
+PLAIN = KernelOptions(**OPTIONS, backend="triton")
 EVERYTHING = {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 5.0}
 WANT = {"want_grad": True, "want_stats": True, "inplace": False}
 # Half a unit in the last place, and a whole one for bfloat16 in the interpreter, which truncates.
 ROUNDING = {
     torch.float32: 0.0,
     torch.float16: 2.0**-11,
-    torch.bfloat16: 2.0**-7 if _triton.INTERPRETED else 2.0**-8,
+    torch.bfloat16: 2.0**-7 if backend.INTERPRETED else 2.0**-8,
 }
 
 
@@ -60,7 +61,7 @@ def check(arguments, *, inplace=False, **options):
     options = OPTIONS | options
     loss, lse, grad, sums, tokens, correct = in_float64(*arguments, **options)
     dtype = arguments[0].dtype
-    got = _triton.rows(*arguments, **options, **WANT | {"inplace": inplace})
+    got = backend.rows(*arguments, PLAIN._replace(**options), **WANT | {"inplace": inplace})
     assert [x.dtype for x in got] == [torch.float32, torch.float32, dtype, torch.float64, torch.int64, torch.int64]
     assert (got[2] is arguments[0]) == inplace
     near = {"rtol": 1e-6, "atol": 2e-6, "equal_nan": True, "check_dtype": False}
@@ -87,11 +88,11 @@ def test_rows_of_every_width_class_and_alignment(num_classes):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of infinite logits
-@pytest.mark.parametrize("backend", ["triton", "cpp", "reference"])
+@pytest.mark.parametrize("name", ["triton", "cpp", "reference"])
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("options", [{}, EVERYTHING, {"label_smoothing": 1.0}], ids=["plain", "everything", "uniform"])
-def test_gradients_of_slices_are_those_of_the_whole(backend, dtype, options):
-    device = DEVICE if backend == "triton" else "cpu"
+def test_gradients_of_slices_are_those_of_the_whole(name, dtype, options):
+    device = DEVICE if name == "triton" else "cpu"
     logits, target, scale, ids, num_domains = (
         x.to(device) if isinstance(x, torch.Tensor) else x for x in problem(8, 4200, dtype)
     )
@@ -103,8 +104,14 @@ def test_gradients_of_slices_are_those_of_the_whole(backend, dtype, options):
     for inplace, begin, end in ((False, 0, 7), (False, 7, 40), (True, 40, 41), (True, 41, 4200), (False, 41, 4200)):
         here = (target - begin).where((target >= begin) & (target < end), -1).where(target != -100, -100)
         part = logits[:, begin:end] if not inplace else logits.clone()[:, begin:end]
-        grad = import_module(f"pycooldown.losses._{backend}").gradient(
-            part, here, scale, lse.float(), torch.tensor(4200, device=device), inplace=inplace, **options
+        grad = load(name).gradient(
+            part,
+            here,
+            scale,
+            lse.float(),
+            torch.tensor(4200, device=device),
+            PLAIN._replace(**options),
+            inplace=inplace,
         )
         assert (grad.data_ptr() == part.data_ptr()) == inplace
         rounding = {"rtol": ROUNDING[dtype] + 1e-5, "atol": 3e-7 + 2.0**-25 * (dtype == torch.float16)}
@@ -152,7 +159,7 @@ def test_ties_are_correct_and_rows_without_weight_are_free():
     arguments[0][0] = 1.0
     check(arguments)
     arguments[0][1:3] = float("nan")
-    loss, lse, grad, *stats = _triton.rows(*arguments, **OPTIONS, **WANT | {"want_stats": False})
+    loss, lse, grad, *stats = backend.rows(*arguments, PLAIN, **WANT | {"want_stats": False})
     assert stats == [None] * 3
     assert not torch.stack([loss[1:3], lse[1:3]]).any()
     assert not grad[1:3].any()
@@ -160,8 +167,8 @@ def test_ties_are_correct_and_rows_without_weight_are_free():
 
 def test_no_gradient_no_rows_no_domains():
     arguments = problem(8, 33)
-    full = _triton.rows(*arguments, **OPTIONS, **WANT)
-    bare = _triton.rows(*arguments, **OPTIONS, **WANT | {"want_grad": False, "inplace": True})
+    full = backend.rows(*arguments, PLAIN, **WANT)
+    bare = backend.rows(*arguments, PLAIN, **WANT | {"want_grad": False, "inplace": True})
     assert bare[2] is None
     for a, b in zip(full[:2] + full[3:], bare[:2] + bare[3:]):
         assert torch.equal(a, b)
@@ -184,22 +191,22 @@ def test_scale(dtype):
         grad = view(storage)
         want = storage.double()
         view(want).mul_(0.3)
-        _triton.scale_(grad, torch.tensor(0.3, device=DEVICE))
+        backend.scale_(grad, torch.tensor(0.3, device=DEVICE))
         torch.testing.assert_close(storage.double(), want, rtol=ROUNDING[dtype] + 1e-6, atol=0)
         once = storage.clone()
-        _triton.scale_(grad, torch.ones((), dtype=torch.float64, device=DEVICE))
+        backend.scale_(grad, torch.ones((), dtype=torch.float64, device=DEVICE))
         assert torch.equal(storage, once)
 
 
 def test_bad_input():
     arguments = problem(8, 33)
     with pytest.raises(TypeError, match=r"float64.*takes float32"):
-        _triton.rows(arguments[0].double(), *arguments[1:], **OPTIONS, **WANT)
+        backend.rows(arguments[0].double(), *arguments[1:], PLAIN, **WANT)
     arguments[1][3] = 33
     if DEVICE == "cpu":
         with pytest.raises(IndexError, match=r"target\[3\] is 33, out of range for 33 classes"):
-            _triton.rows(*arguments, **OPTIONS, **WANT)
+            backend.rows(*arguments, PLAIN, **WANT)
     else:
-        loss, _, grad, *_ = _triton.rows(*arguments, **OPTIONS, **WANT)
+        loss, _, grad, *_ = backend.rows(*arguments, PLAIN, **WANT)
         assert loss.isnan().nonzero().flatten().tolist() == [3]
         assert grad.isnan().all(1).nonzero().flatten().tolist() == [3]

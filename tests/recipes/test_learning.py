@@ -17,10 +17,9 @@ transformers = pytest.importorskip("transformers")
 from pycooldown import Mixture  # noqa: E402
 from pycooldown.adaptive import ERMA, FGLS, DoReMi, GroupDRO, OnlineDataMixing, VarianceAware  # noqa: E402
 from pycooldown.huggingface import MixtureTrainer, fuse_loss  # noqa: E402
-from pycooldown.huggingface.callbacks import ResetAtStep  # noqa: E402
 from pycooldown.huggingface.checks import warn_of_lengths  # noqa: E402
 from pycooldown.huggingface.probe import Probe  # noqa: E402
-from pycooldown.recipes.methods import OrderMatters  # noqa: E402
+from pycooldown.recipes.methods.static import OrderMattersOptions  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -243,9 +242,10 @@ def test_projected_gradients_are_those_along_random_directions(monkeypatch):
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_order_matters_starts_optimizer_and_learning_rate_again(tmp_path, reset):
-    method = OrderMatters(switch_at=0.5, reset_optimizer=reset, reset_lr=reset)
+    method = OrderMattersOptions(switch_at=0.5, reset_optimizer=reset, reset_lr=reset)
     trainer = make_trainer(tmp_path, method.schedule(SIZES, 8, 12), save_strategy="no", warmup_steps=2)
-    trainer.add_callback(ResetAtStep(method.switch_step(8), optimizer=reset, learning_rate=reset))
+    for callback in method.callbacks(8):
+        trainer.add_callback(callback)
     trainer.train()
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
     counts = {int(state["step"]) for state in trainer.optimizer.state.values()}

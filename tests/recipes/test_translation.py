@@ -212,8 +212,9 @@ def test_exponential_rate():
     ("overrides", "message"),
     [
         (["model.family=llama"], "decoding needs a model that translates"),
-        (["model.dropout=1"], "dropout = 1.0; expected a share in"),
-        (["training.label_smoothing=1.5"], "label_smoothing = 1.5"),
+        (["model.dropout=1"], "model.dropout is 1; expected a number < 1"),
+        (["model.family=llama", "model.dropout=.5", "decoding.samples=0"], "dropout = 0.5; expected 0 with 'llama'"),
+        (["training.label_smoothing=1.5"], "label_smoothing is 1.5; expected a number < 1"),
         (["training.betas=[0.9]"], "betas is .0.9. .*expected a list of 2 values"),
         (["training.decay=linear"], "expected one of 'cosine', 'inverse_sqrt', 'exponential'"),
     ],

@@ -1,10 +1,56 @@
-"""The gradient of an output layer's weight, of chunks of the gradient of its logits."""
+"""The matrix products of an output layer: its logits, and the gradients of its input and of its weight."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
 SLICE = 2048  # classes of which logits, or a part of the gradient, are formed at a time
+
+CHUNK_BYTES = 20 << 20  # of logits
+# Rows of a chunk at the least. With fewer, the products wait for the weight to come from memory, which on a GPU allows
+# several hundred operations per byte.
+MIN_ROWS_CPU, MIN_ROWS_GPU = 96, 512
+
+
+def default_chunk_size(num_rows: int, num_classes: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Return the rows per chunk: even chunks of at most CHUNK_BYTES of logits, or of the least rows if that is more."""
+    least = MIN_ROWS_CPU if device.type == "cpu" else MIN_ROWS_GPU
+    limit = max(CHUNK_BYTES // (max(num_classes, 1) * dtype.itemsize), least)
+    chunks = max(math.ceil(num_rows / limit), 1)
+    return max(math.ceil(num_rows / chunks), 1)
+
+
+def linear(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the product input (N, D) @ weight (V, D).T + bias (V,); in out, if there is one."""
+    dense = weight.is_contiguous() or weight.t().is_contiguous()
+    if _has_onednn(input.device, input.dtype) and dense and weight.numel() and input.numel():
+        if out is None:
+            return torch.ops.mkldnn._linear_pointwise(input.contiguous(), weight, bias, "none", [], "")  # type: ignore[no-any-return]
+        # Its output is freshly allocated. A slice at a time keeps that small: large blocks, freed, break up the heap.
+        biases = [None] * math.ceil(len(weight) / SLICE) if bias is None else torch.split(bias, SLICE)
+        for part, of_part, columns in zip(
+            torch.split(weight, SLICE), biases, torch.split(out, SLICE, dim=1), strict=True
+        ):
+            columns.copy_(linear(input, part.contiguous(), of_part))
+        return out
+    if bias is None:
+        return torch.mm(input, weight.t(), out=out)
+    return torch.addmm(bias, input, weight.t(), out=out)
+
+
+def _has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN should multiply. torch leaves float32 to MKL: half as fast on AMD's processors with AVX-512."""
+    return (
+        device.type == "cpu"
+        and dtype == torch.float32
+        and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        and bool(torch.backends.mkldnn.enabled)
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
 
 
 class WeightGradient:

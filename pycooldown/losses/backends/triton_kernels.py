@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
-"""The Triton kernels that `_triton` launches.
+"""The Triton kernels of `triton`, which launches them.
 
 A program takes a row at a time. Where the row fits, its registers keep what was read (TILES > 0), so that every logit
 is read once and its gradient written once. A longer row is read twice (TILES == 0): the first pass keeps a running
@@ -206,7 +206,7 @@ def rows_kernel(
     SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, GRAD: tl.constexpr, SAME_ALIGNMENT: tl.constexpr,
     LANES: tl.constexpr, TILES: tl.constexpr, FLIGHT: tl.constexpr,
 ):  # fmt: skip
-    """Losses of rows and their gradient; as many rows are under way as programs are launched.
+    """Losses and gradients of rows, see `contract.Backend.rows`; as many rows are under way as there are programs.
 
     TILES are kept in registers, and hold the body of any row; if 0, FLIGHT tiles are loaded at a time. `zero` is 0, but
     the compiler does not know: it would keep the float32 values of kept halves, and run out of registers.

@@ -165,7 +165,7 @@ def check_errors(rank, world_size):
             IndexError,
             f"target {3 * world_size} at row 3 is not in .0, {3 * world_size}.",
         ),
-        ({"input": x, "target": target, "weight": torch.ones(3), **group}, ValueError, "not support a weight"),
+        ({"input": x, "target": target, "weight": torch.ones(3), **group}, ValueError, "not support class weights"),
         ({"input": x, "target": torch.rand(4, 3), **group}, ValueError, "class probabilities"),
         ({"input": x, "target": target, "process_group": "tp"}, TypeError, "ProcessGroup, as .* got 'tp'"),
     ]
@@ -188,6 +188,65 @@ def check_errors(rank, world_size):
     torch.testing.assert_close(local, linear_cross_entropy(torch.ones(4, 5), whole, target))
 
 
+def check_refusals(rank, world_size):
+    """What only plain torch operations compute is refused on all ranks, before any collective."""
+    x, target, group = torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), {"process_group": dist.group.WORLD}
+    ids, weights = torch.zeros(4).long(), torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match="not support domain_weights that are differentiated"):
+        cross_entropy(x, target, domain_ids=ids, domain_weights=weights, **group)
+    with pytest.raises(ValueError, match=r"not support torch\.func transforms"):
+        torch.func.grad(lambda x: cross_entropy(x, target, **group))(x)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(ValueError, match="not support forward-mode derivatives"):
+            cross_entropy(dual, target, **group)
+    with pytest.raises(ValueError, match="not support a linear_weight of more than two dimensions"):
+        linear_cross_entropy(x, torch.zeros(5, 2, 3), target.unsqueeze(1).expand(4, 2), **group)
+
+
+def check_collectives(rank, world_size):
+    """Only the first call of a layer asks for the sizes of slices. Traced calls check no values and ask for nothing."""
+    calls = []
+
+    def counted(name):
+        function = getattr(dist, name)
+
+        def call(*args, **kwargs):
+            calls.append(name)
+            return function(*args, **kwargs)
+
+        return function, call
+
+    originals = {name: counted(name) for name in ("all_gather", "all_reduce")}
+    for name, (_, call) in originals.items():
+        setattr(dist, name, call)
+    try:
+        hidden, weight, _, target = layer(torch.float32)
+        begin = sum(sizes(world_size)[:rank])
+        mine = weight[begin : begin + sizes(world_size)[rank]].clone().requires_grad_()
+        group = {"process_group": dist.group.WORLD}
+        for _ in range(3):
+            linear_cross_entropy(hidden, mine, target, **group)
+        assert calls == ["all_gather", *3 * ["all_reduce"], *2 * ["all_gather", "all_reduce", "all_reduce"]]
+
+        if world_size > 2:  # compiling takes a while, and no more is seen with more ranks
+            return
+        calls.clear()
+        logits = (hidden @ mine.detach().T).requires_grad_()
+
+        def loss(x):
+            return cross_entropy(x, target, **group)
+
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(logits)
+        (gradient,) = torch.autograd.grad(compiled, logits)
+        assert calls == 2 * ["all_reduce"]
+        (expected_gradient,) = torch.autograd.grad(loss(logits), logits)
+        assert torch.equal(gradient, expected_gradient)
+    finally:
+        for name, (function, _) in originals.items():
+            setattr(dist, name, function)
+
+
 def run(rank, world_size, store):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
@@ -199,10 +258,13 @@ def run(rank, world_size, store):
         check(rank, world_size, torch.bfloat16, name, chunk_size=9)
     check_frozen_sides_and_second_backward(rank, world_size)
     check_modules(rank, world_size)
+    check_refusals(rank, world_size)
+    check_collectives(rank, world_size)
     check_errors(rank, world_size)
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_that_share_the_classes_agree_with_one_process(world_size, tmp_path):
     torch.multiprocessing.spawn(run, (world_size, tmp_path / "store"), nprocs=world_size)

@@ -1,4 +1,4 @@
-"""Cross-entropy of rows on a GPU, in Triton: the contract is that of `_reference`.
+"""The fused backend for GPUs, in Triton. See `contract` for what it computes and `triton_kernels` for how.
 
 Nothing here waits for the device and nothing is tuned at run time. A target that is no class gives a loss and a
 gradient of NaN; an id outside [0, num_domains) is counted in no domain. Logits whose last dimension is not contiguous
@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import torch
 
-from .._extras import require
+from pycooldown._extras import require
 
 require("all", "triton")
 
 import triton  # noqa: E402
 
-from ._arguments import FUSED_DTYPES  # noqa: E402
-from ._triton_kernels import STATS_ROWS, STATS_TILE, rows_kernel, scale_kernel, slice_kernel, stats_kernel  # noqa: E402
+from .contract import FUSED_DTYPES, KernelOptions, Outputs  # noqa: E402
+from .triton_kernels import STATS_ROWS, STATS_TILE, rows_kernel, scale_kernel, slice_kernel, stats_kernel  # noqa: E402
 
 INTERPRETED = not isinstance(rows_kernel, triton.runtime.JITFunction)  # TRITON_INTERPRET=1: runs on the CPU, slowly
 
@@ -105,26 +105,23 @@ def rows(
     scale: torch.Tensor,
     domain_ids: torch.Tensor | None,
     num_domains: int,
+    options: KernelOptions,
     *,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float,
     want_grad: bool,
     want_stats: bool,
     inplace: bool,
-) -> tuple[torch.Tensor, ...]:
-    """Loss, log-sum-exp, scaled gradient, and sums by domain.
+) -> Outputs:
+    """Return loss, gradient and sums of rows; see `contract.Backend.rows`.
 
     Raises:
-        TypeError: the logits are not float32, bfloat16 or float16.
-        ValueError: they are on the CPU and the kernels are not interpreted.
-        IndexError: interpreted, a target is out of range.
+        TypeError: If the logits are not float32, bfloat16 or float16.
+        ValueError: If they are on the CPU and the kernels are not interpreted.
+        IndexError: If the kernels are interpreted and a target is out of range.
     """
     _check(logits)
     num_rows, num_classes = logits.shape
     if not logits.is_cuda:
-        bad = ((target != ignore_index) & ((target < 0) | (target >= num_classes))).nonzero()
+        bad = ((target != options.ignore_index) & ((target < 0) | (target >= num_classes))).nonzero()
         if len(bad):
             n = int(bad[0])
             raise IndexError(f"target[{n}] is {int(target[n])}, out of range for {num_classes} classes")
@@ -138,19 +135,19 @@ def rows(
     correct = target.new_empty(num_rows, dtype=torch.int8)
     with torch.cuda.device(x.get_device()):
         if num_rows:
-            smoothing, capped, same = label_smoothing != 0, softcap != 0, _aligned_alike(x, out)
+            smoothing, capped, same = options.label_smoothing != 0, options.softcap != 0, _aligned_alike(x, out)
             variant = choose_variant(
                 num_classes * x.element_size(), same_alignment=same, plain=not (smoothing or capped)
             )
             rows_kernel[(_programs(x, variant),)](
                 x, target, scale, loss, lse, correct, out, x.stride(0), out.stride(0), num_rows, num_classes,
-                ignore_index, int(want_stats), 0, label_smoothing, z_loss, softcap, SMOOTHING=smoothing, SOFTCAP=capped,
-                GRAD=grad is not None, SAME_ALIGNMENT=same, **_launch(x, variant),
+                options.ignore_index, int(want_stats), 0, options.label_smoothing, options.z_loss, options.softcap,
+                SMOOTHING=smoothing, SOFTCAP=capped, GRAD=grad is not None, SAME_ALIGNMENT=same, **_launch(x, variant),
             )  # fmt: skip
-        stats = _stats(loss, correct, target, domain_ids, num_domains, ignore_index) if want_stats else (None,) * 3
+        stats = _stats(loss, correct, target, domain_ids, num_domains, options.ignore_index) if want_stats else ()
     if inplace and x is not logits:
         grad = logits.copy_(x)
-    return loss, lse, grad, *stats
+    return Outputs(loss, lse, grad, *stats)
 
 
 def gradient(
@@ -159,18 +156,15 @@ def gradient(
     scale: torch.Tensor,
     lse: torch.Tensor,
     num_whole_classes: torch.Tensor,
+    options: KernelOptions,
     *,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    softcap: float,
     inplace: bool,
 ) -> torch.Tensor:
-    """Scaled gradient of a slice of classes.
+    """Return the gradient over a slice of the classes; see `contract.SliceBackend.gradient`.
 
     Raises:
-        TypeError: as `rows`.
-        ValueError: likewise.
+        TypeError: If the logits are not float32, bfloat16 or float16.
+        ValueError: If they are on the CPU and the kernels are not interpreted.
     """
     _check(logits)
     x = logits if logits.stride(1) == 1 else logits.contiguous()
@@ -179,9 +173,10 @@ def gradient(
         with torch.cuda.device(x.get_device()):
             slice_kernel[(len(x),)](
                 x, target.contiguous(), scale.contiguous(), lse.contiguous(), num_whole_classes, grad,
-                x.stride(0), grad.stride(0), x.size(1), ignore_index, label_smoothing, z_loss, softcap,
-                SMOOTHING=label_smoothing != 0, SOFTCAP=softcap != 0, SAME_ALIGNMENT=_aligned_alike(x, grad),
-                **_lanes(x),
+                x.stride(0), grad.stride(0), x.size(1),
+                options.ignore_index, options.label_smoothing, options.z_loss, options.softcap,
+                SMOOTHING=options.label_smoothing != 0, SOFTCAP=options.softcap != 0,
+                SAME_ALIGNMENT=_aligned_alike(x, grad), **_lanes(x),
             )  # fmt: skip
     return logits.copy_(x) if inplace and x is not logits else grad
 
@@ -209,6 +204,7 @@ def _stats(
     num_domains: int,
     ignore_index: int,
 ) -> tuple[torch.Tensor, ...]:
+    """The sums by domain, each (K,): of losses, of tokens and of correct ones."""
     num_rows = len(loss)
     chunks = triton.cdiv(num_rows, STATS_ROWS)
     loss_sum = loss.new_empty(chunks, num_domains, dtype=torch.float64)

@@ -1,0 +1,35 @@
+"""Former names of commands: they work, or name their place, for one release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from pycooldown.cli._app import app, warn
+from pycooldown.cli.sweeping import Output, Recipes, Seeds, Set, run_and_print
+
+
+@app.command(hidden=True)
+def compare(recipes: Recipes, output: Output = Path("comparison"), seeds: Seeds = "0", override: Set = None) -> None:
+    """Run `pycooldown sweep`, the new name of this command."""
+    warn("`pycooldown compare` is now `pycooldown sweep`; the old name goes with the next release")
+    run_and_print(recipes, output, seeds, 1, override)
+
+
+def _moved(context: typer.Context) -> None:
+    name = context.info_name
+    raise ValueError(
+        f"`pycooldown {name}` is now `python -m reproduction {name}`, with the same arguments, in a clone of the "
+        "repository: it is no longer part of the installed package"
+    )
+
+
+for _name in ("corpus", "reproduce", "study"):
+    app.command(
+        _name,
+        hidden=True,
+        help="Moved to `python -m reproduction`.",
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(_moved)

@@ -1,0 +1,159 @@
+"""Before training: `plan` and `schema`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from pycooldown.cli._app import app, console, right, split_arguments
+
+if TYPE_CHECKING:
+    from pycooldown.recipes.planning import StagePlan
+    from pycooldown.recipes.schema import Recipe
+
+Unit = Literal["samples", "tokens"]
+_LEARNED = "The method learns its mixture while it trains: this holds if the mixture stays as it starts."
+
+
+@app.command()
+def plan(
+    recipes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Recipes, and values that replace theirs: training.steps=200 ...",
+            metavar="RECIPE.yaml|KEY=VALUE",
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="A method beside the recipes, or without one: --method 'cooldown tau=5 switch_at=.5'"),
+    ] = None,
+    size: Annotated[
+        list[str] | None, typer.Option(help="Size of a domain, in place of packed data: --size en=2.7e12")
+    ] = None,
+    sizes: Annotated[
+        Path | None, typer.Option(help="Sizes of domains in a file: YAML (en: 2.7e12) or CSV (domain,size).")
+    ] = None,
+    unit: Annotated[Unit, typer.Option(help="What the sizes count.")] = "samples",
+    sequence_length: Annotated[int | None, typer.Option(min=1, help="Tokens of a sample, for sizes in tokens.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the run, for methods without a recipe.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a step, likewise.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what recipes or methods will do to each domain, before anything is trained."""
+    from pycooldown.recipes import plan
+    from pycooldown.recipes.advice import advise
+
+    chosen = _chosen(recipes or [], method or [], steps, batch_size)
+    given = _sizes(size or [], sizes, unit, sequence_length)
+    plans = {name: plan(recipe, given) for name, recipe in chosen.items()}
+    last = next(iter(plans.values()))[-1]
+    counts = dict(zip(last.mixture.domains, last.mixture.sizes.tolist(), strict=True))
+    advice = advise(counts, int(last.exposure.draws.sum()))
+    if as_json:
+        content = {name: [stage.to_dict() for stage in stages] for name, stages in plans.items()}
+        typer.echo(json.dumps({"plans": content, "advice": advice}, indent=1, ensure_ascii=False, allow_nan=False))
+        return
+    if len(plans) > 1:
+        _print_side_by_side(plans)
+    else:
+        _print_stages(next(iter(plans.values())))
+    console.print("F = sum of q v^2, the variance inflation: the effective batch size is the batch size / F.")
+    if not last.exact:
+        console.print("Draws are expected ones: the run is too long to count them one by one.")
+    if learning := [name for name, stages in plans.items() if stages[0].learned]:
+        console.print(_LEARNED if len(plans) == 1 else f"{', '.join(learning)}: {_LEARNED}")
+    console.print(advice, soft_wrap=True)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors; methods of installed packages are part of it."""
+    from pycooldown.recipes.schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=1, ensure_ascii=False))
+
+
+def _chosen(arguments: list[str], methods: list[str], steps: int | None, batch_size: int | None) -> dict[str, Recipe]:
+    """Return the recipes to plan, by name."""
+    from pycooldown.recipes import load_recipe
+    from pycooldown.recipes.loading import recipe_of
+
+    paths, overrides = split_arguments(arguments)
+    if not paths and overrides and not methods:
+        raise ValueError(f"recipes are missing; {overrides[0]!r} replaces a value of one")
+    if paths and (steps or batch_size):
+        raise ValueError("--steps and --batch-size are for methods without a recipe; give training.steps=200 instead")
+    chosen = {path.stem: load_recipe(path, overrides) for path in paths}
+    if len(chosen) < len(paths):
+        raise ValueError(f"recipes share a name: {', '.join(path.stem for path in paths)}; rename a file")
+    if not paths and not methods:
+        raise ValueError("nothing to plan; expected a recipe, or --method with --steps, --batch-size and --size")
+    if not paths and (steps is None or batch_size is None):
+        raise ValueError("methods without a recipe need --steps and --batch-size")
+    if paths:
+        base = next(iter(chosen.values())).to_dict()
+    else:  # the rest of a recipe has no part in a plan
+        base = {"data": {"path": "."}, "training": {"steps": steps, "batch_size": batch_size}}
+    for text in methods:
+        name, *options = shlex.split(text) or [""]
+        values = {**base, "mixture": {"method": name}}
+        chosen[text] = recipe_of(values, f"--method {text!r}", [f"mixture.{option}" for option in options])
+    return chosen
+
+
+def _sizes(
+    given: list[str], path: Path | None, unit: Literal["samples", "tokens"], length: int | None
+) -> dict[str, int] | None:
+    """Return sequences by domain; ``None`` to read those of the recipe's data."""
+    from pycooldown.recipes.sizes import parse_size, read_sizes, to_sequences
+
+    if path is None and not given:
+        if unit != "samples" or length is not None:
+            raise ValueError("--unit and --sequence-length are for --size and --sizes, which are missing")
+        return None
+    pairs = [parse_size(text) for text in given]
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("--size names a domain twice; expected one size for each domain")
+    return to_sequences({**(read_sizes(path) if path is not None else {}), **dict(pairs)}, unit, length)
+
+
+def _print_stages(stages: list[StagePlan]) -> None:
+    for stage in stages:
+        mixture, exposure = stage.mixture, stage.exposure
+        tau = "" if mixture.tau is None else f"tau = {mixture.tau:g}, "
+        title = f"steps {stage.start} to {stage.end - 1}: {tau}F = {stage.variance_inflation:.3f}"
+        columns = ("size", "q", "v", f"draws by step {stage.end}", "epochs")
+        table = Table("domain", *(right(column) for column in columns), title=title)
+        for i in (-mixture.sizes).argsort(kind="stable"):
+            q, v = mixture.sampling[i], mixture.loss_weights[i]
+            seen = f"{exposure.draws[i]:,}", f"{exposure.epochs[i]:.2f}"
+            table.add_row(mixture.domains[i], f"{mixture.sizes[i]:,}", f"{q:.4f}", f"{v:.3g}", *seen)
+        console.print(table)
+
+
+def _print_side_by_side(plans: Mapping[str, list[StagePlan]]) -> None:
+    ends = [stages[-1] for stages in plans.values()]
+    weighted = any((end.mixture.loss_weights != 1).any() for end in ends)
+    title = "epochs at the end (share of all draws)" + (", last loss weight" if weighted else "")
+    table = Table("domain", right("size"), title=title)
+    for name in plans:
+        table.add_column(name, justify="right", overflow="fold")
+    first = ends[0].mixture
+    for i in (-first.sizes).argsort(kind="stable"):
+        cells = []
+        for end in ends:
+            share = end.exposure.draws[i] / end.exposure.draws.sum()
+            weight = f", {end.mixture.loss_weights[i]:.3g}" if weighted else ""
+            cells.append(f"{end.exposure.epochs[i]:.2f} ({share:.4f}){weight}")
+        table.add_row(first.domains[i], f"{first.sizes[i]:,}", *cells)
+    table.add_section()
+    inflations = [[f"{stage.variance_inflation:.3f}" for stage in stages] for stages in plans.values()]
+    table.add_row("F", "", *(" to ".join(dict.fromkeys(values)) for values in inflations))
+    console.print(table)

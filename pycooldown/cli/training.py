@@ -1,0 +1,28 @@
+"""Training one recipe: `train`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pycooldown.cli._app import Overrides, RecipeFile, app, console
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="The run's folder; runs/<recipe's name> by default.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with a run that was interrupted, if there is one.")] = False,
+) -> None:
+    """Train a recipe. A folder that holds the finished run already stays as it is."""
+    from pycooldown.recipes import load_recipe, train
+
+    folder = output or Path("runs") / recipe.stem
+    run = train(load_recipe(recipe, overrides or ()), folder, resume=resume)
+    if int(os.environ.get("RANK", "0")) == 0:
+        loss, seconds = run.summary["eval_loss"], run.summary["seconds"]
+        console.print(f"{run.path}: finished, validation loss {loss:.3f}, trained in {seconds:.0f} s")

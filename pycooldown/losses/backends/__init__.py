@@ -1,0 +1,57 @@
+"""The backends of the losses: which one serves a call, and its module. See `contract` for what each computes."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from typing import cast
+
+import torch
+
+from .contract import FUSED_DTYPES, Backend, KernelOptions, Outputs, SliceBackend
+
+__all__ = ["Backend", "KernelOptions", "Outputs", "SliceBackend", "choose", "load", "load_fused"]
+
+
+def load(name: str) -> SliceBackend:
+    """Return a backend's module, importing it on first use: triton is optional."""
+    return cast(SliceBackend, importlib.import_module(f".{name}", __package__))
+
+
+def load_fused(name: str) -> Backend:
+    """Return the module of "cpp" or "triton"."""
+    return cast(Backend, load(name))
+
+
+def choose(backend: str, device: torch.device, dtype: torch.dtype, needs_reference: str | None) -> str:
+    """Return the name of the backend that serves a call.
+
+    Args:
+        backend: "auto", which takes the device's fused backend if that can serve and "reference" otherwise, or the name
+            of the backend that must serve.
+        device: Device of the logits.
+        dtype: Dtype of the logits.
+        needs_reference: What in the call only plain torch operations can compute, or None.
+
+    Raises:
+        ValueError: If the named backend cannot serve.
+    """
+    if backend == "reference":
+        return backend
+    fused = {"cpu": "cpp", "cuda": "triton"}.get(device.type)
+    if backend == "triton" and fused == "cpp" and os.environ.get("TRITON_INTERPRET") == "1":
+        fused = "triton"
+    reason = needs_reference
+    if fused is None or backend not in ("auto", fused):
+        reason = f"input on {device}"
+    elif dtype not in FUSED_DTYPES:
+        reason = f"{dtype} logits"
+    elif reason is None and fused == "triton" and importlib.util.find_spec("triton") is None:
+        reason = "running without triton installed"
+    if reason is None:
+        assert fused is not None
+        return fused
+    if backend == "auto":
+        return "reference"
+    raise ValueError(f"backend={backend!r} does not support {reason}; use backend='reference', or 'auto' to choose")

@@ -1,0 +1,85 @@
+"""DoReMi: a run for the reference, one for the proxy that learns weights, and the recipe's own with those weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pycooldown import adaptive
+from pycooldown.mixture import Mixture
+from pycooldown.recipes.fields import Count, FinitePositive, Positive, Share, Text
+from pycooldown.recipes.methods.base import MethodOptions, TrainStage, register
+from pycooldown.recipes.methods.learning import LearningOptions, by_name
+from pycooldown.recipes.methods.static import TemperatureOptions, WeightsOptions
+from pycooldown.schedules import Schedule
+
+_SETTLED = 1e-3
+
+
+@register("doremi")
+class DoReMiOptions(LearningOptions):
+    """Three runs: a reference, a proxy that learns weights, and the run itself with those. See `adaptive.DoReMi`.
+
+    All have the recipe's model. For a proxy of another size, train a reference and, with its folder as `reference`, the
+    proxy alone, and give the weights in its summary to the method "weights".
+    """
+
+    reference_tau: Positive = 1.0
+    """Temperature of the reference's draws."""
+    step_size: FinitePositive = 1.0
+    """Step size of the exponentiated gradient."""
+    smoothing: Share = 1e-3
+    """Share of the uniform distribution in the weights."""
+    delay: Count = 4
+    """Steps from a statistic to the mixture that it decides."""
+    rounds: Count = 1
+    """References and proxies to train, each reference with the weights of the proxy before."""
+    reference: Text | None = None
+    """Folder of a finished run; with it, the recipe is a proxy's alone."""
+
+    def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
+        """Return the proxy's schedule."""
+        start = Mixture.temperature_sampling(sizes, math.inf)
+        return adaptive.DoReMi(start, step_size=self.step_size, smoothing=self.smoothing, delay=self.delay)
+
+    def reference_run(self) -> Path | None:
+        """Return the folder of the reference."""
+        return None if self.reference is None else Path(self.reference)
+
+    def run_stages(self, output: Path, train: TrainStage) -> MethodOptions:
+        """Train references and proxies, and return the weights that the last proxy found.
+
+        Each is an ordinary run in a folder of its own beside ``output``, and a finished one is not trained again; so an
+        interrupted recipe goes on within the run, or between the runs, where it stopped. Weights are taken over by
+        name. Rounds end early when no weight changes by more than 1e-3, the paper's tolerance.
+
+        Args:
+            output: Folder of the last run; the others have "-reference" and "-proxy" at the end, from the second round
+                on with its number.
+            train: Trains the recipe with another method in another folder, unless that run is finished already.
+        """
+        if self.reference is not None:
+            return self
+        mixture: MethodOptions = TemperatureOptions(self.reference_tau)
+        weights: dict[str, float] = {}
+        for number in range(1, self.rounds + 1):
+            suffix = f"-{number}" if number > 1 else ""
+            reference = output.with_name(f"{output.name}-reference{suffix}")
+            train(mixture, reference)
+            proxy = train(replace(self, reference=str(reference)), output.with_name(f"{output.name}-proxy{suffix}"))
+            before, weights = weights, proxy.summary["learned"]["target"]
+            mixture = WeightsOptions(tuple(weights.items()))
+            if before and max(abs(weights[domain] - before[domain]) for domain in weights) < _SETTLED:
+                break
+        return mixture
+
+    def learned(self, schedule: Any) -> dict[str, dict[str, float]]:
+        """Return the average of the weights, which is DoReMi's outcome, and their exponential moving average.
+
+        The two differ if the weights have not settled.
+        """
+        average = {name: by_name(schedule.average, name) for name in ("target", "sampling")}
+        return {**average, "moving_average": by_name(schedule.moving_average, "target")}

@@ -1,0 +1,57 @@
+"""Paired differences between runs of the same seeds, with intervals of Student's t."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """The mean of differences over seeds, and its 95 % interval; ``None`` with a single seed."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None else f" [{self.low:+.3f}, {self.high:+.3f}]"
+        return f"{self.mean:+.3f}{interval}"
+
+
+def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> PairedDifference:
+    """Return the mean of ``values - baseline`` with its 95 % interval.
+
+    Seeds share the model's start and the order of samples, so that much of their spread cancels in the difference.
+
+    Args:
+        values: One for each seed.
+        baseline: The same seeds in the same order.
+    """
+    differences = [a - b for a, b in zip(values, baseline, strict=True)]
+    mean = fmean(differences)
+    if len(differences) < 2:
+        return PairedDifference(mean, None, None)
+    half = t_quantile(len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
+    return PairedDifference(mean, mean - half, mean + half)
+
+
+def t_quantile(degrees: int, coverage: float = 0.95) -> float:
+    """Return t with P(-t <= T <= t) = coverage for Student's T with ``degrees`` degrees of freedom.
+
+    With T = sqrt(degrees) tan(angle), the density of the angle is proportional to cos^(degrees - 1).
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(100)
+
+    def area(angle: float) -> float:
+        return float(angle / 2 * (weights @ np.cos(angle / 2 * (nodes + 1)) ** (degrees - 1)))
+
+    wanted, low, high = coverage * area(math.pi / 2), 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if area(middle) < wanted else (low, middle)
+    return math.sqrt(degrees) * math.tan(low)

@@ -1,0 +1,85 @@
+"""What a run's folder holds before training: nothing, this run, or another, which training would spoil."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from pycooldown.recipes.history import RECIPE, SUMMARY, read_json
+from pycooldown.recipes.run_lock import LOCK
+from pycooldown.recipes.schema import Recipe
+
+# Keys without a part in the outcome. Accumulation may change with the number of processes, whose product is kept.
+_IRRELEVANT = {
+    ("training", "workers"),
+    ("training", "accumulation"),
+    ("training", "allow_non_finite"),
+    ("data", "path"),
+}
+
+
+def folder_state(output: Path, recipe: Recipe, resolved: dict[str, Any]) -> Literal["new", "interrupted", "finished"]:
+    """Return what a folder holds of a recipe's run.
+
+    Args:
+        output: The folder; it need not exist.
+        recipe: The recipe.
+        resolved: The recipe with the fingerprint and sizes of its data, as `RECIPE` holds it.
+
+    Raises:
+        ValueError: If the folder holds a run of another recipe, naming the key that differs, or something else; or if
+            its run ended with losses that are not finite, which the recipe does not allow.
+    """
+    if not (output / RECIPE).exists():
+        if output.is_dir() and any(path.suffix != ".partial" and path.name != LOCK for path in output.iterdir()):
+            raise ValueError(f"{output} is not empty and holds no run; choose another folder")
+        return "new"
+    try:
+        stored = read_json(output / RECIPE)
+    except ValueError as error:
+        raise ValueError(f"{error}; choose another folder") from error
+    for section in sorted({*stored, *resolved}):
+        theirs, mine = stored.get(section), resolved.get(section)
+        if isinstance(theirs, dict) and isinstance(mine, dict):
+            theirs = {**_later_keys(recipe, section, theirs), **theirs}
+            for key in sorted({*theirs, *mine}):
+                if (section, key) not in _IRRELEVANT and _plain(theirs.get(key)) != _plain(mine.get(key)):
+                    raise ValueError(
+                        f"{output} holds a run of another recipe: {section}.{key} is {theirs.get(key)!r} there and "
+                        f"{mine.get(key)!r} here; choose another folder"
+                    )
+        elif theirs != mine:
+            raise ValueError(f"{output} holds a run of another recipe: {section} differs; choose another folder")
+    if not (output / SUMMARY).exists():
+        return "interrupted"
+    if not recipe.training.allow_non_finite and (faults := _non_finite(read_json(output / SUMMARY))):
+        raise ValueError(
+            f"the run in {output} ended with a loss that is not finite ({', '.join(faults)}); train it anew with other "
+            "settings in another folder, or accept it with training.allow_non_finite=true"
+        )
+    return "finished"
+
+
+def _later_keys(recipe: Recipe, section: str, stored: dict[str, Any]) -> dict[str, Any]:
+    """Return the defaults of keys that recipes did not have yet when a run was stored."""
+    options = getattr(recipe, section, None)
+    if not dataclasses.is_dataclass(options):
+        return {}
+    missing = dataclasses.MISSING
+    return {f.name: f.default for f in dataclasses.fields(options) if f.name not in stored and f.default is not missing}
+
+
+def _non_finite(summary: dict[str, Any]) -> list[str]:
+    losses = {domain: entry.get("loss") for domain, entry in summary.get("domains", {}).items()}
+    return [domain for domain, loss in losses.items() if loss is None or not math.isfinite(loss)]
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it; versions before wrote an infinite number as such, and now as text."""
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
