@@ -39,7 +39,7 @@ except ImportError as error:
     sys.exit(f"triton_aot: {error}. The check needs triton (Linux): pip install 'pycooldown[all]'")
 
 from pycooldown.losses.backends import triton as launches
-from pycooldown.losses.backends import triton_kernels
+from pycooldown.losses.backends import triton_kernels, triton_stats
 
 MAX_REGISTERS = launches.MAX_REGISTERS
 MIN_WARPS = 32
@@ -111,7 +111,7 @@ def variants() -> Iterator[Variant]:
 
 def compile_variant(variant: Variant, target: int) -> Any:
     """The kernel as any launch compiles it, which takes that no argument is specialized by its value."""
-    kernel = getattr(triton_kernels, f"{variant.kernel}_kernel")
+    kernel = getattr(triton_stats if variant.kernel == "stats" else triton_kernels, f"{variant.kernel}_kernel")
     integers = {"LANES", "TILES", "FLIGHT"}
     constants = {name: value if name in integers else bool(value) for name, value in variant.constants}
     signature = {}

@@ -18,7 +18,8 @@ require("all", "triton")
 import triton  # noqa: E402
 
 from .contract import FUSED_DTYPES, KernelOptions, Outputs  # noqa: E402
-from .triton_kernels import STATS_ROWS, STATS_TILE, rows_kernel, scale_kernel, slice_kernel, stats_kernel  # noqa: E402
+from .triton_kernels import rows_kernel, scale_kernel, slice_kernel  # noqa: E402
+from .triton_stats import STATS_ROWS, STATS_TILE, stats_kernel  # noqa: E402
 
 INTERPRETED = not isinstance(rows_kernel, triton.runtime.JITFunction)  # TRITON_INTERPRET=1: runs on the CPU, slowly
 

@@ -1,22 +1,13 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
-"""The Triton kernels of `triton`, which launches them.
+"""The Triton kernels of rows, which `triton` launches.
 
 A program takes a row at a time. Where the row fits, its registers keep what was read (TILES > 0), so that every logit
 is read once and its gradient written once. A longer row is read twice (TILES == 0): the first pass keeps a running
 maximum and sum of exponentials in every lane (online softmax, Milakov and Gimelshein, arXiv 1805.02867); the second
 goes from the end of the row to its start, as what was read last is still in cache, and writes the gradient.
 
-A row need not start on a 16-byte boundary (with V = 50,257 and 2 bytes each, seven rows of eight do not). Each is
-split, by its own address, into a head and a tail of less than 16 bytes, the edges, and an aligned body between them, so
-that the body moves in 128-bit accesses at any V. The edges stay in registers between the passes: when the gradient
-overwrites the logits, one warp may have written them while another still has to read.
-
-The body is read as 32-bit words, of one float32 or two halves, in tiles of (LANES, 4): a thread has the four words of
-one lane. Tiles of two dimensions keep this layout in every version of Triton, and a kept row of halves needs half the
-registers that its float32 values would.
-
 No integer is specialized and no pointer assumed aligned, so a variant depends on the dtype, the flags, LANES, TILES and
-FLIGHT alone; benchmarks/triton_aot.py compiles each of them. Only `tl` is used, no inline assembly and no libdevice.
+FLIGHT alone; benchmarks/triton_aot.py compiles each of them. See `triton_tiles` for how rows are read and written.
 """
 
 from __future__ import annotations
@@ -24,117 +15,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .triton_tiles import (
+    capped,
+    edges,
+    fill_zero,
+    finite,
+    join,
+    load_tile,
+    load_values,
+    part_of,
+    split_row,
+    tile_of,
+)
+
 LOG2_E = tl.constexpr(1.4426950408889634)
-STATS_ROWS = tl.constexpr(1024)  # rows per program of the domain sums
-STATS_TILE = tl.constexpr(32)  # rows and domains that it looks at together
-
-
-@triton.jit
-def _tanh(z):
-    """Hyperbolic tangent. (1 - e) / (1 + e) cancels near 0; a Taylor series there is exact to a rounding."""
-    e = tl.exp(-2 * tl.abs(z))
-    far = (1 - e) / (1 + e)
-    y = z * z
-    near = z * (1 + y * (-1 / 3 + y * (2 / 15 + y * (-17 / 315 + y * (62 / 2835)))))
-    return tl.where(tl.abs(z) < 0.25, near, tl.where(z < 0, -far, far))
-
-
-@triton.jit
-def _capped(x, mask, softcap, SOFTCAP: tl.constexpr):
-    """Logits, soft-capped; -inf where masked."""
-    if SOFTCAP:
-        x = tl.where(mask, softcap * _tanh(x / softcap), float("-inf"))
-    return x
-
-
-@triton.jit
-def _load_values(pointers, mask, softcap, SOFTCAP: tl.constexpr):
-    """Logits in float32, one by one."""
-    x = tl.load(pointers, mask=mask, other=float("-inf")).to(tl.float32)
-    return _capped(x, mask, softcap, SOFTCAP)
-
-
-@triton.jit
-def _finite(m):
-    """The maximum to subtract: 0 for an infinite one, so that no inf - inf hides what the row holds."""
-    return tl.where(tl.abs(m) == float("inf"), 0.0, m)
-
-
-@triton.jit
-def _split(row, num_classes, VEC: tl.constexpr):
-    """Lengths of a row's head and aligned body, in classes."""
-    head = (((16 - (row.to(tl.int64) & 15)) & 15) * VEC // 16).to(tl.int32)
-    head = tl.minimum(head, num_classes)
-    return head, (num_classes - head) // VEC * VEC
-
-
-@triton.jit
-def _edges(head, body, num_classes, VEC: tl.constexpr):
-    """Columns of the head, then of the tail, and which of the 2 VEC slots are in use."""
-    slot = tl.arange(0, 2 * VEC)
-    column = tl.where(slot < VEC, slot, head + body + slot - VEC)
-    return column, tl.where(slot < VEC, slot < head, column < num_classes)
-
-
-@triton.jit
-def _tile(i, words, LANES: tl.constexpr):
-    """Offsets of tile i of a body of so many words, (LANES, 4), and their mask, (LANES, 1)."""
-    first = (i * LANES + tl.arange(0, LANES)) * 4
-    return first[:, None] + tl.arange(0, 4)[None, :], (first < words)[:, None]
-
-
-@triton.jit
-def _join(parts, DTYPE: tl.constexpr):
-    """Words of values in float32: a tuple of one tensor, or of two for the two halves of a word."""
-    if DTYPE == tl.float32:
-        words = parts[0].to(tl.int32, bitcast=True)
-    else:
-        low = parts[0].to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32)
-        high = parts[1].to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32)
-        words = (low & 0xFFFF) | (high << 16)
-    return words
-
-
-@triton.jit
-def _part(words, k: tl.constexpr, DTYPE: tl.constexpr):
-    """The values of words, in float32: all of them, or their halves number k."""
-    if DTYPE == tl.float32:
-        x = words.to(tl.float32, bitcast=True)
-    elif DTYPE == tl.bfloat16:
-        x = (words << 16 if k == 0 else words & -65536).to(tl.float32, bitcast=True)
-    else:
-        x = (words & 0xFFFF if k == 0 else words >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    return x
-
-
-@triton.jit
-def _load_tile(body, offset, mask, SAME_ALIGNMENT: tl.constexpr, POLICY: tl.constexpr):
-    """Words of the body of a row of logits; -inf where masked."""
-    DTYPE: tl.constexpr = body.dtype.element_ty
-    PARTS: tl.constexpr = 32 // DTYPE.primitive_bitwidth
-    if SAME_ALIGNMENT:
-        INFINITY: tl.constexpr = -8388608 if PARTS == 1 else -8323200 if DTYPE == tl.bfloat16 else -67044352
-        pointer = tl.multiple_of(body.to(tl.pointer_type(tl.int32)), 16)
-        words = tl.load(pointer + offset, mask=mask, other=INFINITY, eviction_policy=POLICY)
-    else:
-        parts = ()
-        for k in tl.static_range(PARTS):
-            x = tl.load(body + offset * PARTS + k, mask=mask, other=float("-inf"), eviction_policy=POLICY)
-            parts = parts + (x.to(tl.float32),)
-        words = _join(parts, DTYPE)
-    return words
-
-
-@triton.jit
-def _fill_zero(row, num_classes, VEC: tl.constexpr, LANES: tl.constexpr):
-    head, body = _split(row, num_classes, VEC)
-    edge_column, edge_mask = _edges(head, body, num_classes, VEC)
-    tl.store(row + edge_column, tl.zeros_like(edge_column).to(row.dtype.element_ty), mask=edge_mask)
-    pointer = tl.multiple_of((row + head).to(tl.pointer_type(tl.int32)), 16)
-    words = body // (VEC // 4)
-    for i in range(tl.cdiv(words, LANES * 4)):
-        offset, mask = _tile(i, words, LANES)
-        tl.store(pointer + offset, tl.zeros_like(offset), mask=mask)
 
 
 @triton.jit
@@ -159,11 +53,11 @@ def _store_gradient(
     parts = ()
     PARTS: tl.constexpr = 32 // DTYPE.primitive_bitwidth
     for k in tl.static_range(PARTS):
-        x = _capped(_part(words, k, DTYPE), mask, softcap, SOFTCAP)
+        x = capped(part_of(words, k, DTYPE), mask, softcap, SOFTCAP)
         column = head + offset * PARTS + k
         g = _gradient(x, column, target, m, factor, at_target, everywhere, softcap, SMOOTHING, SOFTCAP)
         parts = parts + (g,)
-    tl.store(pointer + offset, _join(parts, DTYPE), mask=mask)
+    tl.store(pointer + offset, join(parts, DTYPE), mask=mask)
 
 
 @triton.jit
@@ -179,7 +73,7 @@ def _write_gradient(
     pointer = tl.multiple_of((grad + head).to(tl.pointer_type(tl.int32)), 16)
     if TILES:
         for i in tl.static_range(TILES):
-            offset, mask = _tile(i, words, LANES)
+            offset, mask = tile_of(i, words, LANES)
             _store_gradient(
                 kept[i] ^ zero, pointer, offset, mask, head, target, m, factor, at_target, everywhere, softcap,
                 SMOOTHING, SOFTCAP, DTYPE,
@@ -187,8 +81,8 @@ def _write_gradient(
     else:
         tiles = tl.cdiv(words, LANES * 4)
         for i in range(tiles):
-            offset, mask = _tile(tiles - 1 - i, words, LANES)
-            tile = _load_tile(logits + head, offset, mask, SAME_ALIGNMENT, "evict_first")
+            offset, mask = tile_of(tiles - 1 - i, words, LANES)
+            tile = load_tile(logits + head, offset, mask, SAME_ALIGNMENT, "evict_first")
             _store_gradient(
                 tile, pointer, offset, mask, head, target, m, factor, at_target, everywhere, softcap,
                 SMOOTHING, SOFTCAP, DTYPE,
@@ -225,18 +119,18 @@ def rows_kernel(
             tl.store(lse + n, 0.0)
             tl.store(correct + n, 0)
             if GRAD:
-                _fill_zero(grad_row, num_classes, VEC, LANES)
+                fill_zero(grad_row, num_classes, VEC, LANES)
         else:
             in_range = (t >= 0) & (t < num_classes)
-            x_target = _load_values(row + t, in_range, softcap, SOFTCAP)
+            x_target = load_values(row + t, in_range, softcap, SOFTCAP)
             # Aligned is what is written; logits whose rows are aligned otherwise are read element by element.
             if GRAD:
-                head, body = _split(grad_row, num_classes, VEC)
+                head, body = split_row(grad_row, num_classes, VEC)
             else:
-                head, body = _split(row, num_classes, VEC)
+                head, body = split_row(row, num_classes, VEC)
             words = body // PARTS
-            edge_column, edge_mask = _edges(head, body, num_classes, VEC)
-            edge = _load_values(row + edge_column, edge_mask, softcap, SOFTCAP)
+            edge_column, edge_mask = edges(head, body, num_classes, VEC)
+            edge = load_values(row + edge_column, edge_mask, softcap, SOFTCAP)
 
             lane_max = tl.full((LANES,), float("-inf"), tl.float32)
             lane_sum = tl.zeros((LANES,), tl.float32)
@@ -244,46 +138,46 @@ def rows_kernel(
             kept = ()
             if TILES:
                 for i in tl.static_range(TILES):
-                    offset, mask = _tile(i, words, LANES)
-                    kept = kept + (_load_tile(row + head, offset, mask, SAME_ALIGNMENT, POLICY),)
+                    offset, mask = tile_of(i, words, LANES)
+                    kept = kept + (load_tile(row + head, offset, mask, SAME_ALIGNMENT, POLICY),)
                 for i in tl.static_range(TILES):
-                    offset, mask = _tile(i, words, LANES)
+                    offset, mask = tile_of(i, words, LANES)
                     for k in tl.static_range(PARTS):
-                        x = _capped(_part(kept[i], k, DTYPE), mask, softcap, SOFTCAP)
+                        x = capped(part_of(kept[i], k, DTYPE), mask, softcap, SOFTCAP)
                         lane_max = tl.maximum(lane_max, tl.max(x, 1))
                         if SMOOTHING:
                             lane_total += tl.sum(tl.where(mask, x, 0.0), 1)
                 row_max = tl.maximum(tl.max(lane_max, 0), tl.max(edge, 0))
-                m = _finite(row_max)
+                m = finite(row_max)
                 for i in tl.static_range(TILES):
-                    offset, mask = _tile(i, words, LANES)
+                    offset, mask = tile_of(i, words, LANES)
                     for k in tl.static_range(PARTS):
-                        x = _capped(_part(kept[i] | zero, k, DTYPE), mask, softcap, SOFTCAP)
+                        x = capped(part_of(kept[i] | zero, k, DTYPE), mask, softcap, SOFTCAP)
                         lane_sum += tl.sum(tl.exp2((x - m) * LOG2_E), 1)
             else:
                 for first in range(0, tl.cdiv(words, LANES * 4), FLIGHT):
                     tiles = ()
                     for i in tl.static_range(FLIGHT):
-                        offset, mask = _tile(first + i, words, LANES)
-                        tiles = tiles + (_load_tile(row + head, offset, mask, SAME_ALIGNMENT, POLICY),)
+                        offset, mask = tile_of(first + i, words, LANES)
+                        tiles = tiles + (load_tile(row + head, offset, mask, SAME_ALIGNMENT, POLICY),)
                     new_max = lane_max
                     for i in tl.static_range(FLIGHT):
-                        offset, mask = _tile(first + i, words, LANES)
+                        offset, mask = tile_of(first + i, words, LANES)
                         for k in tl.static_range(PARTS):
-                            x = _capped(_part(tiles[i], k, DTYPE), mask, softcap, SOFTCAP)
+                            x = capped(part_of(tiles[i], k, DTYPE), mask, softcap, SOFTCAP)
                             new_max = tl.maximum(new_max, tl.max(x, 1))
                             if SMOOTHING:
                                 lane_total += tl.sum(tl.where(mask, x, 0.0), 1)
-                    lane_m = _finite(new_max)
+                    lane_m = finite(new_max)
                     lane_sum *= tl.exp2((lane_max - lane_m) * LOG2_E)
                     for i in tl.static_range(FLIGHT):
-                        offset, mask = _tile(first + i, words, LANES)
+                        offset, mask = tile_of(first + i, words, LANES)
                         for k in tl.static_range(PARTS):
-                            x = _capped(_part(tiles[i], k, DTYPE), mask, softcap, SOFTCAP)
+                            x = capped(part_of(tiles[i], k, DTYPE), mask, softcap, SOFTCAP)
                             lane_sum += tl.sum(tl.exp2((x - lane_m[:, None]) * LOG2_E), 1)
                     lane_max = new_max
                 row_max = tl.maximum(tl.max(lane_max, 0), tl.max(edge, 0))
-                m = _finite(row_max)
+                m = finite(row_max)
                 lane_sum *= tl.exp2((lane_max - m) * LOG2_E)
 
             row_sum = tl.sum(lane_sum, 0) + tl.sum(tl.exp2((edge - m) * LOG2_E), 0)
@@ -303,7 +197,7 @@ def rows_kernel(
 
             if GRAD:
                 if weight == 0:
-                    _fill_zero(grad_row, num_classes, VEC, LANES)
+                    fill_zero(grad_row, num_classes, VEC, LANES)
                 else:
                     factor = weight * (1 + 2 * z_loss * row_lse) / row_sum + poison
                     everywhere = weight * label_smoothing / num_classes
@@ -332,15 +226,15 @@ def slice_kernel(
     t = tl.load(target + n)
     weight = tl.load(scale + n)
     if (t == ignore_index) | (weight == 0):
-        _fill_zero(grad, num_classes, VEC, LANES)
+        fill_zero(grad, num_classes, VEC, LANES)
     else:
         row_lse = tl.load(lse + n)
         everywhere = weight * label_smoothing
         if SMOOTHING:
             everywhere /= tl.load(num_whole_classes)
-        head, body = _split(grad, num_classes, VEC)
-        edge_column, edge_mask = _edges(head, body, num_classes, VEC)
-        edge = _load_values(logits + edge_column, edge_mask, softcap, SOFTCAP)
+        head, body = split_row(grad, num_classes, VEC)
+        edge_column, edge_mask = edges(head, body, num_classes, VEC)
+        edge = load_values(logits + edge_column, edge_mask, softcap, SOFTCAP)
         tl.debug_barrier()  # all warps have read the edges before one overwrites them
         _write_gradient(
             (), 0, logits, grad, head, body // (VEC // 4), edge, edge_column, edge_mask, t.to(tl.int32), row_lse,
@@ -357,50 +251,17 @@ def scale_kernel(grad, factor, stride: tl.int64, num_classes: tl.int32, LANES: t
     f = tl.load(factor).to(tl.float32)
     if f != 1:
         grad += tl.program_id(0).to(tl.int64) * stride
-        head, body = _split(grad, num_classes, VEC)
-        edge_column, edge_mask = _edges(head, body, num_classes, VEC)
+        head, body = split_row(grad, num_classes, VEC)
+        edge_column, edge_mask = edges(head, body, num_classes, VEC)
         edge = tl.load(grad + edge_column, mask=edge_mask).to(tl.float32) * f
         tl.debug_barrier()  # all warps have read the edges before one overwrites them
         tl.store(grad + edge_column, edge.to(DTYPE), mask=edge_mask)
         pointer = tl.multiple_of((grad + head).to(tl.pointer_type(tl.int32)), 16)
         words = body // (VEC // 4)
         for i in range(tl.cdiv(words, LANES * 4)):
-            offset, mask = _tile(i, words, LANES)
+            offset, mask = tile_of(i, words, LANES)
             tile = tl.load(pointer + offset, mask=mask)
             parts = ()
             for k in tl.static_range(VEC // 4):
-                parts = parts + (_part(tile, k, DTYPE) * f,)
-            tl.store(pointer + offset, _join(parts, DTYPE), mask=mask)
-
-
-@triton.jit(
-    do_not_specialize=["num_rows", "num_domains", "ignore_index"],
-    do_not_specialize_on_alignment=["loss", "correct", "target", "domain_ids", "loss_sum", "counts"],
-)
-def stats_kernel(
-    loss, correct, target, domain_ids, loss_sum, counts,
-    num_rows: tl.int64, num_domains: tl.int32, ignore_index: tl.int64, HAS_DOMAINS: tl.constexpr,
-):  # fmt: skip
-    """Sums by domain over STATS_ROWS rows, in the order of the rows: no atomics, so the same bits every time."""
-    chunk = tl.program_id(0).to(tl.int64)
-    domain = tl.program_id(1) * STATS_TILE + tl.arange(0, STATS_TILE)
-    loss_acc = tl.zeros((STATS_TILE, STATS_TILE), tl.float64)
-    token_acc = tl.zeros((STATS_TILE, STATS_TILE), tl.int32)
-    correct_acc = tl.zeros((STATS_TILE, STATS_TILE), tl.int32)
-    for start in range(0, STATS_ROWS, STATS_TILE):
-        n = chunk * STATS_ROWS + start + tl.arange(0, STATS_TILE)
-        inside = n < num_rows
-        valid = inside & (tl.load(target + n, mask=inside, other=0) != ignore_index)
-        of_row = tl.load(domain_ids + n, mask=inside, other=-1) if HAS_DOMAINS else tl.zeros_like(n)
-        member = valid[:, None] & (of_row[:, None] == domain[None, :])
-        row_loss = tl.load(loss + n, mask=inside, other=0.0).to(tl.float64)
-        row_correct = tl.load(correct + n, mask=inside, other=0).to(tl.int32)
-        loss_acc += tl.where(member, row_loss[:, None], 0.0)
-        token_acc += member.to(tl.int32)
-        correct_acc += tl.where(member, row_correct[:, None], 0)
-    at = chunk * num_domains + domain
-    mask = domain < num_domains
-    plane = tl.num_programs(0).to(tl.int64) * num_domains
-    tl.store(loss_sum + at, tl.sum(loss_acc, 0), mask=mask)
-    tl.store(counts + at, tl.sum(token_acc, 0).to(tl.int64), mask=mask)
-    tl.store(counts + plane + at, tl.sum(correct_acc, 0).to(tl.int64), mask=mask)
+                parts = parts + (part_of(tile, k, DTYPE) * f,)
+            tl.store(pointer + offset, join(parts, DTYPE), mask=mask)
