@@ -100,6 +100,20 @@ def test_operator_registration(reduction):
     torch.library.opcheck(operators.scale_gradient_.default, (torch.rand(2, 3), torch.tensor(2.0), "cpp"))
 
 
+@pytest.mark.parametrize(("padding", "kept"), [(0, True), (1, True), (2, False)])
+def test_padded_rows_have_padded_gradients(padding, kept):
+    """By less than an eighth, eagerly and as torch.compile expects; the gradient of a leaf lies as autograd likes."""
+    logits, target = torch.zeros(5, 9 + padding)[:, :9].copy_(logits_and_target(5, 9)[0]), logits_and_target(5, 9)[1]
+    arguments = (logits, target, torch.rand(5), None, 1, True, False, -100, 0.0, 0.0, 0.0, "cpp", "")
+    torch.library.opcheck(torch.ops.pycooldown.cross_entropy.default, arguments)
+    grad = torch.ops.pycooldown.cross_entropy(*arguments)[2]
+    assert grad.stride() == (9 + padding * kept, 1)
+    logits.requires_grad_()
+    for function in (cross_entropy, torch.compile(cross_entropy, fullgraph=True, backend="aot_eager")):
+        (grad,) = torch.autograd.grad(function(logits, target), logits)
+        torch.testing.assert_close(grad, torch.autograd.grad(F.cross_entropy(logits, target), logits)[0])
+
+
 def test_compiles_to_one_graph():
     logits, target = logits_and_target(5, 9)
     ids, weights = torch.tensor([0, 1, 1, 0, 1]), torch.tensor([0.5, 2.0])

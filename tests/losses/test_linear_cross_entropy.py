@@ -236,8 +236,18 @@ def test_default_chunk_size():
     assert size(1024, 32768) == 147  # 20 MiB would be 160, and 7 chunks are even
     assert size(1024, 32768, torch.bfloat16) == 256
     assert size(4096, 128 * 1024) == 96
-    assert size(4096, 128 * 1024, device="cuda") == 512
+    assert size(4096, 128 * 1024, device="cuda") == 1024
     assert size(0, 0) == 1
+
+
+def test_sizes_for_a_gpu():
+    """Parts of the gradient that fill one, at any number of features, and rows of logits that begin at 128 bytes."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [_products.slice_size(features, gpu) for features in (0, 768, 4096, 8192)] == [8388608, 11008, 2048, 2048]
+    assert _products.slice_size(768, cpu) == 2048
+    for dtype, step in ((torch.bfloat16, 50_304), (torch.float32, 50_272)):
+        assert _products.empty_logits(3, 50_257, dtype, torch.device("meta")).stride() == (step, 1)
+    assert _products.empty_logits(3, 50_257, torch.bfloat16, cpu).stride() == (50_257, 1)
 
 
 # Dtype of the weight, of the logits, features, rows per chunk, and how many of 23 rows are multiplied at once.

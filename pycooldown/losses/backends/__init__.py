@@ -9,9 +9,18 @@ from typing import cast
 
 import torch
 
-from .contract import FUSED_DTYPES, Backend, KernelOptions, Outputs, SliceBackend
+from .contract import FUSED_DTYPES, Backend, KernelOptions, Outputs, SliceBackend, empty_gradient
 
-__all__ = ["Backend", "KernelOptions", "Outputs", "SliceBackend", "choose", "load", "load_fused"]
+__all__ = [
+    "Backend",
+    "KernelOptions",
+    "Outputs",
+    "SliceBackend",
+    "choose",
+    "empty_gradient",
+    "load",
+    "load_fused",
+]
 
 
 def load(name: str) -> SliceBackend:

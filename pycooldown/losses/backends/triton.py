@@ -17,7 +17,7 @@ require("all", "triton")
 
 import triton  # noqa: E402
 
-from .contract import FUSED_DTYPES, KernelOptions, Outputs  # noqa: E402
+from .contract import FUSED_DTYPES, KernelOptions, Outputs, empty_gradient  # noqa: E402
 from .triton_kernels import rows_kernel, scale_kernel, slice_kernel  # noqa: E402
 from .triton_stats import STATS_ROWS, STATS_TILE, stats_kernel  # noqa: E402
 
@@ -43,25 +43,36 @@ KEPT = {
     128 << 10: Variant(1024, 8),
 }
 READ_TWICE = Variant(1024, 0, 4)
+# The most tiles that registers keep without spilling, by whether the device is of compute capability 10.0 or later and
+# whether the loss is plain: smoothing and a soft cap need registers of their own.
+MAX_TILES = {(False, True): 8, (False, False): 6, (True, True): 4, (True, False): 0}
 UNLIKE = Variant(512, 0, 2)  # logits that are read one by one: their rows are not aligned as the gradient's
 MAX_REGISTERS = 64
+# The interpreter's device, of few processors, so that there too a program has several rows to read twice.
+INTERPRETER = {"num_processors": 2, "l2_bytes": 1 << 20}
 # Share of the L2 cache for rows between their first and second reading. Reasoned, not tuned: stores use it too.
 L2_SHARE = 0.6
 STATS_WARPS = 8
 
 
-def choose_variant(row_bytes: int, *, same_alignment: bool = True, plain: bool = True) -> Variant:
+def choose_variant(
+    row_bytes: int, *, same_alignment: bool = True, plain: bool = True, capability: tuple[int, int] = (9, 0)
+) -> Variant:
     """The variant for rows of so many bytes.
 
     Args:
         row_bytes: Of the logits.
         same_alignment: Whether rows of logits and gradient begin as far beyond a multiple of 16 bytes.
-        plain: Whether there is neither smoothing nor a soft cap, which need registers of their own.
+        plain: Whether there is neither smoothing nor a soft cap.
+        capability: Of the device, in computing.
     """
     if not same_alignment:
         return UNLIKE
-    kept = (variant for limit, variant in KEPT.items() if row_bytes <= limit and (plain or variant.TILES < 7))
-    return next(kept, READ_TWICE)
+    recent = capability >= (10, 0)
+    kept = next((variant for limit, variant in KEPT.items() if row_bytes <= limit), READ_TWICE)
+    if 0 < kept.TILES <= MAX_TILES[recent, plain]:
+        return kept
+    return Variant(kept.LANES, 0, 2) if recent and not plain else READ_TWICE
 
 
 def rows_under_way(row_bytes: int, *, num_processors: int, l2_bytes: int) -> int:
@@ -85,13 +96,13 @@ def _launch(x: torch.Tensor, variant: Variant) -> dict[str, int]:
 
 def _programs(x: torch.Tensor, variant: Variant) -> int:
     """How many programs share the rows of x."""
-    if variant.TILES or not x.is_cuda:
+    if variant.TILES:
         return len(x)
-    device = torch.cuda.get_device_properties(x.device)
-    limit = rows_under_way(
-        x.size(1) * x.element_size(), num_processors=device.multi_processor_count, l2_bytes=device.L2_cache_size
-    )
-    return min(len(x), limit)
+    device = INTERPRETER
+    if x.is_cuda:
+        properties = torch.cuda.get_device_properties(x.device)
+        device = {"num_processors": properties.multi_processor_count, "l2_bytes": properties.L2_cache_size}
+    return min(len(x), rows_under_way(x.size(1) * x.element_size(), **device))
 
 
 def _lanes(x: torch.Tensor) -> dict[str, int]:
@@ -129,7 +140,7 @@ def rows(
 
     inplace = inplace and want_grad
     x = logits if logits.stride(1) == 1 else logits.contiguous()
-    grad = x if inplace else torch.empty_like(x, memory_format=torch.contiguous_format) if want_grad else None
+    grad = x if inplace else empty_gradient(x) if want_grad else None
     out = x if grad is None else grad
     target, scale = target.contiguous(), scale.contiguous()
     loss, lse = torch.empty_like(scale), torch.empty_like(scale)
@@ -138,7 +149,10 @@ def rows(
         if num_rows:
             smoothing, capped, same = options.label_smoothing != 0, options.softcap != 0, _aligned_alike(x, out)
             variant = choose_variant(
-                num_classes * x.element_size(), same_alignment=same, plain=not (smoothing or capped)
+                num_classes * x.element_size(),
+                same_alignment=same,
+                plain=not (smoothing or capped),
+                capability=torch.cuda.get_device_capability(x.device) if x.is_cuda else (9, 0),
             )
             rows_kernel[(_programs(x, variant),)](
                 x, target, scale, loss, lse, correct, out, x.stride(0), out.stride(0), num_rows, num_classes,
@@ -169,7 +183,7 @@ def gradient(
     """
     _check(logits)
     x = logits if logits.stride(1) == 1 else logits.contiguous()
-    grad = x if inplace else torch.empty_like(x, memory_format=torch.contiguous_format)
+    grad = x if inplace else empty_gradient(x)
     if grad.numel():
         with torch.cuda.device(x.get_device()):
             slice_kernel[(len(x),)](

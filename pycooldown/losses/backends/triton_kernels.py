@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,assignment"
 """The Triton kernels of rows, which `triton` launches.
 
 A program takes a row at a time. Where the row fits, its registers keep what was read (TILES > 0), so that every logit
