@@ -68,7 +68,7 @@ def make_trainer(output, schedule, *, steps=6, batch_size=12, accumulation=1, ev
         logging_steps=1,
         report_to="none",
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         **{"save_strategy": "no", "learning_rate": 0.01, **options},
     )
     starts = dict(zip(SIZES, np.cumsum([0, *SIZES.values()])))

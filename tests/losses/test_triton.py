@@ -1,12 +1,8 @@
 """The Triton kernels, in Triton's interpreter where there is no GPU, against torch in float64."""
 
-import os
-
 import pytest
 
 torch = pytest.importorskip("torch")
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
 pytest.importorskip("triton")
 
 from pycooldown.losses.backends import KernelOptions, load  # noqa: E402
@@ -250,6 +246,15 @@ def test_scale(dtype):
         once = storage.clone()
         backend.scale_(grad, torch.ones((), dtype=torch.float64, device=DEVICE))
         assert torch.equal(storage, once)
+
+
+def test_versions_of_triton():
+    for version in ("3.6.0", "3.7.1+git0a1b2c3"):
+        backend.check_version(version)
+    with pytest.raises(ImportError, match=r"triton is 3\.5\.1, .*need 3\.6 or later; install 'triton>=3\.6,<3\.8'"):
+        backend.check_version("3.5.1")
+    with pytest.warns(RuntimeWarning, match=r"triton is 4\.0\.0, .*tested with 3\.6 to 3\.7"):
+        backend.check_version("4.0.0")
 
 
 def test_bad_input():

@@ -7,6 +7,7 @@ are copied.
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,26 @@ import triton  # noqa: E402
 from .contract import FUSED_DTYPES, KernelOptions, Outputs, empty_gradient  # noqa: E402
 from .triton_kernels import rows_kernel, scale_kernel, slice_kernel  # noqa: E402
 from .triton_stats import STATS_ROWS, STATS_TILE, stats_kernel  # noqa: E402
+
+TESTED = (3, 6), (3, 7)  # versions of Triton; how it lays out tiles may differ in others
+
+
+def check_version(version: str) -> None:
+    """Raise ImportError for a version of Triton older than those tested; warn of a newer one."""
+    number = tuple(int(part) for part in version.split(".")[:2])
+    oldest, newest = (".".join(map(str, tested)) for tested in (TESTED[0], TESTED[-1]))
+    advice = f"install 'triton>={oldest},<{TESTED[-1][0]}.{TESTED[-1][1] + 1}', or use backend='reference'"
+    if number < TESTED[0]:
+        raise ImportError(f"triton is {version}, but the kernels need {oldest} or later; {advice}")
+    if number > TESTED[-1]:
+        warnings.warn(
+            f"triton is {version}, but the kernels are tested with {oldest} to {newest}; if in doubt, {advice}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+check_version(triton.__version__)
 
 INTERPRETED = not isinstance(rows_kernel, triton.runtime.JITFunction)  # TRITON_INTERPRET=1: runs on the CPU, slowly
 
