@@ -120,9 +120,10 @@ def stages(site: Path) -> dict[int, list[Task]]:
 
 
 def environment(site: Path) -> dict[str, str]:
-    """What was built comes before the sources."""
+    """What was built comes first; PYTHONSAFEPATH may keep a script from what lies beside it."""
     paths = [str(site)] if site.exists() else []
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    paths += [str(HERE / "gpu"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def read(path: Path) -> list[dict[str, object]]:
@@ -220,7 +221,7 @@ def main() -> int:
             row.get("task") == task.name and row.get("dry") == dry and row.get("status") == 0 for row in read(path)
         )
         remaining = end - time.monotonic()
-        if done and not (task.name == "build" and not site.exists()):
+        if done and (dry or task.name != "build" or site.exists()):
             continue
         if remaining < 20:
             print(f"no time is left for {task.name}: the same command goes on with it")

@@ -35,7 +35,7 @@ def test_dry_run(stage, tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr + logs
     assert statuses
     assert not any(statuses.values())
-    assert all(f"{task:22} passed" in result.stdout for task in statuses)
+    assert result.stdout.count(" passed, ") == len(statuses)
     again, _, more = run_stage(stage, tmp_path)
     assert again.returncode == 0
     assert len(more) == len(rows) + 1  # that it began
