@@ -236,6 +236,7 @@ def test_half_precision_is_summed_in_float32(features, chunk_size, seed):
     assert errors[0] <= 1.5 * errors[1] + 2.0**-9 * exact.abs().amax()
 
 
+@pytest.mark.host  # sizes alone
 def test_default_chunk_size():
     def size(rows, classes, dtype=torch.float32, device="cpu"):
         return _products.default_chunk_size(rows, classes, dtype, torch.device(device))
@@ -248,6 +249,7 @@ def test_default_chunk_size():
     assert size(0, 0) == 1
 
 
+@pytest.mark.host  # sizes alone
 def test_sizes_for_a_gpu():
     """Parts of the gradient that fill one, at any number of features, and rows of logits that begin at 128 bytes."""
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
