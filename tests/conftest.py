@@ -1,8 +1,8 @@
 """The environment of all tests, set before anything is imported, and what several of them read."""
 
+import importlib.util
 import io
 import os
-import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -14,14 +14,54 @@ from hypothesis import settings
 os.environ["PYTHONSAFEPATH"] = "1"
 os.environ["COLUMNS"] = "160"  # tables are as wide on every terminal, and without one
 sys.path.append(str(Path(__file__).parents[1]))  # `reproduction`, behind the installed package
-# Without a GPU, Triton's kernels run in its interpreter.
-if shutil.which("nvidia-smi") is None:
+
+# The devices that are there, as torch sees them: a driver alone is none. Tests that take `device` run on each.
+DEVICES = ["cpu"]
+if importlib.util.find_spec("torch"):
+    import torch
+
+    if torch.cuda.is_available():
+        DEVICES.append("cuda")
+# Without a GPU, Triton's kernels run in its interpreter; read when triton is imported.
+if "cuda" not in DEVICES:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The same examples on every machine; `pytest --hypothesis-profile=default` looks for new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("fuzz", max_examples=20_000, deadline=None, print_blob=True)
 settings.load_profile("repeatable")
+
+
+def pytest_generate_tests(metafunc):
+    if "device" in metafunc.fixturenames:
+        on_host = metafunc.definition.get_closest_marker("host") is not None
+        metafunc.parametrize("device", DEVICES[:1] if on_host else DEVICES, indirect=True)
+
+
+@pytest.fixture
+def device(request, monkeypatch):
+    """A device that is there. New tensors are made on it, and those among the names of the module are moved there."""
+    device = torch.device(request.param)
+    if device.type == "cpu":
+        yield device
+        return
+    for name, value in list(vars(request.module).items()):
+        if isinstance(value, torch.Tensor):
+            monkeypatch.setattr(request.module, name, value.to(device))
+    with device:
+        yield device
+
+
+@pytest.fixture
+def fused(device):
+    """The name of the device's fused backend."""
+    return {"cpu": "cpp", "cuda": "triton"}[device.type]
+
+
+@pytest.fixture(scope="session")
+def kernel_device():
+    """Where Triton's kernels run: on a GPU, or interpreted on the CPU."""
+    return DEVICES[-1]
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from ._operator import (
     scale_,
     scaled,
 )
-from ._products import WeightGradient, default_chunk_size, linear
+from ._products import WeightGradient, default_chunk_size, empty_logits, linear
 from ._statistics import DomainStats
 from .backends import KernelOptions
 
@@ -137,6 +137,7 @@ class Call(NamedTuple):
     "int num_domains, ScalarType dtype, SymInt? chunk_size, bool want_input_grad, bool want_weight_grad, "
     f"bool want_bias_grad, bool want_stats, {OPTIONS_SCHEMA}) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=torch.Tag.cudagraph_unsafe,  # the host waits for the number of rows; graphs are made of what lies around it
 )
 def _linear_cross_entropy(*arguments: Any) -> tuple[torch.Tensor, ...]:
     call = Call.of(arguments)
@@ -170,7 +171,7 @@ def _sweep(
         step = default_chunk_size(num_rows, widest, dtype, device)
 
     losses = torch.zeros_like(scale)
-    buffer = input.new_empty(min(step, num_rows), num_classes, dtype=dtype)
+    buffer = empty_logits(min(step, num_rows), num_classes, dtype, device)
     grad_input = input.new_empty(input.shape if wanted.input_grad else 0)
     if wanted.input_grad and not all_rows:
         grad_input.zero_()

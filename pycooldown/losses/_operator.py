@@ -120,6 +120,7 @@ def _run(
     mutates_args=(),
     schema="(Tensor logits, Tensor target, Tensor scale, Tensor? domain_ids, int num_domains, bool want_grad, "
     f"bool want_stats, {OPTIONS_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=torch.Tag.needs_exact_strides,  # of the logits: those of the gradient may depend on them
 )
 def _cross_entropy(
     logits: torch.Tensor,
@@ -151,7 +152,7 @@ def _(
     return Losses(
         scale.new_empty(()),
         torch.empty_like(scale),
-        logits.new_empty(logits.shape if want_grad else 0),
+        backends.empty_gradient(logits) if want_grad else logits.new_empty(0),
         scale.new_empty(sums, dtype=torch.float64),
         target.new_empty(sums),
         target.new_empty(sums),

@@ -7,11 +7,15 @@ import math
 import torch
 
 SLICE = 2048  # classes of which logits, or a part of the gradient, are formed at a time
+# Elements of such a part on a GPU, at the least: in tiles of 128 x 256, 256 of them, two for each multiprocessor.
+SLICE_ELEMENTS_GPU = 2048 * 4096
 
 CHUNK_BYTES = 20 << 20  # of logits
 # Rows of a chunk at the least. With fewer, the products wait for the weight to come from memory, which on a GPU allows
-# several hundred operations per byte.
-MIN_ROWS_CPU, MIN_ROWS_GPU = 96, 512
+# several hundred operations per byte. There, moreover, the gradient of 512 rows of 4,096 features has 64 tiles of
+# 128 x 256 for 132 multiprocessors, and that of 1,024 rows 128. See docs/gpu.md.
+MIN_ROWS_CPU, MIN_ROWS_GPU = 96, 1024
+ROW_BYTES_GPU = 128  # rows of logits begin at multiples of this, so that products write and kernels read them whole
 
 
 def default_chunk_size(num_rows: int, num_classes: int, dtype: torch.dtype, device: torch.device) -> int:
@@ -20,6 +24,20 @@ def default_chunk_size(num_rows: int, num_classes: int, dtype: torch.dtype, devi
     limit = max(CHUNK_BYTES // (max(num_classes, 1) * dtype.itemsize), least)
     chunks = max(math.ceil(num_rows / limit), 1)
     return max(math.ceil(num_rows / chunks), 1)
+
+
+def slice_size(num_features: int, device: torch.device) -> int:
+    """Return how many classes' part of a layer's gradient is formed at a time."""
+    if device.type == "cpu":
+        return SLICE
+    return max(SLICE, math.ceil(SLICE_ELEMENTS_GPU / max(num_features, 1) / 256) * 256)
+
+
+def empty_logits(num_rows: int, num_classes: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return uninitialized memory for the logits (num_rows, num_classes) of a chunk; on a GPU its rows are padded."""
+    unit = 1 if device.type == "cpu" else ROW_BYTES_GPU // dtype.itemsize
+    width = math.ceil(num_classes / unit) * unit
+    return torch.empty(num_rows, width, dtype=dtype, device=device)[:, :num_classes]
 
 
 def linear(
@@ -67,6 +85,7 @@ class WeightGradient:
     def __init__(self, weight: torch.Tensor, dtype: torch.dtype, num_rows: int, step: int):
         """For num_rows rows in chunks of step, whose logits have dtype."""
         self._result = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        self._slice = slice_size(weight.shape[1], weight.device)
         narrower = weight.dtype.itemsize < dtype.itemsize
         room = 0 if narrower else weight.shape[1] * weight.dtype.itemsize // dtype.itemsize
         wide = torch.promote_types(dtype, torch.float32)
@@ -85,7 +104,7 @@ class WeightGradient:
         if not self._waits:
             self._grad = grad
             return
-        for part, columns in zip(torch.split(self._result, SLICE), torch.split(grad, SLICE, dim=1), strict=True):
+        for part, columns in zip(self._parts(self._result), torch.split(grad, self._slice, dim=1), strict=True):
             _waiting(part, grad.dtype, begin, len(grad)).copy_(columns)
 
     def add(self, hidden: torch.Tensor) -> None:
@@ -94,12 +113,12 @@ class WeightGradient:
         if grad is not None and self._sum.dtype == grad.dtype:
             self._add(self._sum, grad, hidden)
         elif grad is not None:
-            for part, columns in zip(torch.split(self._sum, SLICE), torch.split(grad, SLICE, dim=1), strict=True):
+            for part, columns in zip(self._parts(self._sum), torch.split(grad, self._slice, dim=1), strict=True):
                 self._add(part, columns, hidden)
         else:
             in_place = self._sum is self._result
-            scratch = hidden.new_empty(len(hidden) * min(SLICE, len(self._sum)) if in_place else 0)
-            for part, place in zip(torch.split(self._sum, SLICE), torch.split(self._result, SLICE), strict=True):
+            scratch = hidden.new_empty(len(hidden) * min(self._slice, len(self._sum)) if in_place else 0)
+            for part, place in zip(self._parts(self._sum), self._parts(self._result), strict=True):
                 columns = _waiting(place, hidden.dtype, 0, len(hidden))
                 if in_place:
                     columns = scratch[: columns.numel()].view_as(columns).copy_(columns)
@@ -112,8 +131,17 @@ class WeightGradient:
             self._result.copy_(self._sum)
         return self._result
 
+    def _parts(self, whole: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.split(whole, self._slice)
+
     def _add(self, part: torch.Tensor, columns: torch.Tensor, hidden: torch.Tensor) -> None:
-        if part.dtype != hidden.dtype:
+        if part.dtype != hidden.dtype and part.is_cuda and torch.version.cuda:
+            # Summed in float32 from the first product on, without a rounding to half precision for each chunk.
+            if self._first:
+                torch.mm(columns.t(), hidden, out_dtype=part.dtype, out=part)
+            else:
+                torch.addmm(part, columns.t(), hidden, out_dtype=part.dtype, out=part)
+        elif part.dtype != hidden.dtype:
             product = torch.mm(columns.t(), hidden)
             if self._first:
                 part.copy_(product)

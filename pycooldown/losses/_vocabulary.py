@@ -160,7 +160,7 @@ def rows(
 
     grad = None
     if want_grad and logits.shape[1] == 0:
-        grad = torch.empty_like(logits)
+        grad = backends.empty_gradient(logits)
     elif want_grad:
         grad = backends.load(options.backend).gradient(
             logits.detach(),

@@ -89,16 +89,20 @@ def test_same_draws_on_every_instruction_set_and_thread_count(isa, num_outcomes,
 
 
 @pytest.mark.parametrize("num_outcomes", [1, 2, 100, 10_000])
-@pytest.mark.parametrize(("n", "offset"), [(0, 5), (1, 3), (2, 1), (4_099, 2**33 + 2)])
+@pytest.mark.parametrize(("n", "offset"), [(0, 5), (1, 3), (2, 1), (4_099, 2**33 + 2), (4_099, 8)])
 def test_same_draws_on_a_device(num_outcomes, n, offset):
     table = AliasTable(skewed(num_outcomes))
     expected = table.draw(n, seed=2**63 + 5, offset=offset)
     assert np.array_equal(_core.draw_as_device(table, n, seed=2**63 + 5, offset=offset), expected)
     torch = pytest.importorskip("torch")
     if hasattr(_core, "DeviceAliasTable") and torch.cuda.is_available():
-        out = torch.zeros(n, dtype=torch.int32, device="cuda")
-        _core.DeviceAliasTable(table).draw(out.data_ptr(), n, seed=2**63 + 5, offset=offset)
-        assert np.array_equal(out.cpu().numpy(), expected)
+        memory = torch.zeros(n + 6, dtype=torch.int32, device="cuda")
+        for start in (0, 1, 2, 3):  # four draws are stored at once where their place is aligned
+            out = memory.zero_()[start : start + n]
+            _core.DeviceAliasTable(table).draw(out.data_ptr(), n, seed=2**63 + 5, offset=offset)
+            assert np.array_equal(out.cpu().numpy(), expected)
+            assert not memory[start + n :].any()
+            assert not memory[:start].any()
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def train(output, model, kind=transformers.Trainer, *, accumulation=1, steps=3, 
         optim="sgd",
         report_to="none",
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         **more.pop("arguments", {}),
     )
     trainer = kind(model, args, **{"train_dataset": Pairs(size), "data_collator": collate, **more})

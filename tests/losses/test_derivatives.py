@@ -7,12 +7,14 @@ from torch.autograd import forward_ad
 
 from pycooldown.losses import cross_entropy, linear_cross_entropy
 
+pytestmark = pytest.mark.usefixtures("device")
+
 TARGET = torch.tensor([0, 1, -100, 3, 4])
 IDS = torch.tensor([0, 1, 1, 0, 2])
 
 
 def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=torch.Generator(torch.get_default_device()).manual_seed(seed))
 
 
 def dense(logits):
@@ -63,12 +65,12 @@ def test_compiled_transforms(transform):
     torch.testing.assert_close(compiled, transform(lambda x: F.cross_entropy(x, TARGET))(logits))
 
 
-def test_a_named_backend_refuses_forward_mode():
+def test_a_named_backend_refuses_forward_mode(fused):
     logits = random(5, 7)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(logits, torch.ones_like(logits))
         with pytest.raises(ValueError, match="does not support forward-mode derivatives; use backend='reference'"):
-            cross_entropy(dual, TARGET, backend="cpp")
+            cross_entropy(dual, TARGET, backend=fused)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -92,7 +94,7 @@ def weighted(logits, domain_weights, token_weights, **options):
 @pytest.mark.parametrize("normalizer", ["count", "weight_sum"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("through_layer", [False, True])
-def test_weights_are_differentiated(reduction, normalizer, through_layer):
+def test_weights_are_differentiated(reduction, normalizer, through_layer, fused):
     """A weight of 0 has a derivative too: the losses that it leaves out."""
     logits, tokens = random(5, 7).double(), torch.linspace(0.5, 2, 5, dtype=torch.float64, requires_grad=True)
     domains = torch.tensor([0.0, 1.5, 2.0], dtype=torch.float64, requires_grad=True)
@@ -116,15 +118,15 @@ def test_weights_are_differentiated(reduction, normalizer, through_layer):
     for name, weight in (("domain_weights", domains), ("token_weights", tokens)):
         others = {key: value.detach() for key, value in (("domain_weights", domains), ("token_weights", tokens))}
         with pytest.raises(ValueError, match=f"does not support {name} that are differentiated"):
-            cross_entropy(logits.float(), TARGET, domain_ids=IDS, backend="cpp", **others | {name: weight})
+            cross_entropy(logits.float(), TARGET, domain_ids=IDS, backend=fused, **others | {name: weight})
 
 
-def test_weights_that_require_grad_without_grad_mode_change_nothing():
+def test_weights_that_require_grad_without_grad_mode_change_nothing(fused):
     logits = random(5, 7)
     domains, tokens = torch.tensor([0.0, 1.5, 2.0]), torch.linspace(0.5, 2, 5)
     expected = weighted(logits, domains, tokens)
     with torch.no_grad():
-        assert weighted(logits, domains.requires_grad_(), tokens.requires_grad_(), backend="cpp").equal(expected)
+        assert weighted(logits, domains.requires_grad_(), tokens.requires_grad_(), backend=fused).equal(expected)
 
 
 def test_forward_mode_by_weights():

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 from pycooldown.losses import LinearCrossEntropyLoss, _products, backends, cross_entropy, linear_cross_entropy
 
+pytestmark = pytest.mark.usefixtures("device")
+
 ROWS, FEATURES, CLASSES = 23, 12, 61
 IDS = torch.arange(ROWS) % 3
 WEIGHTS = torch.tensor([0.5, 0.0, 2.0])
@@ -16,7 +18,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}  # 
 
 def layer(dtype=torch.float32, rows=ROWS, seed=0, classes=CLASSES, features=FEATURES):
     """Input, weight, bias and target; every fifth target is ignored."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     tensors = [torch.randn(shape, generator=generator) for shape in ((rows, features), (classes, features), classes)]
     target = torch.randint(classes, (rows,), generator=generator)
     target[::5] = -100
@@ -33,6 +35,9 @@ def outcome(function, tensors, output_weights=None):
 
 
 def assert_agrees(hidden, weight, bias, target, output_weights=None, backend="auto", chunk_size=None, **options):
+    options = {k: v.to(hidden.device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    output_weights = None if output_weights is None else output_weights.to(hidden.device)
+
     def ours(x, w, b):
         return linear_cross_entropy(
             x, w, target, linear_bias=b, backend=backend, chunk_size=chunk_size, return_stats=True, **options
@@ -113,6 +118,7 @@ def test_frozen_sides(frozen, reduction):
     assert_agrees(*tensors, target, chunk_size=6, reduction=reduction)
 
 
+@pytest.mark.host  # of the CPU
 @pytest.mark.parametrize("with_onednn", [True, False])
 @pytest.mark.parametrize("view", ["contiguous", "transposed", "strided"])
 def test_libraries_of_products(with_onednn, view):
@@ -125,6 +131,7 @@ def test_libraries_of_products(with_onednn, view):
         assert_agrees(hidden, weight, bias, target, chunk_size=6)
 
 
+@pytest.mark.host  # counts the products of the CPU
 def test_frozen_sides_take_no_products(monkeypatch):
     products = []
     for name in ("mm", "addmm"):
@@ -166,10 +173,10 @@ def test_a_domain_per_sequence():
     assert per_sequence.equal(per_token)
 
 
-def test_rows_without_weight_take_no_part(monkeypatch):
+def test_rows_without_weight_take_no_part(monkeypatch, fused):
     """They are not read, and the kernel sees only the others."""
     seen = []
-    kernel = backends.load_fused("cpp")
+    kernel = backends.load_fused(fused)
     rows = kernel.rows
     monkeypatch.setattr(kernel, "rows", lambda x, *a, **kw: seen.append(len(x)) or rows(x, *a, **kw))
     hidden, weight, _, target = layer(rows=10)
@@ -187,6 +194,7 @@ def test_rows_without_weight_take_no_part(monkeypatch):
     torch.testing.assert_close((spoilt.grad, weight.grad * 2), (expected[0], expected[1] + weight.grad))
 
 
+@pytest.mark.host  # fakes what a device has
 def test_graph_capture_waits_for_nothing(monkeypatch):
     """While a CUDA graph is captured the number of rows with a weight cannot be read: all rows take part."""
     hidden, weight, bias, target = layer()
@@ -228,6 +236,7 @@ def test_half_precision_is_summed_in_float32(features, chunk_size, seed):
     assert errors[0] <= 1.5 * errors[1] + 2.0**-9 * exact.abs().amax()
 
 
+@pytest.mark.host  # sizes alone
 def test_default_chunk_size():
     def size(rows, classes, dtype=torch.float32, device="cpu"):
         return _products.default_chunk_size(rows, classes, dtype, torch.device(device))
@@ -236,8 +245,19 @@ def test_default_chunk_size():
     assert size(1024, 32768) == 147  # 20 MiB would be 160, and 7 chunks are even
     assert size(1024, 32768, torch.bfloat16) == 256
     assert size(4096, 128 * 1024) == 96
-    assert size(4096, 128 * 1024, device="cuda") == 512
+    assert size(4096, 128 * 1024, device="cuda") == 1024
     assert size(0, 0) == 1
+
+
+@pytest.mark.host  # sizes alone
+def test_sizes_for_a_gpu():
+    """Parts of the gradient that fill one, at any number of features, and rows of logits that begin at 128 bytes."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [_products.slice_size(features, gpu) for features in (0, 768, 4096, 8192)] == [8388608, 11008, 2048, 2048]
+    assert _products.slice_size(768, cpu) == 2048
+    for dtype, step in ((torch.bfloat16, 50_304), (torch.float32, 50_272)):
+        assert _products.empty_logits(3, 50_257, dtype, torch.device("meta")).stride() == (step, 1)
+    assert _products.empty_logits(3, 50_257, torch.bfloat16, cpu).stride() == (50_257, 1)
 
 
 # Dtype of the weight, of the logits, features, rows per chunk, and how many of 23 rows are multiplied at once.
@@ -255,6 +275,7 @@ GROUPS = {
 }
 
 
+@pytest.mark.host  # parts on a GPU are larger
 @pytest.mark.parametrize("with_rows_left_out", [False, True])
 @pytest.mark.parametrize("case", GROUPS)
 def test_groups_of_rows(case, with_rows_left_out, monkeypatch):
@@ -266,7 +287,7 @@ def test_groups_of_rows(case, with_rows_left_out, monkeypatch):
     assert (target != -100).sum() == ROWS
     assert _products.WeightGradient(weight, autocast, ROWS, chunk_size).rows_at_once == rows_at_once
 
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast != dtype):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16, enabled=autocast != dtype):
         loss = linear_cross_entropy(hidden, weight, target, linear_bias=bias, chunk_size=chunk_size)
     wide = [t.detach().double().requires_grad_() for t in (hidden, weight, bias)]
     expected = F.cross_entropy(F.linear(*wide), target)
@@ -309,9 +330,9 @@ def test_gradcheck_of_the_reference(chunk_size):
     assert torch.autograd.gradgradcheck(function, (hidden, weight, bias))
 
 
-def test_operator_registration():
+def test_operator_registration(fused):
     hidden, weight, bias, target = layer()
-    rows, wanted, options = (target, torch.rand(ROWS), IDS, 3), [True] * 4, (-100, 0.1, 1e-3, 0.0, "cpp", "")
+    rows, wanted, options = (target, torch.rand(ROWS), IDS, 3), [True] * 4, (-100, 0.1, 1e-3, 0.0, fused, "")
     arguments = (hidden, weight, bias, *rows, torch.float32, 7, *wanted, *options)
     torch.library.opcheck(torch.ops.pycooldown.linear_cross_entropy.default, arguments)
 
@@ -331,7 +352,7 @@ def test_compiles_to_one_graph():
 
 def test_autocast():
     hidden, weight, bias, target = layer()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         loss = linear_cross_entropy(hidden, weight, target, linear_bias=bias, chunk_size=5)
         expected = F.cross_entropy(F.linear(hidden, weight, bias), target)
     assert loss.dtype == torch.float32
@@ -431,6 +452,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.host  # on a device no value is read
 @pytest.mark.parametrize("case", ERRORS)
 def test_errors_name_the_argument(case):
     changed, error, match = ERRORS[case]

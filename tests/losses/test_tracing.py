@@ -9,6 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pycooldown.losses import cross_entropy, linear_cross_entropy
 
+pytestmark = pytest.mark.usefixtures("device")
+
 TARGET, IDS, WEIGHTS = torch.tensor([0, 1, 2, -100]), torch.tensor([0, 1, 1, 0]), torch.tensor([0.5, 2.0])
 
 
@@ -39,32 +41,32 @@ CASES = {
 
 
 @pytest.fixture(params=CASES)
-def case(request):
+def case(request, device):
     """A function of tensors, and tensors."""
     function, shapes, options = CASES[request.param]
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     tensors = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
     return lambda *arguments: function(*arguments, **options), [*tensors, TARGET, IDS, WEIGHTS]
 
 
 def described(tensors, device):
-    return [(t.shape, t.dtype, torch.device(device)) for t in tensors]
+    return [(t.shape, t.dtype, torch.device(device).type) for t in tensors]
 
 
-def test_fake_tensors(case):
+def test_fake_tensors(case, device):
     function, tensors = case
     mode = FakeTensorMode()
     fake = [mode.from_tensor(tensor) for tensor in tensors]
     with mode:
         results = function(*fake)
-    assert [(t.shape, t.dtype, t.device) for t in results] == described(function(*tensors), "cpu")
+    assert [(t.shape, t.dtype, t.device.type) for t in results] == described(function(*tensors), device)
 
 
 def test_meta_tensors(case):
     function, tensors = case
     meta = [t.detach().to("meta").requires_grad_(t.requires_grad) for t in tensors]
     results = function(*meta)
-    assert [(t.shape, t.dtype, t.device) for t in results] == described(function(*tensors), "meta")
+    assert [(t.shape, t.dtype, t.device.type) for t in results] == described(function(*tensors), "meta")
 
 
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
@@ -77,7 +79,7 @@ def test_make_fx(case, mode):
 
 @pytest.mark.parametrize("frozen", [(), (0,), (1,), (0, 1), (0, 1, 2)])
 def test_flops_are_those_of_the_products(frozen):
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     tensors = [torch.randn(shape, generator=generator) for shape in ((4, 3), (6, 3), (6,))]
     for i, tensor in enumerate(tensors):
         tensor.requires_grad_(i not in frozen)

@@ -1,12 +1,8 @@
 """The Triton kernels, in Triton's interpreter where there is no GPU, against torch in float64."""
 
-import os
-
 import pytest
 
 torch = pytest.importorskip("torch")
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
 pytest.importorskip("triton")
 
 from pycooldown.losses.backends import KernelOptions, load  # noqa: E402
@@ -73,18 +69,59 @@ def check(arguments, *, inplace=False, **options):
     torch.testing.assert_close(got[2].double(), grad, **grad_near)
     assert torch.equal(got[4], tokens)
     assert torch.equal(got[5], correct)
+    return got
 
 
-@pytest.mark.parametrize("num_classes", [1, 7, 33, 4099])
+@pytest.mark.parametrize("num_classes", [1, 7, 33])
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
 def test_rows_agree_with_torch(num_classes, dtype, options):
     check(problem(8, num_classes, dtype), **options)
 
 
-@pytest.mark.parametrize("num_classes", [8 << 10 >> 1, (8 << 10 >> 1) + 1, (64 << 10 >> 1) + 9, 50_257])
-def test_rows_of_every_width_class_and_alignment(num_classes):
-    check(problem(9, num_classes, torch.bfloat16), inplace=num_classes == 50_257, **EVERYTHING)
+# The bytes of rows at which another variant begins, and those of the widest rows that were tested.
+LIMITS = [*backend.KEPT, 160 << 10]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"), [(torch.float32, {}), (torch.bfloat16, EVERYTHING), (torch.float16, {})], ids=str
+)
+@pytest.mark.parametrize("row_bytes", LIMITS)
+def test_every_variant(row_bytes, dtype, options):
+    """Rows of an odd number of classes, each beginning elsewhere, in place and not, with and without a gradient."""
+    num_classes = row_bytes // dtype.itemsize - 3
+    logits, *rest = problem(4, num_classes, dtype)
+    variant = backend.choose_variant(num_classes * dtype.itemsize, plain=not options)
+    assert variant == backend.KEPT.get(row_bytes, backend.READ_TWICE) or (options and variant == backend.READ_TWICE)
+    full = check([logits, *rest], **options)
+    kernel_options = PLAIN._replace(**OPTIONS | options)
+    bare = backend.rows(logits, *rest, kernel_options, **WANT | {"want_grad": False})
+    overwritten = backend.rows(logits, *rest, kernel_options, **WANT | {"inplace": True})
+    assert overwritten.grad is logits
+    for got in (bare, overwritten):
+        assert got.loss.equal(full.loss)
+        assert got.lse.equal(full.lse)
+    assert logits.equal(full.grad)
+
+
+def test_variants_by_bytes():
+    kept = [*backend.KEPT.values(), backend.READ_TWICE]
+    for number, limit in enumerate(backend.KEPT):
+        assert backend.choose_variant(limit) == kept[number]
+        assert backend.choose_variant(limit + 1) == kept[number + 1]
+    assert backend.choose_variant(100, same_alignment=False) == backend.UNLIKE
+    recent = {"capability": (10, 0)}  # where fewer tiles fit
+    assert backend.choose_variant(64 << 10, **recent) == backend.KEPT[64 << 10]
+    assert backend.choose_variant((64 << 10) + 1, **recent) == backend.READ_TWICE
+    assert backend.choose_variant(8 << 10, plain=False, **recent) == backend.Variant(128, 0, 2)
+
+
+def test_rows_under_way():
+    """As many as L2 holds, at least one, and at most one per multiprocessor: of an H100, 132 and 50 MiB."""
+    h100 = {"num_processors": 132, "l2_bytes": 50 << 20}
+    assert backend.rows_under_way(160 << 10, **h100) == 132
+    assert backend.rows_under_way(2 * 262_144, **h100) == 60
+    assert backend.rows_under_way(100 << 20, **h100) == 1
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of infinite logits
@@ -116,6 +153,19 @@ def test_gradients_of_slices_are_those_of_the_whole(name, dtype, options):
         assert (grad.data_ptr() == part.data_ptr()) == inplace
         rounding = {"rtol": ROUNDING[dtype] + 1e-5, "atol": 3e-7 + 2.0**-25 * (dtype == torch.float16)}
         torch.testing.assert_close(grad.double(), whole[:, begin:end], **rounding)
+
+
+@pytest.mark.parametrize("padding", [1, 6, 7])
+def test_gradients_of_padded_rows_are_padded(padding):
+    """By less than an eighth, so that rows of logits and gradient begin alike."""
+    logits, *rest = problem(9, 53, torch.bfloat16)
+    padded = torch.zeros(9, 53 + padding, dtype=logits.dtype, device=DEVICE)[:, :53].copy_(logits)
+    check([padded, *rest], **EVERYTHING)
+    for grad in (
+        backend.rows(padded, *rest, PLAIN, **WANT).grad,
+        backend.gradient(padded, *rest[:2], rest[1], torch.tensor(53, device=DEVICE), PLAIN, inplace=False),
+    ):
+        assert grad.stride() == ((53 + padding if padding < 7 else 53), 1)
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -180,7 +230,7 @@ def test_no_gradient_no_rows_no_domains():
 def test_sums_over_many_rows_and_domains():
     """More rows than one program of the sums has, and more domains than it looks at together."""
     arguments = problem(1100, 3, num_domains=40)
-    arguments[1][:950] = -100
+    arguments[1][:1010] = -100
     check(arguments)
 
 
@@ -196,6 +246,15 @@ def test_scale(dtype):
         once = storage.clone()
         backend.scale_(grad, torch.ones((), dtype=torch.float64, device=DEVICE))
         assert torch.equal(storage, once)
+
+
+def test_versions_of_triton():
+    for version in ("3.6.0", "3.7.1+git0a1b2c3"):
+        backend.check_version(version)
+    with pytest.raises(ImportError, match=r"triton is 3\.5\.1, .*need 3\.6 or later; install 'triton>=3\.6,<3\.8'"):
+        backend.check_version("3.5.1")
+    with pytest.warns(RuntimeWarning, match=r"triton is 4\.0\.0, .*tested with 3\.6 to 3\.7"):
+        backend.check_version("4.0.0")
 
 
 def test_bad_input():

@@ -10,11 +10,20 @@ import torch
 
 from pycooldown._extras import shortcoming
 
-from .contract import FUSED_DTYPES, Backend, KernelOptions, Outputs, SliceBackend
+from .contract import FUSED_DTYPES, Backend, KernelOptions, Outputs, SliceBackend, empty_gradient
 
-__all__ = ["Backend", "KernelOptions", "Outputs", "SliceBackend", "choose", "load", "load_fused"]
+__all__ = [
+    "Backend",
+    "KernelOptions",
+    "Outputs",
+    "SliceBackend",
+    "choose",
+    "empty_gradient",
+    "load",
+    "load_fused",
+]
 
-MINIMUM_TRITON = (3, 7)  # as in pyproject.toml
+MINIMUM_TRITON = (3, 6)  # as in pyproject.toml
 TRITON_SHORTCOMING = shortcoming("triton", MINIMUM_TRITON)  # looked up once: losses are called for every step
 
 

@@ -13,6 +13,19 @@ import torch
 FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the logits that the fused backends take
 
 
+def empty_gradient(logits: torch.Tensor) -> torch.Tensor:
+    """Return uninitialized memory for the gradient of logits (N, V), in their dtype and on their device.
+
+    Where the logits' rows are padded by less than an eighth, as those of 50,257 classes in 50,304, so are its own: both
+    begin at the same place between two multiples of 16 bytes, and move in accesses of that width. Otherwise the rows
+    lie without gaps.
+    """
+    num_rows, num_classes = logits.shape
+    step, inner = logits.stride()
+    padded = inner == 1 and num_rows > 1 and 8 * num_classes < 8 * step < 9 * num_classes
+    return logits.new_empty_strided((num_rows, num_classes), (step if padded else max(num_classes, 1), 1))
+
+
 class KernelOptions(NamedTuple):
     """The options of a row's loss, as kernels take them; the same for all rows.
 
@@ -46,8 +59,8 @@ class Outputs(NamedTuple):
     Attributes:
         loss: (N,) float32, without z-loss and not scaled.
         lse: (N,) float32, log-sum-exp of the logits.
-        grad: (N, V) in the dtype of the logits, scaled and with z-loss; the logits' own memory if inplace. None unless
-            wanted.
+        grad: (N, V) in the dtype of the logits, scaled and with z-loss; the logits' own memory if inplace, of the
+            strides of `empty_gradient` if not. None unless wanted.
         loss_sum: (K,) float64, sum of `loss` over the rows of each domain that are not ignored. None unless wanted, as
             the next two.
         token_count: (K,) int64, number of these rows.
@@ -96,7 +109,7 @@ class SliceBackend(Protocol):
             inplace: Whether to write the gradient over the logits.
 
         Returns:
-            (N, V of the slice) in the dtype of the logits.
+            (N, V of the slice) in the dtype of the logits, with the strides of `empty_gradient` unless inplace.
         """
 
     def scale_(self, grad: torch.Tensor, factor: torch.Tensor) -> None:

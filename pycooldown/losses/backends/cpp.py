@@ -10,7 +10,7 @@ import torch
 
 from pycooldown import _core
 
-from .contract import KernelOptions, Outputs
+from .contract import KernelOptions, Outputs, empty_gradient
 
 
 def rows(
@@ -95,7 +95,7 @@ def _buffers(logits: torch.Tensor, want_grad: bool, inplace: bool) -> tuple[torc
         x = x.contiguous()
     if not want_grad:
         return x, None
-    return x, x if inplace else torch.empty_like(x, memory_format=torch.contiguous_format)
+    return x, x if inplace else empty_gradient(logits)
 
 
 def _placed(grad: torch.Tensor | None, logits: torch.Tensor, inplace: bool) -> torch.Tensor | None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .contract import KernelOptions
+from .contract import KernelOptions, empty_gradient
 
 
 class RowLosses(NamedTuple):
@@ -88,7 +88,7 @@ def gradient(
     if options.softcap:
         grad *= 1 - (x / options.softcap).square()
     grad.masked_fill_(((target == options.ignore_index) | (scale == 0)).unsqueeze(1), 0)
-    return logits.copy_(grad) if inplace else grad.to(logits.dtype)
+    return (logits if inplace else empty_gradient(logits)).copy_(grad)
 
 
 def scale_(grad: torch.Tensor, factor: torch.Tensor) -> None:

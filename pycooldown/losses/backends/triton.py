@@ -7,6 +7,10 @@ are copied.
 
 from __future__ import annotations
 
+import warnings
+from typing import NamedTuple
+
+import numpy as np
 import torch
 
 from pycooldown._extras import require
@@ -15,23 +19,124 @@ require("all", "triton")
 
 import triton  # noqa: E402
 
-from .contract import FUSED_DTYPES, KernelOptions, Outputs  # noqa: E402
-from .triton_kernels import STATS_ROWS, STATS_TILE, rows_kernel, scale_kernel, slice_kernel, stats_kernel  # noqa: E402
+from .contract import FUSED_DTYPES, KernelOptions, Outputs, empty_gradient  # noqa: E402
+from .triton_kernels import rows_kernel, scale_kernel, slice_kernel  # noqa: E402
+from .triton_stats import STATS_ROWS, STATS_TILE, stats_kernel  # noqa: E402
+
+TESTED = (3, 6), (3, 7)  # versions of Triton; how it lays out tiles may differ in others
+
+
+def check_version(version: str) -> None:
+    """Raise ImportError for a version of Triton older than those tested; warn of a newer one."""
+    number = tuple(int(part) for part in version.split(".")[:2])
+    oldest, newest = (".".join(map(str, tested)) for tested in (TESTED[0], TESTED[-1]))
+    advice = f"install 'triton>={oldest},<{TESTED[-1][0]}.{TESTED[-1][1] + 1}', or use backend='reference'"
+    if number < TESTED[0]:
+        raise ImportError(f"triton is {version}, but the kernels need {oldest} or later; {advice}")
+    if number > TESTED[-1]:
+        warnings.warn(
+            f"triton is {version}, but the kernels are tested with {oldest} to {newest}; if in doubt, {advice}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+check_version(triton.__version__)
 
 INTERPRETED = not isinstance(rows_kernel, triton.runtime.JITFunction)  # TRITON_INTERPRET=1: runs on the CPU, slowly
 
-# Threads per row, by the bytes of a row: wide blocks for long rows, so that the few rows under way fit into cache until
-# their second pass. Reasoned from cache sizes (H100: 256 KiB per multiprocessor, 50 MiB in all), not tuned.
-LANES = {8 << 10: 128, 64 << 10: 512, 1 << 62: 1024}
+if INTERPRETED and triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+    raise ImportError(
+        f"the interpreter of triton {triton.__version__} cannot loop with numpy {np.__version__}, which takes no "
+        "arrays for integers; install 'triton>=3.7' or 'numpy<2.4', or unset TRITON_INTERPRET on a machine with a GPU"
+    )
+
+
+class Variant(NamedTuple):
+    """What a kernel is compiled for: threads of a row, and tiles of 16 bytes a thread, kept or loaded at a time."""
+
+    LANES: int
+    TILES: int
+    FLIGHT: int = 1
+
+
+# By the bytes of a row. Up to 128 KiB (65,536 classes of 2 bytes) registers keep it; with 1,024 threads of 64 registers
+# these are all that a multiprocessor has.
+KEPT = {
+    8 << 10: Variant(128, 4),
+    32 << 10: Variant(512, 4),
+    64 << 10: Variant(1024, 4),
+    96 << 10: Variant(1024, 6),
+    112 << 10: Variant(1024, 7),
+    128 << 10: Variant(1024, 8),
+}
+READ_TWICE = Variant(1024, 0, 4)
+# The most tiles that registers keep without spilling, by whether the device is of compute capability 10.0 or later and
+# whether the loss is plain: smoothing and a soft cap need registers of their own.
+MAX_TILES = {(False, True): 8, (False, False): 6, (True, True): 4, (True, False): 0}
+UNLIKE = Variant(512, 0, 2)  # logits that are read one by one: their rows are not aligned as the gradient's
+MAX_REGISTERS = 64
+# The interpreter's device, of few processors, so that there too a program has several rows to read twice.
+INTERPRETER = {"num_processors": 2, "l2_bytes": 1 << 20}
+# Share of the L2 cache for rows between their first and second reading. Reasoned, not tuned: stores use it too.
+L2_SHARE = 0.6
 STATS_WARPS = 8
 
 
-def _launch(tensor: torch.Tensor) -> dict[str, int]:
-    """Threads for rows like the tensor's; a warp has 32 or, on some AMD GPUs, 64."""
-    row_bytes = tensor.size(1) * tensor.element_size()
-    lanes = next(lanes for limit, lanes in LANES.items() if row_bytes <= limit)
-    warp_size = torch.cuda.get_device_properties(tensor.device).warp_size if tensor.is_cuda else 32
-    return {"LANES": lanes, "num_warps": lanes // warp_size}
+def choose_variant(
+    row_bytes: int, *, same_alignment: bool = True, plain: bool = True, capability: tuple[int, int] = (9, 0)
+) -> Variant:
+    """The variant for rows of so many bytes.
+
+    Args:
+        row_bytes: Of the logits.
+        same_alignment: Whether rows of logits and gradient begin as far beyond a multiple of 16 bytes.
+        plain: Whether there is neither smoothing nor a soft cap.
+        capability: Of the device, in computing.
+    """
+    if not same_alignment:
+        return UNLIKE
+    recent = capability >= (10, 0)
+    kept = next((variant for limit, variant in KEPT.items() if row_bytes <= limit), READ_TWICE)
+    if 0 < kept.TILES <= MAX_TILES[recent, plain]:
+        return kept
+    return Variant(kept.LANES, 0, 2) if recent and not plain else READ_TWICE
+
+
+def rows_under_way(row_bytes: int, *, num_processors: int, l2_bytes: int) -> int:
+    """How many rows that are read twice a device should work on at a time, so that L2 still has them the second time.
+
+    Args:
+        row_bytes: Of the logits.
+        num_processors: Multiprocessors of the device.
+        l2_bytes: Size of its L2 cache.
+    """
+    return min(max(int(L2_SHARE * l2_bytes) // row_bytes, 1), num_processors)
+
+
+def _launch(x: torch.Tensor, variant: Variant) -> dict[str, int]:
+    """Options for rows like those of x; a warp has 32 threads or, on some AMD GPUs, 64."""
+    if not x.is_cuda:
+        return variant._asdict()
+    options = {**variant._asdict(), "num_warps": variant.LANES // torch.cuda.get_device_properties(x.device).warp_size}
+    return options if torch.version.hip else {**options, "maxnreg": MAX_REGISTERS}
+
+
+def _programs(x: torch.Tensor, variant: Variant) -> int:
+    """How many programs share the rows of x."""
+    if variant.TILES:
+        return len(x)
+    device = INTERPRETER
+    if x.is_cuda:
+        properties = torch.cuda.get_device_properties(x.device)
+        device = {"num_processors": properties.multi_processor_count, "l2_bytes": properties.L2_cache_size}
+    return min(len(x), rows_under_way(x.size(1) * x.element_size(), **device))
+
+
+def _lanes(x: torch.Tensor) -> dict[str, int]:
+    """Options of the kernels that go through a row once."""
+    options = _launch(x, choose_variant(x.size(1) * x.element_size()))
+    return {name: value for name, value in options.items() if name not in ("TILES", "FLIGHT")}
 
 
 def rows(
@@ -63,18 +168,24 @@ def rows(
 
     inplace = inplace and want_grad
     x = logits if logits.stride(1) == 1 else logits.contiguous()
-    grad = x if inplace else torch.empty_like(x, memory_format=torch.contiguous_format) if want_grad else None
+    grad = x if inplace else empty_gradient(x) if want_grad else None
     out = x if grad is None else grad
     target, scale = target.contiguous(), scale.contiguous()
     loss, lse = torch.empty_like(scale), torch.empty_like(scale)
     correct = target.new_empty(num_rows, dtype=torch.int8)
     with torch.cuda.device(x.get_device()):
         if num_rows:
-            rows_kernel[(num_rows,)](
-                x, target, scale, loss, lse, correct, out, x.stride(0), out.stride(0), num_classes,
-                options.ignore_index, int(want_stats), options.label_smoothing, options.z_loss, options.softcap,
-                SMOOTHING=options.label_smoothing != 0, SOFTCAP=options.softcap != 0, GRAD=grad is not None,
-                SAME_ALIGNMENT=_aligned_alike(x, out), **_launch(x),
+            smoothing, capped, same = options.label_smoothing != 0, options.softcap != 0, _aligned_alike(x, out)
+            variant = choose_variant(
+                num_classes * x.element_size(),
+                same_alignment=same,
+                plain=not (smoothing or capped),
+                capability=torch.cuda.get_device_capability(x.device) if x.is_cuda else (9, 0),
+            )
+            rows_kernel[(_programs(x, variant),)](
+                x, target, scale, loss, lse, correct, out, x.stride(0), out.stride(0), num_rows, num_classes,
+                options.ignore_index, int(want_stats), 0, options.label_smoothing, options.z_loss, options.softcap,
+                SMOOTHING=smoothing, SOFTCAP=capped, GRAD=grad is not None, SAME_ALIGNMENT=same, **_launch(x, variant),
             )  # fmt: skip
         stats = _stats(loss, correct, target, domain_ids, num_domains, options.ignore_index) if want_stats else ()
     if inplace and x is not logits:
@@ -100,7 +211,7 @@ def gradient(
     """
     _check(logits)
     x = logits if logits.stride(1) == 1 else logits.contiguous()
-    grad = x if inplace else torch.empty_like(x, memory_format=torch.contiguous_format)
+    grad = x if inplace else empty_gradient(x)
     if grad.numel():
         with torch.cuda.device(x.get_device()):
             slice_kernel[(len(x),)](
@@ -108,7 +219,7 @@ def gradient(
                 x.stride(0), grad.stride(0), x.size(1),
                 options.ignore_index, options.label_smoothing, options.z_loss, options.softcap,
                 SMOOTHING=options.label_smoothing != 0, SOFTCAP=options.softcap != 0,
-                SAME_ALIGNMENT=_aligned_alike(x, grad), **_launch(x),
+                SAME_ALIGNMENT=_aligned_alike(x, grad), **_lanes(x),
             )  # fmt: skip
     return logits.copy_(x) if inplace and x is not logits else grad
 
@@ -155,4 +266,4 @@ def scale_(grad: torch.Tensor, factor: torch.Tensor) -> None:
         grad.mul_(factor)
     elif grad.numel():
         with torch.cuda.device(grad.get_device()):
-            scale_kernel[(len(grad),)](grad, factor.float(), grad.stride(0), grad.size(1), **_launch(grad))
+            scale_kernel[(len(grad),)](grad, factor.float(), grad.stride(0), grad.size(1), **_lanes(grad))

@@ -1,0 +1,237 @@
+"""Everything that only a GPU can tell, in three calls of less than ten minutes each.
+
+    python benchmarks/gpu_suite.py --stage 1 [--output gpu-results]    # then 2 and 3
+    python benchmarks/gpu_suite.py --stage 1 --dry-run                 # tiny shapes, no GPU: in CI
+
+1. Builds from source, without network; tests on the device; memcheck and racecheck; CUDA graphs, waiting, streams; the
+   cross-entropy against its peers and around its choices; draws.
+2. The output layer; feeding; steps of training.
+3. Gradient variance at batch 512; training under τ = 1, τ = 5 and Cooldown.
+
+Each task is a process of its own, and every row is written at once, so nothing is lost when the machine goes: the same
+command goes on after the last task that was finished. Peers are measured where they are installed (gpu/peers.txt). A
+short table comes last; numbers, with the names and versions of what they were measured on, are in stage<N>.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+MINUTES = 9.5  # for a stage, of the ten that a call has
+PACKAGES = ("torch", "triton", "numpy", "transformers", "liger-kernel", "cut-cross-entropy")
+
+
+class Task(NamedTuple):
+    """A process of a stage.
+
+    Attributes:
+        name: Of its rows.
+        command: What runs; "python" stands for this interpreter.
+        seconds: That it may take.
+        needs: A program without which it is left out.
+        rows: Whether it takes --dry-run, --output and --task, and writes rows itself.
+        dry: What runs in its place in a dry run, if not the same.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    seconds: int
+    needs: str | None = None
+    rows: bool = True
+    dry: tuple[str, ...] | None = None
+
+
+def script(name: str, *arguments: str) -> tuple[str, ...]:
+    """The command of a benchmark."""
+    return ("python", str(HERE / "gpu" / f"{name}.py"), *arguments)
+
+
+def pytest(*arguments: str) -> tuple[str, ...]:
+    """The command of tests."""
+    return (
+        "python",
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "addopts=",
+        *arguments,
+    )  # whatever plugins are there
+
+
+def stages(site: Path) -> dict[int, list[Task]]:
+    """The tasks of each stage; what is built goes to a folder."""
+    install = ("python", "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--no-index", "--upgrade")
+    build = (*install, "--target", str(site), "-C", "cmake.define.PYCOOLDOWN_CUDA=ON", str(ROOT))
+    losses = str(ROOT / "tests/losses")
+    kernels = script("checks", "--kernels")
+    sanitizer = "compute-sanitizer"
+    imports = ("python", "-c", "import pycooldown")
+    return {
+        1: [
+            Task("build", build, 240, rows=False, dry=imports),
+            Task("checks", script("checks"), 90),
+            Task(
+                "tests of the losses",
+                pytest(losses, str(ROOT / "tests/core/test_alias_table.py"), "-k", "cuda or triton or device"),
+                240,
+                rows=False,
+                dry=pytest("--collect-only", f"{losses}/test_triton.py"),
+            ),
+            Task("cross-entropy", script("cross_entropy"), 180),
+            Task("draws", script("draws"), 30),
+            Task(
+                "memcheck", (sanitizer, "--tool", "memcheck", "--error-exitcode", "9", *kernels), 120, needs=sanitizer
+            ),
+            Task(
+                "racecheck",
+                (sanitizer, "--tool", "racecheck", "--error-exitcode", "9", *kernels),
+                120,
+                needs=sanitizer,
+                dry=imports,
+            ),
+            Task("tests of training", pytest(str(ROOT / "tests/huggingface")), 180, rows=False, dry=imports),
+            Task("sweep", script("cross_entropy", "--sweep"), 180),
+        ],
+        2: [
+            Task("output layer", script("linear"), 180),
+            Task("feeding", script("feeding"), 90),
+            Task("training 125M", script("training", "125M"), 120),
+            Task("training 1B", script("training", "1B"), 180, rows=True, dry=imports),
+        ],
+        3: [
+            Task("variance", script("variance", "--variance"), 240),
+            Task("training", script("variance", "--training"), 330),
+        ],
+    }
+
+
+def environment(site: Path) -> dict[str, str]:
+    """What was built comes first; PYTHONSAFEPATH may keep a script from what lies beside it."""
+    paths = [str(site)] if site.exists() else []
+    paths += [str(HERE / "gpu"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def read(path: Path) -> list[dict[str, object]]:
+    """The rows of a stage so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write(path: Path, **row: object) -> None:
+    """Append a row."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def describe() -> dict[str, object]:
+    """The device and the versions."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    query = ("nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm,clocks.max.memory", "--format=csv,noheader")
+    found = subprocess.run(query, capture_output=True, text=True) if shutil.which(query[0]) else None
+    commit = subprocess.run(("git", "rev-parse", "HEAD"), cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return {"device": found.stdout.strip() if found else None, "versions": versions, "commit": commit}
+
+
+def perform(task: Task, path: Path, site: Path, *, dry: bool, seconds: float) -> None:
+    """Run a task and write how it ended."""
+    command = task.dry if dry and task.dry else task.command
+    if task.needs and shutil.which(task.needs) is None and command != task.dry:
+        if not dry:
+            write(path, task=task.name, dry=dry, status=0, skipped=f"{task.needs} is not installed")
+            return
+        command = command[command.index("python") :]
+    if task.rows and command != task.dry:
+        command += ("--output", str(path), "--task", task.name, *(("--dry-run",) if dry else ()))
+    command = tuple(sys.executable if part == "python" else part for part in command)
+    log = path.with_name(f"{task.name.replace(' ', '-')}.log")
+    began = time.monotonic()
+    with log.open("a") as file:
+        try:
+            status = subprocess.run(
+                command,
+                cwd=path.parent,
+                env=environment(site),
+                stdout=file,
+                stderr=file,
+                timeout=min(task.seconds, seconds),
+            ).returncode
+        except subprocess.TimeoutExpired:
+            status = 124
+    last = log.read_text().strip().splitlines()[-1:]
+    write(
+        path,
+        task=task.name,
+        dry=dry,
+        status=status,
+        seconds=round(time.monotonic() - began, 1),
+        **({"log": last[0][:200]} if last and not task.rows else {}),
+    )
+
+
+def print_table(path: Path, *, dry: bool) -> None:
+    """What is worth a look: how tasks ended, and times."""
+    for row in read(path):
+        if row.get("dry") != dry or "task" not in row:
+            continue
+        if "status" in row:
+            end = row.get("skipped") or ("passed" if row["status"] == 0 else f"FAILED with {row['status']}")
+            print(f"{row['task']:22} {end}, {row.get('seconds', 0)} s {row.get('log', '')}")
+            continue
+        shown = {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items() if k not in ("task", "dry")}
+        print(f"  {'  '.join(f'{key} {value}' for key, value in shown.items() if value is not None)}")
+
+
+def main() -> int:
+    """Run a stage; the exit status says whether every task has passed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", type=int, choices=(1, 2, 3), required=True)
+    parser.add_argument("--dry-run", action="store_true", help="tiny shapes, on the interpreter")
+    parser.add_argument("--output", type=Path, default=Path(os.environ.get("OUT", "gpu-results")))
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="after which no task is started")
+    options = parser.parse_args()
+    output = options.output.resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    path, site, dry = output / f"stage{options.stage}.jsonl", ROOT / "build" / "gpu-site", options.dry_run
+    end = time.monotonic() + 60 * options.minutes
+    write(path, dry=dry, began=time.strftime("%Y-%m-%d %H:%M"), **describe())
+    tasks = stages(site)[options.stage]
+    if options.stage > 1 and not dry and not site.exists():
+        tasks = [stages(site)[1][0], *tasks]
+    for task in tasks:
+        done = any(
+            row.get("task") == task.name and row.get("dry") == dry and row.get("status") == 0 for row in read(path)
+        )
+        remaining = end - time.monotonic()
+        if done and (dry or task.name != "build" or site.exists()):
+            continue
+        if remaining < 20:
+            print(f"no time is left for {task.name}: the same command goes on with it")
+            break
+        print(f"{task.name} ...", flush=True)
+        perform(task, path, site, dry=dry, seconds=remaining)
+    print_table(path, dry=dry)
+    statuses = {row["task"]: row["status"] for row in read(path) if "status" in row and row.get("dry") == dry}
+    return int(any(statuses.get(task.name) != 0 for task in tasks))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

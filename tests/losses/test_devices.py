@@ -1,0 +1,67 @@
+"""Which tests run where: as torch sees devices, whatever driver a machine has."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FILES = ["contract", "cross_entropy", "derivatives", "linear_cross_entropy", "tracing", "triton"]
+HERE = Path(__file__).parent
+
+
+def collected(plugin, tmp_path):
+    """The tests of the losses that pytest finds in a process of its own, where a plugin changes what is there."""
+    (tmp_path / "changed.py").write_text(plugin)
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    environment = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "PYTHONSAFEPATH")}
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+    environment["PYTHONPATH"] = f"{tmp_path}:{environment.get('PYTHONPATH', '')}"
+    files = [str(HERE / f"test_{name}.py") for name in FILES]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "changed",
+        "-p",
+        "no:cacheprovider",
+        "--collect-only",
+        "-q",
+        *files,
+    ]
+    result = subprocess.run(command, env=environment, cwd=HERE.parents[1], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return [line for line in result.stdout.splitlines() if "::" in line]
+
+
+def count(tests, name, part=""):
+    return sum(f"test_{name}.py" in test and part in test for test in tests)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_a_gpu_is_seen_by_torch_alone(tmp_path):
+    """A (mocked) build of torch for CUDA brings tests on the device; a driver neither brings nor hides any."""
+    without = collected("import torch\ntorch.cuda.is_available = lambda: False\n", tmp_path)
+    assert not [test for test in without if "cuda" in test]
+    assert count(without, "contract", "triton") >= 50  # interpreted
+    assert count(without, "triton") >= 80
+    on_gpu = collected("import torch\ntorch.cuda.is_available = lambda: True\n", tmp_path)
+    for name in ("contract", "triton"):  # the kernels, now on the device
+        assert count(on_gpu, name) == count(without, name)
+    for name in ("cross_entropy", "derivatives", "linear_cross_entropy", "tracing"):  # on both devices
+        assert count(on_gpu, name, "cuda") >= 0.6 * count(without, name)
+        assert count(on_gpu, name) == count(without, name) + count(on_gpu, name, "cuda")
+
+
+@pytest.mark.slow
+def test_without_triton_only_its_tests_are_skipped(tmp_path):
+    plugin = "import sys, importlib.util\nfind = importlib.util.find_spec\nsys.modules['triton'] = None\n"
+    plugin += "importlib.util.find_spec = lambda name, *a: None if name == 'triton' else find(name, *a)\n"
+    tests = collected(plugin, tmp_path)
+    assert not [test for test in tests if "triton" in test]
+    assert count(tests, "contract", "cpp") >= 100
