@@ -17,7 +17,7 @@ from pycooldown.sampling.batches import BatchPlan, Exposure
 from pycooldown.sampling.sampler import DomainBatchSampler
 from pycooldown.schedules import Schedule
 
-__version__ = "0.1.0"  # the only place: pyproject.toml reads it here
+__version__ = "0.2.0"  # the only place: pyproject.toml reads it here
 __all__ = [
     "AliasTable",
     "BatchPlan",

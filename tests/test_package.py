@@ -17,6 +17,7 @@ PACKAGE = Path(pycooldown.__file__).parent
 FLOORS = [
     ("__main__",),
     ("cli",),
+    ("training",),  # a former name
     ("recipes",),
     ("huggingface", "gradients.variance", "plots"),
     ("data",),
@@ -168,3 +169,12 @@ def test_a_module_that_is_missing_or_too_old_is_named(tmp_path, monkeypatch):
         found = shortcoming("lonely", (3, 7))
         assert found == (expected and f"lonely {expected}; expected 3.7 or newer")
         shutil.rmtree(info)
+
+
+@pytest.mark.parametrize("name", ["MixtureTrainer", "load_recipe"])
+def test_former_names_warn(name):
+    pytest.importorskip("transformers")
+    from pycooldown import huggingface, recipes, training
+
+    with pytest.warns(DeprecationWarning, match=f"pycooldown.training.{name} is now pycooldown"):
+        assert getattr(training, name) is getattr(huggingface if name == "MixtureTrainer" else recipes, name)
