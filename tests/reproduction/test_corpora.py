@@ -226,8 +226,9 @@ def test_killed_run_is_made_anew(tmp_path: Path) -> None:
     wheel = make_wheel(tmp_path / "cache", translations())
     out = tmp_path / "out"
     code = f"""
-import os
+import os, sys
 from pathlib import Path
+sys.path.append({str(Path(__file__).parents[2])!r})  # it is not installed
 from reproduction.corpora import *
 build_corpus(Path({str(out)!r}), cache=Path({str(tmp_path / "cache")!r}), wheel={wheel!r},
              progress=lambda phase, done, total: phase == "write" and os.kill(os.getpid(), 9))
