@@ -101,14 +101,13 @@ def main(folder):
     trainer.loss_fn, trainer.model_config, trainer.ntokens_seen = MixtureLoss.Config().build(), None, 0
     trainer.parallel_dims = SimpleNamespace(cp_enabled=False)
     trainer.config = SimpleNamespace(parallelism=SimpleNamespace(spmd_backend="default"))
-    logits = torch.zeros(32, 32, requires_grad=True)  # a model of bigrams
-    loader, seen, state = config.build(**build), [], None
+    loader, seen, state, logits = config.build(**build), [], None, torch.zeros(32, 32, requires_grad=True)  # of bigrams
     for micro_batch, (inputs, labels) in enumerate(loader):  # two for each step
         tokens, labels, extra = trainer.post_dataloading_process(inputs, labels)
         loss, _ = trainer.loss_fn(logits[tokens], labels, global_valid_tokens=2 * labels.numel())
         logits.data -= 100 * torch.autograd.grad(loss, logits)[0]
         seen.append(tokens)
-        state = loader.state_dict() if micro_batch == 23 else state
+        state = state if micro_batch != 23 else loader.state_dict()
     print(f"loss {2 * loss.item():.4f}; beside tokens the model gets {sorted(extra)}")
     (again := config.build(**build)).load_state_dict(state)
     same = all(torch.equal(inputs["input"], before) for (inputs, _), before in zip(again, seen[24:], strict=True))
