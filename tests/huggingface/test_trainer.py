@@ -405,9 +405,7 @@ def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypa
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
 )
-def test_a_launcher_with_more_processes_than_the_trainer_is_warned_of(
-    monkeypatch, recwarn, environment, message
-):
+def test_a_launcher_with_more_processes_than_the_trainer_is_warned_of(monkeypatch, recwarn, environment, message):
     for name in ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "ACCELERATE_USE_CPU", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
