@@ -22,11 +22,12 @@ from transformers.integrations import TensorBoardCallback
 
 from pycooldown._files import write_atomically
 from pycooldown.data.manifest import Manifest, load_manifest
-from pycooldown.huggingface.callbacks import MetricsFile, ProgressLines
+from pycooldown.huggingface.callbacks import MetricsFile, MixtureProgress, ProgressLines
 from pycooldown.huggingface.checkpoints import complete_checkpoint, discard_incomplete, valid_json
 from pycooldown.huggingface.checks import warn_of_lengths
 from pycooldown.recipes.build import RecipeTrainer, arguments, assemble, validation_pairs
 from pycooldown.recipes.history import METRICS, RECIPE, SUMMARY, TRANSLATIONS, Run
+from pycooldown.recipes.live import LiveTable
 from pycooldown.recipes.methods import MethodOptions
 from pycooldown.recipes.non_finite import StopAtNonFinite
 from pycooldown.recipes.planning import domain_sizes
@@ -91,8 +92,12 @@ def _train(
 ) -> Run:
     warn_of_lengths(sizes, {domain: manifest.domains[domain]["train"].tgt_tokens for domain in sizes})
     trainer = assemble(recipe, manifest, sizes, args)
+    live = LiveTable()
     if progress and args.disable_tqdm:
         trainer.add_callback(ProgressLines())
+    elif progress:
+        trainer.remove_callback(MixtureProgress)
+        trainer.add_callback(live)
     checkpoint = None
     if resume and any(output.glob("checkpoint-*")):
         try:
@@ -113,7 +118,10 @@ def _train(
     if not recipe.training.allow_non_finite:
         trainer.add_callback(StopAtNonFinite())  # after the others, which note the values first
 
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        live.close()
     trainer.save_model(str(output / "model"))
     final = _final_losses(trainer)
     tokens = trainer.sums.tokens()
