@@ -78,6 +78,26 @@ def ray(session: nox.Session) -> None:
     session.run("pytest", "tests/data/prepare/test_prepare_ray.py", *session.posargs)
 
 
+# What each framework brings its own pins for, with the release that its example was tried with.
+FRAMEWORKS = {
+    "trl": ("trl_sft", ("trl==1.16.0",)),
+    "torchtitan": ("torchtitan_loader", ("torchtitan==0.3.0",)),
+    "olmo_core": ("olmo_core_loader", ("ai2-olmo-core==3.0.0", "google-cloud-storage", "boto3")),
+}
+
+
+@nox.session
+@nox.parametrize("framework", list(FRAMEWORKS))
+def frameworks(session: nox.Session, framework: str) -> None:
+    """The example of a framework in an environment of its own, since their pins exclude each other; opt-in."""
+    example, requirements = FRAMEWORKS[framework]
+    # Not by constraints.txt, whose versions some of them refuse.
+    session.install(".[train]", "pytest", "pytest-timeout", "pytest-benchmark", "hypothesis", "datasets", *requirements)
+    session.run("pytest", "tests/examples", "-k", example, *session.posargs)
+    if framework == "trl":
+        session.run("pytest", "tests/huggingface/test_sft.py", *session.posargs)
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """The site, built strictly in build/site; every Python snippet of the pages and of the README runs."""

@@ -19,10 +19,14 @@ if TYPE_CHECKING:
     from pycooldown.huggingface.fused_forward import FusedLoss, LossOutput
     from pycooldown.huggingface.fused_loss import fuse_loss
     from pycooldown.huggingface.probe import Probe
+    from pycooldown.huggingface.ranks import DataParallelRanks
     from pycooldown.huggingface.sft import MixtureSFTMixin
+    from pycooldown.huggingface.statistics import DomainSums
     from pycooldown.huggingface.trainer import MixtureTrainer, MixtureTrainerMixin
 
 _HOME = {
+    "DataParallelRanks": "ranks",
+    "DomainSums": "statistics",
     "FusedLoss": "fused_forward",
     "LossOutput": "fused_forward",
     "MicroBatches": "batches",
@@ -36,6 +40,8 @@ _HOME = {
     "fuse_loss": "fused_loss",
 }
 __all__ = [
+    "DataParallelRanks",
+    "DomainSums",
     "FusedLoss",
     "LossOutput",
     "MicroBatches",

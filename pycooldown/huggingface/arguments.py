@@ -63,7 +63,7 @@ TRAINING_ARGUMENTS: dict[str, Rule] = {
         include_for_metrics batch_eval_metrics save_steps save_on_each_node enable_jit_checkpoint push_to_hub hub_token
         hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision load_best_model_at_end
         metric_for_best_model greater_is_better restore_callback_states_from_checkpoint full_determinism
-        ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout fsdp
+        ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout
         fsdp_config deepspeed debug skip_memory_metrics""",
         _TRAINER,
     ),
@@ -101,6 +101,11 @@ TRAINING_ARGUMENTS: dict[str, Rule] = {
         """dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
         dataloader_multiprocessing_context""",
         Rule("mixture", "of the training loader too"),
+    ),
+    "fsdp": Rule(
+        "trainer",
+        "on CPUs Accelerate does not shard and does not say so; leave it out, or shard the model in a loop of your own",
+        lambda value, args: not value or args.device.type != "cpu",
     ),
     "accelerator_config": Rule(
         "mixture",

@@ -36,11 +36,7 @@ def check_arguments(
         options: Further arguments of ``Trainer.__init__``.
         generates: Whether the trainer is a Seq2SeqTrainer.
     """
-    if (started := int(os.environ.get("WORLD_SIZE", "1"))) != args.world_size:
-        raise ValueError(
-            f"{started} processes are started but Trainer knows of {args.world_size}, so that each would train alone; "
-            "on CPUs, pass use_cpu=True to TrainingArguments"
-        )
+    check_launcher(args.world_size)
     if args.n_gpu > 1:
         raise ValueError(f"{args.n_gpu} GPUs in one process: start one for each, with torchrun --nproc-per-node")
     refuse(args, options or {}, generates=generates)
@@ -48,6 +44,43 @@ def check_arguments(
     check_length(length, mixture)
     if unknown := sorted(set(evaluation or {}) - set(mixture.domains)):
         raise ValueError(f"eval_dataset names {unknown[0]!r}; expected domains of the mixture")
+
+
+def check_launcher(world_size: int) -> None:
+    """Look whether the trainer knows of as many processes as the launcher has started.
+
+    torchrun's count (``WORLD_SIZE``) is of this very job. Slurm's and Open MPI's may be of an allocation in which one
+    process is started on purpose, and Accelerate does not say its own, so these are warned of.
+
+    Args:
+        world_size: That the trainer knows of.
+
+    Raises:
+        ValueError: If torchrun has started another number.
+    """
+    if (started := os.environ.get("WORLD_SIZE")) is not None:
+        if int(started) != world_size:
+            raise ValueError(
+                f"{started} processes are started but Trainer knows of {world_size}, so that each would train alone; "
+                "on CPUs, pass use_cpu=True to TrainingArguments"
+            )
+        return
+    for name, launcher in (("SLURM_NTASKS", "Slurm"), ("OMPI_COMM_WORLD_SIZE", "Open MPI")):
+        started = os.environ.get(name, "1")
+        if started.isdecimal() and int(started) != world_size:
+            warnings.warn(
+                f"{launcher} has {started} tasks ({name}), but Trainer knows of {world_size}: if each task runs this "
+                "program, each trains alone, on the same data; start it with torchrun, which tells Trainer of them "
+                "(one torchrun on each node: srun --ntasks-per-node=1 torchrun --nnodes ... --nproc-per-node ...)",
+                stacklevel=2,
+            )
+    # For more than one process, `accelerate launch --cpu` sets an address to meet at, and then starts one process.
+    if {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= os.environ.keys() and world_size == 1:
+        warnings.warn(
+            "`accelerate launch` was asked for several processes, but on CPUs it starts one; use "
+            "torchrun --nproc-per-node N",
+            stacklevel=2,
+        )
 
 
 def check_length(length: int, mixture: Mixture) -> None:

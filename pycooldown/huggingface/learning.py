@@ -31,7 +31,7 @@ class Learner(TrainerCallback):  # type: ignore[misc]
     Args:
         schedule: Updated in place.
         num_domains: K.
-        accelerator: Sums over ranks.
+        accelerator: Sums over ranks; an `accelerate.Accelerator`, or `DataParallelRanks` for part of the ranks.
         reference: Model whose losses DoReMi's excess is taken over; put into evaluation mode.
         probe: For the methods that learn from probes.
 

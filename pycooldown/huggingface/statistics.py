@@ -48,7 +48,7 @@ class DomainSums:
 
     Args:
         domains: Names.
-        accelerator: Sums over ranks.
+        accelerator: Sums over ranks; an `accelerate.Accelerator`, or `DataParallelRanks` for part of the ranks.
         tokens: Seen before, by domain.
     """
 

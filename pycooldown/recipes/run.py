@@ -22,11 +22,12 @@ from transformers.integrations import TensorBoardCallback
 
 from pycooldown._files import write_atomically
 from pycooldown.data.manifest import Manifest, load_manifest
-from pycooldown.huggingface.callbacks import MetricsFile, ProgressLines
+from pycooldown.huggingface.callbacks import MetricsFile, MixtureProgress, ProgressLines
 from pycooldown.huggingface.checkpoints import complete_checkpoint, discard_incomplete, valid_json
 from pycooldown.huggingface.checks import warn_of_lengths
 from pycooldown.recipes.build import RecipeTrainer, arguments, assemble, validation_pairs
 from pycooldown.recipes.history import METRICS, RECIPE, SUMMARY, TRANSLATIONS, Run
+from pycooldown.recipes.live import LiveTable
 from pycooldown.recipes.methods import MethodOptions
 from pycooldown.recipes.planning import domain_sizes
 from pycooldown.recipes.run_folder import folder_state
@@ -90,8 +91,12 @@ def _train(
 ) -> Run:
     warn_of_lengths(sizes, {domain: manifest.domains[domain]["train"].tgt_tokens for domain in sizes})
     trainer = assemble(recipe, manifest, sizes, args)
+    live = LiveTable()
     if progress and args.disable_tqdm:
         trainer.add_callback(ProgressLines())
+    elif progress:
+        trainer.remove_callback(MixtureProgress)
+        trainer.add_callback(live)
     checkpoint = None
     if resume and any(output.glob("checkpoint-*")):
         try:
@@ -114,6 +119,8 @@ def _train(
         trainer.train(resume_from_checkpoint=checkpoint)
     except FloatingPointError as error:
         raise FloatingPointError(f"{error}; in a recipe: training.allow_non_finite=true") from error
+    finally:
+        live.close()
     trainer.save_model(str(output / "model"))
     final = _final_losses(trainer)
     tokens = trainer.sums.tokens()

@@ -88,6 +88,7 @@ REFUSED = {
     "sortish_sampler": True,
     "predict_with_generate": True,
     "liger_kernel_config": {"rope": True},
+    "fsdp": True,  # on CPUs
     # Which values need more processes or packages than a test has:
     "average_tokens_across_devices": None,
     "parallelism_config": None,

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ transformers = pytest.importorskip("transformers")
 from pycooldown import DomainBatchSampler, Mixture, schedules  # noqa: E402
 from pycooldown.huggingface import MixtureTrainer  # noqa: E402
 from pycooldown.huggingface.checkpoints import complete_checkpoint  # noqa: E402
-from pycooldown.huggingface.checks import check_arguments  # noqa: E402
+from pycooldown.huggingface.checks import check_arguments, check_launcher  # noqa: E402
 
 torch.set_num_threads(1)  # the model is tiny
 
@@ -391,6 +392,28 @@ def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypa
     monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets it, which Trainer ignores without use_cpu or a GPU
     with pytest.raises(ValueError, match=r"2 processes are started but Trainer knows of 1.*pass use_cpu=True"):
         check_arguments(trainer.args, switching().mixture(0), VOCABULARY, None)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"SLURM_NTASKS": "4"}, "Slurm has 4 tasks .SLURM_NTASKS., but Trainer knows of 1.*torchrun"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI has 2 tasks"),
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "on CPUs it starts one; use torchrun"),
+        ({"SLURM_NTASKS": "1", "OMPI_COMM_WORLD_SIZE": "1", "ACCELERATE_USE_CPU": "True"}, None),
+        ({"SLURM_NTASKS": "4", "WORLD_SIZE": "1"}, None),  # torchrun within an allocation: its count is the job's
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
+)
+def test_a_launcher_with_more_processes_than_the_trainer_is_warned_of(monkeypatch, recwarn, environment, message):
+    for name in ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "ACCELERATE_USE_CPU", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    check_launcher(1)
+    warned = [str(warning.message) for warning in recwarn]
+    assert len(warned) == (message is not None)
+    assert all(re.search(message, text) for text in warned)
 
 
 def test_dataset_must_be_the_schedules_domains(tmp_path):
