@@ -38,6 +38,11 @@ class WithDomains(Dataset[DomainSample]):
         self.dataset = dataset
         self._ends = np.cumsum(sizes)
 
+    @property
+    def ends(self) -> npt.NDArray[np.int64]:
+        """Where each domain ends, (K,)."""
+        return self._ends
+
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._ends.size else 0
 
