@@ -104,7 +104,7 @@ def for_packed(inputs: dict[str, Any], problem: str | None) -> dict[str, Any]:
         return inputs
     if problem is not None:
         raise ValueError(f"rows hold several documents, but {problem}; {WAY_OUT}")
-    if mask.shape != positions.shape or bool((mask[:, 1:] > mask[:, :-1]).any()):
+    if mask is not None and (mask.shape != positions.shape or bool((mask[:, 1:] > mask[:, :-1]).any())):
         raise ValueError(
             "rows hold several documents and have an attention_mask that is more than padding on the right, beside "
             "which transformers ignores positions that start anew; let the data_collator leave it out"

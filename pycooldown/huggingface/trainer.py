@@ -34,7 +34,6 @@ from pycooldown.huggingface.trainer_logs import LogPart
 from pycooldown.sampling.sampler import AllocationName, DomainBatchSampler
 from pycooldown.schedules import AdaptiveSchedule, Schedule
 
-
 _TRIED = 16  # domains of which samples are looked at for documents that share a row
 
 
