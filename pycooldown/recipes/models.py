@@ -42,13 +42,14 @@ def build_model(model: AnyModel, corpus: Corpus) -> PreTrainedModel:
         options["attn_implementation"] = model.attn_implementation
     if isinstance(model, FolderModel):
         config = AutoConfig.from_pretrained(_folder(model.folder), local_files_only=True)
+        _check_fit(config, corpus)
         built = _auto(config).from_pretrained(model.folder, local_files_only=True, **options)
         built.config.use_cache = False
     else:
         config = _short_config(model, corpus) if isinstance(model, Model) else _config(model.config, corpus)
         config.use_cache = False
+        _check_fit(config, corpus)
         built = _auto(config).from_config(config, **options)
-    _check_fit(built.config, corpus)
     return built
 
 
@@ -167,6 +168,8 @@ def _of_tokenizer(ids: TokenIds) -> dict[str, Any]:
 
 
 def _check_fit(config: Any, corpus: Corpus) -> None:
+    """Raise ValueError for what does not fit the data, before any weights take memory."""
+    corpus.collator(translates=config.is_encoder_decoder)  # raises
     text = config.get_text_config(decoder=True)
     if text.vocab_size < corpus.token_ids.vocabulary_size:
         raise ValueError(

@@ -21,7 +21,9 @@ from pycooldown.recipes import load_recipe, plan, train  # noqa: E402
 from pycooldown.recipes.build import RecipeTrainer  # noqa: E402
 from pycooldown.recipes.corpus import open_corpus  # noqa: E402
 from pycooldown.recipes.gradient_variance import RunGradients  # noqa: E402
+from pycooldown.recipes.history import Run  # noqa: E402
 from pycooldown.recipes.models import build_model, load_model  # noqa: E402
+from pycooldown.recipes.schema import Model  # noqa: E402
 from pycooldown.recipes.trainer_arguments import DECIDED  # noqa: E402
 
 torch.set_num_threads(1)
@@ -159,9 +161,8 @@ def test_going_on_from_a_folder_and_with_an_adapter(user):
     with pytest.raises(ValueError, match=r"peft.type is 'lorra'.*did you mean lora"):
         train(load_recipe("folder.yaml", ["data.length=64", "peft.type=lorra"]), "no", progress=False)
     shutil.rmtree("base")
-    build_model(
-        load_recipe("recipe.yaml", ["data.length=64", "model.config.hidden_size=32"]).model, open_corpus(first.data)
-    ).save_pretrained("base")
+    wider = Model(layers=1, width=32, heads=2, mlp_width=32)
+    build_model(wider, open_corpus(first.data)).save_pretrained("base")
     with pytest.raises(ValueError, match="another recipe: model_fingerprint differs"):
         train(load_recipe("folder.yaml", options), "same", progress=False)
 
@@ -208,12 +209,8 @@ def test_tokens_of_other_projects(user):
         rng.integers(0, 50, count).astype(np.uint16).tofile(f"{name}.bin")
     options = "dtype: uint16, eos_id: 0}"
     a, b, v = (f"{{flat: {name}.bin, {options}" for name in "abv")
-    data = (
-        f"data: {{length: 64, vocabulary_size: 50, sources: {{a: {{flat: a.bin, {flat}, b: [{{flat: b.bin, {flat}]}}, "
-    )
-    Path("other.yaml").write_text(
-        data + f"validation_sources: {{a: {{flat: v.bin, {flat}}}}}\n" + RECIPE.split("\n", 2)[2]
-    )
+    data = f"data: {{length: 64, vocabulary_size: 50, sources: {{a: {a}, b: [{b}]}}, validation_sources: {{a: {v}}}}}\n"
+    Path("other.yaml").write_text(data + RECIPE.split("\n", 2)[2])
     recipe = load_recipe("other.yaml")
     assert plan(recipe)[0].mixture.sizes.tolist() == [47, 8]
     with pytest.warns(UserWarning, match="b: no validation documents"):
@@ -232,8 +229,6 @@ def test_a_proxy_of_another_size(user):
     mixture = f"mixture={{method: doremi, proxy_model: {proxy}}}"
     Path("doremi.yaml").write_text(RECIPE.replace(RECIPE.splitlines()[4], mixture.replace("mixture=", "mixture: ")))
     run = train(load_recipe("doremi.yaml", ["data.length=64"]), "run", progress=False)
-    from pycooldown.recipes.history import Run
-
     small, reference = Run.read("run-proxy"), Run.read("run-reference")
     assert small.summary["parameters"] == reference.summary["parameters"] != run.summary["parameters"]
     assert small.recipe["model"]["width"] == 8

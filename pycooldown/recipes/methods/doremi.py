@@ -73,12 +73,13 @@ class DoReMiOptions(LearningOptions):
             return self
         mixture: MethodOptions = TemperatureOptions(self.reference_tau)
         weights: dict[str, float] = {}
+        model = () if self.proxy_model is None else (self.proxy_model,)
         for number in range(1, self.rounds + 1):
             suffix = f"-{number}" if number > 1 else ""
             reference = output.with_name(f"{output.name}-reference{suffix}")
-            train(mixture, reference, self.proxy_model)
+            train(mixture, reference, *model)
             learning = replace(self, reference=str(reference), proxy_model=None)
-            proxy = train(learning, output.with_name(f"{output.name}-proxy{suffix}"), self.proxy_model)
+            proxy = train(learning, output.with_name(f"{output.name}-proxy{suffix}"), *model)
             before, weights = weights, proxy.summary["learned"]["target"]
             mixture = WeightsOptions(tuple(weights.items()))
             if before and max(abs(weights[domain] - before[domain]) for domain in weights) < _SETTLED:
