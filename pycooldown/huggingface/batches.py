@@ -213,11 +213,6 @@ class PackedPairs:
         }
 
 
-def collator(family: str, max_length: int, pad_id: int) -> Collator:
-    """Return what collates packed samples for a recipe's model family."""
-    return PackedPairs(max_length, pad_id) if family == "marian" else PackedText(max_length)
-
-
 def packed_ids(sample: dict[str, Any], side: str) -> npt.NDArray[Any]:
     """Return the token ids of one side, "src" or "tgt", of a sample that `pycooldown pack` wrote."""
     ids: npt.NDArray[Any] = np.load(io.BytesIO(sample[f"{side}.npy"]), allow_pickle=False)

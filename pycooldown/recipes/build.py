@@ -74,7 +74,7 @@ def assemble(recipe: Recipe, corpus: Corpus, args: TrainingArguments) -> RecipeT
         train_dataset=dataset,
         eval_dataset=_validation(corpus, recipe.data.eval_samples),
         data_collator=collate,
-        allow_non_finite_loss=recipe.training.allow_non_finite,
+        allow_non_finite_loss=True,  # StopAtNonFinite ends the run, in words of the recipe
         reference_model=None if reference is None else load_model(reference),
         probe=probe,
     )

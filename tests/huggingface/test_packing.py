@@ -6,7 +6,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from pycooldown import Mixture, schedules  # noqa: E402
-from pycooldown.huggingface import MixtureTrainer  # noqa: E402
+from pycooldown.huggingface import MixtureTrainer, Probe, fuse_loss  # noqa: E402
 from pycooldown.huggingface.packing import block_causal, for_packed, leak, restarts  # noqa: E402
 
 SHAPES = {
@@ -121,3 +121,23 @@ def test_the_mask_of_documents():
         [0, 0, 1, 1, 0],
         [0, 0, 0, 0, 1],
     ]
+
+
+def test_probes_keep_documents_apart():
+    model = tiny("llama").eval()
+    model.config.use_cache = False
+    rows = [{**Rows().row, "input_ids": [(3 * i + k) % 64 for k in range(1, 9)]} for i in range(3)]
+    gradients = []
+    for row in rows:
+        model.zero_grad()
+        inputs = collate([row])
+        model(**{**inputs, "labels": inputs["input_ids"]}, num_items_in_batch=1).loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    model.zero_grad()
+    for row in rows:
+        row["labels"] = row["input_ids"]
+    with fuse_loss(model):
+        measured = Probe({"a": rows}, ("a",), collate, size=3).measure(model, 0, [0], gradients=True)
+    each = torch.stack(gradients).double()
+    assert measured[2, 0] == pytest.approx(float(each.var(0).sum()), rel=1e-4)
+    assert measured[3, 0] == pytest.approx(float(each.square().mean(0).sum()), rel=1e-4)

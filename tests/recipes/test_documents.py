@@ -232,3 +232,12 @@ def test_a_proxy_of_another_size(user):
     small, reference = Run.read("run-proxy"), Run.read("run-reference")
     assert small.summary["parameters"] == reference.summary["parameters"] != run.summary["parameters"]
     assert small.recipe["model"]["width"] == 8
+
+
+def test_methods_that_probe_gradients_see_documents_apart(user):
+    """Their probes run under vmap, which cannot look into positions, on rows of several documents."""
+    mixture = "mixture: {method: fgls, variance_aware: true, interval: 2, probe_size: 2, hold_out: 0.5}"
+    Path("probes.yaml").write_text(RECIPE.replace(RECIPE.splitlines()[4], mixture))
+    overrides = ["data.length=64", "data.domains=[large, middle]"]
+    run = train(load_recipe("probes.yaml", overrides), "run", progress=False)
+    assert set(run.summary["learned"]["target"]) == {"large", "middle"}
