@@ -38,6 +38,11 @@ class WithDomains(Dataset[DomainSample]):
         self.dataset = dataset
         self._ends = np.cumsum(sizes)
 
+    @property
+    def ends(self) -> npt.NDArray[np.int64]:
+        """Where each domain ends, (K,)."""
+        return self._ends
+
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._ends.size else 0
 
@@ -206,11 +211,6 @@ class PackedPairs:
             "decoder_input_ids": torch.where(target[:, :-1] < 0, fill, target[:, :-1]),
             "labels": target[:, 1:].contiguous(),
         }
-
-
-def collator(family: str, max_length: int, pad_id: int) -> Collator:
-    """Return what collates packed samples for a recipe's model family."""
-    return PackedPairs(max_length, pad_id) if family == "marian" else PackedText(max_length)
 
 
 def packed_ids(sample: dict[str, Any], side: str) -> npt.NDArray[Any]:

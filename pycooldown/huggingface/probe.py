@@ -11,6 +11,7 @@ import torch
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pycooldown.huggingface.packing import block_causal
 from pycooldown.huggingface.sources import Samples
 
 Inputs = dict[str, torch.Tensor]
@@ -132,6 +133,8 @@ class Probe:
             if getattr(model.config, "is_encoder_decoder", False) and "attention_mask" in inputs:
                 # Hugging Face looks into a mask of padding, which vmap forbids, but takes one of attention as it is.
                 inputs = {**inputs, "attention_mask": inputs["attention_mask"].bool()[:, None, None]}
+            elif inputs.get("position_ids") is not None and "attention_mask" not in inputs:
+                inputs = {**inputs, "attention_mask": block_causal(inputs["position_ids"])}  # likewise of positions
             with sdpa_kernel(SDPBackend.MATH):  # the one form of attention that vmap does not run example by example
                 examples = vmap(grad(loss), in_dims=(None, 0))(chosen, inputs)
             parts = [

@@ -25,6 +25,7 @@ from pycooldown.huggingface.checks import (
 from pycooldown.huggingface.fused_loss import fuse_loss, fused_loss_of
 from pycooldown.huggingface.learning import Learner
 from pycooldown.huggingface.lengths import given_lengths, measure_lengths
+from pycooldown.huggingface.packing import for_packed, leak
 from pycooldown.huggingface.probe import Probe
 from pycooldown.huggingface.resuming import agree_on_checkpoint
 from pycooldown.huggingface.sources import EndToEnd, by_domain, lay_out, resolve
@@ -32,6 +33,8 @@ from pycooldown.huggingface.statistics import DomainSums
 from pycooldown.huggingface.trainer_logs import LogPart
 from pycooldown.sampling.sampler import AllocationName, DomainBatchSampler
 from pycooldown.schedules import AdaptiveSchedule, Schedule
+
+_TRIED = 16  # domains of which samples are looked at for documents that share a row
 
 
 class MixtureTrainerMixin(LogPart):
@@ -139,6 +142,7 @@ class MixtureTrainerMixin(LogPart):
             source = EndToEnd({name: self._model_columns(part) for name, part in source.datasets.items()})
         self.train_dataset = WithDomains(self._model_columns(source), first.sizes)
         self.eval_dataset = self._evaluation_set(self.eval_dataset)
+        self._try_packing()
         self.sampler = self._new_sampler()
         self.sums = DomainSums(self.domains, self.accelerator)
         if tokens_per_sample is not None:
@@ -228,6 +232,18 @@ class MixtureTrainerMixin(LogPart):
             raise ValueError(
                 f"label_smoothing_factor = {factor}, but the model is fused with label_smoothing = {own}; give it once"
             )
+
+    def _try_packing(self) -> None:
+        """Try whether the model keeps documents in one row apart, if the collator gives position_ids."""
+        ends, few = self.train_dataset.ends.tolist(), []
+        for begin, end in list(zip([0, *ends], ends))[:_TRIED]:
+            few += sorted({begin, (begin + end - 1) // 2})
+        with torch.random.fork_rng([]):
+            batch = self.data_collator(self.train_dataset.__getitems__(few))
+        positions = batch.get("position_ids")
+        if positions is not None and not getattr(self.model.config, "is_encoder_decoder", False):
+            self._leak = leak(self.model)
+            for_packed(batch, self._leak)  # raises
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write the checkpoint and then, when it is whole, the data state that makes it one to resume from."""

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from pycooldown.huggingface.batches import EvaluationBatches
 from pycooldown.huggingface.fused_forward import LossOutput
+from pycooldown.huggingface.packing import for_packed
 from pycooldown.huggingface.sources import by_domain
 from pycooldown.huggingface.statistics import DomainSums
 from pycooldown.huggingface.trainer_loss import Inputs, LossPart
@@ -135,7 +136,7 @@ class EvaluationPart(LossPart):
         ids = inputs.get("domain_ids") if batch is None else batch.domain_ids
         if batch is None or inputs.get("labels") is None:
             options = {} if ids is None else {"domain_weights": torch.ones(len(self.domains), device=ids.device)}
-            result: tuple[Any, Any] = self._loss_of_trainer(model, {**inputs, **options})
+            result: tuple[Any, Any] = self._loss_of_trainer(model, {**for_packed(inputs, self._leak), **options})
             return result
         labels = self._without_repeats(inputs["labels"])
         if ids is None:

@@ -76,7 +76,7 @@ class LogPart(EvaluationPart):
         mixture, exposure = self.sampler.mixture(step - 1), self.sampler.exposure(step)
         seen = self.sums.take()
         tokens = self.sums.taken
-        if self.mixture_unit == "samples" and not self._warned_of_lengths:
+        if self.mixture_unit == "samples" and not (self._domain_means or self._warned_of_lengths):
             self._warn_of_lengths(exposure.draws, tokens)
         self.domain_values = {
             "loss": seen.means,

@@ -13,6 +13,7 @@ from pycooldown.huggingface.batches import seed_micro_batch
 from pycooldown.huggingface.fused_forward import FusedLoss
 from pycooldown.huggingface.learning import Learner
 from pycooldown.huggingface.lengths import token_weights
+from pycooldown.huggingface.packing import for_packed
 from pycooldown.huggingface.statistics import DomainSums
 from pycooldown.mixture import Mixture, Vector
 from pycooldown.sampling.sampler import DomainBatchSampler
@@ -35,6 +36,7 @@ class LossPart(Base):  # type: ignore[misc]
     _learner: Learner | None
     _lengths: Vector | None  # tokens of a sample, of a mixture of tokens
     _weights: tuple[Mixture, torch.Tensor, float | None] | None = None
+    _leak: str | None = None  # how the model confuses documents in one row
     _micro_batch = 0  # place of the next one in the global batch
 
     def get_batch_samples(
@@ -89,7 +91,7 @@ class LossPart(Base):  # type: ignore[misc]
         if learner is not None and learner.reference is not None:
             outputs = self._call(model, inputs, torch.ones_like(weights), reduction="none")
             ids = self.fused.domains_of_targets(inputs["labels"], inputs["domain_ids"])
-            learner.add_excess(outputs.loss.detach(), inputs, ids)
+            learner.add_excess(outputs.loss.detach(), for_packed(inputs, self._leak), ids)
             loss, part = (outputs.loss * scaled[ids]).sum(), 0
         else:
             outputs = self._call(model, inputs, scaled, reduction="sum")
@@ -104,6 +106,7 @@ class LossPart(Base):  # type: ignore[misc]
 
     def _call(self, model: Any, inputs: Inputs, weights: torch.Tensor, **options: Any) -> Any:
         """Return the model's outputs with loss and domain_stats, through what other trainers make of the loss."""
+        inputs = for_packed(inputs, self._leak)
         options = {"skip_logits": not self.forms_logits, **options, "domain_weights": weights, "return_stats": True}
         if self.args.label_smoothing_factor:
             options["label_smoothing"] = self.args.label_smoothing_factor

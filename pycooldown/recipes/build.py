@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import sys
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,10 @@ import torch
 from torch.utils.data import Subset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from pycooldown.data.manifest import Manifest
-from pycooldown.huggingface.batches import collator
 from pycooldown.huggingface.trainer import MixtureTrainer
 from pycooldown.recipes import learning_rate
+from pycooldown.recipes.adapters import adapt
+from pycooldown.recipes.corpus import Corpus
 from pycooldown.recipes.models import build_model, load_model
 from pycooldown.recipes.planning import build_schedule, training_sizes
 from pycooldown.recipes.schema import Recipe
@@ -45,73 +44,37 @@ class RecipeTrainer(MixtureTrainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
 
-def arguments(recipe: Recipe, output: Path, progress: bool) -> TrainingArguments:
-    """Return the arguments of Trainer.
-
-    Raises:
-        ValueError: If the batch cannot be cut evenly into processes and micro-batches.
-    """
-    training = recipe.training
-    args = TrainingArguments(
-        output_dir=str(output),
-        use_cpu=not torch.accelerator.is_available(),  # else processes on CPUs would not join one group
-        max_steps=training.steps,
-        gradient_accumulation_steps=training.accumulation,
-        per_device_eval_batch_size=128,
-        learning_rate=training.learning_rate,
-        **learning_rate.arguments(training.decay),
-        warmup_steps=training.warmup,
-        weight_decay=training.weight_decay,
-        adam_beta1=training.betas[0],
-        adam_beta2=training.betas[1],
-        adam_epsilon=training.epsilon,
-        max_grad_norm=training.max_grad_norm,
-        label_smoothing_factor=training.label_smoothing,
-        seed=training.seed,
-        logging_steps=training.log_every,
-        logging_nan_inf_filter=False,  # show a loss that is not finite
-        eval_strategy="steps",
-        eval_steps=training.eval_every,
-        save_strategy="steps",
-        save_steps=training.save_every,
-        save_total_limit=2,
-        dataloader_num_workers=training.workers,
-        disable_tqdm=not (progress and sys.stderr.isatty()),
-        report_to="none",
-    )
-    parts = args.world_size * training.accumulation
-    if training.batch_size % parts:
-        raise ValueError(
-            f"training.batch_size = {training.batch_size} cannot be cut evenly into {args.world_size} processes x "
-            f"{training.accumulation} micro-batches; expected a multiple of {parts}"
-        )
-    args.per_device_train_batch_size = training.batch_size // parts
-    return args
-
-
-def assemble(recipe: Recipe, manifest: Manifest, sizes: Mapping[str, int], args: TrainingArguments) -> RecipeTrainer:
+def assemble(recipe: Recipe, corpus: Corpus, args: TrainingArguments) -> RecipeTrainer:
     """Return the trainer, with the data and the model that follow from the recipe's seed.
 
     What the recipe's method needs of a run comes from its hooks; see `pycooldown.recipes.methods.MethodOptions`.
+
+    Raises:
+        ValueError: If model and data do not fit together, or no domain has validation data.
     """
     set_seed(recipe.training.seed)
-    method = recipe.mixture
-    dataset: Any = manifest.dataset("train", sizes)
-    collate = collator(recipe.model.family, recipe.data.max_length, manifest.tokenizer.pad_id)
+    method, sizes = recipe.mixture, corpus.sizes
+    model = build_model(recipe.model, corpus)
+    dataset = corpus.train()
+    collate = corpus.collator(translates=model.config.is_encoder_decoder)
+    if recipe.decoding is not None and not model.config.is_encoder_decoder:
+        raise ValueError(f"decoding needs a model that translates; {type(model).__name__} does not")
+    if recipe.peft is not None:
+        model = adapt(model, recipe.peft)
     kept, probe = training_sizes(recipe, sizes), None
     if kept != sizes:
         dataset, held_out = _hold_out(dataset, sizes, kept)
         probe = method.probe(held_out, collate, recipe.training.seed)
     reference = method.reference_run()
     trainer = RecipeTrainer(
-        build_model(recipe, manifest.tokenizer),
+        model,
         args,
         schedule=build_schedule(recipe, kept),
         allocation=recipe.training.allocation,
         train_dataset=dataset,
-        eval_dataset=validation_pairs(manifest, sizes, recipe.data.eval_samples),
+        eval_dataset=_validation(corpus, recipe.data.eval_samples),
         data_collator=collate,
-        reference_model=None if reference is None else load_model(recipe.model.family, reference),
+        reference_model=None if reference is None else load_model(reference),
         probe=probe,
         allow_non_finite_loss=recipe.training.allow_non_finite,
     )
@@ -122,14 +85,20 @@ def assemble(recipe: Recipe, manifest: Manifest, sizes: Mapping[str, int], args:
     return trainer
 
 
-def validation_pairs(manifest: Manifest, domains: Iterable[str], count: int) -> dict[str, Subset[Any]]:
-    """Return at most ``count`` validation samples of each domain, evenly spread."""
-    chosen = {}
-    for domain in domains:
-        dataset: Any = manifest.dataset("validation", [domain])
-        places = np.unique(np.linspace(0, len(dataset) - 1, count).astype(np.int64))
-        chosen[domain] = Subset(dataset, places.tolist())
-    return chosen
+def _validation(corpus: Corpus, count: int) -> dict[str, Any]:
+    """Return validation sequences by domain, and warn of domains without."""
+    found = corpus.validation(count)
+    missing = [domain for domain in corpus.sizes if domain not in found]
+    if not found:
+        raise ValueError(
+            "no domain has validation documents; run `pycooldown tokenize` with --validation 20, say, or give "
+            "data.validation_sources"
+        )
+    if missing:
+        warnings.warn(
+            f"{', '.join(missing)}: no validation documents, so that these domains are not evaluated", stacklevel=2
+        )
+    return found
 
 
 def _hold_out(

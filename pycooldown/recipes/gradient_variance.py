@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import TypeAdapter
 from transformers import PreTrainedModel
 
 from pycooldown import plots
-from pycooldown.data.manifest import load_manifest
-from pycooldown.data.shards import TarDataset
 from pycooldown.gradients import theory
 from pycooldown.gradients.variance import DomainMoments, MixtureVariance, domain_moments, measure
-from pycooldown.huggingface.batches import Collator, collator
+from pycooldown.huggingface.batches import Collator, Samples
 from pycooldown.mixture import Mixture
+from pycooldown.recipes.corpus import open_corpus
 from pycooldown.recipes.history import Run
 from pycooldown.recipes.models import load_model
+from pycooldown.recipes.schema import Data
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class RunGradients:
     """
 
     model: PreTrainedModel
-    dataset: TarDataset
+    dataset: Samples
     sizes: Mapping[str, int]
     batch_size: int
     collate: Collator
@@ -51,17 +52,17 @@ class RunGradients:
             ValueError: If there is no finished run, or its data have changed.
         """
         run = Run.read(folder)
-        data = run.recipe["data"]
-        manifest = load_manifest(Path(data["path"]))
-        if manifest.fingerprint != run.recipe["fingerprint"]:
-            raise ValueError(f"{data['path']} holds other data than {folder} was trained on; pack its corpus again")
-        family = run.recipe["model"]["family"]
+        data = TypeAdapter(Data).validate_python(run.recipe["data"])
+        corpus = open_corpus(data)
+        if corpus.fingerprint != run.recipe["fingerprint"]:
+            raise ValueError(f"{data.path} holds other data than {folder} was trained on; prepare its corpus again")
+        model = load_model(run.path).eval()
         return cls(
-            load_model(family, run.path).eval(),
-            manifest.dataset("train", run.sizes),
+            model,
+            corpus.train(),
             run.sizes,
             run.recipe["training"]["batch_size"],
-            collator(family, data["max_length"], manifest.tokenizer.pad_id),
+            corpus.collator(translates=model.config.is_encoder_decoder),
             run.recipe["training"]["label_smoothing"],
         )
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from pycooldown.recipes.methods import find_method
+from pycooldown.recipes.model_section import model_kind
 from pycooldown.recipes.schema import Recipe
 
 _LONGEST = 80  # characters of a value that are shown
@@ -108,6 +109,10 @@ def _section(location: Sequence[str | int], values: dict[str, Any]) -> Any:
         mixture = values.get("mixture")
         name = mixture.get("method") if isinstance(mixture, dict) else None
         return find_method(name) if isinstance(name, str) else None
+    if location == ("model",):
+        return model_kind(values.get("model"))
+    if location == ("mixture", "proxy_model"):
+        return model_kind(values["mixture"]["proxy_model"])
     hint = get_type_hints(Recipe).get(str(location[0])) if len(location) == 1 else None
     return next((part for part in (hint, *get_args(hint)) if dataclasses.is_dataclass(part)), None)
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pycooldown.data.manifest import load_manifest
 from pycooldown.gradients.theory import variance_inflation
 from pycooldown.mixture import Mixture
+from pycooldown.recipes.corpus import open_corpus
 from pycooldown.recipes.schema import Recipe
 from pycooldown.sampling.batches import Exposure
 from pycooldown.sampling.sampler import DomainBatchSampler
@@ -108,20 +107,13 @@ def plan(recipe: Recipe, sizes: Mapping[str, int] | None = None) -> list[StagePl
 
 
 def domain_sizes(recipe: Recipe) -> dict[str, int]:
-    """Return the training samples of the recipe's domains, in the order that its run lays them out.
+    """Return the training sequences of the recipe's domains, in the order that its run lays them out.
 
     Raises:
         FileNotFoundError: If the recipe's data are not there.
         ValueError: If the data lack a domain, or one is named twice.
     """
-    sizes = load_manifest(Path(recipe.data.path)).sizes("train")
-    for domain in recipe.data.domains or ():
-        if domain not in sizes:
-            raise ValueError(f"data.domains has {domain!r}; {recipe.data.path} has {', '.join(sizes)}")
-    if recipe.data.domains is not None and len(set(recipe.data.domains)) != len(recipe.data.domains):
-        raise ValueError(f"data.domains has a name twice: {', '.join(recipe.data.domains)}")
-    names = sizes if recipe.data.domains is None else recipe.data.domains
-    return {domain: sizes[domain] for domain in names}
+    return open_corpus(recipe.data).sizes
 
 
 def training_sizes(recipe: Recipe, sizes: Mapping[str, int]) -> dict[str, int]:

@@ -109,6 +109,9 @@ class Comparison:
         return paths
 
 
+_EXTENT = ("max_length", "length", "mode", "intra_document_attention")  # what decides which tokens a loss is of
+
+
 def compare(folders: Sequence[str | Path]) -> Comparison:
     """Compare finished runs on the same data.
 
@@ -124,7 +127,7 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
         for what, mine, theirs in (
             ("data", first.recipe["fingerprint"], run.recipe["fingerprint"]),
             ("domains", first.sizes, run.sizes),
-            ("data.max_length", first.recipe["data"]["max_length"], run.recipe["data"]["max_length"]),
+            *((f"data.{name}", first.recipe["data"].get(name), run.recipe["data"].get(name)) for name in _EXTENT),
             ("data.eval_samples", first.recipe["data"]["eval_samples"], run.recipe["data"]["eval_samples"]),
             ("model.family", _family(first), _family(run)),
             ("decoding", first.recipe.get("decoding"), run.recipe.get("decoding")),
@@ -137,7 +140,7 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
         DomainRow(domain, size, tuple(_cell(run, domain) for run in runs))
         for domain, size in sorted(first.sizes.items(), key=lambda item: (-item[1], item[0]))
     )
-    groups = _groups(rows)
+    groups = _groups([row for row in rows if "loss" in first.summary["domains"][row.name]])
     return Comparison(runs, rows, groups, _sentence(runs, groups))
 
 
@@ -147,7 +150,7 @@ def _rank(loss: float) -> float:
 
 def _cell(run: Run, domain: str) -> DomainResult:
     entry = run.summary["domains"][domain]
-    return DomainResult(entry["loss"], entry["epochs"], entry.get("bleu"), entry.get("chrf"))
+    return DomainResult(entry.get("loss", math.nan), entry["epochs"], entry.get("bleu"), entry.get("chrf"))
 
 
 def _family(run: Run) -> Any:
@@ -202,7 +205,7 @@ def _curve(run: Run, over: str, domain: str) -> plots.Curve:
     points = [
         (entry["step"] if over == "steps" else epochs[entry["step"]], entry[f"eval_loss/{domain}"])
         for entry in run.evaluations
-        if entry["step"] in epochs
+        if entry["step"] in epochs and f"eval_loss/{domain}" in entry
     ]
     x, y = np.array(points, dtype=np.float64).reshape(-1, 2).T
     return plots.Curve(x, y)

@@ -1,4 +1,4 @@
-"""Run a recipe: from packed data to a folder with model, metrics and summary.
+"""Run a recipe: from tokens or packed pairs to a folder with model, metrics and summary.
 
 A run's folder holds ``recipe.json`` (as resolved, with the data's fingerprint), ``metrics.jsonl``, ``tensorboard/``,
 ``checkpoint-*/``, ``model/``, ``translations.jsonl`` if the recipe asks for translations and, written last,
@@ -21,18 +21,19 @@ from transformers import TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from pycooldown._files import write_atomically
-from pycooldown.data.manifest import Manifest, load_manifest
 from pycooldown.huggingface.callbacks import MetricsFile, MixtureProgress, ProgressLines
 from pycooldown.huggingface.checkpoints import complete_checkpoint, discard_incomplete, valid_json
-from pycooldown.huggingface.checks import warn_of_lengths
-from pycooldown.recipes.build import RecipeTrainer, arguments, assemble, validation_pairs
+from pycooldown.recipes.build import RecipeTrainer, assemble
+from pycooldown.recipes.corpus import Corpus, Pairs, open_corpus
 from pycooldown.recipes.history import METRICS, RECIPE, SUMMARY, TRANSLATIONS, Run
 from pycooldown.recipes.live import LiveTable
 from pycooldown.recipes.methods import MethodOptions
-from pycooldown.recipes.planning import domain_sizes
+from pycooldown.recipes.model_section import AnyModel
+from pycooldown.recipes.models import model_fingerprint
 from pycooldown.recipes.run_folder import folder_state
 from pycooldown.recipes.run_lock import lock_run
 from pycooldown.recipes.schema import Recipe
+from pycooldown.recipes.trainer_arguments import arguments
 from pycooldown.recipes.translation import Translation, score, translate
 
 
@@ -57,16 +58,20 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
     """
     output = Path(output)
 
-    def train_stage(method: MethodOptions, folder: Path) -> Run:
+    def train_stage(method: MethodOptions, folder: Path, model: AnyModel | None = None) -> Run:
         # What counts of a stage are its losses: they are compared, so they are without smoothing.
         plain = replace(recipe.training, label_smoothing=0.0)
         stage = replace(recipe, mixture=method, training=plain, decoding=None)
+        if model is not None:
+            stage = replace(stage, model=model, peft=None)
         return train(stage, folder, resume=resume, progress=progress)
 
     recipe = replace(recipe, mixture=recipe.mixture.run_stages(output, train_stage))
-    manifest = load_manifest(Path(recipe.data.path))
-    sizes = domain_sizes(recipe)
-    resolved = {**recipe.to_dict(), "fingerprint": manifest.fingerprint, "sizes": sizes}
+    corpus = open_corpus(recipe.data)
+    recipe = replace(recipe, data=corpus.data)
+    resolved = {**recipe.to_dict(), "fingerprint": corpus.fingerprint, "sizes": corpus.sizes}
+    if (weights := model_fingerprint(recipe.model)) is not None:
+        resolved["model_fingerprint"] = weights
     args = arguments(recipe, output, progress)
     if folder_state(output, recipe, resolved) == "finished":  # every rank looks
         return Run.read(output)
@@ -76,7 +81,7 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
             return Run.read(output)
         if state == "interrupted" and not resume:
             raise ValueError(f"{output} holds a run that was interrupted; go on with it with --resume, or remove it")
-        return _train(recipe, output, resolved, args, manifest, sizes, resume, progress)
+        return _train(recipe, output, resolved, args, corpus, resume, progress)
 
 
 def _train(
@@ -84,13 +89,11 @@ def _train(
     output: Path,
     resolved: dict[str, Any],
     args: TrainingArguments,
-    manifest: Manifest,
-    sizes: dict[str, int],
+    corpus: Corpus,
     resume: bool,
     progress: bool,
 ) -> Run:
-    warn_of_lengths(sizes, {domain: manifest.domains[domain]["train"].tgt_tokens for domain in sizes})
-    trainer = assemble(recipe, manifest, sizes, args)
+    trainer = assemble(recipe, corpus, args)
     live = LiveTable()
     if progress and args.disable_tqdm:
         trainer.add_callback(ProgressLines())
@@ -124,9 +127,10 @@ def _train(
     trainer.save_model(str(output / "model"))
     final = _final_losses(trainer)
     tokens = trainer.sums.tokens()
-    translations = _translations(trainer, manifest, recipe)
+    translations = _translations(trainer, corpus, recipe)
     if args.should_save:
         scores = score(translations)
+        evaluated = corpus.validation(1)
         if translations:
             lines = (json.dumps(asdict(translation), ensure_ascii=False) for translation in translations)
             write_atomically(output / TRANSLATIONS, "".join(f"{line}\n" for line in lines))
@@ -143,10 +147,12 @@ def _train(
                     "draws": int(draws),
                     "tokens": tokens[domain],
                     "epochs": float(epochs),
-                    "loss": final[f"eval_loss/{domain}"],
+                    **({"loss": final[f"eval_loss/{domain}"]} if domain in evaluated else {}),
                     **scores.get(domain, {}),
                 }
-                for (domain, size), draws, epochs in zip(sizes.items(), exposure.draws, exposure.epochs, strict=True)
+                for (domain, size), draws, epochs in zip(
+                    corpus.sizes.items(), exposure.draws, exposure.epochs, strict=True
+                )
             },
         }
         if (learned := recipe.mixture.learned(trainer.schedule)) is not None:
@@ -174,15 +180,16 @@ def _locked(output: Path, args: TrainingArguments) -> Iterator[None]:
         yield
 
 
-def _translations(trainer: RecipeTrainer, manifest: Manifest, recipe: Recipe) -> list[Translation]:
+def _translations(trainer: RecipeTrainer, corpus: Corpus, recipe: Recipe) -> list[Translation]:
     """Translate what the recipe asks for, each language on one rank, and return all of it on every rank."""
     if recipe.decoding is None:
         return []
     args = trainer.args
     mine = trainer.domains[args.process_index :: args.world_size]
-    pairs = validation_pairs(manifest, mine, recipe.decoding.samples)
-    model, length = trainer.accelerator.unwrap_model(trainer.model), recipe.data.max_length
-    found: list[Translation] = gather_object(translate(model, pairs, manifest.tokenizer, length, recipe.decoding))
+    assert isinstance(corpus, Pairs)  # as nothing else is for an encoder-decoder
+    pairs = corpus.validation(recipe.decoding.samples, mine)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    found: list[Translation] = gather_object(translate(model, pairs, corpus.tokenizer, corpus.length, recipe.decoding))
     return found
 
 

@@ -17,6 +17,9 @@ _IRRELEVANT = {
     ("training", "accumulation"),
     ("training", "allow_non_finite"),
     ("data", "path"),
+    ("model", "folder"),  # the content counts
+    *(("trainer", name) for name in ("report_to", "run_name", "project", "disable_tqdm", "log_level", "ddp_timeout")),
+    *(("trainer", f"dataloader_{name}") for name in ("pin_memory", "persistent_workers", "prefetch_factor")),
 }
 
 
@@ -41,7 +44,7 @@ def folder_state(output: Path, recipe: Recipe, resolved: dict[str, Any]) -> Lite
     except ValueError as error:
         raise ValueError(f"{error}; choose another folder") from error
     for section in sorted({*stored, *resolved}):
-        theirs, mine = stored.get(section), resolved.get(section)
+        theirs, mine = stored.get(section) or {}, resolved.get(section) or {}  # earlier runs lack some sections
         if isinstance(theirs, dict) and isinstance(mine, dict):
             theirs = {**_later_keys(recipe, section, theirs), **theirs}
             for key in sorted({*theirs, *mine}):
@@ -72,7 +75,7 @@ def _later_keys(recipe: Recipe, section: str, stored: dict[str, Any]) -> dict[st
 
 
 def _non_finite(summary: dict[str, Any]) -> list[str]:
-    losses = {domain: entry.get("loss") for domain, entry in summary.get("domains", {}).items()}
+    losses = {domain: entry["loss"] for domain, entry in summary.get("domains", {}).items() if "loss" in entry}
     return [domain for domain, loss in losses.items() if loss is None or not math.isfinite(loss)]
 
 

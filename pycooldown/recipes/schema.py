@@ -23,49 +23,47 @@ from pycooldown.recipes.fields import (
 )
 from pycooldown.recipes.learning_rate import Decay
 from pycooldown.recipes.methods import MethodOptions, method_schemas, read_method
+from pycooldown.recipes.model_section import AnyModel, FolderModel, Model, read_model
 from pycooldown.sampling.sampler import AllocationName
 
 
 @dataclass(frozen=True, config=CONFIG)
 class Data:
-    """The data to read: a folder that `pycooldown pack` wrote."""
+    """The data to read: documents as tokens, or packed pairs."""
 
-    path: Text
-    """The folder."""
+    path: Text | None = None
+    """A folder that `pycooldown tokenize` (documents) or `pycooldown pack` (pairs) wrote."""
+    sources: dict[Text, Any] | None = None
+    """Tokens of other projects in place of `path`: by domain the path of a .tar, {megatron: PREFIX}, {datatrove: FILE},
+    {flat: FILE, dtype: uint16, eos_id: 0}, {llm_c: FILE} or {litdata: FOLDER}, or a list of these; the options are
+    those of `pycooldown.data.token_sources`."""
+    validation_sources: dict[Text, Any] | None = None
+    """The same for validation; domains that it lacks are not evaluated."""
+    vocabulary_size: Count | None = None
+    """Number of token ids of `sources`."""
     domains: tuple[Text, ...] | None = None
-    """The domains to train on; all that the folder has by default."""
-    max_length: Count = 64
-    """Tokens of a sequence (of each side in translation); longer ones are cut."""
+    """The domains to train on; all that the data have by default."""
+    length: Count | None = None
+    """Tokens of a sequence of documents; 1024 by default."""
+    mode: Literal["concat", "document", "best_fit"] | None = None
+    """What a sequence of documents is: "concat" (the default) cuts a domain's stream of tokens, "document" has one
+    document, padded, "best_fit" packs whole documents. See `pycooldown.data.TokenDataset`."""
+    intra_document_attention: Flag | None = None
+    """Whether tokens attend to their own document alone (the default). Whether the model can do that is tried first."""
+    max_length: Count | None = None
+    """Tokens of a packed pair's sequence, of each side in translation; longer ones are cut. 64 by default."""
     eval_samples: Count = 400
     """Validation sequences of each domain, spread evenly; fewer where a domain has fewer."""
 
-
-@dataclass(frozen=True, config=CONFIG)
-class Model:
-    """A transformer with random weights. Its vocabulary is that of the data."""
-
-    family: Literal["llama", "marian"] = "llama"
-    """The architecture. "llama" is a decoder and models the target side of the pairs; "marian" is an encoder-decoder
-    (Vaswani et al., 2017, with sinusoidal positions) and translates the source side into the target side."""
-    layers: Count = 3
-    """Layers of the decoder, and as many of the encoder if there is one."""
-    width: Count = 192
-    """Width of the hidden states."""
-    heads: Count = 4
-    """Attention heads of each layer."""
-    mlp_width: Count = 512
-    """Width of the feed-forward layers."""
-    dropout: Share = 0.0
-    """Dropout of "marian", in attention too."""
-
     def __post_init__(self) -> None:
-        if self.width % (2 * self.heads):
-            raise ValueError(
-                f"width = {self.width} cannot be cut into {self.heads} heads of even width, which rotary positions "
-                f"need; expected a multiple of {2 * self.heads}"
-            )
-        if self.dropout and self.family == "llama":
-            raise ValueError(f"dropout = {self.dropout}; expected 0 with 'llama', which has none")
+        if (self.path is None) == (self.sources is None):
+            raise ValueError("expected path (a folder) or sources (tokens by domain), one of the two")
+        if self.sources is not None and self.vocabulary_size is None:
+            raise ValueError("vocabulary_size is missing; sources do not say how many token ids there are")
+        if self.sources is None and self.validation_sources is not None:
+            raise ValueError("validation_sources are for sources; a folder has a validation split of its own")
+        if self.sources is not None and not self.sources:
+            raise ValueError("sources is empty; expected a source for each domain")
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -140,12 +138,25 @@ class Recipe:
     training: Training
     mixture: Annotated[MethodOptions, PlainValidator(read_method, json_schema_input_type=dict[str, Any])]
     """The mixing method and its options."""
-    model: Model = dataclasses.field(default_factory=Model)
+    model: Annotated[AnyModel, PlainValidator(read_model, json_schema_input_type=AnyModel)] = dataclasses.field(
+        default_factory=Model
+    )
+    """What is trained: a short form, {folder: ...} or {config: ...}."""
+    trainer: dict[Text, Any] = dataclasses.field(default_factory=dict)
+    """Further fields of transformers' TrainingArguments, by their names there: bf16, gradient_checkpointing, optim,
+    torch_compile, fsdp, report_to, ... They are checked against the installed version when training begins."""
+    peft: dict[Text, Any] | None = None
+    """Train an adapter of peft on the weights in `model.folder`: ``type`` (lora, ...) and what peft's configuration of
+    that type takes."""
     decoding: Decoding | None = None
     """Translate validation pairs at the end of the run; needs an encoder-decoder."""
 
     def __post_init__(self) -> None:
-        if self.decoding is not None and self.model.family == "llama":
+        if self.peft is not None and not isinstance(self.peft.get("type"), str):
+            raise ValueError("peft.type is missing; expected the name of a method of peft, such as lora")
+        if self.peft is not None and not isinstance(self.model, FolderModel):
+            raise ValueError("peft adapts weights that are there; expected model: {folder: ...}")
+        if self.decoding is not None and isinstance(self.model, Model) and self.model.family == "llama":
             raise ValueError("decoding needs a model that translates: model.family 'marian'")
 
     def to_dict(self) -> dict[str, Any]:

@@ -135,7 +135,8 @@ def _check_comparable(recipes: Mapping[str, Recipe]) -> None:
     for name, recipe in recipes.items():
         pairs = {f"data.{f.name}": f.name for f in dataclasses.fields(recipe.data)}
         differ = [key for key, f in pairs.items() if getattr(recipe.data, f) != getattr(recipes[first].data, f)]
-        differ += ["model.family"] if recipe.model.family != recipes[first].model.family else []
+        families = [getattr(one.model, "family", None) for one in (recipe, recipes[first])]
+        differ += ["model.family"] if None not in families and families[0] != families[1] else []
         differ += ["decoding"] if recipe.decoding != recipes[first].decoding else []
         if differ:
             raise ValueError(f"{name} and {first} differ in {differ[0]}: their losses cannot be compared")

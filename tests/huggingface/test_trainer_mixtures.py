@@ -145,9 +145,8 @@ def test_rows_of_a_padding_free_collator_get_the_domain_of_each_token(tmp_path):
         trainer.train()
     assert losses(free) == pytest.approx(losses(padded), rel=1e-5)
     assert free.sums.tokens() == padded.sums.tokens()
-    shorter = make_trainer(tmp_path, switching(), dataset=Rows(), collator=lambda rows: flat(rows[:-1]), **options)
-    with pytest.raises(ValueError, match=r"rows of shape \(1, \d+\) of 12 samples, so that the domains of tokens"):
-        shorter.train()
+    with pytest.raises(ValueError, match=r"rows of shape \(1, \d+\) of \d+ samples, so that the domains of tokens"):
+        make_trainer(tmp_path, switching(), dataset=Rows(), collator=lambda rows: flat(rows[:-1]), **options)
 
 
 def mixed_experts():

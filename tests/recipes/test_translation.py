@@ -20,10 +20,12 @@ from pycooldown.huggingface.batches import PackedPairs  # noqa: E402
 from pycooldown.huggingface.fused_loss import fuse_loss  # noqa: E402
 from pycooldown.huggingface.probe import Probe  # noqa: E402
 from pycooldown.recipes import load_recipe, train  # noqa: E402
-from pycooldown.recipes.build import arguments, assemble  # noqa: E402
+from pycooldown.recipes.build import assemble  # noqa: E402
+from pycooldown.recipes.corpus import open_corpus  # noqa: E402
 from pycooldown.recipes.gradient_variance import RunGradients, measure_run  # noqa: E402
 from pycooldown.recipes.learning_rate import exponential  # noqa: E402
 from pycooldown.recipes.models import build_model  # noqa: E402
+from pycooldown.recipes.trainer_arguments import arguments  # noqa: E402
 from pycooldown.recipes.translation import Translation, score  # noqa: E402
 
 torch.set_num_threads(1)
@@ -106,7 +108,7 @@ def test_a_recipe_trains_translates_and_scores_plain_text(tmp_path, recipe, text
 def test_losses_are_those_of_the_model_smoothed_in_training_alone(tmp_path, recipe):
     chosen = recipe()
     manifest = load_manifest(Path(chosen.data.path))
-    trainer = assemble(chosen, manifest, manifest.sizes(), arguments(chosen, tmp_path / "run", False))
+    trainer = assemble(chosen, open_corpus(chosen.data), arguments(chosen, tmp_path / "run", False))
     inputs = next(iter(trainer.get_train_dataloader()))
     model, v = trainer.model.train(), torch.tensor(trainer.schedule.mixture(0).loss_weights)
     loss = trainer.compute_loss(model, dict(inputs)).detach()
@@ -181,7 +183,7 @@ def test_scores_are_of_words_of_the_language():
 def test_probes_see_through_padding(tmp_path, recipe):
     chosen = recipe()
     tokenizer = load_manifest(Path(chosen.data.path)).tokenizer
-    model, collate = build_model(chosen, tokenizer), PackedPairs(40, tokenizer.pad_id)
+    model, collate = build_model(chosen.model, open_corpus(chosen.data)), PackedPairs(40, tokenizer.pad_id)
     samples = [_sample([1, 4, 9, 30, 7, 2][:n], [1, 7, 8, 20, 2][:n]) for n in (3, 4, 6)]
     probe = Probe({"a": samples}, ("a",), collate, size=3)
     with fuse_loss(model):

@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
@@ -26,6 +26,7 @@ from typing_extensions import dataclass_transform
 
 from pycooldown.recipes.fields import CONFIG
 from pycooldown.recipes.history import Run
+from pycooldown.recipes.model_section import AnyModel
 from pycooldown.sampling.sampler import AllocationName
 from pycooldown.schedules import Schedule
 
@@ -37,7 +38,14 @@ GROUP = "pycooldown.methods"
 
 _REGISTERED: dict[str, type[MethodOptions]] = {}
 
-TrainStage = Callable[["MethodOptions", Path], Run]
+
+class TrainStage(Protocol):
+    """Trains a recipe with another method, and with another model if one is given, in another folder."""
+
+    def __call__(self, method: MethodOptions, folder: Path, model: AnyModel | None = None, /) -> Run:
+        """Return the run, which is not trained again if it is finished."""
+
+
 Kind = TypeVar("Kind", bound="type[MethodOptions]")
 
 

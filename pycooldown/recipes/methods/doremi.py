@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import PlainValidator
 
 from pycooldown import adaptive
 from pycooldown.mixture import Mixture
@@ -14,17 +16,21 @@ from pycooldown.recipes.fields import Count, FinitePositive, Positive, Share, Te
 from pycooldown.recipes.methods.base import MethodOptions, TrainStage, register
 from pycooldown.recipes.methods.learning import LearningOptions, by_name
 from pycooldown.recipes.methods.static import TemperatureOptions, WeightsOptions
+from pycooldown.recipes.model_section import AnyModel, read_model
 from pycooldown.schedules import Schedule
 
 _SETTLED = 1e-3
+
+
+def _read_proxy(value: Any) -> AnyModel | None:
+    return None if value is None else read_model(value)
 
 
 @register("doremi")
 class DoReMiOptions(LearningOptions):
     """Three runs: a reference, a proxy that learns weights, and the run itself with those. See `adaptive.DoReMi`.
 
-    All have the recipe's model. For a proxy of another size, train a reference and, with its folder as `reference`, the
-    proxy alone, and give the weights in its summary to the method "weights".
+    All have the recipe's model, unless `proxy_model` is given.
     """
 
     reference_tau: Positive = 1.0
@@ -39,6 +45,8 @@ class DoReMiOptions(LearningOptions):
     """References and proxies to train, each reference with the weights of the proxy before."""
     reference: Text | None = None
     """Folder of a finished run; with it, the recipe is a proxy's alone."""
+    proxy_model: Annotated[AnyModel | None, PlainValidator(_read_proxy, json_schema_input_type=AnyModel | None)] = None
+    """A model of another size for references and proxies: a section as `model`."""
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
         """Return the proxy's schedule."""
@@ -59,17 +67,19 @@ class DoReMiOptions(LearningOptions):
         Args:
             output: Folder of the last run; the others have "-reference" and "-proxy" at the end, from the second round
                 on with its number.
-            train: Trains the recipe with another method in another folder, unless that run is finished already.
+            train: Trains the recipe with another method and model in another folder, unless that run is finished.
         """
         if self.reference is not None:
             return self
         mixture: MethodOptions = TemperatureOptions(self.reference_tau)
         weights: dict[str, float] = {}
+        model = () if self.proxy_model is None else (self.proxy_model,)
         for number in range(1, self.rounds + 1):
             suffix = f"-{number}" if number > 1 else ""
             reference = output.with_name(f"{output.name}-reference{suffix}")
-            train(mixture, reference)
-            proxy = train(replace(self, reference=str(reference)), output.with_name(f"{output.name}-proxy{suffix}"))
+            train(mixture, reference, *model)
+            learning = replace(self, reference=str(reference), proxy_model=None)
+            proxy = train(learning, output.with_name(f"{output.name}-proxy{suffix}"), *model)
             before, weights = weights, proxy.summary["learned"]["target"]
             mixture = WeightsOptions(tuple(weights.items()))
             if before and max(abs(weights[domain] - before[domain]) for domain in weights) < _SETTLED:

@@ -1,0 +1,186 @@
+"""What a recipe trains on: packed pairs, or documents as tokens. Nothing here needs torch before data are read."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pycooldown.data.manifest import load_manifest
+from pycooldown.data.token_shards import FORMAT as TOKENS
+from pycooldown.recipes.documents import fingerprint, open_tokens
+from pycooldown.recipes.schema import Data
+
+if TYPE_CHECKING:
+    from pycooldown.huggingface.batches import Collator, Samples
+
+_OF_DOCUMENTS = ("length", "mode", "intra_document_attention", "vocabulary_size")
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """What a model needs to know of a tokenizer; ids that it does not have are None."""
+
+    vocabulary_size: int
+    pad_id: int | None
+    bos_id: int | None
+    eos_id: int | None
+
+
+class Corpus(ABC):
+    """Training and validation sequences by domain.
+
+    Attributes:
+        data: The recipe's section, with every value that has a default filled in.
+        fingerprint: Of the content.
+        sizes: Training sequences by domain, in the order that a run lays them out.
+        length: Most tokens of a sequence.
+        token_ids: Of the tokenizer.
+    """
+
+    data: Data
+    fingerprint: str
+    sizes: dict[str, int]
+    length: int
+    token_ids: TokenIds
+
+    @abstractmethod
+    def train(self) -> Any:
+        """Return the training sequences, the domains laid end to end."""
+
+    @abstractmethod
+    def collator(self, *, translates: bool) -> Collator:
+        """Return what makes the model's inputs; ``translates`` is for an encoder-decoder."""
+
+    @abstractmethod
+    def _validation_parts(self, domains: Iterable[str]) -> dict[str, Any]: ...
+
+    def validation(self, count: int, domains: Iterable[str] | None = None) -> dict[str, Samples]:
+        """Return at most ``count`` validation sequences of each domain that has some, evenly spread."""
+        from torch.utils.data import Subset
+
+        chosen: dict[str, Samples] = {}
+        for domain, dataset in self._validation_parts(self.sizes if domains is None else domains).items():
+            places = np.unique(np.linspace(0, len(dataset) - 1, count).astype(np.int64))
+            chosen[domain] = Subset(dataset, places.tolist())
+        return chosen
+
+
+class Pairs(Corpus):
+    """A folder that `pycooldown pack` wrote."""
+
+    def __init__(self, data: Data) -> None:
+        if given := [name for name in _OF_DOCUMENTS if getattr(data, name) is not None]:
+            raise ValueError(
+                f"data.{given[0]} is for documents, but {data.path} holds packed pairs; leave it out (max_length cuts "
+                "pairs), or give a folder that `pycooldown tokenize` wrote"
+            )
+        assert data.path is not None
+        self._manifest = load_manifest(Path(data.path))
+        self.tokenizer = self._manifest.tokenizer
+        self.length = data.max_length or 64
+        self.data = replace(data, max_length=self.length)
+        self.fingerprint = self._manifest.fingerprint
+        self.sizes = _chosen(data, self._manifest.sizes("train"))
+        tokenizer = self.tokenizer
+        self.token_ids = TokenIds(tokenizer.vocabulary_size, tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
+
+    def train(self) -> Any:
+        """Return a `TarDataset`."""
+        return self._manifest.dataset("train", self.sizes)
+
+    def collator(self, *, translates: bool) -> Collator:
+        """Return what cuts and pads pairs, or for a language model their targets."""
+        from pycooldown.huggingface.batches import PackedPairs, PackedText
+
+        return PackedPairs(self.length, self.tokenizer.pad_id) if translates else PackedText(self.length)
+
+    def _validation_parts(self, domains: Iterable[str]) -> dict[str, Any]:
+        return {domain: self._manifest.dataset("validation", [domain]) for domain in domains}
+
+
+class Tokens(Corpus):
+    """Documents in sequences of one length: a folder that `pycooldown tokenize` wrote, or other sources by domain."""
+
+    def __init__(self, data: Data) -> None:
+        if data.max_length is not None:
+            raise ValueError("data.max_length cuts packed pairs; the sequences of documents have data.length")
+        mode = data.mode or "concat"
+        if mode == "document" and data.intra_document_attention is False:
+            raise ValueError(
+                "data.intra_document_attention is false with mode 'document', whose rows hold one document each; leave "
+                "it out"
+            )
+        within = data.intra_document_attention is not False
+        self.length = data.length or 1024
+        self.data = replace(data, length=self.length, mode=mode, intra_document_attention=within)
+        columns = ("input_ids", "labels", *(["position_ids"] if within and mode != "document" else []))
+        options = {"length": self.length, "mode": mode, "columns": columns}
+        found = open_tokens(data, lambda every: list(_chosen(data, every)), options)
+        self._dataset, self._validation, self.token_ids = found.train, found.validation, TokenIds(*found.token_ids)
+        self.sizes = self._dataset.sizes
+        self.fingerprint = fingerprint(data, self._dataset.files, self._validation)
+
+    def train(self) -> Any:
+        """Return a `TokenDataset`."""
+        return self._dataset
+
+    def collator(self, *, translates: bool) -> Collator:
+        """Return what stacks sequences.
+
+        Raises:
+            ValueError: For an encoder-decoder, which documents have no source for.
+        """
+        if translates:
+            raise ValueError("documents are for a decoder; an encoder-decoder needs pairs that `pycooldown pack` wrote")
+        from pycooldown.data.tokens import TokenDataset
+
+        collate: Any = TokenDataset.collate
+        return collate  # type: ignore[no-any-return]
+
+    def _validation_parts(self, domains: Iterable[str]) -> dict[str, Any]:
+        return {domain: self._validation[domain] for domain in domains if domain in self._validation}
+
+
+def open_corpus(data: Data) -> Corpus:
+    """Open what a recipe's section ``data`` names.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is damaged, lacks a domain, or does not take an option that is given.
+    """
+    return Tokens(data) if data.path is None or _is_of_tokens(Path(data.path)) else Pairs(data)
+
+
+def _is_of_tokens(folder: Path) -> bool:
+    path = folder / "manifest.json"
+    try:
+        raw = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path} is missing; expected a folder that `pycooldown tokenize` or `pycooldown pack` has finished"
+        ) from error
+    except (ValueError, RecursionError):
+        return False  # the other reader says what is wrong
+    return isinstance(raw, dict) and raw.get("format") == TOKENS
+
+
+def _chosen(data: Data, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe's domains, in its order.
+
+    Raises:
+        ValueError: If the data lack a domain, or one is named twice.
+    """
+    if data.domains is None:
+        return dict(sizes)
+    for domain in data.domains:
+        if domain not in sizes:
+            raise ValueError(f"data.domains has {domain!r}; {data.path or 'data.sources'} has {', '.join(sizes)}")
+    if len(set(data.domains)) != len(data.domains):
+        raise ValueError(f"data.domains has a name twice: {', '.join(data.domains)}")
+    return {domain: sizes[domain] for domain in data.domains}
