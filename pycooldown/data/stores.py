@@ -18,6 +18,7 @@ from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import IO, Any
+from urllib.parse import unquote
 
 from pycooldown._extras import require
 
@@ -26,9 +27,11 @@ RANGE_BYTES = 8 << 20  # of one request: what it waits for the first byte is sma
 BUFFER_BYTES = 64 << 10
 RETRIES, RETRY_TIMEOUT = 5, timedelta(minutes=3)
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://([^/]*)/?(.*)", re.DOTALL)
+# Where clients look for credentials last, on cloud machines; or what Azure misses.
+_NO_CREDENTIALS = re.compile(r"latest/api/token|latest/meta-data|computeMetadata|metadata/identity|Account must be")
 _WAY_OUT = {
     errno.ENOENT: "look at the spelling of the bucket and the key",
-    errno.EACCES: "look at the credentials in the environment and at what they may read",
+    errno.EACCES: "look at the credentials in the environment (AWS_..., GOOGLE_..., AZURE_...) and what they may read",
     errno.EIO: "look at the endpoint, the region and the network, or copy the object to this machine",
 }
 
@@ -83,7 +86,9 @@ def list_objects(url: str) -> list[StoredObject]:
     """
     client, base, key = _open(url)
     if base.startswith("http"):
-        raise ValueError(f"{url} is not a file that the server has, and http has no lists; name every file")
+        raise ValueError(
+            f"{url} cannot be listed: http has no folders or patterns; name every file, as in en=https://host/x.jsonl"
+        )
     with _errors(url):
         found = [item for batch in client.list(key.rstrip("/") or None) for item in batch]
     # An empty object with a slash behind its name is a folder that some web page has made.
@@ -233,7 +238,9 @@ def _split(url: str) -> tuple[str, str, str]:
         raise ValueError(f"{url} cannot be read; expected a local path, or a bucket or host behind {expected}")
     if match[1].lower().startswith("http") and re.search(r"[?#]", match[3]):
         raise ValueError(f"{url} has a query or fragment; expected a plain URL: download what only signed URLs give")
-    return match[1].lower(), match[2], match[3]
+    if "//" in match[3]:
+        raise ValueError(f"{url} has an empty name between two slashes; expected names of folders")
+    return match[1].lower(), match[2], unquote(match[3]) if match[1].lower().startswith("http") else match[3]
 
 
 def _open(url: str) -> tuple[Any, str, str]:
@@ -275,6 +282,8 @@ def _errors(url: str) -> Iterator[None]:
             code = errno.ENOENT
         elif isinstance(error, (PermissionDeniedError, UnauthenticatedError, PermissionError)):
             code = errno.EACCES
+        elif _NO_CREDENTIALS.search(text):
+            code, text = errno.EACCES, f"no credentials were found ({text})"
         message = re.search(r"<Message>(.*?)</Message>", text, re.DOTALL)
         reason = " ".join((message[1] if message else re.sub(r"<[^>]*>", " ", text)).split()).rstrip(".")
         raise StoreError(code, f"{reason}; {_WAY_OUT[code]}", url) from error

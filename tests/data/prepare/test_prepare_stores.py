@@ -1,10 +1,12 @@
 """Inputs in object stores: the same bytes as from the same files here, and clear errors."""
 
+import errno
 import gzip
 import hashlib
 import http.server
 import json
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -303,8 +305,9 @@ def test_files_of_a_web_server_give_the_bytes_of_the_same_files(formats, web, to
         ("/forbidden/x.jsonl", r"Errno 13.*look at the credentials.*/forbidden/x.jsonl"),
         ("/short/x.jsonl", r"Errno 5.*look at the endpoint.*/short/x.jsonl"),
         ("/whole/x.jsonl", r"Errno 5.*[Rr]ange.*/whole/x.jsonl"),
-        ("/none.jsonl", "/none.jsonl is not a file that the server has, and http has no lists; name every file"),
-        ("/*.jsonl", "http has no lists"),
+        ("/none.jsonl", "/none.jsonl cannot be listed: http has no folders or patterns; name every file"),
+        ("/*.jsonl", "http has no folders or patterns"),
+        ("/a//x.jsonl", "has an empty name between two slashes"),
         ("/x.jsonl?signature=1", "has a query or fragment; expected a plain URL"),
     ],
 )
@@ -314,6 +317,34 @@ def test_faults_of_a_web_server_are_one_line(path, message, web, tokenizer_file,
     with pytest.raises((ValueError, OSError), match=message) as caught:
         run(tmp_path / "out", {"en": address + path}, tokenizer_file)
     assert "\n" not in str(caught.value)
+
+
+def test_names_in_urls_are_decoded_once(web):
+    address, files = web
+    files["/a%20b=%C3%BC.jsonl"] = b"x"
+    assert find_object(f"{address}/a%20b=%C3%BC.jsonl").size == 1
+    assert find_object(f"{address}/a b=ü.jsonl").size == 1
+
+
+def test_credentials_that_are_wrong_or_missing_are_named(web, monkeypatch):
+    use_endpoint(monkeypatch, web[0])
+    for pattern in ("x.jsonl", "*.jsonl"):
+        with pytest.raises(StoreError, match=r"Errno 13.*look at the credentials in the environment.*s3://forbidden"):
+            find_files({"en": f"s3://forbidden/{pattern}"})
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", f"{web[0]}/forbidden")
+    with pytest.raises(StoreError, match=r"Errno 13.*no credentials were found .*look at the credentials") as caught:
+        find_files({"en": "s3://no-credentials/x.jsonl"})
+    assert "\n" not in str(caught.value)
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    web[1]["/public/x.jsonl"] = b"{}"
+    assert find_object("s3://public/x.jsonl").size == 2
+
+
+def test_errors_come_back_from_workers():
+    error = pickle.loads(pickle.dumps(StoreError(errno.EIO, "the reason", "s3://b/x")))
+    assert (type(error), str(error)) == (StoreError, "[Errno 5] the reason: 's3://b/x'")
 
 
 @pytest.mark.parametrize("url", ["ftp://host/x.jsonl", "file:///x.jsonl", "s3:///x.jsonl", "hf://datasets/x"])
