@@ -152,6 +152,19 @@ def test_a_second_run_trusts_unchanged_objects_and_makes_the_rest_again(corpus, 
     assert not {path for path in again if path.parent.name == "en" and lost.name[-10:-4] not in path.name}
 
 
+def test_tasks_of_an_array_share_a_plan_of_objects(corpus, bucket, tokenizer_file, tmp_path):
+    pytest.importorskip("yaml")
+    upload(corpus, bucket)
+    (tmp_path / "mix.yaml").write_text(f"{{en: {bucket}/data/en, sw: ['{bucket}/data/sw/*.jsonl', data/de]}}")
+    inputs = parse_inputs([str(tmp_path / "mix.yaml")])
+    for task in (0, 1):
+        assert run(tmp_path / "tasks", inputs, tokenizer_file, validation=10, engine={"task": (task, 2)}) is None
+    same = {"en": str(corpus / "en"), "sw": [str(corpus / "sw"), str(corpus / "de")]}
+    expected = run(tmp_path / "local", same, tokenizer_file, validation=10)
+    assert run(tmp_path / "tasks", inputs, tokenizer_file, validation=10) == expected
+    assert contents(tmp_path / "tasks") == contents(tmp_path / "local")
+
+
 def test_copies_of_objects_are_the_same_input(corpus, bucket, tokenizer_file, tmp_path):
     upload(corpus, bucket)
     run(tmp_path / "out", parse_inputs([str(corpus)]), tokenizer_file)
@@ -241,6 +254,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Files with ranges; the first folder of a path tells what goes wrong."""
 
     files: dict[str, bytes] = {}  # noqa: RUF012
+    requests: list[tuple[str, str]] = []  # noqa: RUF012
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self):
@@ -251,6 +265,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def answer(self, *, body):
         content = self.files.get(self.path)
+        self.requests.append((self.command, self.path))
         status, headers = 200, {"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
         if self.path.startswith("/forbidden"):
             status, content = 403, b"<Error><Code>SignatureDoesNotMatch</Code>\n<Message>Wrong key.</Message></Error>"
@@ -280,6 +295,7 @@ def web(monkeypatch):
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     monkeypatch.setattr(Handler, "files", {})
+    monkeypatch.setattr(Handler, "requests", [])
     yield f"http://127.0.0.1:{server.server_port}", Handler.files
     server.shutdown()
     thread.join()
@@ -297,6 +313,19 @@ def test_files_of_a_web_server_give_the_bytes_of_the_same_files(formats, web, to
     local = run(tmp_path / "local", parse_inputs([str(formats)]), tokenizer_file)
     assert run(tmp_path / "remote", inputs, tokenizer_file) == local
     assert contents(tmp_path / "remote") == contents(tmp_path / "local")
+
+
+@pytest.mark.parametrize(("scheme", "fetched"), [("s3", set()), ("http", {("GET", "/recorded/x.jsonl")})])
+def test_recorded_objects_are_not_fetched_again(scheme, fetched, web, corpus, tokenizer_file, tmp_path, monkeypatch):
+    address, files = web
+    use_endpoint(monkeypatch, address)
+    files["/recorded/x.jsonl"] = (corpus / "en" / "a.jsonl").read_bytes()
+    inputs = {"en": "s3://recorded/x.jsonl" if scheme == "s3" else f"{address}/recorded/x.jsonl"}
+    first = run(tmp_path / "out", inputs, tokenizer_file, shard_bytes=1 << 20)
+    assert ("GET", "/recorded/x.jsonl") in Handler.requests
+    Handler.requests.clear()
+    assert run(tmp_path / "out", inputs, tokenizer_file, shard_bytes=1 << 20) == first
+    assert {request for request in Handler.requests if request[0] == "GET"} == fetched
 
 
 @pytest.mark.parametrize(
