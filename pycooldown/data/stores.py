@@ -96,26 +96,30 @@ def list_objects(url: str) -> list[StoredObject]:
     return sorted(objects, key=lambda item: item.url)
 
 
-def glob_objects(url: str) -> tuple[list[StoredObject], list[StoredObject]]:
-    """Return the objects that a pattern matches, and those in folders that it matches.
+def glob_objects(url: str) -> tuple[list[StoredObject], dict[str, list[StoredObject]]]:
+    """Return the objects that a pattern matches, and the folders that it matches with all objects below each.
 
     As of files: `*`, `?` and `[...]` stay within a name, `**` is any depth, and names with a dot in front need one in
     the pattern. The errors are those of :func:`list_objects`.
     """
+    folders: dict[str, list[StoredObject]] = {}
     if (match := re.search(r"[*?[]", url)) is None:
-        return [], list_objects(url)
-    folder = url[: url.rindex("/", 0, match.start())]
-    if not is_url(folder):
+        if found := list_objects(url):
+            folders[url.rstrip("/")] = found
+        return [], folders
+    root = url[: url.rindex("/", 0, match.start())]
+    if not is_url(root):
         raise ValueError(f"{url} has a pattern as its bucket or host; expected a name")
-    pattern = url[len(folder) + 1 :].rstrip("/").split("/")
-    files, within = [], []
-    for item in list_objects(folder):
-        names = item.url[len(folder) + 1 :].split("/")
+    pattern = url[len(root) + 1 :].rstrip("/").split("/")
+    files = []
+    for item in list_objects(root):
+        names = item.url[len(root) + 1 :].split("/")
         if _matches(names, pattern):
             files.append(item)
-        elif any(_matches(names[:depth], pattern) for depth in range(1, len(names))):
-            within.append(item)
-    return files, within
+        for depth in range(1, len(names)):
+            if _matches(names[:depth], pattern):
+                folders.setdefault("/".join((root, *names[:depth])), []).append(item)
+    return files, folders
 
 
 def _matches(names: list[str], pattern: list[str]) -> bool:
@@ -233,14 +237,15 @@ def _stored(url: str, item: Any) -> StoredObject:
 def _split(url: str) -> tuple[str, str, str]:
     """The scheme, the bucket or host, and the key."""
     match = _URL.match(url)
-    if match is None or match[1].lower() not in SCHEMES or not match[2]:
+    if match is None or match[1] not in SCHEMES or not match[2]:
         expected = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise ValueError(f"{url} cannot be read; expected a local path, or a bucket or host behind {expected}")
-    if match[1].lower().startswith("http") and re.search(r"[?#]", match[3]):
+    web = match[1].startswith("http")
+    if web and re.search(r"[?#]", match[3]):
         raise ValueError(f"{url} has a query or fragment; expected a plain URL: download what only signed URLs give")
-    if "//" in match[3]:
+    if re.search("(^|/)/", match[3]):
         raise ValueError(f"{url} has an empty name between two slashes; expected names of folders")
-    return match[1].lower(), match[2], unquote(match[3]) if match[1].lower().startswith("http") else match[3]
+    return match[1], match[2], unquote(match[3]) if web else match[3]
 
 
 def _open(url: str) -> tuple[Any, str, str]:

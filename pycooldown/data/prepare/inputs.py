@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pycooldown.data.stores import StoredObject, find_object, glob_objects, is_url, list_objects, open_binary
 
@@ -130,41 +131,44 @@ def _objects(pattern: str, ignored: list[str]) -> tuple[list[InputFile], bool]:
     """The files of a pattern in a store, and whether it matched anything."""
     if (found := find_object(pattern)) is not None:
         return [_input_object(found)], True
-    files, within = glob_objects(pattern)
-    objects = {item.url: item for item in within}
-    datasets = {url.rpartition("/")[0] for url in objects if url.endswith("/dataset_info.json")}
-    datasets = {folder for folder in datasets if f"{folder}/state.json" in objects}
-    names: set[str] = set()
-    for url in objects:
-        if url.endswith("/dataset_dict.json"):
-            raise ValueError(f"{url} is of a Hugging Face dataset of several splits; name the folder of one of them")
-    for folder in datasets:
-        with open_binary(f"{folder}/state.json") as stream:
-            names |= {f"{folder}/{entry['filename']}" for entry in json.loads(stream.read())["_data_files"]}
-    root = re.split(r"[*?[]", pattern)[0].rstrip("/")
-    for url, item in objects.items():
-        if any(url.startswith(f"{folder}/") for folder in datasets):
-            keep = url in names
-        else:
-            keep = not any(name.startswith((".", "_")) for name in url[len(root) :].split("/"))
-            if keep and not _format(url):
-                ignored.append(url)
-                keep = False
-        if keep:
-            files.append(item)
-    return [_input_object(item) for item in files], bool(files or within)
+    files, folders = glob_objects(pattern)
+    for folder, objects in folders.items():
+        files += _stored_folder(folder, {item.url[len(folder) + 1 :]: item for item in objects}, ignored)
+    return [_input_object(item) for item in files], bool(files or folders)
+
+
+def _stored_folder(folder: str, objects: dict[str, StoredObject], ignored: list[str]) -> list[StoredObject]:
+    """As of `_folder`, of objects by their names in the folder."""
+    if "dataset_dict.json" in objects:
+        raise _several_splits(folder, _read_json(f"{folder}/dataset_dict.json"))
+    if "state.json" in objects and "dataset_info.json" in objects:
+        names = [entry["filename"] for entry in _read_json(f"{folder}/state.json")["_data_files"]]
+        if missing := set(names) - set(objects):
+            raise ValueError(f"{folder} lacks {min(missing)}, which its state.json names; copy the dataset again")
+        return [objects[name] for name in names]
+    visible = [item for name, item in objects.items() if not any(n.startswith((".", "_")) for n in name.split("/"))]
+    ignored += [item.url for item in visible if not _format(item.url)]
+    return [item for item in visible if _format(item.url)]
+
+
+def _read_json(path: str) -> Any:
+    with open_binary(path) as stream:
+        return json.loads(stream.read())
+
+
+def _several_splits(folder: str, content: dict[str, Any]) -> ValueError:
+    splits = ", ".join(content.get("splits", []))
+    return ValueError(f"{folder} is a Hugging Face dataset of several splits; name one of {splits} in it")
 
 
 def _folder(folder: str, ignored: list[str]) -> list[str]:
     """The files of known formats under a folder."""
-    if os.path.exists(os.path.join(folder, "dataset_dict.json")):
-        splits = json.loads(Path(folder, "dataset_dict.json").read_bytes()).get("splits", [])
-        raise ValueError(f"{folder} is a Hugging Face dataset of several splits; name one of {', '.join(splits)} in it")
+    if os.path.exists(several := os.path.join(folder, "dataset_dict.json")):
+        raise _several_splits(folder, _read_json(several))
     if os.path.exists(state := os.path.join(folder, "state.json")) and os.path.exists(
         os.path.join(folder, "dataset_info.json")
     ):
-        content = json.loads(Path(state).read_bytes())
-        return [os.path.join(folder, entry["filename"]) for entry in content["_data_files"]]
+        return [os.path.join(folder, entry["filename"]) for entry in _read_json(state)["_data_files"]]
     files: list[str] = []
     for parent, folders, names in os.walk(folder):
         hidden = {name for name in folders + names if name.startswith((".", "_"))}

@@ -185,6 +185,7 @@ def test_copies_of_objects_are_the_same_input(corpus, bucket, tokenizer_file, tm
         ("data/en*", ["en/a.jsonl", "en/b.jsonl", "en/deep/c.jsonl", "enough.jsonl"]),
         ("data/en/a.jsonl", ["en/a.jsonl"]),
         ("data/set", ["set/data-1.arrow"]),
+        ("data/se*", ["set/data-1.arrow"]),
     ],
 )
 def test_patterns_match_objects_as_they_match_files(pattern, expected, bucket, tmp_path):
@@ -200,6 +201,17 @@ def test_patterns_match_objects_as_they_match_files(pattern, expected, bucket, t
         found, ignored = find_files({"x": f"{root}/{pattern}"})
         assert [file.path.removeprefix(f"{root}/data/") for file in found["x"]] == expected
         assert all(path.endswith("/README.md") for path in ignored)
+
+
+def test_datasets_of_several_splits_are_refused_as_of_folders(bucket, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    upload(tmp_path / "data", bucket)
+    for root in (str(tmp_path), bucket):
+        with pytest.raises(
+            ValueError, match=f"{root}/data is a Hugging Face .*; name one of train, test in it"
+        ):
+            find_files({"en": f"{root}/data"})
 
 
 def test_reading_goes_anywhere_in_an_object(bucket):
@@ -336,6 +348,7 @@ def test_recorded_objects_are_not_fetched_again(scheme, fetched, web, corpus, to
         ("/whole/x.jsonl", r"Errno 5.*[Rr]ange.*/whole/x.jsonl"),
         ("/none.jsonl", "/none.jsonl cannot be listed: http has no folders or patterns; name every file"),
         ("/*.jsonl", "http has no folders or patterns"),
+        ("//x.jsonl", "has an empty name between two slashes"),
         ("/a//x.jsonl", "has an empty name between two slashes"),
         ("/x.jsonl?signature=1", "has a query or fragment; expected a plain URL"),
     ],
@@ -376,7 +389,9 @@ def test_errors_come_back_from_workers():
     assert (type(error), str(error)) == (StoreError, "[Errno 5] the reason: 's3://b/x'")
 
 
-@pytest.mark.parametrize("url", ["ftp://host/x.jsonl", "file:///x.jsonl", "s3:///x.jsonl", "hf://datasets/x"])
+@pytest.mark.parametrize(
+    "url", ["ftp://host/x.jsonl", "file:///x.jsonl", "S3://b/x.jsonl", "s3:///x.jsonl", "hf://datasets/x"]
+)
 def test_other_urls_are_refused(url):
     with pytest.raises(ValueError, match="cannot be read; expected a local path, or a bucket or host behind s3://"):
         find_files({"en": url})
