@@ -17,16 +17,17 @@ Task = Annotated[str | None, typer.Option(metavar="I/N", help="Make the I-th of 
 @app.command()
 def tokenize(
     context: typer.Context,
-    out: Annotated[Path, typer.Argument(help="Folder for the shards, the tokenizer and the manifest.")],
+    out: Annotated[str, typer.Argument(help="Folder for the shards, the tokenizer and the manifest.")],
     inputs: Annotated[
         list[str],
         typer.Argument(
             metavar="DOMAIN=FILES...",
-            help="Files, globs or folders of each domain; or one folder of folders, or a YAML.",
+            help="Files, globs or folders of each domain, also s3://, gs://, az:// and https://; or one folder of "
+            "folders, or a YAML.",
         ),
     ],
     tokenizer: Annotated[
-        Path | None, typer.Option(help="tokenizer.json or its folder, SentencePiece .model, or .tiktoken file.")
+        str | None, typer.Option(help="tokenizer.json or its folder, SentencePiece .model, or .tiktoken file.")
     ] = None,
     train_tokenizer: Annotated[
         Literal["bpe", "sentencepiece"] | None, typer.Option(help="Train one instead, on a balanced sample.")
@@ -101,7 +102,7 @@ def tokenize(
 
         with progress_bars() as progress:
             parts = prepare_plan(out, files, asked, options, workers=workers, progress=progress)
-        array, finish = submit(out, _again(context), jobs=min(jobs, parts), options=slurm)
+        array, finish = submit(Path(out), _again(context), jobs=min(jobs, parts), options=slurm)
         console.print(f"submitted {array} ({min(jobs, parts)} tasks) and {finish}, which finishes")
         return
     with progress_bars() as progress:
@@ -141,9 +142,9 @@ def _again(context: typer.Context) -> list[str]:
     return [sys.executable, "-m", "pycooldown.cli", "tokenize", *arguments, *words]
 
 
-def _show(out: Path, manifest: dict[str, Any]) -> None:
+def _show(out: str, manifest: dict[str, Any]) -> None:
     names = ("documents", "characters", "tokens", "validation documents", "left out")
-    table = Table("domain", *(Column(name, justify="right") for name in names), title=str(out))
+    table = Table("domain", *(Column(name, justify="right") for name in names), title=out)
     for domain, splits in sorted(manifest["domains"].items(), key=lambda item: -item[1]["train"]["tokens"]):
         train = splits["train"]
         counts = (train["documents"], train["characters"], train["tokens"], splits["validation"]["documents"])

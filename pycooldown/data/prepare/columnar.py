@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pycooldown._extras import require
+from pycooldown.data.stores import StoreError, is_url, open_binary
 
 require("prepare", "pyarrow")
 
@@ -18,25 +19,26 @@ Fields = list[Any]
 Skip = Callable[[int, UnicodeDecodeError], None]
 
 
-def open_parquet(path: str) -> pq.ParquetFile:
-    """Open a Parquet file.
+def open_parquet(path: str, version: str = "") -> pq.ParquetFile:
+    """Open a Parquet file, which may be an object of some version in a store.
 
     Raises:
         ValueError: If it is none, or damaged.
     """
     try:
-        return pq.ParquetFile(path, buffer_size=1 << 20)
+        return pq.ParquetFile(open_binary(path, version) if is_url(path) else path, buffer_size=1 << 20)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is no Parquet file, or damaged: {error}") from error
 
 
 def parquet_rows(
-    path: str, groups: tuple[int, int], fields: tuple[str, ...], skip: Skip
+    path: str, version: str, groups: tuple[int, int], fields: tuple[str, ...], skip: Skip
 ) -> Iterator[tuple[int, Fields]]:
     """Yield number and fields of the rows of some row groups.
 
     Args:
-        path: The file.
+        path: The file, or the URL of an object.
+        version: Of the object.
         groups: The first row group and the one behind the last.
         fields: Columns to read.
         skip: Called with the number of a row that is not UTF-8, which is then left out, unless it raises.
@@ -44,34 +46,38 @@ def parquet_rows(
     Raises:
         ValueError: If the file is damaged, or lacks a column or has it with values that are no strings.
     """
-    with open_parquet(path) as file:
+    with open_parquet(path, version) as file:
         _check_columns(path, file.schema_arrow, fields)
         row = sum(file.metadata.row_group(i).num_rows for i in range(groups[0]))
         try:
             for batch in file.iter_batches(ROWS, list(range(*groups)), list(fields), use_threads=False):
                 yield from _rows(batch, row, fields, skip)
                 row += batch.num_rows
+        except StoreError:
+            raise
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path} is damaged near row {row}: {error}") from error
 
 
-def arrow_rows(path: str, fields: tuple[str, ...], skip: Skip) -> Iterator[tuple[int, Fields]]:
+def arrow_rows(path: str, version: str, fields: tuple[str, ...], skip: Skip) -> Iterator[tuple[int, Fields]]:
     """Yield number and fields of the rows of an Arrow file, in the IPC format of files or streams.
 
     The arguments and errors are those of :func:`parquet_rows`.
     """
-    with pa.memory_map(path) as source:
+    with pa.PythonFile(open_binary(path, version), "r") if is_url(path) else pa.memory_map(path) as source:
         row = 0
         try:
             for batch in _batches(path, source, fields):
                 for start in range(0, batch.num_rows, ROWS):
                     yield from _rows(batch.slice(start, ROWS), row + start, fields, skip)
                 row += batch.num_rows
+        except StoreError:
+            raise
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path} is no Arrow file, or damaged near row {row}: {error}") from error
 
 
-def _batches(path: str, source: pa.MemoryMappedFile, fields: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+def _batches(path: str, source: pa.NativeFile, fields: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
     if source.read(6) == b"ARROW1":
         file = pa.ipc.open_file(source)
         _check_columns(path, file.schema, fields)

@@ -12,6 +12,7 @@ from typing import IO, Any
 from pycooldown._extras import require
 from pycooldown.data.prepare.options import MAX_RECORD_BYTES, Options
 from pycooldown.data.prepare.ranges import READ_BYTES, Piece
+from pycooldown.data.stores import open_binary
 
 require("prepare", "orjson")
 
@@ -64,7 +65,7 @@ def _line_place(piece: Piece) -> Callable[[int], str]:
 def lines_before(piece: Piece) -> int:
     """Number of lines before the piece: read only when an error must name its line."""
     left, count = piece.start, 0
-    with open(piece.path, "rb") as file:
+    with open_binary(piece.path, piece.version, stop=piece.start) as file:
         while left and (block := file.read(min(left, READ_BYTES))):
             left -= len(block)
             count += block.count(b"\n")

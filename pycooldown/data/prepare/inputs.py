@@ -9,6 +9,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pycooldown.data.stores import StoredObject, find_object, glob_objects, is_url, list_objects, open_binary
 
 Inputs = Mapping[str, "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"]
 
@@ -32,27 +35,34 @@ class InputFile:
     """A file of documents.
 
     Attributes:
-        path: Where it is.
+        path: Where it is: a path or a URL.
         format: `"jsonl"`, `"json"`, `"text"`, `"parquet"`, `"arrow"` or `"tar"`.
         compression: `"gzip"`, `"zstd"` or `""`.
+        size: In bytes.
+        version: What changes with the content: the time of the last change in ns, or what the store says of an object.
     """
 
     path: str
     format: str
     compression: str
+    size: int
+    version: str
 
 
 def parse_inputs(arguments: Iterable[str]) -> dict[str, list[str]]:
     """Return the patterns of each domain that command-line arguments name.
 
     Args:
-        arguments: Either `domain=pattern` each, where a domain may come again, or one folder or YAML file: a folder has
-            a subfolder or a file for each domain; a YAML file maps domains to patterns, relative to its own folder.
+        arguments: Either `domain=pattern` each, where a domain may come again, or one folder or YAML file: a folder,
+            which may be in an object store, has a subfolder or a file for each domain; a YAML file maps domains to
+            patterns, relative to its own folder.
 
     Raises:
         ValueError: If the arguments are of neither form.
     """
     arguments = list(arguments)
+    if len(arguments) == 1 and is_url(arguments[0]):
+        return _from_store(arguments[0].rstrip("/"))
     if len(arguments) == 1 and ("=" not in arguments[0] or os.path.exists(arguments[0])):
         path = Path(arguments[0])
         if path.suffix in (".yaml", ".yml"):
@@ -76,10 +86,12 @@ def find_files(inputs: Inputs) -> tuple[dict[str, list[InputFile]], list[str]]:
 
     A pattern is a file, a glob (`**` for any depth), or a folder: all files of known formats under it, hidden ones and
     those that start with an underscore excepted; of a Hugging Face dataset folder (`save_to_disk`) its Arrow files.
+    Each may also be in an object store (see :mod:`pycooldown.data.stores`); on http(s) there are files only.
 
     Raises:
         ValueError: If there is no domain, a name could not be a folder's, a pattern matches nothing or a file is of no
             known format.
+        OSError: If an object store does not answer, or refuses.
     """
     if not inputs:
         raise ValueError("inputs is empty; expected patterns of files by domain")
@@ -95,34 +107,68 @@ def find_files(inputs: Inputs) -> tuple[dict[str, list[InputFile]], list[str]]:
             patterns = [patterns]
         paths: dict[str, InputFile] = {}
         for pattern in patterns:
-            for path in _matches(domain, os.fspath(pattern), ignored):
-                paths[path] = _input_file(path)
+            for file in _matches(domain, os.fspath(pattern), ignored):
+                paths[file.path] = file
         found[domain] = [paths[path] for path in sorted(paths)]
     return found, ignored
 
 
-def _matches(domain: str, pattern: str, ignored: list[str]) -> list[str]:
-    if re.match(r"\w+://", pattern):
-        raise ValueError(f"input {pattern!r} of domain {domain!r} is a URL; expected local files: copy or mount it")
-    matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
-    if not matches:
+def _matches(domain: str, pattern: str, ignored: list[str]) -> list[InputFile]:
+    if is_url(pattern):
+        files, matched = _objects(pattern, ignored)
+    else:
+        matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        paths = [path for match in matches for path in (_folder(match, ignored) if os.path.isdir(match) else [match])]
+        files, matched = [_input_file(path) for path in paths], bool(matches)
+    if not matched:
         raise ValueError(f"input {pattern!r} of domain {domain!r} matches no file")
-    files = [path for match in matches for path in (_folder(match, ignored) if os.path.isdir(match) else [match])]
     if not files:
         raise ValueError(f"input {pattern!r} of domain {domain!r} has no files of known formats ({EXPECTED})")
     return files
 
 
+def _objects(pattern: str, ignored: list[str]) -> tuple[list[InputFile], bool]:
+    """The files of a pattern in a store, and whether it matched anything."""
+    if (found := find_object(pattern)) is not None:
+        return [_input_object(found)], True
+    files, folders = glob_objects(pattern)
+    for folder, objects in folders.items():
+        files += _stored_folder(folder, {item.url[len(folder) + 1 :]: item for item in objects}, ignored)
+    return [_input_object(item) for item in files], bool(files or folders)
+
+
+def _stored_folder(folder: str, objects: dict[str, StoredObject], ignored: list[str]) -> list[StoredObject]:
+    """As of `_folder`, of objects by their names in the folder."""
+    if "dataset_dict.json" in objects:
+        raise _several_splits(folder, _read_json(f"{folder}/dataset_dict.json"))
+    if "state.json" in objects and "dataset_info.json" in objects:
+        names = [entry["filename"] for entry in _read_json(f"{folder}/state.json")["_data_files"]]
+        if missing := set(names) - set(objects):
+            raise ValueError(f"{folder} lacks {min(missing)}, which its state.json names; copy the dataset again")
+        return [objects[name] for name in names]
+    visible = [item for name, item in objects.items() if not any(n.startswith((".", "_")) for n in name.split("/"))]
+    ignored += [item.url for item in visible if not _format(item.url)]
+    return [item for item in visible if _format(item.url)]
+
+
+def _read_json(path: str) -> Any:
+    with open_binary(path) as stream:
+        return json.loads(stream.read())
+
+
+def _several_splits(folder: str, content: dict[str, Any]) -> ValueError:
+    splits = ", ".join(content.get("splits", []))
+    return ValueError(f"{folder} is a Hugging Face dataset of several splits; name one of {splits} in it")
+
+
 def _folder(folder: str, ignored: list[str]) -> list[str]:
     """The files of known formats under a folder."""
-    if os.path.exists(os.path.join(folder, "dataset_dict.json")):
-        splits = json.loads(Path(folder, "dataset_dict.json").read_bytes()).get("splits", [])
-        raise ValueError(f"{folder} is a Hugging Face dataset of several splits; name one of {', '.join(splits)} in it")
+    if os.path.exists(several := os.path.join(folder, "dataset_dict.json")):
+        raise _several_splits(folder, _read_json(several))
     if os.path.exists(state := os.path.join(folder, "state.json")) and os.path.exists(
         os.path.join(folder, "dataset_info.json")
     ):
-        content = json.loads(Path(state).read_bytes())
-        return [os.path.join(folder, entry["filename"]) for entry in content["_data_files"]]
+        return [os.path.join(folder, entry["filename"]) for entry in _read_json(state)["_data_files"]]
     files: list[str] = []
     for parent, folders, names in os.walk(folder):
         hidden = {name for name in folders + names if name.startswith((".", "_"))}
@@ -142,12 +188,22 @@ def _format(path: str) -> tuple[str, str] | None:
     return (kind, compression) if kind and not (compression and kind in COLUMNAR) else None
 
 
-def _input_file(path: str) -> InputFile:
+def _known_format(path: str) -> tuple[str, str]:
     if (found := _format(path)) is None:
         raise ValueError(f"{path} is of no known format; expected {EXPECTED}")
+    return found
+
+
+def _input_file(path: str) -> InputFile:
+    kind, compression = _known_format(path)
     if not os.path.isfile(path):
         raise ValueError(f"{path} is not a regular file; expected one, since it may be read again")
-    return InputFile(path, *found)
+    status = os.stat(path)
+    return InputFile(path, kind, compression, status.st_size, str(status.st_mtime_ns))
+
+
+def _input_object(item: StoredObject) -> InputFile:
+    return InputFile(item.url, *_known_format(item.url), item.size, item.version)
 
 
 def _from_folder(folder: Path) -> dict[str, list[str]]:
@@ -158,6 +214,20 @@ def _from_folder(folder: Path) -> dict[str, list[str]]:
             patterns.setdefault(path.name if path.is_dir() else path.name.split(".")[0], []).append(str(path))
     if not patterns:
         raise ValueError(f"{folder} has no domains; expected a subfolder or a file for each, or domain=pattern")
+    return patterns
+
+
+def _from_store(url: str) -> dict[str, list[str]]:
+    """The same of a folder in an object store."""
+    patterns: dict[str, list[str]] = {}
+    for item in list_objects(url):
+        name, _, below = item.url[len(url) + 1 :].partition("/")
+        if not name.startswith((".", "_")) and (below or _format(name)):
+            found = patterns.setdefault(name if below else name.split(".")[0], [])
+            if (path := f"{url}/{name}") not in found:
+                found.append(path)
+    if not patterns:
+        raise ValueError(f"{url} has no domains; expected a subfolder or a file for each, or domain=pattern")
     return patterns
 
 
@@ -180,5 +250,5 @@ def _from_yaml(path: Path) -> dict[str, list[str]]:
             raise ValueError(
                 f"{path} has {domain!r}: {value!r}; expected a domain's name with a pattern or a list of them"
             )
-        patterns[domain] = [str(path.parent / item) for item in values]
+        patterns[domain] = [item if is_url(item) else str(path.parent / item) for item in values]
     return patterns

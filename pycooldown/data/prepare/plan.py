@@ -103,7 +103,7 @@ def make_plan(
 
 def _request(files: Mapping[str, list[InputFile]], tokenizer: TokenizerOptions, options: Options) -> str:
     """What the tasks of an array must have in common."""
-    stats = {d: [(f.path, (s := os.stat(f.path)).st_size, s.st_mtime_ns) for f in found] for d, found in files.items()}
+    stats = {domain: [(file.path, file.size, file.version) for file in found] for domain, found in files.items()}
     asked = asdict(tokenizer) | {"source": tokenizer.source and os.fspath(tokenizer.source)}
     if tokenizer.source is not None and os.path.isfile(tokenizer.source):
         asked["sha256"] = sha256(Path(tokenizer.source))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import IO
 
 from pycooldown.data.prepare.inputs import InputFile
 from pycooldown.data.prepare.options import Options
+from pycooldown.data.stores import is_url, open_binary
 
 COMPRESSED_WEIGHT = 4  # bytes of text for a byte of gzip or zstd, roughly
 MAX_PIECES = 4096
@@ -21,13 +22,14 @@ class Piece:
     """A range of a file.
 
     Attributes:
-        path: The file.
+        path: The file, or the URL of an object.
         format: As of :class:`InputFile`; a `.json` file of lines has become `"jsonl"`.
         compression: As of :class:`InputFile`.
         start: First byte.
         stop: Byte behind the last one.
         row_groups: First row group and the one behind the last, of Parquet.
         footer: SHA-256 of the footer that explains the bytes, of Parquet.
+        version: As of :class:`InputFile`, of an object; empty for a file.
     """
 
     path: str
@@ -37,6 +39,7 @@ class Piece:
     stop: int
     row_groups: tuple[int, int] = (0, 0)
     footer: str = ""
+    version: str = ""
 
     @property
     def weight(self) -> int:
@@ -87,28 +90,28 @@ def divide(domain: str, files: list[InputFile], options: Options) -> list[Part]:
 
 
 def _pieces(file: InputFile, options: Options) -> Iterator[Piece]:
-    size = os.path.getsize(file.path)
-    if not size:
+    if not file.size:
         return
+    version = file.version if is_url(file.path) else ""
     kind = file.format
-    if kind == "json" and not file.compression and _first_character(file.path) != b"[":
+    if kind == "json" and not file.compression and _first_character(file.path, version) != b"[":
         kind = "jsonl"  # `.json` is a common name for files of lines
     if kind == "parquet":
-        yield from _row_groups(file.path, size, options.shard_bytes)
+        yield from _row_groups(file.path, version, file.size, options.shard_bytes)
         return
     lines = kind == "jsonl" or (kind == "text" and options.text_documents == "line")
-    if not lines or file.compression or size <= options.shard_bytes:
-        yield Piece(file.path, kind, file.compression, 0, size)
+    if not lines or file.compression or file.size <= options.shard_bytes:
+        yield Piece(file.path, kind, file.compression, 0, file.size, version=version)
         return
     start = 0
-    with open(file.path, "rb") as stream:
-        while start < size:
-            stop = min(_next_line(stream, start + options.shard_bytes), size)
-            yield Piece(file.path, kind, "", start, stop)
+    with open_binary(file.path, version) as stream:
+        while start < file.size:
+            stop = min(_next_line(stream, start + options.shard_bytes), file.size)
+            yield Piece(file.path, kind, "", start, stop, version=version)
             start = stop
 
 
-def _next_line(stream: io.BufferedReader, position: int) -> int:
+def _next_line(stream: IO[bytes], position: int) -> int:
     """The first byte behind a newline that is at `position - 1` or later; the end of the file if there is none."""
     stream.seek(position - 1)
     while line := stream.readline(READ_BYTES):
@@ -117,18 +120,18 @@ def _next_line(stream: io.BufferedReader, position: int) -> int:
     return stream.tell()
 
 
-def _first_character(path: str) -> bytes:
-    with open(path, "rb") as stream:
+def _first_character(path: str, version: str) -> bytes:
+    with open_binary(path, version) as stream:
         while block := stream.read(READ_BYTES):
             if block := block.removeprefix(b"\xef\xbb\xbf").lstrip():
                 return block[:1]
     return b""
 
 
-def _row_groups(path: str, size: int, shard_bytes: int) -> Iterator[Piece]:
+def _row_groups(path: str, version: str, size: int, shard_bytes: int) -> Iterator[Piece]:
     from pycooldown.data.prepare.columnar import open_parquet
 
-    with open(path, "rb") as stream, open_parquet(path) as file:
+    with open_binary(path, version) as stream, open_parquet(path, version) as file:
         stream.seek(-8, os.SEEK_END)
         length = int.from_bytes(stream.read(4), "little")
         stream.seek(-8 - length, os.SEEK_END)
@@ -142,7 +145,7 @@ def _row_groups(path: str, size: int, shard_bytes: int) -> Iterator[Piece]:
             offsets.append(min(min(c.dictionary_page_offset or c.data_page_offset, c.data_page_offset) for c in chunks))
             weights.append(sum(c.total_uncompressed_size for c in chunks))
     if offsets != sorted(offsets):
-        yield Piece(path, "parquet", "", 0, size, (0, len(offsets)), footer)
+        yield Piece(path, "parquet", "", 0, size, (0, len(offsets)), footer, version)
         return
     first, weight = 0, 0
     for i in range(len(offsets)):
@@ -150,5 +153,5 @@ def _row_groups(path: str, size: int, shard_bytes: int) -> Iterator[Piece]:
         last = i + 1 == len(offsets)
         if last or weight + weights[i + 1] > shard_bytes:
             start, stop = offsets[first] if first else 0, size if last else offsets[i + 1]
-            yield Piece(path, "parquet", "", start, stop, (first, i + 1), footer)
+            yield Piece(path, "parquet", "", start, stop, (first, i + 1), footer, version)
             first, weight = i + 1, 0

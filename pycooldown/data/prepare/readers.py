@@ -13,6 +13,7 @@ from pycooldown.data.prepare import formats
 from pycooldown.data.prepare.formats import Faults, Place, Rows, lines_before, shown
 from pycooldown.data.prepare.options import Options
 from pycooldown.data.prepare.ranges import READ_BYTES, Piece
+from pycooldown.data.stores import open_binary
 
 try:
     from compression import zstd  # type: ignore[import-not-found,unused-ignore]
@@ -94,9 +95,9 @@ def _open(piece: Piece, options: Options, faults: Faults, digest: Digest | None)
             faults("encoding", lambda: place(row), f"is not UTF-8: {error}")
 
         if piece.format == "parquet":
-            rows = columnar.parquet_rows(piece.path, piece.row_groups, options.text_fields, skip)
+            rows = columnar.parquet_rows(piece.path, piece.version, piece.row_groups, options.text_fields, skip)
         else:
-            rows = columnar.arrow_rows(piece.path, options.text_fields, skip)
+            rows = columnar.arrow_rows(piece.path, piece.version, options.text_fields, skip)
         return place, _hashed_before(piece, digest, rows)
     if piece.format == "tar":
         return (lambda member: f"{piece.path}, member {member!r},"), _streamed(
@@ -140,7 +141,7 @@ class _Range(io.RawIOBase):
 
     def __init__(self, piece: Piece, digest: Digest | None) -> None:
         self._path = piece.path
-        self._file = open(piece.path, "rb", buffering=0)  # noqa: SIM115
+        self._file: Any = open_binary(piece.path, piece.version, stop=piece.stop, buffered=False)
         self._file.seek(piece.start)
         self._left = piece.stop - piece.start
         self._digest = digest

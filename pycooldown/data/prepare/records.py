@@ -14,6 +14,7 @@ from pycooldown.data.prepare.options import Options
 from pycooldown.data.prepare.ranges import Part
 from pycooldown.data.prepare.readers import hash_piece
 from pycooldown.data.prepare.tokenizer import TokenizerSpec
+from pycooldown.data.stores import is_url
 from pycooldown.data.token_shards import ENDS_SUFFIX, FORMAT
 
 Record = dict[str, Any]
@@ -55,7 +56,11 @@ def part_key(setup: Setup, part: Part) -> str:
     options = asdict(setup.options)
     # What these two change is the pieces, or the records that were skipped.
     del options["on_error"], options["shard_bytes"]
-    pieces = [asdict(piece) | {"path": "", "start": 0, "stop": piece.stop - piece.start} for piece in part.pieces]
+    pieces = []
+    for piece in part.pieces:
+        described = asdict(piece) | {"path": "", "start": 0, "stop": piece.stop - piece.start}
+        del described["version"]  # like the path: a copy of the same bytes is the same input
+        pieces.append(described)
     content = {
         "format": FORMAT,
         "options": options,
@@ -67,9 +72,12 @@ def part_key(setup: Setup, part: Part) -> str:
 
 
 def trusted_record(out: str, part: Part, key: str) -> Record | None:
-    """Return the record of a part if its key, its input and its shards are as recorded."""
+    """Return the record of a part if its key, its input and its shards are as recorded.
+
+    The input is read for its hash, unless it is made of the very objects that were recorded.
+    """
     try:
-        record = json.loads(record_path(out, part).read_bytes())
+        record: Record = json.loads(record_path(out, part).read_bytes())
         if record["key"] != key:
             return None
         for split in SPLITS:
@@ -80,12 +88,25 @@ def trusted_record(out: str, part: Part, key: str) -> Record | None:
                     return None
             elif path.exists():
                 return None
+        if (objects := objects_hash(part)) and record.get("objects") == objects:
+            return record
         digests = [hashlib.sha256() for _ in part.pieces]
         for piece, digest in zip(part.pieces, digests):
             hash_piece(piece, digest)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return record if combined(digests) == record["input"] else None
+
+
+def objects_hash(part: Part) -> str:
+    """Return a hash of URLs, ranges and versions of a part's objects; nothing if there are others than such.
+
+    A version stands for the bytes where stores promise that, which servers of http(s) do not.
+    """
+    objects = [(piece.path, piece.start, piece.stop, piece.version) for piece in part.pieces]
+    if not all(is_url(path) and not path.startswith("http") for path, *_ in objects):
+        return ""
+    return hashlib.sha256(json.dumps(objects).encode()).hexdigest()
 
 
 def combined(digests: Iterable[Any]) -> str:

@@ -15,6 +15,7 @@ from pycooldown.data.prepare.publish import MANIFEST, publish
 from pycooldown.data.prepare.records import Record
 from pycooldown.data.prepare.work import make_shards
 from pycooldown.data.publish import Progress
+from pycooldown.data.stores import is_url
 
 
 def tokenize(
@@ -36,8 +37,9 @@ def tokenize(
     removed first, and what only that run needed is removed in the end.
 
     Args:
-        out: Folder of the result; made if missing.
-        inputs: Files, globs or folders of each domain (see :func:`pycooldown.data.prepare.inputs.find_files`).
+        out: Folder of the result, on this machine; made if missing.
+        inputs: Files, globs or folders of each domain, also in object stores (see
+            :func:`pycooldown.data.prepare.inputs.find_files`).
         tokenizer: Which tokenizer to use or to train.
         options: What a document is and what becomes of it.
         workers: Processes, each of one core. On Ray: cores to use, 0 for all.
@@ -54,17 +56,20 @@ def tokenize(
         ValueError: If an option is out of range, a domain is empty, or a record is not as expected; the message has its
             file and line.
         BlockingIOError: If another process writes to `out`.
-        OSError: If a file cannot be read or written.
+        OSError: If a file cannot be read or written, or an object store does not answer.
         RuntimeError: If a worker process dies.
     """
     options = options or Options()
     if task is not None and not 0 <= task[0] < task[1]:
         raise ValueError(f"task = {task[0]}/{task[1]}; expected i/n with 0 <= i < n")
-    folder = Path(out)
+    folder = _local_folder(out)
     if ray is not None:  # its workers have a folder of their own
         folder = folder.absolute()
         inputs = {
-            domain: [os.path.abspath(p) for p in ([files] if isinstance(files, (str, os.PathLike)) else files)]
+            domain: [
+                os.fspath(path) if is_url(path) else os.path.abspath(path)
+                for path in ([files] if isinstance(files, (str, os.PathLike)) else files)
+            ]
             for domain, files in inputs.items()
         }
     report = progress or (lambda phase, done, total: None)
@@ -100,5 +105,17 @@ def prepare_plan(
         The number of parts, each of which becomes a shard; more tasks than that have nothing to do.
     """
     report = progress or (lambda phase, done, total: None)
-    with locked(Path(out), shared=True), open_engine(workers=workers) as run:
-        return len(make_plan(Path(out), inputs, tokenizer, options or Options(), run, report, reuse=True).parts)
+    folder = _local_folder(out)
+    with locked(folder, shared=True), open_engine(workers=workers) as run:
+        return len(make_plan(folder, inputs, tokenizer, options or Options(), run, report, reuse=True).parts)
+
+
+def _local_folder(out: str | os.PathLike[str]) -> Path:
+    """Return the path of an output; refuse a URL, which a path would make a folder named `s3:`."""
+    if is_url(out):
+        url = os.fspath(out)
+        raise ValueError(
+            f"out = {url!r} is a URL; expected a local folder: write there, then copy it, as by "
+            f"`aws s3 sync FOLDER {url}`"
+        )
+    return Path(out)

@@ -28,6 +28,7 @@ from pycooldown.data.prepare.records import (
     Record,
     Setup,
     combined,
+    objects_hash,
     part_key,
     record_path,
     shard_name,
@@ -66,7 +67,7 @@ def make_shards(setup: Setup, part: Part) -> Record:
 
     Returns:
         The record: `key`, `input` (SHA-256 of the input's bytes), `splits` with counts and the shard of each, `skipped`
-        and `empty` documents, and a `preview`.
+        and `empty` documents, a `preview`, and of objects in stores their hash, `objects`.
 
     Raises:
         ValueError: If a record or file is not as expected; the message names it.
@@ -101,6 +102,8 @@ def make_shards(setup: Setup, part: Part) -> Record:
             "empty": tally.empty,
             "preview": tally.preview,
         }
+        if objects := objects_hash(part):
+            record["objects"] = objects
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(record, ensure_ascii=False, indent=1))
     return record

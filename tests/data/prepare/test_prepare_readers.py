@@ -264,7 +264,7 @@ def test_inputs_by_argument_folder_and_yaml(tmp_path):
         (["en"], "no folder and no YAML file"),
         (["en=x", "sw"], r"input 'sw'; expected domain=pattern"),
         (["en=nothing/*.jsonl"], "'nothing/.*' of domain 'en' matches no file"),
-        (["en=s3://bucket/x.jsonl"], "is a URL; expected local files"),
+        (["en=ftp://host/x.jsonl"], "cannot be read; expected a local path"),
         (["../en=x"], r"domain '../en' cannot be the name of a folder"),
         (["tokenizer=x"], "domain 'tokenizer' cannot be"),
         (["en=pyproject.toml"], "is of no known format; expected .jsonl"),

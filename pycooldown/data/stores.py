@@ -1,0 +1,294 @@
+"""Files on this machine and objects in stores, by one way of opening: `s3://`, `gs://`, `az://`, `http(s)://`.
+
+Objects are read by ranges of bytes through `obstore`, which finds credentials and endpoints in the environment
+(`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_NAME`, ...) and in
+the roles of cloud machines, and which tries again what failed in passing.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import IO, Any
+from urllib.parse import unquote
+
+from pycooldown._extras import require
+
+SCHEMES = ("s3", "gs", "az", "http", "https")
+RANGE_BYTES = 8 << 20  # of one request: what it waits for the first byte is small beside that
+BUFFER_BYTES = 64 << 10
+RETRIES, RETRY_TIMEOUT = 5, timedelta(minutes=3)
+_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://([^/]*)/?(.*)", re.DOTALL)
+# Where clients look for credentials last, on cloud machines; or what Azure misses.
+_NO_CREDENTIALS = re.compile(r"latest/api/token|latest/meta-data|computeMetadata|metadata/identity|Account must be")
+_WAY_OUT = {
+    errno.ENOENT: "look at the spelling of the bucket and the key",
+    errno.EACCES: "look at the credentials in the environment (AWS_..., GOOGLE_..., AZURE_...) and what they may read",
+    errno.EIO: "look at the endpoint, the region and the network, or copy the object to this machine",
+}
+
+
+class StoreError(OSError):
+    """An object could not be read from its store; has `errno`, `strerror` and, as `filename`, the URL."""
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object in a store.
+
+    Attributes:
+        url: Where it is.
+        size: In bytes.
+        version: What changes with its content: its ETag, or when it was changed if the store has no ETags.
+    """
+
+    url: str
+    size: int
+    version: str
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is a URL, of whatever scheme."""
+    return _URL.match(os.fspath(path)) is not None
+
+
+def find_object(url: str) -> StoredObject | None:
+    """Return the object of exactly this URL; nothing if there is none.
+
+    Raises:
+        ValueError: If the URL is not one that can be read.
+        StoreError: If the store does not answer, or refuses.
+    """
+    client, _, key = _open(url)
+    if not key:
+        return None
+    try:
+        with _errors(url):
+            return _stored(url, client.head(key))
+    except StoreError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
+
+
+def list_objects(url: str) -> list[StoredObject]:
+    """Return the objects below a URL, taken as a folder, ordered by URL.
+
+    The errors are those of :func:`find_object`; http(s) has no lists.
+    """
+    client, base, key = _open(url)
+    if base.startswith("http"):
+        raise ValueError(
+            f"{url} cannot be listed: http has no folders or patterns; name every file, as in en=https://host/x.jsonl"
+        )
+    with _errors(url):
+        found = [item for batch in client.list(key.rstrip("/") or None) for item in batch]
+    # An empty object with a slash behind its name is a folder that some web page has made.
+    objects = (_stored(f"{base}/{item['path']}", item) for item in found if not item["path"].endswith("/"))
+    return sorted(objects, key=lambda item: item.url)
+
+
+def glob_objects(url: str) -> tuple[list[StoredObject], dict[str, list[StoredObject]]]:
+    """Return the objects that a pattern matches, and the folders that it matches with all objects below each.
+
+    As of files: `*`, `?` and `[...]` stay within a name, `**` is any depth, and names with a dot in front need one in
+    the pattern. The errors are those of :func:`list_objects`.
+    """
+    folders: dict[str, list[StoredObject]] = {}
+    if (match := re.search(r"[*?[]", url)) is None:
+        if found := list_objects(url):
+            folders[url.rstrip("/")] = found
+        return [], folders
+    root = url[: url.rindex("/", 0, match.start())]
+    if not is_url(root):
+        raise ValueError(f"{url} has a pattern as its bucket or host; expected a name")
+    pattern = url[len(root) + 1 :].rstrip("/").split("/")
+    files = []
+    for item in list_objects(root):
+        names = item.url[len(root) + 1 :].split("/")
+        if _matches(names, pattern):
+            files.append(item)
+        for depth in range(1, len(names)):
+            if _matches(names[:depth], pattern):
+                folders.setdefault("/".join((root, *names[:depth])), []).append(item)
+    return files, folders
+
+
+def _matches(names: list[str], pattern: list[str]) -> bool:
+    if not pattern:
+        return not names
+    if pattern[0] == "**" and _matches(names, pattern[1:]):
+        return True
+    if not names or (names[0].startswith(".") and not pattern[0].startswith(".")):
+        return False
+    if pattern[0] == "**":
+        return _matches(names[1:], pattern)
+    return fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
+
+
+def open_binary(path: str, version: str = "", *, stop: int | None = None, buffered: bool = True) -> IO[bytes]:
+    """Open a file or an object for reading; both can be read from any place.
+
+    Args:
+        path: A path or a URL.
+        version: Of an object, to refuse any other; empty for that which is there now.
+        stop: The byte that reading ends before, of an object; else it may be fetched in vain. `None` for its end.
+        buffered: Read ahead, so that lines and small reads are cheap.
+    """
+    if not is_url(path):
+        return open(path, "rb", buffering=-1 if buffered else 0)
+    raw = ObjectReader(path, version, stop)
+    return io.BufferedReader(raw, BUFFER_BYTES) if buffered else raw  # type: ignore[return-value]
+
+
+class ObjectReader(io.RawIOBase):
+    """An object as a file, read by ranges.
+
+    The first read of a place fetches just what it asks for; reads that go on from there fetch more and more ahead, up
+    to `RANGE_BYTES`.
+
+    Raises:
+        ValueError: When it is opened or read, if the object is of another version than it was.
+        StoreError: When it is opened or read, if it is missing or the store does not answer.
+    """
+
+    def __init__(self, url: str, version: str = "", stop: int | None = None) -> None:
+        self._url, self._version = url, version
+        self._get: Callable[..., Any] = _open(url)[0].get
+        found = find_object(url)
+        if found is None:
+            raise StoreError(errno.ENOENT, f"no such object; {_WAY_OUT[errno.ENOENT]}", url)
+        self._size = found.size
+        self._version = version or found.version
+        self._check(found.version)
+        self._stop = found.size if stop is None else min(stop, found.size)
+        self._position = self._start = 0
+        self._block = memoryview(b"")
+
+    def readable(self) -> bool:
+        """Return true."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return true."""
+        return True
+
+    def tell(self) -> int:
+        """Return the byte that is read next."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a byte, counted from the start, the present place or the end."""
+        position = offset + (0, self._position, self._size)[whence]
+        if position < 0:
+            raise ValueError(f"offset = {offset}; expected a place that is not before the start of {self._url}")
+        self._position = position
+        return position
+
+    def readinto(self, buffer: Any) -> int:
+        """Read up to as many bytes as the buffer holds, at least one unless the end is reached."""
+        view = memoryview(buffer).cast("B")
+        at = self._position - self._start
+        if not 0 <= at < len(self._block):
+            count = max(len(view), 2 * len(self._block) if at == len(self._block) else 0)
+            self._fetch(min(count, RANGE_BYTES))
+            at = 0
+        found = self._block[at : at + len(view)]
+        view[: len(found)] = found
+        self._position += len(found)
+        return len(found)
+
+    def _fetch(self, count: int) -> None:
+        start, stop = self._position, min(self._position + count, self._stop)
+        self._start, self._block = start, memoryview(b"")
+        if start >= stop:
+            return
+        with _errors(self._url):
+            result = self._get(_split(self._url)[2], options={"range": (start, stop)})
+            self._check(_version(result.meta))
+            block = memoryview(result.bytes())
+        if len(block) != stop - start:
+            reason = f"the store sent {len(block)} of {stop - start} bytes; run again"
+            raise StoreError(errno.EIO, reason, self._url)
+        self._block = block
+
+    def _check(self, version: str) -> None:
+        if version != self._version:
+            raise ValueError(f"{self._url} has changed since it was planned ({self._version} to {version}); run again")
+
+
+def _version(item: Any) -> str:
+    # Azure has quotes around it in some answers and none in others.
+    return item["e_tag"].strip('"') if item["e_tag"] else str(item["last_modified"].isoformat())
+
+
+def _stored(url: str, item: Any) -> StoredObject:
+    return StoredObject(url, item["size"], _version(item))
+
+
+def _split(url: str) -> tuple[str, str, str]:
+    """The scheme, the bucket or host, and the key."""
+    match = _URL.match(url)
+    if match is None or match[1] not in SCHEMES or not match[2]:
+        expected = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise ValueError(f"{url} cannot be read; expected a local path, or a bucket or host behind {expected}")
+    web = match[1].startswith("http")
+    if web and re.search(r"[?#]", match[3]):
+        raise ValueError(f"{url} has a query or fragment; expected a plain URL: download what only signed URLs give")
+    if re.search("(^|/)/", match[3]):
+        raise ValueError(f"{url} has an empty name between two slashes; expected names of folders")
+    return match[1], match[2], unquote(match[3]) if web else match[3]
+
+
+def _open(url: str) -> tuple[Any, str, str]:
+    """The client of a URL's store, the URL of the store, and the key."""
+    scheme, place, key = _split(url)
+    base = f"{scheme}://{place}"
+    with _errors(url):
+        return _client(base, os.getpid()), base, key
+
+
+@lru_cache(maxsize=64)
+def _client(base: str, process: int) -> Any:
+    """One client for each store and process: its threads do not survive a fork."""
+    require("remote", "obstore")
+    from obstore.store import HTTPStore, from_url
+
+    retry: dict[str, Any] = {"max_retries": RETRIES, "retry_timeout": RETRY_TIMEOUT}
+    if base.startswith("http"):
+        client = {"allow_http": base.startswith("http://")}
+        return HTTPStore.from_url(base, client_options=client, retry_config=retry)
+    # Other options of the client (AWS_ALLOW_HTTP, ...) come from the environment, which options here would hide.
+    return from_url(base, retry_config=retry)
+
+
+@contextmanager
+def _errors(url: str) -> Iterator[None]:
+    """Errors of obstore as one line with the URL and the way out."""
+    require("remote", "obstore")
+    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+
+    try:
+        yield
+    except StoreError:
+        raise
+    except (BaseError, OSError) as error:
+        code = errno.EIO
+        text = str(error).partition("\n\nDebug source")[0]
+        if isinstance(error, FileNotFoundError) or "NoSuchBucket" in text:
+            code = errno.ENOENT
+        elif isinstance(error, (PermissionDeniedError, UnauthenticatedError, PermissionError)):
+            code = errno.EACCES
+        elif _NO_CREDENTIALS.search(text):
+            code, text = errno.EACCES, f"no credentials were found ({text})"
+        message = re.search(r"<Message>(.*?)</Message>", text, re.DOTALL)
+        reason = " ".join((message[1] if message else re.sub(r"<[^>]*>", " ", text)).split()).rstrip(".")
+        raise StoreError(code, f"{reason}; {_WAY_OUT[code]}", url) from error
