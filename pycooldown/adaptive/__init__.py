@@ -7,7 +7,7 @@ from pycooldown.adaptive.fgls import FGLS
 from pycooldown.adaptive.group_dro import GroupDRO
 from pycooldown.adaptive.odm import OnlineDataMixing
 from pycooldown.adaptive.schedule import LearnedSchedule
-from pycooldown.adaptive.statistics import DomainStats, Statistics
+from pycooldown.adaptive.statistics import DomainStatsLike, Statistics
 from pycooldown.adaptive.variance_aware import VarianceAware
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "ERMA",
     "FGLS",
     "DoReMi",
-    "DomainStats",
+    "DomainStatsLike",
     "GroupDRO",
     "LearnedSchedule",
     "OnlineDataMixing",

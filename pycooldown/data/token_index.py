@@ -6,13 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from pycooldown.data.token_file import TokenFile
+from pycooldown.mixture import Integers
 
 __all__ = ["Concatenated", "Documents", "Pieces"]
 
-Integers = npt.NDArray[np.int64]
 Files = Mapping[str, Sequence[TokenFile]]
 
 

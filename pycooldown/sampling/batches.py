@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pycooldown.mixture import Mixture
-
-Integers = npt.NDArray[np.int64]
+from pycooldown.mixture import Integers, Mixture
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ BOM = b"\xef\xbb\xbf"  # some editors put it in front of UTF-8
 MAX_JSON_BYTES = 256 << 20  # a list in one `.json` file is parsed as a whole
 
 Place = Callable[[Any], str]
-Rows = Iterator[tuple[Any, list[Any]]]  # what tells a record's place, and its fields
+RowIterator = Iterator[tuple[Any, list[Any]]]  # the place of each record, and its fields
 
 
 class Faults:
@@ -71,7 +71,7 @@ def lines_before(piece: Piece) -> int:
     return count
 
 
-def read_jsonl(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> Rows:
+def read_jsonl(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
     """Yield the objects of lines; blank lines are passed over."""
     place = _line_place(piece)
     for number, line in _lines(stream, faults, place):
@@ -100,7 +100,7 @@ def _parse(content: bytes, place: Callable[[], str], faults: Faults) -> dict[str
     return row
 
 
-def read_json(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> Rows:
+def read_json(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
     """Yield the objects of one JSON list, or of lines in a `.json` file."""
     content = stream.read(MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:
@@ -132,7 +132,7 @@ def _decode(content: bytes, place: Callable[[], str], faults: Faults) -> str | N
         return None
 
 
-def read_text_file(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> Rows:
+def read_text_file(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
     """Yield the whole text as one document."""
     content = stream.read(MAX_RECORD_BYTES + 1)
     if len(content) > MAX_RECORD_BYTES:
@@ -142,7 +142,7 @@ def read_text_file(piece: Piece, stream: IO[bytes], options: Options, faults: Fa
         yield 1, [text]
 
 
-def read_text_lines(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> Rows:
+def read_text_lines(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
     """Yield each line that is not empty."""
     place = _line_place(piece)
     for number, line in _lines(stream, faults, place):
@@ -151,13 +151,13 @@ def read_text_lines(piece: Piece, stream: IO[bytes], options: Options, faults: F
             yield number, [text]
 
 
-def read_text_paragraphs(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> Rows:
+def read_text_paragraphs(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
     """Yield the lines between blank ones."""
     place = _line_place(piece)
     lines: list[bytes] = []
     first = size = 0
 
-    def paragraph() -> Rows:
+    def paragraph() -> RowIterator:
         if size > MAX_RECORD_BYTES:
             faults("long", lambda: place(first), f"begins a paragraph of more than {MAX_RECORD_BYTES:,} bytes")
         elif lines:
@@ -177,7 +177,7 @@ def read_text_paragraphs(piece: Piece, stream: IO[bytes], options: Options, faul
     yield from paragraph()
 
 
-def read_tar(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> Rows:
+def read_tar(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
     """The members that hold text: `.txt`, or `.json` with the fields. Others of their samples hold none."""
     watched = _Watched(stream)
     found = False

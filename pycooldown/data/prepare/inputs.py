@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-Inputs = Mapping[str, "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"]
+InputPaths = Mapping[str, "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"]
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -71,7 +71,7 @@ def parse_inputs(arguments: Iterable[str]) -> dict[str, list[str]]:
     return patterns
 
 
-def find_files(inputs: Inputs) -> tuple[dict[str, list[InputFile]], list[str]]:
+def find_files(inputs: InputPaths) -> tuple[dict[str, list[InputFile]], list[str]]:
     """Return the files of each domain, ordered by path, and the files of folders that were passed over.
 
     A pattern is a file, a glob (`**` for any depth), or a folder: all files of known formats under it, hidden ones and

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pycooldown._files import sha256, write_atomically
-from pycooldown.data.prepare.engines import Run
-from pycooldown.data.prepare.inputs import InputFile, Inputs, find_files
+from pycooldown.data.prepare.engines import RunParts
+from pycooldown.data.prepare.inputs import InputFile, InputPaths, find_files
 from pycooldown.data.prepare.options import Options, TokenizerOptions
 from pycooldown.data.prepare.ranges import Part, divide
 from pycooldown.data.prepare.records import WORK, Setup, part_key
@@ -45,10 +45,10 @@ class Plan:
 
 def make_plan(
     folder: Path,
-    inputs: Inputs,
+    inputs: InputPaths,
     tokenizer: TokenizerOptions,
     options: Options,
-    run: Run,
+    run: RunParts,
     report: Progress,
     *,
     reuse: bool,
