@@ -294,7 +294,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, recipe):
     result = CliRunner().invoke(cli.app, command)
     assert isinstance(result.exception, FloatingPointError)
     step = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-    assert re.search(rf"loss is (nan|inf) in steps {step} to {step} \(domains: '\w\w'", str(result.exception))
+    assert re.search(
+        rf"the loss of '\w\w'.* was not finite at step {step}: .*training.allow_non_finite=true", str(result.exception)
+    )
     assert not (run / "summary.json").exists()
     assert not list(run.glob("checkpoint-*"))
     allowed = CliRunner().invoke(cli.app, [*command, "training.allow_non_finite=true", "--resume"])

@@ -44,17 +44,16 @@ from __future__ import annotations
 import contextlib
 import os
 import tarfile
-import tempfile
 from array import array
-from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pycooldown._files import write_atomically
 from pycooldown.data.token_file import MappedEnds, Numbers, TokenFile, map_file
 
-__all__ = ["ENDS_SUFFIX", "FORMAT", "make_sidecar", "open_token_shard", "temporary"]
+__all__ = ["ENDS_SUFFIX", "FORMAT", "make_sidecar", "open_token_shard"]
 
 FORMAT = "pycooldown.tokens/1"
 ENDS_SUFFIX = ".ends"
@@ -89,25 +88,10 @@ def open_token_shard(path: str | os.PathLike[str]) -> TokenFile:
 
 def _make_again(path: str, sidecar: str) -> bytes:
     content = _scan(path)
-    # A read-only data folder is no reason to stop: the sidecar in memory serves as well.
-    with contextlib.suppress(PermissionError), temporary(sidecar) as (file, name):
-        file.write(content)
-        file.flush()
-        os.replace(name, sidecar)
+    # A folder or disk that is read-only or full is no reason to stop: the sidecar in memory serves as well.
+    with contextlib.suppress(OSError):
+        write_atomically(sidecar, content, durable=False)
     return content
-
-
-@contextlib.contextmanager
-def temporary(path: str) -> Iterator[tuple[IO[bytes], str]]:
-    """A new file beside `path` and its name, which is removed at the end unless it was renamed."""
-    descriptor, name = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=os.path.basename(path) + ".")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, 0o644)
-            yield file, name
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
 
 
 def make_sidecar(dtype: np.dtype[Any], table: array[int], ends: array[int], size: int) -> bytes:

@@ -15,7 +15,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from pycooldown.data.token_shards import ENDS_SUFFIX, make_sidecar, temporary
+from pycooldown._files import open_atomically
+from pycooldown.data.token_shards import ENDS_SUFFIX, make_sidecar
 
 __all__ = ["BLOCK_TOKENS", "TokenShardRecord", "write_token_shard"]
 
@@ -77,7 +78,8 @@ def write_token_shard(
     path = os.fspath(path)
     path, sidecar = os.fspath(path), os.fspath(path) + ENDS_SUFFIX
     dtype = np.dtype("<u2" if vocabulary_size <= 1 << 16 else "<u4")
-    with temporary(path) as (tar_file, tar_name), temporary(sidecar) as (ends_file, ends_name):
+    # The tar is renamed first. No tar ever stands beside another's sidecar: without one it is made again.
+    with open_atomically(sidecar) as ends_file, open_atomically(path) as tar_file:
         blocks = _Blocks(tar_file, dtype, vocabulary_size)
         waiting: list[npt.NDArray[Any]] = []
         size = first = empty = 0
@@ -96,11 +98,8 @@ def write_token_shard(
         for file in (tar_file, ends_file):
             file.flush()
             os.fsync(file.fileno())
-        # In this order no tar ever stands beside another's sidecar: without one it is made again.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(sidecar)
-        os.replace(tar_name, path)
-        os.replace(ends_name, sidecar)
     return TokenShardRecord(
         documents=len(blocks.ends),
         tokens=blocks.ends[-1] if blocks.ends else 0,

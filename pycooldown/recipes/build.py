@@ -113,6 +113,7 @@ def assemble(recipe: Recipe, manifest: Manifest, sizes: Mapping[str, int], args:
         data_collator=collate,
         reference_model=None if reference is None else load_model(recipe.model.family, reference),
         probe=probe,
+        allow_non_finite_loss=recipe.training.allow_non_finite,
     )
     trainer.recipe = recipe
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has what it would print

@@ -28,7 +28,6 @@ from pycooldown.huggingface.checks import warn_of_lengths
 from pycooldown.recipes.build import RecipeTrainer, arguments, assemble, validation_pairs
 from pycooldown.recipes.history import METRICS, RECIPE, SUMMARY, TRANSLATIONS, Run
 from pycooldown.recipes.methods import MethodOptions
-from pycooldown.recipes.non_finite import StopAtNonFinite
 from pycooldown.recipes.planning import domain_sizes
 from pycooldown.recipes.run_folder import folder_state
 from pycooldown.recipes.run_lock import lock_run
@@ -110,8 +109,6 @@ def _train(
         # Events after the checkpoint are of the process that was interrupted and will come again.
         events = SummaryWriter(str(output / "tensorboard"), purge_step=(resumed_at or 0) + 1)
         trainer.add_callback(TensorBoardCallback(events))
-    if not recipe.training.allow_non_finite:
-        trainer.add_callback(StopAtNonFinite())  # after the others, which note the values first
 
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(output / "model"))

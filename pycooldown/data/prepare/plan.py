@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pycooldown._files import sha256, write_atomically
+from pycooldown._files import lock_file, sha256, write_atomically
 from pycooldown.data.prepare.engines import RunParts
 from pycooldown.data.prepare.inputs import InputFile, InputPaths, find_files
 from pycooldown.data.prepare.options import Options, TokenizerOptions
@@ -60,7 +59,8 @@ def make_plan(
         raise ValueError(f"domain {empty[0]!r} is empty: its {len(files[empty[0]])} files have no bytes; leave it out")
     everything = [part for found in parts.values() for part in found]
     path = folder / WORK / "plan.json"
-    with _lock(folder / WORK / "plan.lock", fcntl.LOCK_EX):
+    (folder / WORK).mkdir(parents=True, exist_ok=True)
+    with lock_file(folder / WORK / "plan.lock"):
         request = _request(files, tokenizer, options)
         if reuse and (stored := read_json(path)) is not None and stored.get("request") == request:
             spec = TokenizerSpec(**stored["tokenizer"])
@@ -128,20 +128,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
 @contextmanager
 def locked(folder: Path, *, shared: bool) -> Iterator[None]:
     """Refuse to write where another process does; tasks of an array may do so together."""
-    with _lock(folder / WORK / "lock", (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB):
-        yield
-
-
-@contextmanager
-def _lock(path: Path, how: int) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    (folder / WORK).mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
         try:
-            fcntl.flock(handle, how)
+            stack.enter_context(lock_file(folder / WORK / "lock", shared=shared, wait=False))
         except BlockingIOError as error:
             reason = "another process is tokenizing into this folder; wait for it, or use another folder"
-            raise BlockingIOError(error.errno, reason, str(path.parent.parent)) from error
+            raise BlockingIOError(error.errno, reason, str(folder)) from None
         yield
-    finally:
-        os.close(handle)
