@@ -120,7 +120,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Return the object in a file; nothing if there is none that can be read."""
     try:
         value = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
