@@ -234,7 +234,7 @@ def _open_locked(path: Path, flags: int = 0) -> int | None:
 
 
 def _is_named(descriptor: int, path: Path) -> bool:
-    """Whether the open file is the one that now has this name."""
+    """Return whether the open file is the one that now has this name."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:

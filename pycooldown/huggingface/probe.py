@@ -144,7 +144,7 @@ class Probe:
     def _projected_moments(
         self, model: Any, chosen: Tensors, drawn: Mapping[int, Tensors], step: int
     ) -> dict[int, torch.Tensor]:
-        """The same of the gradients' projections, which have these moments as expectation."""
+        """Return the same of the gradients' projections, which have these moments as expectation."""
 
         def losses(parameters: Tensors) -> torch.Tensor:
             each: torch.Tensor = functional_call(model, parameters, kwargs=options).loss

@@ -81,7 +81,7 @@ def read_jsonl(piece: Piece, stream: IO[bytes], options: Options, faults: Faults
 
 
 def _parse(content: bytes, place: Callable[[], str], faults: Faults) -> dict[str, Any] | None:
-    """The object that `content` holds; nothing if it is blank or was skipped."""
+    """Return the object that `content` holds; nothing if it is blank or was skipped."""
     try:
         row = orjson.loads(content)
     except orjson.JSONDecodeError as error:
@@ -225,6 +225,6 @@ class _Watched:
 
 
 def shown(value: object) -> str:
-    """A value for an error, cut."""
+    """Return a value for an error, cut."""
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -114,7 +114,7 @@ def _matches(domain: str, pattern: str, ignored: list[str]) -> list[str]:
 
 
 def _folder(folder: str, ignored: list[str]) -> list[str]:
-    """The files of known formats under a folder."""
+    """Return the files of known formats under a folder."""
     if os.path.exists(os.path.join(folder, "dataset_dict.json")):
         splits = json.loads(Path(folder, "dataset_dict.json").read_bytes()).get("splits", [])
         raise ValueError(f"{folder} is a Hugging Face dataset of several splits; name one of {', '.join(splits)} in it")

@@ -52,7 +52,7 @@ def make_plan(
     *,
     reuse: bool,
 ) -> Plan:
-    """The plan; tasks of an array `reuse` what one of them has found out."""
+    """Return the plan; tasks of an array `reuse` what one of them has found out."""
     files, ignored = find_files(inputs)
     parts = {domain: divide(domain, found, options) for domain, found in files.items()}
     if empty := [domain for domain, found in parts.items() if not found]:
