@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 
 def require(extra: str, *modules: str) -> None:
-    """Checks that modules are installed, without importing them.
+    """Check that modules are installed, without importing them.
 
     Raises:
         ImportError: naming the extra of pycooldown that brings the first missing one.

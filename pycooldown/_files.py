@@ -40,9 +40,16 @@ def write_atomically(path: str | Path, content: str | bytes, *, durable: bool = 
 
 @contextmanager
 def open_atomically(path: str | Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
-    """Open a file for writing that takes the place of `path` when the block ends; see `write_atomically`.
+    """Open a file to be written piece by piece, which appears under its name when the block ends without an error.
 
-    If the block ends with an error, `path` stays as it is.
+    See `write_atomically`.
+
+    Args:
+        path: Where to write; a file that is there is replaced.
+        durable: Wait until the content is on the disk.
+
+    Raises:
+        OSError: If the file cannot be written; what `path` held before is unchanged.
     """
     path = Path(path)
     descriptor, temporary = _open_temporary(path)
@@ -91,17 +98,56 @@ def lock_folder(folder: str | Path, *, wait: bool = True) -> Iterator[None]:
         BlockingIOError: If another process holds the lock and `wait` is false.
         OSError: If the folder cannot be opened, or its file system has no locks.
     """
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with _lock(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), folder, shared=False, wait=wait):
+        yield
+
+
+@contextmanager
+def lock_file(path: str | Path, *, shared: bool = False, wait: bool = True) -> Iterator[int]:
+    """Hold a lock on a file, which is made if it is missing, and yield its descriptor. See `lock_folder`.
+
+    Args:
+        path: The file, in an existing folder. Its content is the caller's.
+        shared: Hold it together with others that ask for a shared lock.
+        wait: Wait for a process that holds the lock; otherwise raise an error.
+
+    Raises:
+        BlockingIOError: If another process holds the lock and `wait` is false. Its `filename` is the path.
+        OSError: If the file cannot be opened, or its file system has no locks.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    with _lock(handle, path, shared=shared, wait=wait):
+        yield handle
+
+
+@contextmanager
+def _lock(handle: int, path: str | Path, *, shared: bool, wait: bool) -> Iterator[None]:
+    _held.add(handle)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            raise BlockingIOError(error.errno, "another process is using this folder", str(folder)) from None
+            raise BlockingIOError(error.errno, "another process is using it", str(path)) from None
         except OSError as error:
-            raise OSError(error.errno, f"the folder cannot be locked ({error.strerror})", str(folder)) from error
+            raise OSError(error.errno, f"it cannot be locked ({error.strerror})", str(path)) from error
         yield
     finally:
+        _held.discard(handle)
         os.close(handle)
+
+
+_held: set[int] = set()
+
+
+def _close_in_child() -> None:
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+# A lock lasts until every process that has its file open has ended. Workers that read data outlive a killed process for
+# a while, so they must not keep its locks.
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def read_bounded(path: str | Path, limit: int) -> bytes:
@@ -188,7 +234,7 @@ def _open_locked(path: Path, flags: int = 0) -> int | None:
 
 
 def _is_named(descriptor: int, path: Path) -> bool:
-    """Whether the open file is the one that now has this name."""
+    """Return whether the open file is the one that now has this name."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pycooldown._html import table
 
 Vector = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 

@@ -14,9 +14,6 @@ from typing import TypeVar
 P = TypeVar("P")
 R = TypeVar("R")
 
-# Libraries read these when they are loaded. A worker is one core: no threads of its own.
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
-
 
 def run_all(function: Callable[[P], R], parts: Sequence[P], *, workers: int) -> Iterator[tuple[int, R]]:
     """Yield the number and the result of ``function(part)`` for every part, in the order in which they finish.
@@ -36,10 +33,7 @@ def run_all(function: Callable[[P], R], parts: Sequence[P], *, workers: int) -> 
     if workers == 1:
         yield from ((number, function(part)) for number, part in enumerate(parts))
         return
-    # Spawned, because the threads of torch do not survive a fork.
-    pool = ProcessPoolExecutor(
-        min(workers, max(len(parts), 1)), mp_context=get_context("spawn"), initializer=_start_worker
-    )
+    pool = process_pool(min(workers, max(len(parts), 1)))
     try:
         futures = {pool.submit(function, part): number for number, part in enumerate(parts)}
         for future in as_completed(futures):
@@ -53,11 +47,26 @@ def run_all(function: Callable[[P], R], parts: Sequence[P], *, workers: int) -> 
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
+def process_pool(workers: int, *, threads: int = 1) -> ProcessPoolExecutor:
+    """Return a pool of processes that end with this one, even if it is killed.
+
+    They are spawned, because the threads of torch do not survive a fork.
+
+    Args:
+        workers: Number of processes.
+        threads: Number of threads that the libraries in each of them use.
+    """
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(threads,))
+
+
+def _start_worker(threads: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ.update(_ONE_THREAD)
+    # Libraries read these when they are loaded.
+    os.environ.update(OMP_NUM_THREADS=str(threads), RAYON_NUM_THREADS=str(threads))
+    if threads == 1:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if "torch" in sys.modules:  # the main module of the caller has loaded it already
-        sys.modules["torch"].set_num_threads(1)
+        sys.modules["torch"].set_num_threads(threads)
 
 
 def _end_with_parent() -> None:

@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from pycooldown import _files
-from pycooldown._files import lock_folder, read_bounded, sha256, write_atomically
+from pycooldown._files import lock_file, lock_folder, open_atomically, read_bounded, sha256, write_atomically
 
 KILLED_WRITER = """if True:
     import os, signal, sys
@@ -115,7 +115,7 @@ def test_file_systems_without_locks_are_written_to(tmp_path, monkeypatch, code):
     write_atomically(tmp_path / "file", "content")
     assert (tmp_path / "file").read_text() == "content"
     assert names(tmp_path) == [other.name, "file"]
-    with pytest.raises(OSError, match="the folder cannot be locked"), lock_folder(tmp_path):
+    with pytest.raises(OSError, match="cannot be locked"), lock_folder(tmp_path):
         pass
 
 
@@ -142,7 +142,7 @@ def test_a_locked_folder_is_refused_to_others_until_the_holder_ends(tmp_path):
     with lock_folder(tmp_path):
         child = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
         assert "BlockingIOError" in child.stderr
-        assert f"another process is using this folder: '{tmp_path}'" in child.stderr
+        assert f"another process is using it: '{tmp_path}'" in child.stderr
     assert subprocess.run([sys.executable, "-c", code, tmp_path]).returncode == 0  # it ends without unlocking
     with lock_folder(tmp_path, wait=False):
         pass
@@ -174,3 +174,31 @@ def test_there_is_one_atomic_writer():
                     if any(call in file.read() for call in ("os.replace", "os.rename", "mkstemp", "NamedTemporary")):
                         found.add(os.path.relpath(os.path.join(folder, name), package))
     assert found == {"_files.py", "data/publish.py"}
+
+
+def test_a_lock_may_be_shared(tmp_path):
+    lock = tmp_path / "lock"
+    with lock_file(lock, shared=True), lock_file(lock, shared=True, wait=False):
+        with pytest.raises(BlockingIOError, match="another process is using it") as caught:
+            lock_file(lock, wait=False).__enter__()
+        assert caught.value.filename == str(lock)
+    with lock_file(lock, wait=False), pytest.raises(BlockingIOError):
+        lock_file(lock, shared=True, wait=False).__enter__()
+
+
+def test_a_file_written_piece_by_piece_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+
+    def write(pieces):
+        with open_atomically(path) as file:
+            for piece in pieces:
+                file.write(piece)
+                file.flush()
+                assert not path.exists()
+
+    with pytest.raises(TypeError):
+        write([b"one", None])
+    assert names(tmp_path) == []
+    write([b"one", b"two"])
+    assert path.read_bytes() == b"onetwo"
+    assert names(tmp_path) == ["file"]

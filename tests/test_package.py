@@ -2,6 +2,7 @@
 
 import ast
 import shutil
+import statistics
 import subprocess
 import sys
 from importlib import metadata
@@ -81,6 +82,62 @@ def test_imports_point_down(path):
             assert str(relative) in CORE_USERS, f"{relative} uses the compiled core; go through a module that wraps it"
         elif target in FLOOR_OF and target != room:
             assert FLOOR_OF[target] > FLOOR_OF[room], f"{relative} ({room}) imports {module}: imports point down only"
+
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path, modules):
+    """The package's modules that a file imports, inside functions too, but not for type checkers alone."""
+    package = module_name(path).split(".")
+    package = package if path.name == "__init__.py" else package[:-1]
+    found, nodes = set(), [ast.parse(path.read_text())]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            nodes += node.orelse
+            continue
+        nodes += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {name if (name := f"{base}.{alias.name}") in modules else base for alias in node.names}
+    return found & modules - {module_name(path)}
+
+
+def test_no_import_circle():
+    paths = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+    modules = paths.keys() | {"pycooldown._core"}
+    left = {name: imports_of(path, modules) for name, path in paths.items()} | {"pycooldown._core": set()}
+    while leaves := {name for name, imported in left.items() if not imported & left.keys()}:
+        left = {name: imported for name, imported in left.items() if name not in leaves}
+    assert not left, f"these modules import each other in circles: {sorted(left)}"
+
+
+def test_a_type_name_is_used_for_one_thing():
+    homes = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            names = [node.name] if isinstance(node, ast.ClassDef) else []
+            if isinstance(node, ast.Assign):  # of a type: its name has capitals and small letters, as in Vector
+                names = [t.id for t in node.targets if isinstance(t, ast.Name) and t.id[0].isupper()]
+            for name in names:
+                if not name.isupper():
+                    homes.setdefault(name, set()).add(str(path.relative_to(PACKAGE)))
+    doubles = {name: sorted(files) for name, files in homes.items() if len(files) > 1}
+    assert not doubles, f"one name, two things: rename one, or import it: {doubles}"
+
+
+def test_files_are_short():
+    sources = Path(__file__).parent.parent / "csrc"
+    files = [*PACKAGE.rglob("*.py"), *(f for f in sources.rglob("*") if f.suffix in {".h", ".cpp", ".cu", ".cuh"})]
+    lines = {str(file): len(file.read_text(encoding="utf-8").splitlines()) for file in files}
+    assert {file: count for file, count in lines.items() if count > 300} == {}
+    assert statistics.median(lines.values()) <= 150
 
 
 def run(code):

@@ -7,7 +7,7 @@ from pycooldown.adaptive.fgls import FGLS
 from pycooldown.adaptive.group_dro import GroupDRO
 from pycooldown.adaptive.odm import OnlineDataMixing
 from pycooldown.adaptive.schedule import LearnedSchedule
-from pycooldown.adaptive.statistics import LossStatistics, Statistics
+from pycooldown.adaptive.statistics import DomainStatsLike, Statistics
 from pycooldown.adaptive.variance_aware import VarianceAware
 
 __all__ = [
@@ -15,9 +15,9 @@ __all__ = [
     "ERMA",
     "FGLS",
     "DoReMi",
+    "DomainStatsLike",
     "GroupDRO",
     "LearnedSchedule",
-    "LossStatistics",
     "OnlineDataMixing",
     "Statistics",
     "VarianceAware",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pycooldown.adaptive.statistics import LossStatistics, read_statistics
+from pycooldown.adaptive.statistics import DomainStatsLike, read_statistics
 from pycooldown.mixture import Mixture, Vector
 
 NEAR_ONE_HOT = 0.99
@@ -74,7 +74,7 @@ class LearnedSchedule(ABC):
         return frozenset()
 
     def needs(self, step: int) -> frozenset[str]:
-        """Return the names of the `Statistics` that ``update(step, ...)`` reads beside the two of `LossStatistics`."""
+        """Return the names of the `Statistics` that ``update(step, ...)`` reads beside the two of `DomainStatsLike`."""
         return frozenset()
 
     def mixture(self, step: int) -> Mixture:
@@ -107,7 +107,7 @@ class LearnedSchedule(ABC):
         settings = {**self.settings(), "delay": self.delay}
         return f"{type(self).__name__}({self.start.describe()}, {', '.join(f'{k}={v}' for k, v in settings.items())})"
 
-    def update(self, step: int, stats: LossStatistics) -> None:
+    def update(self, step: int, stats: DomainStatsLike) -> None:
         """Learn from the statistics of a trained step, which decides the mixture of step ``step + delay``.
 
         Raises:

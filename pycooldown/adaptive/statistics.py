@@ -14,7 +14,7 @@ from pycooldown.mixture import Vector
 _NOT_NEGATIVE = ("token_count", "probe_loss_variance", "probe_gradient_variance", "probe_gradient_second_moment")
 
 
-class LossStatistics(Protocol):
+class DomainStatsLike(Protocol):
     """What every update reads: vectors of K values in the order of the schedule's domains, as arrays or CPU tensors.
 
     `pycooldown.losses.cross_entropy` with ``return_stats=True`` gives these two. Some methods read more: `Statistics`.
@@ -56,7 +56,7 @@ class Statistics:
 
 
 def read_statistics(
-    stats: LossStatistics, names: Iterable[str], domains: Sequence[str], step: int
+    stats: DomainStatsLike, names: Iterable[str], domains: Sequence[str], step: int
 ) -> dict[str, Vector]:
     """Return the named statistics as float64 vectors.
 

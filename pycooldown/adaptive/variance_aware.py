@@ -12,7 +12,7 @@ from pycooldown.adaptive.schedule import LearnedSchedule
 from pycooldown.adaptive.statistics import Statistics
 from pycooldown.mixture import Mixture, Vector
 
-Allocation = Literal["multinomial", "systematic", "quota"]
+SamplerAllocation = Literal["multinomial", "systematic", "quota"]
 
 
 def best_sampling(target: Vector, moments: Vector, least: float = 0.0) -> Vector:
@@ -58,7 +58,7 @@ class VarianceAware(LearnedSchedule):
         self,
         objective: Mixture | LearnedSchedule,
         *,
-        allocation: Allocation = "multinomial",
+        allocation: SamplerAllocation = "multinomial",
         interval: int = 20,
         decay: float = 0.7,
         least: float = 1e-3,
@@ -67,7 +67,7 @@ class VarianceAware(LearnedSchedule):
         start = objective if isinstance(objective, Mixture) else objective.start
         super().__init__(start, delay=delay)
         check_probes(interval, decay)
-        if allocation not in get_args(Allocation):
+        if allocation not in get_args(SamplerAllocation):
             raise ValueError(f"allocation = {allocation!r}; expected 'multinomial', 'systematic' or 'quota'")
         if isinstance(objective, LearnedSchedule) and objective.delay != delay:
             raise ValueError(f"delay = {delay}, but objective has {objective.delay}; expected the same")

@@ -12,12 +12,12 @@ import typer
 from rich.table import Table
 
 from pycooldown.cli._app import app, console, right, split_arguments
+from pycooldown.recipes.sizes import Unit
 
 if TYPE_CHECKING:
     from pycooldown.recipes.planning import StagePlan
     from pycooldown.recipes.schema import Recipe
 
-Unit = Literal["samples", "tokens"]
 _LEARNED = "The method learns its mixture while it trains: this holds if the mixture stays as it starts."
 
 

@@ -179,7 +179,7 @@ def _inside(name: str) -> str:
     return name
 
 
-Count = Annotated[int, Field(ge=0, lt=2**48)]
+FileCount = Annotated[int, Field(ge=0, lt=2**48)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 FileName = Annotated[str, AfterValidator(_inside)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -197,15 +197,15 @@ class _Recipe(_Strict):
 
 
 class _File(_Strict):
-    bytes: Count
+    bytes: FileCount
     sha256: Sha256
 
 
 class _Split(_Strict):
-    samples: Annotated[Count, Field(ge=1)]
-    src_tokens: Count
-    tgt_tokens: Count
-    shards: dict[FileName, Annotated[Count, Field(ge=1)]]
+    samples: Annotated[FileCount, Field(ge=1)]
+    src_tokens: FileCount
+    tgt_tokens: FileCount
+    shards: dict[FileName, Annotated[FileCount, Field(ge=1)]]
 
 
 class _Splits(_Strict):

@@ -10,14 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pycooldown._extras import require
+from pycooldown.mixture import Integers
 
 require("data", "numba")
 
 from numba import njit  # noqa: E402
 
 __all__ = ["Packed", "pack_sequences"]
-
-Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

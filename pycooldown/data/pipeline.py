@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pycooldown._extras import require
 from pycooldown.data.stages import Batches, held_back_by
 from pycooldown.data.streams import LocalShards, Sample, SampleStream, Stream, expand_urls, local_path
+from pycooldown.mixture import Integers
 from pycooldown.sampling.sampler import AllocationName, DomainBatchSampler
 from pycooldown.schedules import Schedule
 
@@ -30,7 +31,6 @@ from webdataset.utils import pytorch_worker_info  # noqa: E402
 
 __all__ = ["MixedPipeline", "mix"]
 
-Integers = npt.NDArray[np.int64]
 Collate = Callable[[list[Any]], Any]
 
 _VERSION = 2  # of states; those of version 1 are honoured

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from pycooldown.data.token_file import TokenFile
+from pycooldown.mixture import Integers
 
 __all__ = ["Concatenated", "Documents", "Pieces"]
 
-Integers = npt.NDArray[np.int64]
 Files = Mapping[str, Sequence[TokenFile]]
 
 
@@ -68,7 +67,7 @@ class Concatenated(_Domains):
         self.close(sizes.tolist(), tokens.tolist(), f"it does not have {least}")
 
     def pieces(self, indices: Integers) -> Pieces:
-        """The one piece of each row, which goes on to the row's end or the domain's."""
+        """Return the one piece of each row, which goes on to the row's end or the domain's."""
         domains = self.domain_ids(indices)
         begins = self.token_bounds[domains] + (indices - self.bounds[domains]) * self.length
         return Pieces(np.arange(len(indices) + 1), begins, self.token_bounds[domains + 1], domains)
@@ -108,7 +107,7 @@ class Documents(_Domains):
         self.close(sizes, tokens, f"it has no document, or with long_documents={long_documents!r} none that is kept")
 
     def pieces(self, indices: Integers) -> Pieces:
-        """The pieces of each row; each goes on to the row's end or its document's."""
+        """Return the pieces of each row; each goes on to the row's end or its document's."""
         domains = self.domain_ids(indices)
         if self.row_bounds is None:
             return Pieces(np.arange(len(indices) + 1), self.begins[indices], self.token_bounds[domains + 1], domains)
@@ -150,7 +149,7 @@ def _pieces(
 
 
 def _best_fit(lengths: Integers, length: int) -> tuple[Integers, Integers]:
-    """The order in which pieces fill rows, and how many each row has."""
+    """Return the order in which pieces fill rows, and how many each row has."""
     from pycooldown.data.packing import best_fit_decreasing  # needs numba, which the other modes do without
 
     # NumPy sorts integers of 16 bits by radix, in linear time.

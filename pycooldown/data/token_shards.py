@@ -88,14 +88,14 @@ def open_token_shard(path: str | os.PathLike[str]) -> TokenFile:
 
 def _make_again(path: str, sidecar: str) -> bytes:
     content = _scan(path)
-    # A read-only data folder is no reason to stop: the sidecar in memory serves as well.
-    with contextlib.suppress(PermissionError):
+    # A folder or disk that is read-only or full is no reason to stop: the sidecar in memory serves as well.
+    with contextlib.suppress(OSError):
         write_atomically(sidecar, content, durable=False)
     return content
 
 
 def make_sidecar(dtype: np.dtype[Any], table: array[int], ends: array[int], size: int) -> bytes:
-    """The content of a sidecar.
+    """Return the content of a sidecar.
 
     Args:
         dtype: Of the tokens.
@@ -135,7 +135,7 @@ def _parse(path: str, size: int, content: npt.NDArray[np.uint8], mapped: MappedE
 
 
 def _scan(path: str) -> bytes:
-    """The sidecar that the tar should have."""
+    """Return the sidecar that the tar should have."""
     table, ends = array("Q"), array("Q")
     dtypes: set[str] = set()
     end = 0  # of the last member, with its padding

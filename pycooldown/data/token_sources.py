@@ -258,7 +258,7 @@ def _numpy_header(path: str) -> tuple[tuple[int, ...], np.dtype[Any], int] | Non
 def _delimited(
     path: str, size: int, dtype: np.dtype[Any], offset: int, tokens: int, eos_id: int | None, bos_id: int | None
 ) -> TokenFile:
-    """A file whose documents end with one token or begin with another."""
+    """Return a file whose documents end with one token or begin with another."""
     ends: list[Numbers] = []
     separator = eos_id if eos_id is not None else bos_id
     if separator is not None and not 0 <= separator <= np.iinfo(dtype).max:

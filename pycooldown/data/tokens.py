@@ -248,7 +248,7 @@ def _open(
     domains: Collection[str] | None,
     vocabulary_size: int | None,
 ) -> tuple[dict[str, list[TokenFile]], int | None]:
-    """The files of each domain, and the number of token ids if it is known."""
+    """Return the files of each domain, and the number of token ids if it is known."""
     if isinstance(sources, Mapping):
         if split != "train":
             raise ValueError(f"split = {split!r}: sources by domain have no splits; give those of the split")

@@ -70,7 +70,7 @@ def find_fault(checkpoint: str | Path) -> Fault | None:
         files = {name: (e, None) if isinstance(e, int) else (e["size"], e["sha256"]) for name, e in _entries(content)}
     except FileNotFoundError:
         return Fault(f"it has no {SEAL}, which is written last")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return Fault(f"its {SEAL} cannot be read ({error})", damaged=True)
     if "checksum" in content and content["checksum"] != _checksum(content):
         return Fault(f"its {SEAL} has changed since it was written", damaged=True)
@@ -82,8 +82,13 @@ def find_fault(checkpoint: str | Path) -> Fault | None:
             return Fault(f"it lacks {name}")
         if path.stat().st_size != size:
             return Fault(f"its {name} has {path.stat().st_size} bytes of {size}")
-        if digest is not None and sha256(path) != digest:  # the seals of version 0.1 have sizes alone
+        if digest is not None and sha256(path) != digest:
             return Fault(f"its {name} has changed since it was written", damaged=True)
+        if digest is None and path.suffix == ".json":  # seals of version 0.1 have sizes alone
+            try:
+                json.loads(path.read_bytes())
+            except (ValueError, RecursionError) as error:
+                return Fault(f"its {name} cannot be read ({error})", damaged=True)
     return None
 
 

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pycooldown.huggingface.packing import block_causal
 from pycooldown.huggingface.sources import Samples
 
-Inputs = dict[str, torch.Tensor]
+Tensors = dict[str, torch.Tensor]
 
 
 class Probe:
@@ -48,7 +48,7 @@ class Probe:
         self,
         datasets: Mapping[str, Samples],
         domains: Sequence[str],
-        collate: Callable[[list[Any]], Inputs],
+        collate: Callable[[list[Any]], Tensors],
         *,
         size: int = 8,
         parameters: str = "",
@@ -103,13 +103,13 @@ class Probe:
         model.train(was_training)
         return result
 
-    def _draw(self, step: int, position: int) -> Inputs:
+    def _draw(self, step: int, position: int) -> Tensors:
         dataset = self.datasets[position]
         key = [self.seed, step, *self.domains[position].encode()]
         chosen = np.random.default_rng(key).choice(len(dataset), size=min(self.size, len(dataset)), replace=False)
         return self.collate([dataset[i] for i in chosen.tolist()])
 
-    def _chosen(self, model: torch.nn.Module) -> Inputs:
+    def _chosen(self, model: torch.nn.Module) -> Tensors:
         """Return the parameters that are differentiated, by name."""
         trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
         chosen = {name: p.detach() for name, p in trained if re.search(self.parameters, name)}
@@ -118,11 +118,11 @@ class Probe:
         return chosen
 
     def _gradient_moments(
-        self, model: Any, chosen: Inputs, drawn: Mapping[int, Inputs], step: int
+        self, model: Any, chosen: Tensors, drawn: Mapping[int, Tensors], step: int
     ) -> dict[int, torch.Tensor]:
         """Trace of the covariance and mean squared length of each domain's gradients, (2,) float64."""
 
-        def loss(parameters: Mapping[str, torch.Tensor], example: Inputs) -> torch.Tensor:
+        def loss(parameters: Mapping[str, torch.Tensor], example: Tensors) -> torch.Tensor:
             one = {name: value.unsqueeze(0) for name, value in example.items()}
             output = functional_call(model, dict(parameters), kwargs={**one, "reduction": "sum", "skip_logits": True})
             total: torch.Tensor = output.loss
@@ -145,11 +145,11 @@ class Probe:
         return moments
 
     def _projected_moments(
-        self, model: Any, chosen: Inputs, drawn: Mapping[int, Inputs], step: int
+        self, model: Any, chosen: Tensors, drawn: Mapping[int, Tensors], step: int
     ) -> dict[int, torch.Tensor]:
-        """The same of the gradients' projections, which have these moments as expectation."""
+        """Return the same of the gradients' projections, which have these moments as expectation."""
 
-        def losses(parameters: Inputs) -> torch.Tensor:
+        def losses(parameters: Tensors) -> torch.Tensor:
             each: torch.Tensor = functional_call(model, parameters, kwargs=options).loss
             return each.sum(dim=1)
 

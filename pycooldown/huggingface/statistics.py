@@ -97,5 +97,6 @@ class DomainSums:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         raise FloatingPointError(
             f"the loss of {shown} was not finite at step {first}: lower the learning rate, look at the samples of that "
-            "step with trainer.sampler.plan(step), or pass allow_non_finite_loss=True to go on regardless"
+            "step with trainer.sampler.plan(step), or go on regardless with allow_non_finite_loss=True (in a recipe: "
+            "training.allow_non_finite=true)"
         )

@@ -68,7 +68,8 @@ class LogPart(EvaluationPart):
         if loss is not None and not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss} at step {self.state.global_step - 1} or before, but that of each domain is "
-                "finite: a loss weight or the auxiliary loss is not; allow_non_finite_loss=True goes on regardless"
+                "finite: a loss weight or the auxiliary loss is not; go on regardless with allow_non_finite_loss=True "
+                "(in a recipe: training.allow_non_finite=true)"
             )
 
     def _domain_logs(self) -> dict[str, float]:

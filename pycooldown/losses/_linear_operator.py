@@ -153,7 +153,7 @@ def _sweep(
     wanted: Wanted,
     options: KernelOptions,
 ) -> LinearLosses:
-    """The operator's results, computed."""
+    """Return the operator's results, computed."""
     input, device, scale = operands.input, operands.input.device, rows.scale
     num_classes = len(operands.weight)
     # Rows that count neither in the loss nor in the sums take no part in the products. Their number is only known by

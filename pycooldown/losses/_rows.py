@@ -131,7 +131,7 @@ def _flatten(
     layout: _checks.Layout,
     kernel: KernelOptions,
 ) -> Rows:
-    """The rows of arguments that are checked."""
+    """Return the rows of arguments that are checked."""
     shape, class_dim, num_classes, dtype = layout
     ones = torch.ones(shape.numel(), dtype=torch.promote_types(input.dtype, torch.float32), device=input.device)
     probabilities = target.is_floating_point()

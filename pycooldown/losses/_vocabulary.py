@@ -183,7 +183,7 @@ def sum_(tensor: torch.Tensor, group: str) -> None:
 
 
 def _resolve(group: str) -> ProcessGroup:
-    """The process group of a name."""
+    """Return the process group of a name."""
     resolve = dist.distributed_c10d._resolve_process_group  # type: ignore[attr-defined]
     process_group: ProcessGroup = resolve(group)  # type: ignore[arg-type]
     return process_group

@@ -86,7 +86,7 @@ class CrossEntropyLoss(torch.nn.Module):
         domain_weights: torch.Tensor | None,
         token_weights: torch.Tensor | None,
     ) -> dict[str, Any]:
-        """The module's options and those of a call, as the functions' keyword arguments."""
+        """Return the module's options and those of a call, as the functions' keyword arguments."""
         if domain_weights is None and domain_ids is not None:
             domain_weights = self.domain_weights
         return {

@@ -59,7 +59,7 @@ class Run:
         try:
             lines = (path / METRICS).read_text(encoding="utf-8").splitlines()
             logs = [_with_nan(json.loads(line)) for line in lines]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path / METRICS} is damaged: {error}") from error
         train, evaluations = ([entry for entry in logs if name in entry] for name in ("loss", "eval_loss"))
         return cls(path, recipe, train, evaluations, summary)

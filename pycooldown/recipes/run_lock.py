@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from pycooldown._files import lock_file
+
 LOCK = "run.lock"
-
-_held: set[int] = set()
-
-
-def _close_in_child() -> None:
-    for handle in _held:
-        os.close(handle)
-    _held.clear()
-
-
-# A lock lasts until every process that has its file open has ended. Workers that read data outlive a killed run for a
-# while, so they must not keep it.
-os.register_at_fork(after_in_child=_close_in_child)
 
 
 @contextmanager
@@ -31,21 +19,17 @@ def lock_run(folder: Path) -> Iterator[None]:
 
     Raises:
         ValueError: If another process, or another call in this one, holds the lock; the message names the process.
+        OSError: If the folder cannot be made, or its file system has no locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    _held.add(handle)
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            handle = stack.enter_context(lock_file(folder / LOCK, wait=False))
         except BlockingIOError:
-            holder = os.pread(handle, 200, 0).decode("utf-8", "replace").strip() or "another process"
+            holder = (folder / LOCK).read_bytes()[:200].decode("utf-8", "replace").strip() or "another process"
             raise ValueError(
                 f"{folder} is in use by {holder}, which trains there now; wait for its end, or choose another folder"
             ) from None
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
-    finally:
-        _held.discard(handle)
-        os.close(handle)

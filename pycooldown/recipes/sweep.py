@@ -10,6 +10,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from pathlib import Path
 
+from pycooldown.processes import process_pool
 from pycooldown.recipes.grid import GridPoint
 from pycooldown.recipes.history import Run
 from pycooldown.recipes.report import compare
@@ -119,14 +120,9 @@ def _train_elsewhere(
 
 
 def _processes(count: int) -> ProcessPoolExecutor:
-    threads = max(1, len(os.sched_getaffinity(0)) // count)
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    return ProcessPoolExecutor(count, mp_context=context, initializer=_share_threads, initargs=(threads,))
-
-
-def _share_threads(threads: int) -> None:
-    """Set the number of threads before torch is loaded."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    """Return a pool whose processes share the machine's threads, unless OMP_NUM_THREADS says how many each has."""
+    threads = os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // count)
+    return process_pool(count, threads=int(str(threads).partition(",")[0]))
 
 
 def _check_comparable(recipes: Mapping[str, Recipe]) -> None:

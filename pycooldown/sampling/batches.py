@@ -8,9 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pycooldown._html import table
-from pycooldown.mixture import Mixture
-
-Integers = npt.NDArray[np.int64]
+from pycooldown.mixture import Integers, Mixture
 
 
 @dataclass(frozen=True)

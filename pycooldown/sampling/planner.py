@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from pycooldown import _core
-from pycooldown.mixture import Mixture, Vector
-from pycooldown.sampling.batches import BatchPlan, Integers
+from pycooldown.mixture import Integers, Mixture, Vector
+from pycooldown.sampling.batches import BatchPlan
 from pycooldown.sampling.changes import NEVER, Job, ScheduleChange
 from pycooldown.schedules import Schedule
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from pycooldown.mixture import Mixture
-from pycooldown.sampling.batches import BatchPlan, Exposure, Integers
+from pycooldown.mixture import Integers, Mixture
+from pycooldown.sampling.batches import BatchPlan, Exposure
 from pycooldown.sampling.changes import BatchSizes, Job, ScheduleHistory
 from pycooldown.sampling.checks import AllocationName as AllocationName
 from pycooldown.sampling.checks import batch_size_pairs, check_batches, check_options, check_stop, integer, step_number

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pycooldown.sampling.batches import Integers
+from pycooldown.mixture import Integers
 from pycooldown.sampling.changes import BatchSizes, Job, ScheduleHistory
 from pycooldown.sampling.planner import MAX_DRAWS, Position
 

@@ -13,14 +13,14 @@ from pycooldown.processes import run_all
 
 # `run(function, parts)` yields the number and the result of `function(part)` for every part, as they are finished.
 # After an error of the function, which is raised, no further part is begun.
-Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[int, Any]]]
+RunParts = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[int, Any]]]
 # A worker is one core: no threads of its own.
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 DIED = "finished shards are kept: run the same command again to go on, with fewer workers if memory is short"
 
 
 @contextmanager
-def open_engine(*, workers: int, ray: str | None = None) -> Iterator[Run]:
+def open_engine(*, workers: int, ray: str | None = None) -> Iterator[RunParts]:
     """Start the workers, yield the function that gives them work, and end them.
 
     Args:
@@ -45,7 +45,7 @@ def open_engine(*, workers: int, ray: str | None = None) -> Iterator[Run]:
 
 
 @contextmanager
-def _ray(workers: int, address: str) -> Iterator[Run]:
+def _ray(workers: int, address: str) -> Iterator[RunParts]:
     require("ray", "ray")
     import ray
 

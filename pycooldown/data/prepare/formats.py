@@ -22,7 +22,7 @@ BOM = b"\xef\xbb\xbf"  # some editors put it in front of UTF-8
 MAX_JSON_BYTES = 256 << 20  # a list in one `.json` file is parsed as a whole
 
 Place = Callable[[Any], str]
-Rows = Iterator[tuple[Any, list[Any]]]  # what tells a record's place, and its fields
+RowIterator = Iterator[tuple[Any, list[Any]]]  # the place of each record, and its fields
 
 
 class Faults:
@@ -72,7 +72,7 @@ def lines_before(piece: Piece) -> int:
     return count
 
 
-def read_jsonl(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> Rows:
+def read_jsonl(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
     """Yield the objects of lines; blank lines are passed over."""
     place = _line_place(piece)
     for number, line in _lines(stream, faults, place):
@@ -82,7 +82,7 @@ def read_jsonl(piece: Piece, stream: IO[bytes], options: Options, faults: Faults
 
 
 def _parse(content: bytes, place: Callable[[], str], faults: Faults) -> dict[str, Any] | None:
-    """The object that `content` holds; nothing if it is blank or was skipped."""
+    """Return the object that `content` holds; nothing if it is blank or was skipped."""
     try:
         row = orjson.loads(content)
     except orjson.JSONDecodeError as error:
@@ -101,7 +101,7 @@ def _parse(content: bytes, place: Callable[[], str], faults: Faults) -> dict[str
     return row
 
 
-def read_json(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> Rows:
+def read_json(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
     """Yield the objects of one JSON list, or of lines in a `.json` file."""
     content = stream.read(MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:
@@ -133,7 +133,7 @@ def _decode(content: bytes, place: Callable[[], str], faults: Faults) -> str | N
         return None
 
 
-def read_text_file(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> Rows:
+def read_text_file(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
     """Yield the whole text as one document."""
     content = stream.read(MAX_RECORD_BYTES + 1)
     if len(content) > MAX_RECORD_BYTES:
@@ -143,7 +143,7 @@ def read_text_file(piece: Piece, stream: IO[bytes], options: Options, faults: Fa
         yield 1, [text]
 
 
-def read_text_lines(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> Rows:
+def read_text_lines(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
     """Yield each line that is not empty."""
     place = _line_place(piece)
     for number, line in _lines(stream, faults, place):
@@ -152,13 +152,13 @@ def read_text_lines(piece: Piece, stream: IO[bytes], options: Options, faults: F
             yield number, [text]
 
 
-def read_text_paragraphs(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> Rows:
+def read_text_paragraphs(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
     """Yield the lines between blank ones."""
     place = _line_place(piece)
     lines: list[bytes] = []
     first = size = 0
 
-    def paragraph() -> Rows:
+    def paragraph() -> RowIterator:
         if size > MAX_RECORD_BYTES:
             faults("long", lambda: place(first), f"begins a paragraph of more than {MAX_RECORD_BYTES:,} bytes")
         elif lines:
@@ -178,7 +178,7 @@ def read_text_paragraphs(piece: Piece, stream: IO[bytes], options: Options, faul
     yield from paragraph()
 
 
-def read_tar(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> Rows:
+def read_tar(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
     """The members that hold text: `.txt`, or `.json` with the fields. Others of their samples hold none."""
     watched = _Watched(stream)
     found = False
@@ -226,6 +226,6 @@ class _Watched:
 
 
 def shown(value: object) -> str:
-    """A value for an error, cut."""
+    """Return a value for an error, cut."""
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from pycooldown.data.stores import StoredObject, find_object, glob_objects, is_url, list_objects, open_binary
 
-Inputs = Mapping[str, "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"]
+InputPaths = Mapping[str, "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"]
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -81,7 +81,7 @@ def parse_inputs(arguments: Iterable[str]) -> dict[str, list[str]]:
     return patterns
 
 
-def find_files(inputs: Inputs) -> tuple[dict[str, list[InputFile]], list[str]]:
+def find_files(inputs: InputPaths) -> tuple[dict[str, list[InputFile]], list[str]]:
     """Return the files of each domain, ordered by path, and the files of folders that were passed over.
 
     A pattern is a file, a glob (`**` for any depth), or a folder: all files of known formats under it, hidden ones and
@@ -162,7 +162,7 @@ def _several_splits(folder: str, content: dict[str, Any]) -> ValueError:
 
 
 def _folder(folder: str, ignored: list[str]) -> list[str]:
-    """The files of known formats under a folder."""
+    """Return the files of known formats under a folder."""
     if os.path.exists(several := os.path.join(folder, "dataset_dict.json")):
         raise _several_splits(folder, _read_json(several))
     if os.path.exists(state := os.path.join(folder, "state.json")) and os.path.exists(

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pycooldown._files import sha256, write_atomically
-from pycooldown.data.prepare.engines import Run
-from pycooldown.data.prepare.inputs import InputFile, Inputs, find_files
+from pycooldown._files import lock_file, sha256, write_atomically
+from pycooldown.data.prepare.engines import RunParts
+from pycooldown.data.prepare.inputs import InputFile, InputPaths, find_files
 from pycooldown.data.prepare.options import Options, TokenizerOptions
 from pycooldown.data.prepare.ranges import Part, divide
 from pycooldown.data.prepare.records import WORK, Setup, part_key
@@ -45,22 +44,23 @@ class Plan:
 
 def make_plan(
     folder: Path,
-    inputs: Inputs,
+    inputs: InputPaths,
     tokenizer: TokenizerOptions,
     options: Options,
-    run: Run,
+    run: RunParts,
     report: Progress,
     *,
     reuse: bool,
 ) -> Plan:
-    """The plan; tasks of an array `reuse` what one of them has found out."""
+    """Return the plan; tasks of an array `reuse` what one of them has found out."""
     files, ignored = find_files(inputs)
     parts = {domain: divide(domain, found, options) for domain, found in files.items()}
     if empty := [domain for domain, found in parts.items() if not found]:
         raise ValueError(f"domain {empty[0]!r} is empty: its {len(files[empty[0]])} files have no bytes; leave it out")
     everything = [part for found in parts.values() for part in found]
     path = folder / WORK / "plan.json"
-    with _lock(folder / WORK / "plan.lock", fcntl.LOCK_EX):
+    (folder / WORK).mkdir(parents=True, exist_ok=True)
+    with lock_file(folder / WORK / "plan.lock"):
         request = _request(files, tokenizer, options)
         if reuse and (stored := read_json(path)) is not None and stored.get("request") == request:
             spec = TokenizerSpec(**stored["tokenizer"])
@@ -120,7 +120,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Return the object in a file; nothing if there is none that can be read."""
     try:
         value = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -128,20 +128,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
 @contextmanager
 def locked(folder: Path, *, shared: bool) -> Iterator[None]:
     """Refuse to write where another process does; tasks of an array may do so together."""
-    with _lock(folder / WORK / "lock", (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB):
-        yield
-
-
-@contextmanager
-def _lock(path: Path, how: int) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    (folder / WORK).mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
         try:
-            fcntl.flock(handle, how)
+            stack.enter_context(lock_file(folder / WORK / "lock", shared=shared, wait=False))
         except BlockingIOError as error:
             reason = "another process is tokenizing into this folder; wait for it, or use another folder"
-            raise BlockingIOError(error.errno, reason, str(path.parent.parent)) from error
+            raise BlockingIOError(error.errno, reason, str(folder)) from None
         yield
-    finally:
-        os.close(handle)

@@ -10,7 +10,7 @@ from typing import IO, Any, Protocol, cast
 
 from pycooldown._extras import require
 from pycooldown.data.prepare import formats
-from pycooldown.data.prepare.formats import Faults, Place, Rows, lines_before, shown
+from pycooldown.data.prepare.formats import Faults, Place, RowIterator, lines_before, shown
 from pycooldown.data.prepare.options import Options
 from pycooldown.data.prepare.ranges import READ_BYTES, Piece
 from pycooldown.data.stores import open_binary
@@ -22,15 +22,15 @@ except ImportError:
     from backports import zstd
 
 
-class Digest(Protocol):
-    """A hash, as of `hashlib`."""
+class Hasher(Protocol):
+    """A hash object, such as those of `hashlib`."""
 
     def update(self, data: Any, /) -> None:
         """Take in bytes."""
 
 
 def read_documents(
-    piece: Piece, options: Options, faults: Faults, digest: Digest | None = None
+    piece: Piece, options: Options, faults: Faults, digest: Hasher | None = None
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the documents of a piece, as text and as UTF-8.
 
@@ -65,14 +65,14 @@ def read_documents(
             yield text, data
 
 
-_TEXT: dict[str, Callable[..., Rows]] = {
+_TEXT: dict[str, Callable[..., RowIterator]] = {
     "file": formats.read_text_file,
     "line": formats.read_text_lines,
     "paragraph": formats.read_text_paragraphs,
 }
 
 
-def hash_piece(piece: Piece, digest: Digest) -> None:
+def hash_piece(piece: Piece, digest: Hasher) -> None:
     """Give `digest` all bytes of a piece.
 
     Raises:
@@ -83,7 +83,7 @@ def hash_piece(piece: Piece, digest: Digest) -> None:
         stream.drain()
 
 
-def _open(piece: Piece, options: Options, faults: Faults, digest: Digest | None) -> tuple[Place, Rows]:
+def _open(piece: Piece, options: Options, faults: Faults, digest: Hasher | None) -> tuple[Place, RowIterator]:
     """What names a record's place, and the records: their numbers and fields."""
     if piece.format in ("parquet", "arrow"):
         from pycooldown.data.prepare import columnar
@@ -111,13 +111,15 @@ def _open(piece: Piece, options: Options, faults: Faults, digest: Digest | None)
     return (lambda line: f"{piece.path}:{lines_before(piece) + line}"), _streamed(piece, options, faults, digest, read)
 
 
-def _hashed_before(piece: Piece, digest: Digest | None, rows: Rows) -> Rows:
+def _hashed_before(piece: Piece, digest: Hasher | None, rows: RowIterator) -> RowIterator:
     if digest is not None:
         hash_piece(piece, digest)
     yield from rows
 
 
-def _streamed(piece: Piece, options: Options, faults: Faults, digest: Digest | None, read: Callable[..., Rows]) -> Rows:
+def _streamed(
+    piece: Piece, options: Options, faults: Faults, digest: Hasher | None, read: Callable[..., RowIterator]
+) -> RowIterator:
     with _Range(piece, digest) as raw:
         buffered = io.BufferedReader(raw, READ_BYTES)
         try:
@@ -139,7 +141,7 @@ def _decompressed(stream: Any, compression: str) -> IO[bytes]:
 class _Range(io.RawIOBase):
     """The bytes of a piece as a file of their own, which are hashed while they are read."""
 
-    def __init__(self, piece: Piece, digest: Digest | None) -> None:
+    def __init__(self, piece: Piece, digest: Hasher | None) -> None:
         self._path = piece.path
         self._file: Any = open_binary(piece.path, piece.version, stop=piece.stop, buffered=False)
         self._file.seek(piece.start)

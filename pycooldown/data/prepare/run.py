@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pycooldown.data.prepare.engines import open_engine
-from pycooldown.data.prepare.inputs import Inputs
+from pycooldown.data.prepare.inputs import InputPaths
 from pycooldown.data.prepare.options import Options, TokenizerOptions
 from pycooldown.data.prepare.plan import fingerprint, locked, make_plan, read_json
 from pycooldown.data.prepare.publish import MANIFEST, publish
@@ -20,7 +20,7 @@ from pycooldown.data.stores import is_url
 
 def tokenize(
     out: str | os.PathLike[str],
-    inputs: Inputs,
+    inputs: InputPaths,
     tokenizer: TokenizerOptions,
     options: Options | None = None,
     *,
@@ -90,7 +90,7 @@ def tokenize(
 
 def prepare_plan(
     out: str | os.PathLike[str],
-    inputs: Inputs,
+    inputs: InputPaths,
     tokenizer: TokenizerOptions,
     options: Options | None = None,
     *,

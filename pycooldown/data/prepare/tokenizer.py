@@ -163,7 +163,7 @@ def _find(source: Path) -> tuple[Path, str]:
 
 
 def _declared(folder: Path) -> dict[str, str]:
-    """The special tokens that a Hugging Face folder names."""
+    """Return the special tokens that a Hugging Face folder names."""
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return {}
@@ -186,7 +186,7 @@ def _sentencepiece_specials(encoder: Encoder) -> dict[str, int]:
 
 
 def _special(encoder: Encoder, file: Path, role: str, asked: str | int | None, declared: dict[str, Any]) -> int | None:
-    """The id that `asked` names."""
+    """Return the id that `asked` names."""
     if asked is None:
         return None
     if asked == "auto":

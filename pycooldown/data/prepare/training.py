@@ -14,11 +14,11 @@ from pycooldown.data.prepare.readers import read_documents
 from pycooldown.data.prepare.sentencepiece_training import train_sentencepiece
 from pycooldown.mixture import temperature
 
-Kind = Literal["bpe", "sentencepiece"]
+TokenizerKind = Literal["bpe", "sentencepiece"]
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 
 
-def train_tokenizer(kind: Kind, texts: Iterable[str], vocabulary_size: int, folder: Path) -> Path:
+def train_tokenizer(kind: TokenizerKind, texts: Iterable[str], vocabulary_size: int, folder: Path) -> Path:
     """Train a tokenizer and write it into `folder`. The same texts give the same bytes.
 
     Args:

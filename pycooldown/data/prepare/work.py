@@ -174,7 +174,7 @@ def _batches(documents: Iterator[tuple[str, bytes]]) -> Iterator[list[tuple[str,
 
 
 def _encode(encode: Callable[[list[str]], list[Ids]], batch: list[tuple[str, bytes]], limit: int) -> Iterable[Ids]:
-    """The ids of every document; those above the limit are encoded in pieces."""
+    """Return the ids of every document; those above the limit are encoded in pieces."""
     if all(len(data) <= limit for _, data in batch):
         return encode([text for text, _ in batch])
     ids = []

@@ -82,14 +82,14 @@ def scale_(grad: torch.Tensor, factor: torch.Tensor) -> None:
 
 
 def _keywords(options: KernelOptions) -> dict[str, Any]:
-    """The kernel's own options by name; backend and group are no concern of it."""
+    """Return the kernel's own options by name; backend and group are no concern of it."""
     keywords = options._asdict()
     del keywords["backend"], keywords["group"]
     return {**keywords, "num_threads": torch.get_num_threads()}
 
 
 def _buffers(logits: torch.Tensor, want_grad: bool, inplace: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The logits with contiguous rows, and where their gradient is written."""
+    """Return the logits with contiguous rows, and where their gradient is written."""
     x = logits.detach()
     if x.shape[1] > 1 and x.stride(1) != 1:
         x = x.contiguous()
@@ -99,12 +99,12 @@ def _buffers(logits: torch.Tensor, want_grad: bool, inplace: bool) -> tuple[torc
 
 
 def _placed(grad: torch.Tensor | None, logits: torch.Tensor, inplace: bool) -> torch.Tensor | None:
-    """The gradient, in the memory of the logits if inplace: these may have been copied for the kernel."""
+    """Return the gradient, in the memory of the logits if inplace: these may have been copied for the kernel."""
     if grad is not None and inplace and grad.data_ptr() != logits.data_ptr():
         return logits.detach().copy_(grad)
     return grad
 
 
 def _array(tensor: torch.Tensor) -> npt.NDArray[np.generic]:
-    """A NumPy view; bfloat16, which NumPy lacks, as the bits of uint16."""
+    """Return a NumPy view; bfloat16, which NumPy lacks, as the bits of uint16."""
     return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()

@@ -234,7 +234,7 @@ def _check(logits: torch.Tensor) -> None:
 
 
 def _aligned_alike(x: torch.Tensor, out: torch.Tensor) -> bool:
-    """Whether each row of x begins as far beyond a multiple of 16 bytes as that of out."""
+    """Return whether each row of x begins as far beyond a multiple of 16 bytes as that of out."""
     same_steps = len(x) == 1 or not (x.stride(0) - out.stride(0)) * x.element_size() % 16
     return same_steps and not (x.data_ptr() - out.data_ptr()) % 16
 
@@ -247,7 +247,7 @@ def _stats(
     num_domains: int,
     ignore_index: int,
 ) -> tuple[torch.Tensor, ...]:
-    """The sums by domain, each (K,): of losses, of tokens and of correct ones."""
+    """Return the sums by domain, each (K,): of losses, of tokens and of correct ones."""
     num_rows = len(loss)
     chunks = triton.cdiv(num_rows, STATS_ROWS)
     loss_sum = loss.new_empty(chunks, num_domains, dtype=torch.float64)
