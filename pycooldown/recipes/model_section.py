@@ -14,7 +14,7 @@ Attention = Annotated[
     Text | None,
     Field(description="Implementation of attention, as transformers names it: sdpa, eager, flash_attention_2, ..."),
 ]
-Weights = Annotated[
+WeightsDtype = Annotated[
     Literal["float32", "bfloat16", "float16"],
     Field(description="Type of the weights. Trainer's bf16 computes in half precision with float32 weights too."),
 ]
@@ -39,7 +39,7 @@ class Model:
     dropout: Share = 0.0
     """Dropout of "marian", in attention too."""
     attn_implementation: Attention = None
-    dtype: Weights = "float32"
+    dtype: WeightsDtype = "float32"
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads):
@@ -58,7 +58,7 @@ class FolderModel:
     folder: Text
     """What `save_pretrained` wrote. Its vocabulary must have the ids of the data's tokenizer."""
     attn_implementation: Attention = None
-    dtype: Weights = "float32"
+    dtype: WeightsDtype = "float32"
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -69,7 +69,7 @@ class ConfigModel:
     """``model_type`` and what transformers' configuration of it takes, or the path of a config.json or YAML with that.
     Left out, ``vocab_size`` is that of the tokenizer; in a file it is always so."""
     attn_implementation: Attention = None
-    dtype: Weights = "float32"
+    dtype: WeightsDtype = "float32"
 
     def __post_init__(self) -> None:
         if isinstance(self.config, dict) and not isinstance(self.config.get("model_type"), str):
