@@ -30,7 +30,7 @@ FLOORS = [
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 CORE_USERS = {
     "__init__.py",
-    "sampling/planner.py",
+    "sampling/batch_planner.py",
     "data/index.py",
     "data/shards.py",
     "data/token_file.py",

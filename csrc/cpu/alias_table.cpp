@@ -1,3 +1,5 @@
+// The alias table: built in linear time from probabilities, rounded to integers, and drawn from by the kernel of
+// draw_kernel.cpp.
 #include "pycooldown/alias_table.h"
 
 #include <algorithm>

@@ -1,3 +1,5 @@
+// The batch of a step: how many samples of each domain (batch_allocation.cpp), which of them (permute_kernel.cpp),
+// and in which order.
 #include "pycooldown/batch_plan.h"
 
 #include <algorithm>

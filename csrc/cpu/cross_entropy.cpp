@@ -1,3 +1,5 @@
+// Cross-entropy of all rows: shares them out to threads, which run the kernel of cross_entropy_kernel.cpp, and sums by
+// domain in a fixed order.
 #include "pycooldown/cross_entropy.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// The hot loop of cross_entropy, compiled once per instruction set.
+// Declares the hot loop of cross-entropy (cross_entropy_kernel.cpp), which is compiled once per instruction set.
 #pragma once
 
 #include "pycooldown/cross_entropy.h"

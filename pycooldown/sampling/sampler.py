@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pycooldown.mixture import Integers, Mixture
+from pycooldown.sampling.batch_planner import Planner, epoch_seed
 from pycooldown.sampling.batches import BatchPlan, Exposure
 from pycooldown.sampling.changes import BatchSizes, Job, ScheduleHistory
 from pycooldown.sampling.checks import AllocationName as AllocationName
 from pycooldown.sampling.checks import batch_size_pairs, check_batches, check_options, check_stop, integer, step_number
 from pycooldown.sampling.exclusive import Exclusive
-from pycooldown.sampling.planner import Planner, epoch_seed
 from pycooldown.sampling.state import read_state, write_state
 from pycooldown.schedules import Schedule
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from pycooldown.mixture import Integers
+from pycooldown.sampling.batch_planner import MAX_DRAWS, Position
 from pycooldown.sampling.changes import BatchSizes, Job, ScheduleHistory
-from pycooldown.sampling.planner import MAX_DRAWS, Position
 
 VERSION = 1
 # Of states with batches of several sizes or another epoch, which an older reader would take for one size or epoch 0.

@@ -2,8 +2,8 @@
 
 from pycooldown.schedules.annealing import Shape, anneal
 from pycooldown.schedules.exposure import cooldown_by_exposure
-from pycooldown.schedules.fixed import constant, cooldown, order_matters, staircase
 from pycooldown.schedules.protocol import AdaptiveSchedule, ContinuousSchedule, Schedule
+from pycooldown.schedules.staircase import constant, cooldown, order_matters, staircase
 from pycooldown.schedules.unimax import unimax
 
 __all__ = [

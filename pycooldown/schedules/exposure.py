@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Mapping
 
 from pycooldown.mixture import Mixture
-from pycooldown.schedules.fixed import cooldown
 from pycooldown.schedules.protocol import Schedule
+from pycooldown.schedules.staircase import cooldown
 
 
 def cooldown_by_exposure(

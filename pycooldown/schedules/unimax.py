@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pycooldown.mixture import Mixture, Vector
-from pycooldown.schedules.fixed import Staircase
 from pycooldown.schedules.protocol import Schedule
+from pycooldown.schedules.staircase import Staircase
 
 
 def unimax(
