@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pycooldown.recipes.bounded_yaml import MAX_BYTES, read_yaml
-
 Unit = Literal["samples", "tokens"]
+
+_MAX_CHARACTERS = 1 << 20  # of a table of sizes
 
 
 def parse_size(text: str) -> tuple[str, float]:
@@ -80,6 +80,8 @@ def _number(value: Any, what: str) -> float:
 
 def _yaml_rows(path: Path) -> list[tuple[str, Any]]:
     try:
+        from pycooldown.recipes.bounded_yaml import read_yaml  # YAML is not loaded for a command's help
+
         values = read_yaml(path)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -93,9 +95,9 @@ def _yaml_rows(path: Path) -> list[tuple[str, Any]]:
 
 def _csv_rows(path: Path) -> list[tuple[str, Any]]:
     with open(path, encoding="utf-8-sig", newline="") as file:
-        text = file.read(MAX_BYTES + 1)
-    if len(text) > MAX_BYTES:
-        raise ValueError(f"{path} has more than {MAX_BYTES:,} characters; expected a line for each domain")
+        text = file.read(_MAX_CHARACTERS + 1)
+    if len(text) > _MAX_CHARACTERS:
+        raise ValueError(f"{path} has more than {_MAX_CHARACTERS:,} characters; expected a line for each domain")
     rows = [row for row in csv.reader(io.StringIO(text)) if row]
     if wrong := [i for i, row in enumerate(rows) if len(row) != 2]:
         raise ValueError(f"{path}: row {wrong[0] + 1} has {len(rows[wrong[0]])} columns; expected domain,size")

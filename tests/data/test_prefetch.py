@@ -47,10 +47,10 @@ class Counter:
         self.taken = state["taken"]
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+@pytest.mark.parametrize("kind", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
 @pytest.mark.parametrize("stop", range(6))
-def test_state_is_behind_the_batches_that_were_yielded(device, stop):
-    first, second = (DevicePrefetcher(Counter(5), device) for _ in range(2))
+def test_state_is_behind_the_batches_that_were_yielded(kind, stop):
+    first, second = (DevicePrefetcher(Counter(5), kind) for _ in range(2))
     iterator = iter(first)
     seen = [int(next(iterator)) for _ in range(stop)]
     assert first.state_dict() == {"taken": stop}

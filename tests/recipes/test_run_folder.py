@@ -36,7 +36,7 @@ def test_children_that_outlive_a_killed_process_do_not_keep_its_lock(tmp_path):
         "import os, sys, time; from pathlib import Path; from pycooldown.recipes.run_lock import lock_run\n"
         "with lock_run(Path(sys.argv[1])):\n"
         "    child = os.fork()\n"
-        "    if child: print(child, flush=True)\n"
+        "    if not child: print(os.getpid(), flush=True)\n"
         "    time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
