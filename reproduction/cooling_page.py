@@ -75,7 +75,7 @@ def page(evidence: Evidence, image: str) -> str:
         "`pycooldown plan` looks up the nearest of these settings and repeats what was measured there. It says nothing "
         "outside of the range of epochs, or of skews below half the smallest or above twice the largest. Small "
         "models, short runs without dropout, three languages: treat it as a hint, and test it on your data with "
-        "`pycooldown compare`.",
+        "`pycooldown sweep`.",
         "",
         f'"Better" and "worse" are by two standard errors, which {seeds} seeds exceed by chance in '
         f"{100 * _chance(seeds):.0f} % of comparisons of equals.",
