@@ -3,7 +3,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cstring>
 #include <memory>
 #include <span>
 #include <string>
@@ -59,19 +58,20 @@ class PyTarReader {
 
   py::list getitems(const py::object& indices) {
     const auto places = find(indices);
-    reader_.begin_call();
+    TarReader::Batch batch(reader_);
     py::list out(places.size());
     for (std::size_t i = 0; i < places.size(); ++i) {
       prefetch(places, i);
-      PyList_SET_ITEM(out.ptr(), static_cast<Py_ssize_t>(i), sample(places[i]).release().ptr());
+      PyList_SET_ITEM(out.ptr(), static_cast<Py_ssize_t>(i), sample(batch, places[i]).release().ptr());
     }
+    batch.finish();
     return out;
   }
 
   // One member of each sample, end to end, and where each begins.
   py::tuple flat(const py::object& indices, const std::string& extension) {
     const auto places = find(indices);
-    reader_.begin_call();
+    TarReader::Batch batch(reader_);
     py::array_t<std::int64_t> offsets(static_cast<py::ssize_t>(places.size() + 1));
     std::int64_t* offset = offsets.mutable_data();
     offset[0] = 0;
@@ -86,8 +86,9 @@ class PyTarReader {
     for (std::size_t i = 0; i < places.size(); ++i) {
       if (i + kBytesAhead < places.size()) reader_.prefetch_bytes(places[i + kBytesAhead]);
       if (const std::size_t bytes = members[i]->size)
-        std::memcpy(out + offset[i], reader_.view(places[i].shard, members[i]->offset(), bytes), bytes);
+        batch.copy(batch.view(places[i].shard, members[i]->offset(), bytes), bytes, out + offset[i]);
     }
+    batch.finish();
     return py::make_tuple(buffer, offsets);
   }
 
@@ -119,7 +120,7 @@ class PyTarReader {
     if (i + kBytesAhead < places.size()) reader_.prefetch_bytes(places[i + kBytesAhead]);
   }
 
-  py::object sample(TarReader::Place place) {
+  py::object sample(TarReader::Batch& batch, TarReader::Place place) {
     const TarIndex& index = reader_.index(place.shard);
     const Names& names = names_[place.shard];
     py::object out = steal(PyDict_Copy(names.common.ptr()));
@@ -130,10 +131,13 @@ class PyTarReader {
     // Looked at only now: making a dictionary may run the garbage collector and so other threads, which may unmap the
     // shard; making bytes and setting items never does.
     const std::uint64_t begin = members.front().offset(), end = members.back().offset() + members.back().size;
-    const char* bytes = reader_.view(place.shard, begin, end - begin);
-    for (const TarMember& member : members)
-      set(out, names.extensions[member.extension],
-          steal(PyBytes_FromStringAndSize(bytes + (member.offset() - begin), static_cast<Py_ssize_t>(member.size))));
+    const char* bytes = batch.view(place.shard, begin, end - begin);
+    for (const TarMember& member : members) {
+      py::object value = steal(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(member.size)));
+      if (member.size > 0)  // all empty values are one object
+        batch.copy(bytes + (member.offset() - begin), member.size, PyBytes_AS_STRING(value.ptr()));
+      set(out, names.extensions[member.extension], value);
+    }
     return out;
   }
 

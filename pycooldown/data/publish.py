@@ -40,8 +40,8 @@ def check_sealed(path: Path, manifest: Mapping[str, Any], remedy: str) -> None:
     """
     if _is_altered(manifest):
         raise ValueError(
-            f"{path} has changed since it was written: its checksum does not fit its entries; {remedy}; if it was edited "
-            "on purpose, remove its entry 'checksum'"
+            f"{path} has changed since it was written: its checksum does not fit its entries; {remedy}; if it was "
+            "edited on purpose, remove its entry 'checksum'"
         )
 
 

@@ -297,7 +297,7 @@ def test_an_edited_manifest_is_noticed_and_mended(corpus: Path, tmp_path: Path, 
     manifest = json.loads(written)
     change(manifest)
     path.write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="has changed since it was written.*`pycooldown pack` again.*'checksum'"):
+    with pytest.raises(ValueError, match=r"has changed since it was written.*`pycooldown pack` again.*'checksum'"):
         load_manifest(out)
     del manifest["checksum"]  # what the error says for edits on purpose, and what older versions wrote
     path.write_text(json.dumps(manifest))

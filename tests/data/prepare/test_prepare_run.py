@@ -120,7 +120,7 @@ def test_an_edited_manifest_is_noticed_and_mended(run, tmp_path, change):
     manifest = json.loads(written)
     change(manifest)
     path.write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="has changed since it was written.*`pycooldown tokenize` again.*'checksum'"):
+    with pytest.raises(ValueError, match=r"has changed since it was written.*`pycooldown tokenize` again.*'checksum'"):
         load_token_manifest(tmp_path / "out")
     run()
     assert path.read_text(encoding="utf-8") == written
