@@ -10,6 +10,7 @@
 
 #include "arrays.h"
 #include "dispatch.h"
+#include "integers.h"
 #include "pycooldown/cross_entropy.h"
 
 namespace py = pybind11;
@@ -47,10 +48,11 @@ Format format_of(const py::array& logits) {
 
 py::tuple cross_entropy_of_arrays(const py::array& logits, std::optional<py::array> grad,
                                   const Input<std::int64_t>& target, const Input<float>& scale,
-                                  const std::optional<Input<std::int64_t>>& domain_ids, std::int64_t num_domains,
-                                  bool want_stats, std::int64_t ignore_index, double label_smoothing, double z_loss,
-                                  double softcap, int num_threads, const std::optional<Input<float>>& whole_lse,
-                                  std::int64_t num_whole_classes) {
+                                  const std::optional<Input<std::int64_t>>& domain_ids,
+                                  Int64<"num_domains"> num_domains, bool want_stats, Int64<"ignore_index"> ignore_index,
+                                  double label_smoothing, double z_loss, double softcap,
+                                  Integer<"num_threads", int> num_threads, const std::optional<Input<float>>& whole_lse,
+                                  Int64<"num_whole_classes"> num_whole_classes) {
   CrossEntropy job{};
   job.logits_stride = row_stride(logits, "logits");
   job.num_rows = logits.shape(0);
@@ -85,7 +87,7 @@ py::tuple cross_entropy_of_arrays(const py::array& logits, std::optional<py::arr
   py::array_t<float> loss(job.num_rows), lse(job.num_rows);
   job.loss = loss.mutable_data();
   job.lse = lse.mutable_data();
-  const std::int64_t sums = want_stats ? num_domains : 0;
+  const std::int64_t sums = want_stats ? num_domains.value : 0;
   py::array_t<double> loss_sum(sums);
   py::array_t<std::int64_t> token_count(sums), correct(sums);
   if (want_stats) {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "integers.h"
 #include "pycooldown/alias_table.h"
 #include "pycooldown/batch_plan.h"
 #include "pycooldown/device_draw.h"
@@ -30,7 +31,7 @@ namespace pycooldown {
 namespace {
 
 // (table, end) pairs: the mixture in force until step `end`.
-using SpanPairs = std::vector<std::pair<std::shared_ptr<const AliasTable>, std::uint64_t>>;
+using SpanPairs = std::vector<std::pair<std::shared_ptr<const AliasTable>, UInt64<"end">>>;
 
 std::vector<MixtureSpan> spans_of(const SpanPairs& pairs) {
   if (pairs.empty()) throw std::invalid_argument("spans is empty; expected the mixture of the step at least");
@@ -72,8 +73,8 @@ void draw_interruptibly(const AliasTable& table, std::uint64_t seed, std::uint64
 
 // Moves past the batches of num_steps steps, each with a mixture of its own: row i of `sampling` is that of step
 // first_step + i. Rows beyond num_steps are seen ahead; the last row holds until step `end`.
-void skip_rows(BatchPlanner& planner, const Input<double>& sampling, std::uint64_t first_step, std::size_t num_steps,
-               std::size_t look_ahead, std::uint64_t end) {
+void skip_rows(BatchPlanner& planner, const Input<double>& sampling, UInt64<"first_step"> first_step,
+               UInt64<"num_steps"> num_steps, UInt64<"look_ahead"> look_ahead, UInt64<"end"> end) {
   if (sampling.ndim() != 2 || static_cast<std::size_t>(sampling.shape(0)) < num_steps || look_ahead == 0) {
     throw std::invalid_argument("sampling must have a row for each of the " + std::to_string(num_steps) + " steps");
   }
@@ -100,14 +101,15 @@ void skip_rows(BatchPlanner& planner, const Input<double>& sampling, std::uint64
 void register_philox(py::module_& m) {
   m.def(
       "philox4x32",
-      [](std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key) {
+      [](const std::array<Integer<"counter", std::uint32_t>, 4>& counter,
+         const std::array<Integer<"key", std::uint32_t>, 2>& key) {
         const Block out = philox(Block{{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
         return std::array<std::uint32_t, 4>{out.word[0], out.word[1], out.word[2], out.word[3]};
       },
       "counter"_a, "key"_a, "One block of Philox4x32-10.");
   m.def(
       "permutation",
-      [](std::int64_t size, std::uint64_t seed, std::uint32_t domain, std::uint64_t epoch) {
+      [](Int64<"size"> size, UInt64<"seed"> seed, Integer<"domain", std::uint32_t> domain, UInt64<"epoch"> epoch) {
         if (size < 1) throw std::invalid_argument("size = " + std::to_string(size) + "; expected at least 1");
         py::array_t<std::int64_t> out(size);
         auto values = view(out);
@@ -167,8 +169,8 @@ void register_sampling(py::module_& m) {
            "probabilities"_a)
       .def(
           "draw",
-          [](const AliasTable& table, std::int64_t n, std::uint64_t seed, std::uint64_t offset,
-             std::optional<int> num_threads) {
+          [](const AliasTable& table, Int64<"n"> n, UInt64<"seed"> seed, UInt64<"offset"> offset,
+             std::optional<Integer<"num_threads", int>> num_threads) {
             if (n < 0) throw std::invalid_argument("n = " + std::to_string(n) + "; expected a number of draws >= 0");
             if (num_threads && *num_threads < 1) {
               throw std::invalid_argument("num_threads = " + std::to_string(*num_threads) +
@@ -177,7 +179,7 @@ void register_sampling(py::module_& m) {
             py::array_t<std::int32_t> out(n);
             const auto values = view(out);
             py::gil_scoped_release release;
-            draw_interruptibly(table, seed, offset, values, num_threads.value_or(0));
+            draw_interruptibly(table, seed, offset, values, num_threads ? num_threads->value : 0);
             return out;
           },
           "n"_a, py::kw_only(), "seed"_a, "offset"_a = 0, "num_threads"_a = py::none(), kDrawDoc)
@@ -198,7 +200,7 @@ void register_sampling(py::module_& m) {
 
   m.def(
       "draw_as_device",
-      [](const AliasTable& table, std::int64_t n, std::uint64_t seed, std::uint64_t offset) {
+      [](const AliasTable& table, Int64<"n"> n, UInt64<"seed"> seed, UInt64<"offset"> offset) {
         if (n < 0) throw std::invalid_argument("n = " + std::to_string(n) + "; expected a number of draws >= 0");
         if (static_cast<std::uint64_t>(n) > ~offset) throw std::invalid_argument("draws beyond number 2^64 - 2");
         py::array_t<std::int32_t> out(n);
@@ -215,10 +217,11 @@ void register_sampling(py::module_& m) {
       .def_property_readonly("device", &DeviceAliasTable::device)
       .def(
           "draw",
-          [](const DeviceAliasTable& table, std::uintptr_t out, std::uint64_t n, std::uint64_t seed,
-             std::uint64_t offset, std::uintptr_t stream) {
+          [](const DeviceAliasTable& table, Integer<"out", std::uintptr_t> out, UInt64<"n"> n, UInt64<"seed"> seed,
+             UInt64<"offset"> offset, Integer<"stream", std::uintptr_t> stream) {
             py::gil_scoped_release release;
-            table.draw(reinterpret_cast<std::int32_t*>(out), n, seed, offset, reinterpret_cast<void*>(stream));
+            table.draw(reinterpret_cast<std::int32_t*>(out.value), n, seed, offset,
+                       reinterpret_cast<void*>(stream.value));
           },
           "out"_a, "n"_a, py::kw_only(), "seed"_a, "offset"_a = 0, "stream"_a = 0,
           "Writes n draws as int32 to the device address `out` (of a tensor: data_ptr()), queued on a stream.");
@@ -231,16 +234,16 @@ void register_sampling(py::module_& m) {
       .finalize();
 
   py::class_<BatchPlanner>(m, "BatchPlanner", "Plans batch after batch; knows how often each domain has been drawn.")
-      .def(py::init([](const Input<std::int64_t>& sizes, Allocation allocation, std::int64_t batch_size,
-                       std::uint64_t seed,
+      .def(py::init([](const Input<std::int64_t>& sizes, Allocation allocation, Int64<"batch_size"> batch_size,
+                       UInt64<"seed"> seed,
                        bool shuffle) { return BatchPlanner(view(sizes), allocation, batch_size, seed, shuffle); }),
            "sizes"_a, "allocation"_a, py::kw_only(), "batch_size"_a, "seed"_a, "shuffle"_a)
       .def_property_readonly("counts", [](const BatchPlanner& p) { return to_array<std::int64_t>(p.counts()); })
       .def_property_readonly("credits", [](const BatchPlanner& p) { return to_array<std::int64_t>(p.credits()); })
       .def(
           "set_epoch_sizes",
-          [](BatchPlanner& planner, std::size_t domain,
-             const std::vector<std::pair<std::uint64_t, std::uint64_t>>& pairs) {
+          [](BatchPlanner& planner, UInt64<"domain"> domain,
+             const std::vector<std::pair<UInt64<"first_draw">, UInt64<"size">>>& pairs) {
             std::vector<EpochSize> sizes;
             for (const auto& [first_draw, size] : pairs) sizes.push_back({first_draw, size});
             planner.set_epoch_sizes(domain, std::move(sizes));
@@ -248,7 +251,7 @@ void register_sampling(py::module_& m) {
           "domain"_a, "sizes"_a, "(first_draw, size) pairs of a domain whose data grows: its size from an epoch on.")
       .def(
           "set_batch_sizes",
-          [](BatchPlanner& planner, const std::vector<std::pair<std::uint64_t, std::uint64_t>>& pairs) {
+          [](BatchPlanner& planner, const std::vector<std::pair<UInt64<"first_step">, UInt64<"batch_size">>>& pairs) {
             std::vector<BatchSize> sizes;
             for (const auto& [first_step, size] : pairs) sizes.push_back({first_step, size});
             planner.set_batch_sizes(sizes);
@@ -262,7 +265,8 @@ void register_sampling(py::module_& m) {
           "counts"_a, "credits"_a)
       .def(
           "plan",
-          [](BatchPlanner& planner, const SpanPairs& spans, std::uint64_t step, std::size_t begin, std::size_t end) {
+          [](BatchPlanner& planner, const SpanPairs& spans, UInt64<"step"> step, UInt64<"begin"> begin,
+             UInt64<"end"> end) {
             if (begin > end) throw std::invalid_argument("begin is after end");
             py::array_t<std::int64_t> indices(static_cast<py::ssize_t>(end - begin)), epochs(indices.size());
             const auto to_indices = view(indices), to_epochs = view(epochs);
@@ -276,7 +280,8 @@ void register_sampling(py::module_& m) {
           "Plans a step and moves past it; returns (domain_ids, indices, epochs) of the slots in [begin, end).")
       .def(
           "skip",
-          [](BatchPlanner& planner, const SpanPairs& pairs, std::uint64_t first_step, std::uint64_t last_step) {
+          [](BatchPlanner& planner, const SpanPairs& pairs, UInt64<"first_step"> first_step,
+             UInt64<"last_step"> last_step) {
             const auto spans = spans_of(pairs);
             py::gil_scoped_release release;
             SignalCheck check_signals;

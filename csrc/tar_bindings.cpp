@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "integers.h"
 #include "pycooldown/tar_index.h"
 #include "pycooldown/tar_reader.h"
 
@@ -41,7 +42,7 @@ py::object interned(py::object text) {
 // itself.
 class PyTarReader {
  public:
-  explicit PyTarReader(std::size_t max_maps) : reader_(max_maps) {}
+  explicit PyTarReader(UInt64<"max_maps"> max_maps) : reader_(max_maps) {}
 
   void add(const std::string& path, py::str domain, std::shared_ptr<const TarIndex> index) {
     Names names{py::dict(), {}};
@@ -105,11 +106,14 @@ class PyTarReader {
     std::vector<TarReader::Place> places(static_cast<std::size_t>(PySequence_Fast_GET_SIZE(items.ptr())));
     const auto size = static_cast<std::int64_t>(reader_.size());
     for (std::size_t i = 0; i < places.size(); ++i) {
-      const std::int64_t index = PyLong_AsLongLong(PySequence_Fast_GET_ITEM(items.ptr(), static_cast<Py_ssize_t>(i)));
-      if (index == -1 && PyErr_Occurred()) throw py::error_already_set();
-      if (index < -size || index >= size)
-        throw py::index_error("index " + std::to_string(index) + " is out of range: the dataset has " +
-                              std::to_string(size) + " samples");
+      PyObject* const item = PySequence_Fast_GET_ITEM(items.ptr(), static_cast<Py_ssize_t>(i));
+      const std::int64_t index = PyLong_AsLongLong(item);
+      const bool is_huge = index == -1 && PyErr_Occurred();
+      if (is_huge && !PyErr_ExceptionMatches(PyExc_OverflowError)) throw py::error_already_set();
+      if (is_huge) PyErr_Clear();
+      if (is_huge || index < -size || index >= size)
+        throw py::index_error("index " + (is_huge ? "beyond 2^63" : std::to_string(index)) +
+                              " is out of range: the dataset has " + std::to_string(size) + " samples");
       places[i] = reader_.find(static_cast<std::uint64_t>(index < 0 ? index + size : index));
     }
     return places;
@@ -173,7 +177,7 @@ void register_tar(py::module_& m) {
       .def_static("scan", &scan_tar_file, "path"_a, py::call_guard<py::gil_scoped_release>())
       .def_static(
           "from_bytes",
-          [](const py::bytes& bytes, std::uint64_t shard_size, std::int64_t shard_mtime_ns) {
+          [](const py::bytes& bytes, UInt64<"shard_size"> shard_size, Int64<"shard_mtime_ns"> shard_mtime_ns) {
             const std::string_view view = bytes;
             const py::gil_scoped_release released;
             return index_from_bytes(view, shard_size, shard_mtime_ns);
@@ -181,7 +185,7 @@ void register_tar(py::module_& m) {
           "bytes"_a, "shard_size"_a, "shard_mtime_ns"_a)
       .def_static(
           "count",
-          [](const py::bytes& start, std::uint64_t shard_size, std::int64_t shard_mtime_ns) {
+          [](const py::bytes& start, UInt64<"shard_size"> shard_size, Int64<"shard_mtime_ns"> shard_mtime_ns) {
             return samples_in_index(std::string_view(start), shard_size, shard_mtime_ns);
           },
           "start"_a, "shard_size"_a, "shard_mtime_ns"_a)
@@ -195,7 +199,7 @@ void register_tar(py::module_& m) {
         return out;
       });
   py::class_<PyTarReader>(m, "TarReader")
-      .def(py::init<std::size_t>(), "max_maps"_a)
+      .def(py::init<UInt64<"max_maps">>(), "max_maps"_a)
       .def("add", &PyTarReader::add, "path"_a, "domain"_a, "index"_a)
       .def("__len__", &PyTarReader::size)
       .def("getitems", &PyTarReader::getitems, "indices"_a)
