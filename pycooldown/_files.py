@@ -80,7 +80,7 @@ def sync(path: str | Path) -> None:
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -150,29 +150,55 @@ def _close_in_child() -> None:
 os.register_at_fork(after_in_child=_close_in_child)
 
 
-def read_bounded(path: str | Path, limit: int) -> bytes:
-    """Read a regular file that is not larger than expected.
+def open_regular(path: str | Path, *, buffering: int = -1) -> IO[bytes]:
+    """Open a regular file for reading.
 
     Pipes, devices and folders are refused at once, where reading them could wait or go on for ever.
+
+    Args:
+        path: The file.
+        buffering: As of `open`.
+
+    Raises:
+        OSError: If the file cannot be opened, is a folder (EISDIR) or otherwise no regular file (EINVAL).
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe would wait for its writer
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "this is a folder; expected a file", str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "this is no regular file", str(path))
+        return open(descriptor, "rb", buffering)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def regular_size(path: str | Path) -> int:
+    """Return the bytes of a regular file.
+
+    Raises:
+        OSError: If `open_regular` refuses the file.
+    """
+    with open_regular(path, buffering=0) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def read_bounded(path: str | Path, limit: int) -> bytes:
+    """Read a regular file that is not larger than expected.
 
     Args:
         path: The file.
         limit: The most bytes that it may hold.
 
     Raises:
-        OSError: If the file cannot be read, is no regular file (EINVAL) or holds more bytes (EFBIG).
+        OSError: If `open_regular` refuses the file, or it holds more bytes (EFBIG).
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe would wait for its writer
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "this is no regular file", str(path))
-        if status.st_size > limit:
-            raise OSError(errno.EFBIG, f"the file has {status.st_size} bytes, expected at most {limit}", str(path))
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(status.st_size)
-    finally:
-        os.close(descriptor)
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > limit:
+            raise OSError(errno.EFBIG, f"the file has {size} bytes, expected at most {limit}", str(path))
+        return file.read(size)
 
 
 def _temporary(path: Path, label: int | str) -> Path:

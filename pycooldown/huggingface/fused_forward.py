@@ -191,7 +191,8 @@ class FusedLoss:
         name = type(self.model).__name__
         if inputs.get("output_router_logits") and not self._auxiliary:
             raise ValueError(
-                f"output_router_logits=True: what {name} then adds to its loss is not known without labels; leave it out"
+                f"output_router_logits=True: what {name} then adds to its loss is not known without labels; leave it "
+                "out"
             )
         if output_module(self.model) != self._output_module:
             self._examine_again()

@@ -143,8 +143,8 @@ def examine(model: torch.nn.Module, forward: Callable[..., Any]) -> Findings:
             )
         if further is not None and not _is_same(further, auxiliary_loss(model, mine)):
             raise ValueError(
-                f"{type(model).__name__} gives the losses of its routers only where it is given labels, so they cannot be "
-                "added to another loss; leave them out with output_router_logits=False"
+                f"{type(model).__name__} gives the losses of its routers only where it is given labels, so they cannot "
+                "be added to another loss; leave them out with output_router_logits=False"
             )
         auxiliary = further is not None
         if further is None and any(hasattr(model.config, name) for name in ("output_router_logits", *_COEFFICIENTS)):

@@ -62,6 +62,10 @@ class LossOptions(NamedTuple):
                 raise TypeError(
                     f"{name} must be a number, got a tensor: no gradient would flow into it; pass {name}.item()"
                 )
+        if not isinstance(self.ignore_index, int | torch.SymInt):
+            raise TypeError(f"ignore_index must be an integer, got {self.ignore_index!r}")
+        if not -(2**63) <= self.ignore_index < 2**63:
+            raise ValueError(f"ignore_index must be in [-2^63, 2^63), as targets are, got {self.ignore_index}")
         if not 0.0 <= self.label_smoothing <= 1.0:
             raise ValueError(f"label_smoothing must be in [0, 1], got {self.label_smoothing}")
         if not 0.0 <= self.z_loss < float("inf"):

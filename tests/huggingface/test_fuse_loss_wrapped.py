@@ -294,7 +294,7 @@ def test_losses_of_routers_that_need_labels_are_refused():
     fuse_loss(model)
     assert model(input_ids=ids, labels=ids).loss > 0
     with pytest.raises(
-        ValueError, match="what NllbMoeForConditionalGeneration then adds .* is not known without labels"
+        ValueError, match=r"what NllbMoeForConditionalGeneration then adds .* is not known without labels"
     ):
         model(input_ids=ids, labels=ids, output_router_logits=True)
     with pytest.raises(ValueError, match="only where it is given labels"):
