@@ -1,5 +1,4 @@
-// The compiled module, and the Python side of the losses; with the other *_bindings.cpp all that knows
-// Python.
+// The compiled module, and the bindings of the losses. Only this file and *_bindings.cpp know Python.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -24,7 +23,7 @@ void register_tokens(py::module_& m);    // in token_bindings.cpp
 
 namespace {
 
-// Rows of contiguous elements, at any distance from each other.
+// Returns the distance of rows of contiguous elements, in elements.
 std::int64_t row_stride(const py::array& rows, const char* name) {
   if (rows.ndim() != 2 || (rows.shape(1) > 1 && rows.size() > 0 && rows.strides(1) != rows.itemsize())) {
     throw std::invalid_argument(std::string(name) + " must have two dimensions, the last of them contiguous");
@@ -106,14 +105,14 @@ void register_losses(py::module_& m) {
   m.def("cross_entropy", &cross_entropy_of_arrays, "logits"_a, "grad"_a, "target"_a, "scale"_a, "domain_ids"_a,
         "num_domains"_a, py::kw_only(), "want_stats"_a, "ignore_index"_a, "label_smoothing"_a, "z_loss"_a, "softcap"_a,
         "num_threads"_a, "whole_lse"_a = py::none(), "num_whole_classes"_a = 0,
-        "Writes the gradient of rows of logits; returns (loss, lse, loss_sum, token_count, correct).");
+        "Write the gradient of rows of logits; return (loss, lse, loss_sum, token_count, correct).");
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled core of pycooldown; private, use the public modules.";
-  m.def("isa", [] { return isa_name(active_isa()); }, "The instruction set in use: baseline, avx2 or avx512.");
+  m.def("isa", [] { return isa_name(active_isa()); }, "Return the instruction set in use: baseline, avx2 or avx512.");
   register_sampling(m);
   register_tar(m);
   register_tokens(m);

@@ -1,4 +1,4 @@
-// The Python side of random numbers, draws and batch plans.
+// The bindings of random numbers, draws and batch plans.
 #include <pybind11/native_enum.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -30,7 +30,7 @@ namespace pycooldown {
 
 namespace {
 
-// (table, end) pairs: the mixture in force until step `end`.
+// Pairs (table, end): a mixture, and the step before which it is in force.
 using SpanPairs = std::vector<std::pair<std::shared_ptr<const AliasTable>, UInt64<"end">>>;
 
 std::vector<MixtureSpan> spans_of(const SpanPairs& pairs) {
@@ -44,7 +44,7 @@ std::vector<MixtureSpan> spans_of(const SpanPairs& pairs) {
 // what they raise.
 class SignalCheck {
  public:
-  // To be called at each turn, with the work done since the last call in about nanoseconds.
+  // Call it in each turn of the loop, with the work done since the last call, in nanoseconds by a rough estimate.
   void operator()(std::uint64_t work) {
     done_ += work;
     if (done_ < 20'000'000) return;
@@ -57,7 +57,7 @@ class SignalCheck {
   std::uint64_t done_ = 0;
 };
 
-// Draws a piece at a time, with a look for signals between them.
+// Draws piece by piece and looks for signals in between.
 void draw_interruptibly(const AliasTable& table, std::uint64_t seed, std::uint64_t offset, std::span<std::int32_t> out,
                         int num_threads) {
   constexpr std::size_t kPiece = std::size_t{1} << 25;
@@ -72,7 +72,7 @@ void draw_interruptibly(const AliasTable& table, std::uint64_t seed, std::uint64
 }
 
 // Moves past the batches of num_steps steps, each with a mixture of its own: row i of `sampling` is that of step
-// first_step + i. Rows beyond num_steps are seen ahead; the last row holds until step `end`.
+// first_step + i. The rows beyond num_steps are only looked ahead at. The last row holds until step `end`.
 void skip_rows(BatchPlanner& planner, const Input<double>& sampling, UInt64<"first_step"> first_step,
                UInt64<"num_steps"> num_steps, UInt64<"look_ahead"> look_ahead, UInt64<"end"> end) {
   if (sampling.ndim() != 2 || static_cast<std::size_t>(sampling.shape(0)) < num_steps || look_ahead == 0) {
@@ -96,8 +96,6 @@ void skip_rows(BatchPlanner& planner, const Input<double>& sampling, UInt64<"fir
   }
 }
 
-// ---- random numbers ------------------------------------------------------------------------------------------------
-
 void register_philox(py::module_& m) {
   m.def(
       "philox4x32",
@@ -106,7 +104,7 @@ void register_philox(py::module_& m) {
         const Block out = philox(Block{{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
         return std::array<std::uint32_t, 4>{out.word[0], out.word[1], out.word[2], out.word[3]};
       },
-      "counter"_a, "key"_a, "One block of Philox4x32-10.");
+      "counter"_a, "key"_a, "Return one block of Philox4x32-10.");
   m.def(
       "permutation",
       [](Int64<"size"> size, UInt64<"seed"> seed, Integer<"domain", std::uint32_t> domain, UInt64<"epoch"> epoch) {
@@ -122,34 +120,36 @@ void register_philox(py::module_& m) {
         }
         return out;
       },
-      "size"_a, py::kw_only(), "seed"_a, "domain"_a = 0, "epoch"_a = 0, "The order of a domain's samples in an epoch.");
+      "size"_a, py::kw_only(), "seed"_a, "domain"_a = 0, "epoch"_a = 0,
+      "Return the order of a domain's samples in an epoch.");
 }
 
-// ---- sampling ------------------------------------------------------------------------------------------------------
-
 constexpr const char* kAliasTableDoc =
-    R"(Draws outcomes with given probabilities in constant time (Walker's alias method).
+    R"(A table that draws outcomes with given probabilities in constant time (Walker's alias method).
 
 Draw number ``i`` is a pure function of ``(seed, i)``, the same on every instruction set, thread count and device.
 
 Args:
-    probabilities: shape (K,), finite and non-negative; need not sum to 1. They are rounded to multiples of 2^-32, and a
-        positive one to no less than that.
+    probabilities: Shape (K,), finite and not negative; they need not sum to 1. They are rounded to multiples of 2^-32,
+        and a positive one is never rounded to 0.
 
 Raises:
-    ValueError: if a probability is negative, NaN or infinite, or all are zero.
+    ValueError: If a probability is negative, NaN or infinite, or all are zero.
 )";
 
-constexpr const char* kDrawDoc = R"(Draws ``n`` outcomes.
+constexpr const char* kDrawDoc = R"(Draw ``n`` outcomes.
 
 Args:
-    n: number of draws.
-    seed: any integer in [0, 2^64).
-    offset: number of the first draw; ``draw(a + b)`` equals ``draw(a)`` followed by ``draw(b, offset=a)``.
-    num_threads: threads to use; ``None`` for one per processor.
+    n: Number of draws.
+    seed: An integer in [0, 2^64).
+    offset: Number of the first draw; ``draw(a + b)`` equals ``draw(a)`` followed by ``draw(b, offset=a)``.
+    num_threads: Number of threads; ``None`` for one per processor.
 
 Returns:
-    int32 array of shape (n,) with values in [0, K).
+    Outcomes in [0, K), int32 of shape (n,).
+
+Raises:
+    ValueError: If an argument is out of range, or a draw would have a number beyond 2^64 - 2.
 )";
 
 }  // namespace
@@ -192,7 +192,7 @@ void register_sampling(py::module_& m) {
               values[i] = static_cast<double>(table.weights()[i]) * 0x1p-32;
             return out;
           },
-          "float64 array of shape (K,): the probabilities that the draws have exactly, multiples of 2^-32.")
+          "The exact probabilities of the draws, multiples of 2^-32; float64 of shape (K,).")
       .def("__len__", [](const AliasTable& table) { return table.weights().size(); })
       .def("__repr__", [](const AliasTable& table) {
         return "AliasTable(num_outcomes=" + std::to_string(table.weights().size()) + ")";
@@ -210,7 +210,7 @@ void register_sampling(py::module_& m) {
         return out;
       },
       "table"_a, "n"_a, py::kw_only(), "seed"_a, "offset"_a,
-      "What the threads of the device kernel write, on the host.");
+      "Draw on the host what the threads of the device kernel write.");
 #ifdef PYCOOLDOWN_CUDA
   py::class_<DeviceAliasTable>(m, "DeviceAliasTable", "An alias table on the current CUDA device.")
       .def(py::init<const AliasTable&>(), "table"_a)
@@ -224,7 +224,7 @@ void register_sampling(py::module_& m) {
                        reinterpret_cast<void*>(stream.value));
           },
           "out"_a, "n"_a, py::kw_only(), "seed"_a, "offset"_a = 0, "stream"_a = 0,
-          "Writes n draws as int32 to the device address `out` (of a tensor: data_ptr()), queued on a stream.");
+          "Write n draws as int32 to the device address `out` (of a tensor: data_ptr()), queued on a stream.");
 #endif
 
   py::native_enum<Allocation>(m, "Allocation", "enum.Enum")
@@ -233,7 +233,7 @@ void register_sampling(py::module_& m) {
       .value("quota", Allocation::quota)
       .finalize();
 
-  py::class_<BatchPlanner>(m, "BatchPlanner", "Plans batch after batch; knows how often each domain has been drawn.")
+  py::class_<BatchPlanner>(m, "BatchPlanner", "A planner of batches; it counts how often each domain is drawn.")
       .def(py::init([](const Input<std::int64_t>& sizes, Allocation allocation, Int64<"batch_size"> batch_size,
                        UInt64<"seed"> seed,
                        bool shuffle) { return BatchPlanner(view(sizes), allocation, batch_size, seed, shuffle); }),
@@ -248,7 +248,7 @@ void register_sampling(py::module_& m) {
             for (const auto& [first_draw, size] : pairs) sizes.push_back({first_draw, size});
             planner.set_epoch_sizes(domain, std::move(sizes));
           },
-          "domain"_a, "sizes"_a, "(first_draw, size) pairs of a domain whose data grows: its size from an epoch on.")
+          "domain"_a, "sizes"_a, "Take pairs (first_draw, size) of a domain that grows: its size from this draw on.")
       .def(
           "set_batch_sizes",
           [](BatchPlanner& planner, const std::vector<std::pair<UInt64<"first_step">, UInt64<"batch_size">>>& pairs) {
@@ -256,7 +256,7 @@ void register_sampling(py::module_& m) {
             for (const auto& [first_step, size] : pairs) sizes.push_back({first_step, size});
             planner.set_batch_sizes(sizes);
           },
-          "sizes"_a, "(first_step, batch_size) pairs of batches whose size changes.")
+          "sizes"_a, "Take pairs (first_step, batch_size) of batches whose size changes.")
       .def(
           "seek",
           [](BatchPlanner& planner, const Input<std::int64_t>& counts, const Input<std::int64_t>& credits) {
@@ -277,7 +277,7 @@ void register_sampling(py::module_& m) {
             return std::tuple(to_array(planner.domain_ids().subspan(begin, end - begin)), indices, epochs);
           },
           "spans"_a, "step"_a, "begin"_a, "end"_a,
-          "Plans a step and moves past it; returns (domain_ids, indices, epochs) of the slots in [begin, end).")
+          "Plan a step and move past it; return (domain_ids, indices, epochs) of the slots in [begin, end).")
       .def(
           "skip",
           [](BatchPlanner& planner, const SpanPairs& pairs, UInt64<"first_step"> first_step,
@@ -290,9 +290,9 @@ void register_sampling(py::module_& m) {
               check_signals(planner.batch_size() + spans.front().table->weights().size());
             }
           },
-          "spans"_a, "first_step"_a, "last_step"_a, "Moves past the batches of steps [first_step, last_step).")
+          "spans"_a, "first_step"_a, "last_step"_a, "Move past the batches of steps [first_step, last_step).")
       .def("skip_rows", &skip_rows, "sampling"_a, py::kw_only(), "first_step"_a, "num_steps"_a, "look_ahead"_a, "end"_a,
-           "Moves past the batches of steps whose mixtures are the rows of sampling.");
+           "Move past the batches of steps whose mixtures are the rows of sampling.");
 }
 
 }  // namespace pycooldown

@@ -1,4 +1,4 @@
-// The Python side of the tar reader: samples are built here, by CPython's own interface, since this is the hot path.
+// The bindings of the tar reader. Building samples is the hot path, so it uses CPython's own interface.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -27,7 +27,7 @@ py::object steal(PyObject* object) {
   return py::reinterpret_steal<py::object>(object);
 }
 
-// Names in a tar are bytes; like tarfile, what is not UTF-8 becomes surrogates.
+// Names in a tar are bytes. As in tarfile, bytes that are not UTF-8 become surrogates.
 py::object decode(std::string_view text) {
   return steal(PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "surrogateescape"));
 }
@@ -38,8 +38,7 @@ py::object interned(py::object text) {
   return py::reinterpret_steal<py::object>(object);
 }
 
-// TarReader with the Python strings that its samples share. Building samples is the hot path: it talks to CPython
-// itself.
+// A TarReader with the Python strings that its samples share.
 class PyTarReader {
  public:
   explicit PyTarReader(UInt64<"max_maps"> max_maps) : reader_(max_maps) {}
@@ -97,7 +96,7 @@ class PyTarReader {
   static constexpr std::size_t kRowsAhead = 16, kBytesAhead = 8;
 
   struct Names {
-    py::dict common;  // what each sample of the shard starts from: copying it is cheaper than filling a new one
+    py::dict common;  // each sample of the shard starts as a copy of it, which is cheaper than filling a new one
     std::vector<py::object> extensions;
   };
 
@@ -132,8 +131,8 @@ class PyTarReader {
     const std::span members(index.members.data() + index.samples[place.sample].member,
                             index.members.data() + index.samples[place.sample + 1].member);
     if (members.empty()) return out;
-    // Looked at only now: making a dictionary may run the garbage collector and so other threads, which may unmap the
-    // shard; making bytes and setting items never does.
+    // Only now: making a dictionary may run the garbage collector and so other threads, which may unmap the shard.
+    // Making bytes and setting items never does.
     const std::uint64_t begin = members.front().offset(), end = members.back().offset() + members.back().size;
     const char* bytes = batch.view(place.shard, begin, end - begin);
     for (const TarMember& member : members) {

@@ -1,4 +1,4 @@
-// The Python side of token streams: NumPy arrays for what the reader reads and fills.
+// The bindings of token streams: NumPy arrays for what the reader reads and fills.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -25,7 +25,7 @@ namespace pycooldown {
 
 namespace {
 
-// A whole file in memory, read-only, without an open file behind it.
+// Maps a whole file into memory, read-only. The file does not stay open.
 py::array map_file(const std::string& path, UInt64<"size"> size) {
   const File file(path);
   if (const File::Status status = file.status(); !status.regular || status.size != size)
@@ -58,7 +58,7 @@ TokenType type_of(const std::string& dtype) {
   throw std::invalid_argument("tokens cannot be of dtype " + dtype);
 }
 
-// TokenReader with the arrays that it reads from.
+// A TokenReader with the arrays that it reads from.
 class PyTokenReader {
  public:
   void add(const std::string& path, Input<std::uint8_t> bytes, const std::string& dtype,
@@ -112,7 +112,7 @@ class PyTokenReader {
 }  // namespace
 
 void register_tokens(py::module_& m) {
-  m.def("map_file", &map_file, "path"_a, "size"_a, "The bytes of a file, mapped into memory.");
+  m.def("map_file", &map_file, "path"_a, "size"_a, "Map a file into memory and return its bytes.");
   py::class_<PyTokenReader>(m, "TokenReader")
       .def(py::init<>())
       .def("add", &PyTokenReader::add, "path"_a, py::kw_only(), "bytes"_a, "dtype"_a, "vocabulary_size"_a,

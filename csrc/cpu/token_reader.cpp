@@ -68,7 +68,7 @@ std::size_t token_bytes(TokenType type) {
   return 8;
 }
 
-MappedFile::MappedFile(std::string name, std::span<const std::byte> mapped)
+MappedState::MappedState(std::string name, std::span<const std::byte> mapped)
     : MappedBytes(mapped), path(std::move(name)) {
   struct stat status;
   if (::stat(path.c_str(), &status) != 0) return;
@@ -77,8 +77,8 @@ MappedFile::MappedFile(std::string name, std::span<const std::byte> mapped)
   mtime_ns = modified_ns(status);
 }
 
-void MappedFile::check() const {
-  const MappedFile now(path, {});
+void MappedState::check() const {
+  const MappedState now(path, {});
   const bool is_mapped_file = exists && now.exists && now.device == device && now.inode == inode;
   if (is_mapped_file && (now.size != size || now.mtime_ns != mtime_ns))
     throw std::system_error(ESTALE, std::generic_category(), path + " has changed since it was mapped");

@@ -190,10 +190,8 @@ def _adds_auxiliary_loss(
     It must be the same without labels, since that is how the model is called for another loss.
     """
     try:
-        outputs, without = (
-            _observe(model, None, _numbers, lambda call=call: forward(**call, output_router_logits=True))[0]
-            for call in (labelled, bare)
-        )
+        outputs, _ = _observe(model, None, _numbers, lambda: forward(**labelled, output_router_logits=True))
+        without, _ = _observe(model, None, _numbers, lambda: forward(**bare, output_router_logits=True))
     except (TypeError, ValueError, AttributeError, RuntimeError):  # it has no such argument, or no experts
         return False
     further = auxiliary_loss(model, outputs)

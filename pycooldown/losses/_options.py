@@ -62,7 +62,8 @@ class LossOptions(NamedTuple):
                 raise TypeError(
                     f"{name} must be a number, got a tensor: no gradient would flow into it; pass {name}.item()"
                 )
-        if not isinstance(self.ignore_index, int | torch.SymInt):
+        given: object = self.ignore_index
+        if not isinstance(given, int | torch.SymInt) and not hasattr(given, "__index__"):
             raise TypeError(f"ignore_index must be an integer, got {self.ignore_index!r}")
         if not -(2**63) <= self.ignore_index < 2**63:
             raise ValueError(f"ignore_index must be in [-2^63, 2^63), as targets are, got {self.ignore_index}")

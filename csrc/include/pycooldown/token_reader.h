@@ -31,8 +31,8 @@ struct TokenFile {
 
 // A file that is mapped, and what it was then. A file that was deleted, or replaced by another one of its name, is
 // still there as it was mapped.
-struct MappedFile : MappedBytes {
-  MappedFile(std::string path, std::span<const std::byte> mapped);
+struct MappedState : MappedBytes {
+  MappedState(std::string path, std::span<const std::byte> mapped);
   // Throws std::system_error if the file was written to or cut off since.
   void check() const;
 
@@ -66,7 +66,7 @@ class TokenReader {
 
   std::int64_t size() const { return starts_.back(); }
 
-  // Throws std::out_of_range where rows leave the stream, std::invalid_argument where a file is found to be damaged or
+  // Throws std::out_of_range if rows leave the stream, std::invalid_argument where a file is found to be damaged or
   // an id does not fit, std::system_error where a file has changed since it was added, even in the middle of the call.
   void fill(const TokenRows& rows) const;
 
@@ -76,7 +76,7 @@ class TokenReader {
   Place locate(std::int64_t token) const;
 
   std::vector<TokenFile> files_;
-  std::deque<MappedFile> mapped_;           // the files, and those of their ends
+  std::deque<MappedState> mapped_;          // the files, and those of their ends
   std::vector<MappedBytes*> maps_;          // the same, for the guard
   std::vector<std::size_t> first_maps_{0};  // where those of each file begin
   std::vector<std::int64_t> starts_{0};     // of each file in the stream
