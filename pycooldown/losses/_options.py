@@ -21,7 +21,7 @@ CHOICES = {
 
 
 class LossKeywords(TypedDict, total=False):
-    """The options that all losses and their modules take as keyword arguments, besides ignore_index."""
+    """The keyword arguments of all losses and their modules, except for ignore_index."""
 
     reduction: Reduction
     label_smoothing: float
@@ -33,7 +33,7 @@ class LossKeywords(TypedDict, total=False):
 
 
 class CallKeywords(LossKeywords, total=False):
-    """The keyword arguments that both functions take, besides ignore_index and return_stats."""
+    """The keyword arguments of both functions, except for ignore_index and return_stats."""
 
     domain_ids: torch.Tensor | None
     domain_weights: torch.Tensor | None
@@ -53,7 +53,7 @@ class LossOptions(NamedTuple):
     process_group: ProcessGroup | None = None
 
     def check(self) -> None:
-        """Raise for an option that is not among, or not in the range of, the accepted values."""
+        """Raise for an option whose value or type is not accepted."""
         for name, accepted in CHOICES.items():
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {getattr(self, name)!r}")
