@@ -40,6 +40,23 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Pai
     return PairedDifference(mean, mean - half, mean + half)
 
 
+def clear_best(values: Sequence[Sequence[float]], *, lowest: bool = True) -> int | None:
+    """Return the position of what is better than every other beyond the interval of their paired difference.
+
+    Args:
+        values: The measures of each candidate, one for each seed, in the same order of seeds.
+        lowest: Whether low values are good.
+
+    Returns:
+        The position; ``None`` where no candidate leads every other so clearly, or there is a single seed.
+    """
+    sign = 1 if lowest else -1
+    signed = [[sign * value for value in column] for column in values]
+    best = min(range(len(signed)), key=lambda i: fmean(signed[i]))
+    others = [paired_difference(column, signed[best]) for i, column in enumerate(signed) if i != best]
+    return best if others and all(other.low is not None and other.low > 0 for other in others) else None
+
+
 def t_quantile(degrees: int, coverage: float = 0.95) -> float:
     """Return t with P(-t <= T <= t) = coverage for Student's T with ``degrees`` degrees of freedom.
 
