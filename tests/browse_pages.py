@@ -109,7 +109,8 @@ def test_it_fits_a_narrow_screen(opened):
 def test_every_control_is_reached_by_the_keyboard_and_shows_it(opened):
     page = opened()
     wanted = page.evaluate(
-        "(css) => [...document.querySelectorAll(css)].filter((e) => e.checkVisibility()).map((e, i) => e.dataset.n = i)",
+        "(css) => [...document.querySelectorAll(css)].filter((e) => e.checkVisibility())"
+        ".map((e, i) => e.dataset.n = i)",
         CONTROLS,
     )
     reached, unseen = [], []
