@@ -60,7 +60,8 @@ def lowest(session: nox.Session) -> None:
     test = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test")
     # Hugging Face's datasets needs a newer pyarrow than the package does; tests of both together are skipped.
     test = [requirement for requirement in test if not requirement.startswith("datasets")]
-    session.install("-c", f"{folder}/lowest.txt", ".[all]", *test)
+    # By uv, too: pip tries hundreds of releases of the tools before it finds some that go with these versions.
+    session.run("uv", "pip", "install", "--quiet", "-c", f"{folder}/lowest.txt", ".[all]", *test)
     session.run("pytest", "--numprocesses", "2", "--dist", "worksteal")
 
 
