@@ -13,6 +13,8 @@ nox.options.reuse_existing_virtualenvs = True
 CONSTRAINTS = ("-c", "constraints.txt")
 # They need NumPy, SciPy and pytest alone, so that they run wherever a wheel can be installed.
 PYTEST = ["pytest", "pytest-timeout", "pytest-benchmark", "hypothesis", "scipy"]
+# The tests that run README and all pages.
+PAGES = ["tests/test_docs.py", "tests/recipes/test_methods.py", "tests/huggingface/test_training_page.py"]
 CORE_TESTS = ["core", "golden", "schedules", "gradients/test_theory.py", "test_mixture.py"]
 
 
@@ -227,7 +229,7 @@ def sanitize(session: nox.Session, sanitizer: str) -> None:
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """A manylinux_2_28 wheel, compiled by zig against an old C library, checked and tested in a bare environment."""
+    """A manylinux_2_28 wheel, compiled by zig against an old C library, and all pages run with it, without a compiler."""
     groups = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "release")
     session.install(*CONSTRAINTS, *groups)
     folder, machine = Path(session.create_tmp()), platform.machine()
@@ -256,6 +258,9 @@ def wheel(session: nox.Session) -> None:
     session.run(f"{bare}/bin/pycooldown", "plan", *size, "--method", "cooldown", env=no_compiler)
     tests = [path for name in CORE_TESTS if Path(path := f"tests/{name}").exists()]
     session.run(f"{bare}/bin/python", "-m", "pytest", "-p", "no:cacheprovider", *tests, env=no_compiler)
+    # Then everything that a page shows, as its reader runs it: the wheel with its extras, and still no compiler.
+    session.run(*pip, f"{repaired}[all]", *PYTEST, env=no_compiler)
+    session.run(f"{bare}/bin/python", "-m", "pytest", "-p", "no:cacheprovider", *PAGES, env=no_compiler)
 
 
 @nox.session
