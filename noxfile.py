@@ -229,7 +229,7 @@ def sanitize(session: nox.Session, sanitizer: str) -> None:
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """A manylinux_2_28 wheel, compiled by zig against an old C library, and all pages run with it, without a compiler."""
+    """A manylinux_2_28 wheel, compiled by zig against an old C library; README and all pages run with it."""
     groups = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "release")
     session.install(*CONSTRAINTS, *groups)
     folder, machine = Path(session.create_tmp()), platform.machine()
