@@ -1,6 +1,7 @@
 """Sessions for development and CI: `nox -l` lists them, `nox -s tests` runs one."""
 
 import platform
+import re
 import shutil
 from pathlib import Path
 
@@ -35,6 +36,18 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def workflows(session: nox.Session) -> None:
+    """The workflows of GitHub: against their schema, and for what is unsafe; and the configuration of cibuildwheel."""
+    session.install(*CONSTRAINTS, "check-jsonschema", "zizmor", "cibuildwheel")
+    files = session.run("git", "ls-files", ".github/workflows", external=True, silent=True).split()
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *files)
+    session.run("check-jsonschema", "--builtin-schema", "vendor.dependabot", ".github/dependabot.yml")
+    session.run("zizmor", "--offline", "--quiet", ".github/workflows")
+    for platform_name in ("linux", "macos"):
+        session.run("cibuildwheel", "--platform", platform_name, "--print-build-identifiers")
+
+
+@nox.session
 def types(session: nox.Session) -> None:
     """Strict type checking of the package."""
     install(session, "all", "lint", "test")
@@ -57,9 +70,15 @@ def lowest(session: nox.Session) -> None:
     (folder / "override.txt").write_text("\n".join(session.posargs) + "\n")
     session.run(
         *("uv", "pip", "compile", "pyproject.toml", "--extra", "all", "--resolution", "lowest-direct", "--quiet"),
-        *("--override", f"{folder}/override.txt", "--python", session.python or "python", "-o", f"{folder}/lowest.txt"),
+        *("--override", f"{folder}/override.txt", "--python", session.python or "python", "-o", f"{folder}/all.txt"),
     )
-    test = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test")
+    # What the package names itself; of what these bring, any version that goes with the test tools will do.
+    pyproject = nox.project.load_toml("pyproject.toml")
+    named = [*pyproject["project"]["dependencies"], *sum(pyproject["project"]["optional-dependencies"].values(), [])]
+    names = {re.match(r"[\w.-]+", requirement).group().lower() for requirement in named}
+    found = (folder / "all.txt").read_text().splitlines()
+    (folder / "lowest.txt").write_text("".join(f"{line}\n" for line in found if line.partition("==")[0] in names))
+    test = nox.project.dependency_groups(pyproject, "test")
     # Hugging Face's datasets needs a newer pyarrow than the package does; tests of both together are skipped.
     test = [requirement for requirement in test if not requirement.startswith("datasets")]
     # By uv, too: pip tries hundreds of releases of the tools before it finds some that go with these versions.
