@@ -74,8 +74,9 @@ def lowest(session: nox.Session) -> None:
     )
     # What the package names itself; of what these bring, any version that goes with the test tools will do.
     pyproject = nox.project.load_toml("pyproject.toml")
-    named = [*pyproject["project"]["dependencies"], *sum(pyproject["project"]["optional-dependencies"].values(), [])]
-    names = {re.match(r"[\w.-]+", requirement).group().lower() for requirement in named}
+    extras = pyproject["project"]["optional-dependencies"].values()
+    named = {name for extra in [pyproject["project"]["dependencies"], *extras] for name in extra}
+    names = {re.match(r"[\w.-]+", requirement).group().replace(".", "-") for requirement in named}
     found = (folder / "all.txt").read_text().splitlines()
     (folder / "lowest.txt").write_text("".join(f"{line}\n" for line in found if line.partition("==")[0] in names))
     test = nox.project.dependency_groups(pyproject, "test")

@@ -37,8 +37,8 @@ def loss_curves(
     runs, domains = list(curves), list(next(iter(curves.values())))
     if len(domains) > _MAX_PANELS:
         domains = [domains[i] for i in np.linspace(0, len(domains) - 1, _MAX_PANELS).round().astype(int)]
-    columns = min(4, len(domains))
-    rows = -(-len(domains) // columns)
+    rows = -(-len(domains) // 4)
+    columns = -(-len(domains) // rows)
     figure = new_figure(max(2.25 * columns, 4.5), 2.1 * rows + 0.8)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, domain in zip(panels, domains, strict=False):

@@ -36,8 +36,13 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Pai
     mean = fmean(differences)
     if len(differences) < 2:
         return PairedDifference(mean, None, None)
-    half = t_quantile(len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
+    half = t_quantile(len(differences) - 1) * deviation(differences) / math.sqrt(len(differences))
     return PairedDifference(mean, mean - half, mean + half)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Return the sample standard deviation; NaN if a value is not finite, as the loss of a run that diverged."""
+    return stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def clear_best(values: Sequence[Sequence[float]], *, lowest: bool = True) -> int | None:

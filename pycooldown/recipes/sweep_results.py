@@ -7,13 +7,13 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from pycooldown import plots
 from pycooldown._files import write_atomically
 from pycooldown.huggingface.checkpoints import valid_json
-from pycooldown.recipes.paired import PairedDifference, clear_best, paired_difference
+from pycooldown.recipes.paired import PairedDifference, clear_best, deviation, paired_difference
 from pycooldown.recipes.report import Comparison
 
 
@@ -151,7 +151,7 @@ def _values(
 def _spreads(comparisons: Sequence[Comparison], measure: str) -> SpreadRows:
     rows = []
     for name, size, values, epochs in _values(comparisons, measure):
-        deviations = [stdev(column) if len(column) > 1 else None for column in values]
+        deviations = [deviation(column) if len(column) > 1 else None for column in values]
         rows.append((name, size, tuple(map(Spread, map(fmean, values), deviations, epochs))))
     return tuple(rows)
 
