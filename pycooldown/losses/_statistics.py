@@ -8,7 +8,7 @@ import torch
 
 
 class DomainStats(NamedTuple):
-    """Unweighted sums over the tokens of each domain, as an adaptive schedule reads them.
+    """Unweighted sums over the tokens of each domain, which an adaptive schedule reads.
 
     Attributes:
         loss_sum: (K,) float64, sum of the cross-entropy: label smoothing and class weights included; z-loss, domain and

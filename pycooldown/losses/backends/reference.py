@@ -37,7 +37,7 @@ def losses(
         logits: (N, V), any floating dtype; half precision is computed in float32.
         target: (N,) int64 classes, or (N, V) class probabilities, for which no row is ignored.
         weight: (V,) class weights or None.
-        options: Those of the loss; z-loss is not part of what is returned.
+        options: Those of the loss; z-loss is not part of the result.
     """
     x = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if options.softcap:
