@@ -25,7 +25,7 @@ FLOORS = [
     ("adaptive", "sampling", "losses"),
     ("schedules", "gradients.theory", "gradients.moments"),
     ("mixture", "_yaml"),
-    ("_core", "_extras", "_files", "_html", "processes"),
+    ("_core", "_extras", "_files", "_html", "domain_log", "processes"),
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 CORE_USERS = {

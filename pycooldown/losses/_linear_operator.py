@@ -138,7 +138,7 @@ class Call(NamedTuple):
     "int num_domains, ScalarType dtype, SymInt? chunk_size, bool want_input_grad, bool want_weight_grad, "
     f"bool want_bias_grad, bool want_stats, {OPTIONS_SCHEMA}) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=torch.Tag.cudagraph_unsafe,  # the host waits for the number of rows; graphs are made of what lies around it
+    tags=(torch.Tag.cudagraph_unsafe,),  # the host waits for the number of rows; graphs are made of what lies around it
 )
 def _linear_cross_entropy(*arguments: Any) -> tuple[torch.Tensor, ...]:
     call = Call.of(arguments)

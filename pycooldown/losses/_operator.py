@@ -120,7 +120,7 @@ def _run(
     mutates_args=(),
     schema="(Tensor logits, Tensor target, Tensor scale, Tensor? domain_ids, int num_domains, bool want_grad, "
     f"bool want_stats, {OPTIONS_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=torch.Tag.needs_exact_strides,  # of the logits: those of the gradient may depend on them
+    tags=(torch.Tag.needs_exact_strides,),  # of the logits: those of the gradient may depend on them
 )
 def _cross_entropy(
     logits: torch.Tensor,

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ._checks import has_tangent
 from ._linear_operator import Operands, Wanted, linear_cross_entropy_rows
 from ._operator import LossRows
 from ._options import CallKeywords, Layer, LossOptions, Normalizer, Reduction, Weights
@@ -210,5 +211,8 @@ def _reference_losses(hidden: torch.Tensor, layer: Layer, rows: Rows, weight: to
     if len(hidden) <= step:
         return chunk(hidden, target)
     chunks = zip(torch.split(hidden, step), torch.split(target, step), strict=True)
-    parts = [checkpoint(chunk, *pair, use_reentrant=False, preserve_rng_state=False) for pair in chunks]
+    if any(tensor is not None and has_tangent(tensor) for tensor in (hidden, layer.weight, layer.bias)):
+        parts = [chunk(*pair) for pair in chunks]  # torch 2.11 has no forward mode through checkpoints
+    else:
+        parts = [checkpoint(chunk, *pair, use_reentrant=False, preserve_rng_state=False) for pair in chunks]
     return RowLosses(*(torch.cat(part) for part in zip(*parts, strict=True)))
