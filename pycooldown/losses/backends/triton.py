@@ -115,9 +115,9 @@ def _launch(x: torch.Tensor, variant: Variant) -> dict[str, int]:
     return options if torch.version.hip else {**options, "maxnreg": MAX_REGISTERS}
 
 
-def _programs(x: torch.Tensor, variant: Variant) -> int:
-    """Return how many programs share the rows of x."""
-    if variant.TILES:
+def _programs(x: torch.Tensor, variant: Variant, *, grad: bool) -> int:
+    """Return how many programs share the rows of x: one each, unless rows are read twice."""
+    if variant.TILES or not grad:
         return len(x)
     device = INTERPRETER
     if x.is_cuda:
@@ -175,7 +175,7 @@ def rows(
                 plain=not (smoothing or capped),
                 capability=torch.cuda.get_device_capability(x.device) if x.is_cuda else (9, 0),
             )
-            rows_kernel[(_programs(x, variant),)](
+            rows_kernel[(_programs(x, variant, grad=grad is not None),)](
                 x, target, scale, loss, lse, correct, out, x.stride(0), out.stride(0), num_rows, num_classes,
                 options.ignore_index, int(want_stats), 0, options.label_smoothing, options.z_loss, options.softcap,
                 SMOOTHING=smoothing, SOFTCAP=capped, GRAD=grad is not None, SAME_ALIGNMENT=same, **_launch(x, variant),
