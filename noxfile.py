@@ -191,19 +191,22 @@ def fuzz(session: nox.Session) -> None:
 # Where each sanitizer's runtime lies, what it is built with, and its options. Python never frees what it keeps until
 # its end, so leaks are not looked for.
 SANITIZERS = {
-    "thread": ("libtsan.so", "thread", {"TSAN_OPTIONS": "halt_on_error=1 second_deadlock_stack=1"}),
+    "thread": ("libtsan.so", "thread", {"TSAN_OPTIONS": "halt_on_error=1 second_deadlock_stack=1 handle_sigbus=0"}),
     "address": (
         "libasan.so",
         "address,undefined",
         {
-            "ASAN_OPTIONS": "detect_leaks=0 strict_string_checks=1",
+            "ASAN_OPTIONS": "detect_leaks=0 strict_string_checks=1 handle_sigbus=0",
             "UBSAN_OPTIONS": "halt_on_error=1 print_stacktrace=1",
             "PYTHONMALLOC": "malloc",
         },
     ),
 }
 # What needs no torch, whose threads the sanitizers cannot see into.
-SANITIZED_TESTS = ("core", "sampling", "golden", "fuzz", "data/test_tar_index.py", "data/test_tar_index_file.py")
+SANITIZED_TESTS = (
+    *("core", "sampling", "golden", "fuzz"),
+    *("data/test_tar_index.py", "data/test_tar_index_file.py", "data/test_lost_pages.py"),
+)
 
 
 @nox.session

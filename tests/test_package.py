@@ -24,7 +24,7 @@ FLOORS = [
     ("data",),
     ("adaptive", "sampling", "losses"),
     ("schedules", "gradients.theory", "gradients.moments"),
-    ("mixture",),
+    ("mixture", "_yaml"),
     ("_core", "_extras", "_files", "_html", "domain_log", "processes"),
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pycooldown import domain_log
+from pycooldown._files import open_regular
 from pycooldown.mixture import Vector
 
 RECIPE, METRICS, SUMMARY = "recipe.json", "metrics.jsonl", "summary.json"
@@ -88,7 +89,7 @@ class Run:
         recipe, summary = read_json(path / RECIPE, "sizes"), _with_nan(read_json(path / SUMMARY, "domains"))
         summary["domains"] = {domain: _with_nan(entry) for domain, entry in summary["domains"].items()}
         try:
-            lines = (path / METRICS).read_text(encoding="utf-8").splitlines()
+            lines = _text(path / METRICS).splitlines()
             logs = [_with_nan(json.loads(line)) for line in lines]
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path / METRICS} is damaged: {error}") from error
@@ -103,12 +104,17 @@ def read_json(path: Path, key: str | None = None) -> dict[str, Any]:
         ValueError: If the file holds something else, or the object lacks ``key``.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(_text(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(value, dict) or (key is not None and key not in value):
         raise ValueError(f"{path} is damaged: expected a JSON object" + (f" with {key!r}" if key else ""))
     return value
+
+
+def _text(path: Path) -> str:
+    with open_regular(path) as file:
+        return file.read().decode("utf-8")
 
 
 def _with_nan(entry: dict[str, Any]) -> dict[str, Any]:

@@ -121,12 +121,12 @@ def _train(
 
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model(str(output / "model"))
+        final = _final_losses(trainer)
     except FloatingPointError as error:
         raise FloatingPointError(f"{error}; in a recipe: training.allow_non_finite=true") from error
     finally:
         live.close()
-    trainer.save_model(str(output / "model"))
-    final = _final_losses(trainer)
     tokens = trainer.sums.tokens()
     translations = _translations(trainer, corpus, recipe)
     if args.should_save:
