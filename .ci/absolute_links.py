@@ -2,7 +2,7 @@
 
     python .ci/absolute_links.py https://HOST/OWNER/NAME v0.3.0
 
-Links of README.md get the address of the repository at that tag, and pyproject.toml names the address in [project.urls].
+Links of README.md get the address of the repository at that tag; pyproject.toml names the address in [project.urls].
 Workflows know the address themselves, so a release sets nothing but its tag.
 """
 

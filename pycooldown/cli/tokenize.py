@@ -30,19 +30,21 @@ def tokenize(
         str | None, typer.Option(help="tokenizer.json or its folder, SentencePiece .model, or .tiktoken file.")
     ] = None,
     train_tokenizer: Annotated[
-        Literal["bpe", "sentencepiece"] | None, typer.Option(help="Train one instead, on a balanced sample.")
+        Literal["bpe", "sentencepiece"] | None,
+        typer.Option(help="Train a tokenizer instead, on a sample of the domains."),
     ] = None,
     vocabulary_size: Annotated[int, typer.Option(help="Token ids of a tokenizer to be trained.")] = 32_000,
-    tau: Annotated[float, typer.Option(help="Temperature of its sample.")] = 3.0,
-    sample_bytes: Annotated[int, typer.Option(help="Text in its sample, in bytes.")] = 100_000_000,
+    tau: Annotated[float, typer.Option(help="Temperature that balances the domains in that sample.")] = 3.0,
+    sample_bytes: Annotated[int, typer.Option(help="Bytes of text in that sample.")] = 100_000_000,
     pattern: Annotated[str | None, typer.Option(help="Regular expression of the words, for a .tiktoken file.")] = None,
-    eos: Annotated[str, typer.Option(help="Token behind every document: a name, an id, auto or none.")] = "auto",
+    eos: Annotated[str, typer.Option(help="Token after every document: a name, an id, auto or none.")] = "auto",
     bos: Annotated[str, typer.Option(help="Token before every document: a name, an id, auto or none.")] = "none",
     special_tokens: Annotated[
         Literal["text", "parse"], typer.Option(help="What names of special tokens in a text become.")
     ] = "text",
     text_field: Annotated[
-        list[str] | None, typer.Option(help="Field of the text, default text; again for pairs, joined by a newline.")
+        list[str] | None,
+        typer.Option(help="Field with the text, by default text; twice for pairs, joined by a newline."),
     ] = None,
     text_documents: Annotated[
         Literal["file", "line", "paragraph"], typer.Option(help="What a document is in a .txt file.")
@@ -50,7 +52,7 @@ def tokenize(
     validation: Annotated[
         float, typer.Option(help="Share of the documents for validation, or (from 1) documents of each domain.")
     ] = 0.01,
-    seed: Annotated[int, typer.Option(help="Of the choice of validation documents.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of validation documents.")] = 0,
     on_error: Annotated[
         Literal["raise", "skip"], typer.Option(help="Stop at records that are not as expected, or count them.")
     ] = "raise",
@@ -58,7 +60,7 @@ def tokenize(
         Literal["refuse", "split"], typer.Option(help="What happens to documents above --max-document-bytes.")
     ] = "refuse",
     max_document_bytes: Annotated[int, typer.Option(help="Longest text that is encoded in one piece.")] = 4_000_000,
-    shard_bytes: Annotated[int, typer.Option(help="Input for one shard.")] = 64 << 20,
+    shard_bytes: Annotated[int, typer.Option(help="Bytes of input for one shard.")] = 64 << 20,
     workers: Annotated[int, typer.Option(help="Processes, each of one core; on Ray 0 is all cores.")] = 1,
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Work on a Ray cluster: its address, auto, or local.")
@@ -67,7 +69,7 @@ def tokenize(
     slurm: Annotated[
         str | None, typer.Option(metavar="OPTIONS", help="Submit a Slurm array instead, with these options of sbatch.")
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Size of that array.")] = 16,
+    jobs: Annotated[int, typer.Option(help="Number of jobs in that array.")] = 16,
 ) -> None:
     """Turn documents into shards of tokens. Interrupted, it goes on; finished, it checks and changes nothing."""
     from pycooldown.data.prepare import Options, TokenizerOptions, parse_inputs, prepare_plan

@@ -26,7 +26,7 @@ from pycooldown.recipes.schema import Data
 
 @dataclass(frozen=True)
 class RunGradients:
-    """What the gradients of a run are taken of.
+    """The model and the data of a run, for its gradients.
 
     Attributes:
         model: The model with the run's final weights, without dropout.

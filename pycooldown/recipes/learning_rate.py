@@ -1,4 +1,4 @@
-"""The course of the learning rate over a run."""
+"""The schedule of the learning rate."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _ROWS = 30  # what a terminal shows at once; of more domains, those with the lar
 def domain_table(logs: Mapping[str, Any]) -> Table:
     """Return a table with a row for each domain of a trainer's log, by decreasing target.
 
-    The shares of samples and tokens are of all that has been drawn so far; loss, target and weight are of the log.
+    The shares of samples and tokens count all that was drawn so far; loss, target and weight are those of the log.
     """
     of = {
         name: {key.partition("/")[2]: value for key, value in logs.items() if key.startswith(f"{name}/")}
@@ -75,7 +75,7 @@ class LiveTable(TrainerCallback):  # type: ignore[misc]
             self._live.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note the step."""
+        """Show the new step."""
         self._draw(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:

@@ -38,7 +38,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def recipe_of(values: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe in a mapping, which overrides are written into; see `load_recipe`.
+    """Return the recipe that a mapping and overrides describe; see `load_recipe`.
 
     Args:
         values: Sections by name.

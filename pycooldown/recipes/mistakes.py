@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in words: pydantic's findings with the key, what came, what is expected, and hints."""
+"""Sentences for the mistakes in a recipe: the key, what came, what was expected, and known keys of a similar name."""
 
 from __future__ import annotations
 
