@@ -20,7 +20,7 @@ constexpr std::uint64_t kNoEpoch = ~std::uint64_t{0};
 }  // namespace
 
 BatchPlanner::BatchPlanner(std::span<const std::int64_t> sizes, Allocation allocation, std::int64_t batch_size,
-                           std::uint64_t seed, bool shuffle)
+                           std::uint64_t seed, bool shuffle, bool once)
     : batch_size_(static_cast<std::size_t>(batch_size)),
       sizes_(sizes.begin(), sizes.end()),
       credits_(sizes.size(), 0),
@@ -29,7 +29,8 @@ BatchPlanner::BatchPlanner(std::span<const std::int64_t> sizes, Allocation alloc
       open_needs_(sizes.size()),
       allocation_(allocation),
       seed_(seed),
-      shuffle_(shuffle) {
+      shuffle_(shuffle),
+      once_(once) {
   const BatchSize throughout{0, static_cast<std::uint64_t>(batch_size)};
   set_batch_sizes(std::span(&throughout, 1));
   const Permutation unused(seed, Stream::permutation, 0, 0, 1);
@@ -182,14 +183,26 @@ std::uint64_t BatchPlanner::first_draw(std::uint64_t step) const {
 void BatchPlanner::skip(std::span<const MixtureSpan> spans, std::uint64_t step) {
   begin(spans, step);
   const AliasTable& table = *spans.front().table;
-  if (allocation_ == Allocation::systematic) {
+  if (allocation_ == Allocation::systematic && !once_) {
     skip_systematic(table, step);
     return;
   }
-  if (allocation_ == Allocation::quota) fill_quota(spans, step);
-  if (allocation_ == Allocation::multinomial)
-    draw(table.view(), seed_, first_draw(step), std::span(domain_ids_).first(batch_size_), 1);
+  if (once_) {
+    choose_domains(spans, step);  // which slots are given away depends on their order
+  } else {
+    if (allocation_ == Allocation::quota) fill_quota(spans, step);
+    if (allocation_ == Allocation::multinomial) fill_multinomial(table, step);
+  }
   for (const std::int32_t domain : domain_ids()) advance(static_cast<std::size_t>(domain), 1);
+}
+
+void BatchPlanner::choose_domains(std::span<const MixtureSpan> spans, std::uint64_t step) {
+  const AliasTable& table = *spans.front().table;
+  if (allocation_ == Allocation::multinomial) fill_multinomial(table, step);
+  if (allocation_ == Allocation::systematic) fill_systematic(table, step);
+  if (allocation_ == Allocation::quota) fill_quota(spans, step);
+  if (allocation_ != Allocation::multinomial) shuffle_slots(step);
+  if (once_) give_away(table, step);
 }
 
 void BatchPlanner::plan(std::span<const MixtureSpan> spans, std::uint64_t step, std::size_t first_slot,
@@ -200,12 +213,7 @@ void BatchPlanner::plan(std::span<const MixtureSpan> spans, std::uint64_t step, 
                                 std::to_string(first_slot + indices.size()) + ") of a batch of " +
                                 std::to_string(batch_size()));
   }
-  const AliasTable& table = *spans.front().table;
-  if (allocation_ == Allocation::multinomial)
-    draw(table.view(), seed_, first_draw(step), std::span(domain_ids_).first(batch_size_), 1);
-  if (allocation_ == Allocation::systematic) fill_systematic(table, step);
-  if (allocation_ == Allocation::quota) fill_quota(spans, step);
-  if (allocation_ != Allocation::multinomial) shuffle_slots(step);
+  choose_domains(spans, step);
 
   // Positions are permuted a group at a time, in place: those of the last `waiting` of the samples so far still are to.
   const auto permute = PYCOOLDOWN_DISPATCH(permute);

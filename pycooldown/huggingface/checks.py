@@ -92,6 +92,14 @@ def check_length(length: int, mixture: Mixture) -> None:
         )
 
 
+def check_max_steps(args: TrainingArguments, stop: str, num_steps: int | None) -> None:
+    """Set ``args.max_steps`` to the steps of a pass, or raise ValueError if it is another number already."""
+    if args.max_steps not in (-1, 0, num_steps):
+        raise ValueError(f"stop = {stop!r} sets max_steps, which is {args.max_steps}; expected only one of them")
+    assert num_steps is not None
+    args.max_steps = num_steps
+
+
 def check_unit(unit: str, tokens_per_sample: Mapping[str, float] | None) -> None:
     """Raise ValueError for a unit of the mixture that is not known, or lengths that it does not need."""
     if unit not in ("samples", "tokens"):
