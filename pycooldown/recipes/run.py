@@ -134,9 +134,9 @@ def _train(
         if translations:
             lines = (json.dumps(asdict(translation), ensure_ascii=False) for translation in translations)
             write_atomically(output / TRANSLATIONS, "".join(f"{line}\n" for line in lines))
-        exposure = trainer.sampler.exposure(recipe.training.steps)
+        exposure = trainer.sampler.exposure(args.max_steps)
         summary = {
-            "steps": recipe.training.steps,
+            "steps": args.max_steps,
             "resumed_at": resumed_at,
             "seconds": round(metrics.seconds, 3),
             "parameters": sum(p.numel() for p in trainer.model.parameters()),

