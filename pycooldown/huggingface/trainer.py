@@ -191,6 +191,7 @@ class MixtureTrainerMixin(SamplerPart):
         else:
             self.sampler = self._new_sampler()
         self.sums = DomainSums(self.domains, self.accelerator, state.get("tokens"))
+        self._watch_clipping()
         output: TrainOutput = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         self._check_finite(output.training_loss)
         return output
