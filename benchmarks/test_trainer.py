@@ -48,22 +48,27 @@ class Turns(TrainerCallback):
         self.number, self.baton, self.seconds = number, baton, []
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Wait for the first turn."""
         self.wait()
 
     def on_step_end(self, args, state, control, **kwargs):
+        """Note the time, and let the other have a step."""
         self.seconds.append(time.perf_counter() - self.begin)
         self.hand_over()
         self.wait()
 
     def on_train_end(self, args, state, control, **kwargs):
+        """Let the other finish."""
         self.hand_over(ended=True)
 
     def wait(self):
+        """Wait for the turn of this trainer."""
         with self.baton["condition"]:
             self.baton["condition"].wait_for(lambda: self.baton["turn"] == self.number or self.baton["ended"])
         self.begin = time.perf_counter()
 
     def hand_over(self, *, ended=False):
+        """Give the turn to the other."""
         with self.baton["condition"]:
             self.baton["turn"] = 1 - self.number
             self.baton["ended"] |= ended
@@ -76,6 +81,7 @@ class Timed(MixtureTrainer):
     fetching = ()
 
     def get_batch_samples(self, *args, **kwargs):
+        """Return the micro-batches."""
         begin = time.perf_counter()
         batches = super().get_batch_samples(*args, **kwargs)
         self.fetching = (*self.fetching, time.perf_counter() - begin)
@@ -142,10 +148,9 @@ def test_step(benchmark, name):
         }
         schedule = schedules.constant(Mixture.temperature_sampling(dataset.sizes, 5.0))
         shared = {"train_dataset": dataset, "data_collator": collate}
-        ours = Timed(
-            model_of(vocabulary, length), TrainingArguments(**options), schedule=schedule, callbacks=[turns[0]], **shared
-        )
-        plain = Trainer(model_of(vocabulary, length), TrainingArguments(**options), callbacks=[turns[1]], **shared)
+        models = [model_of(vocabulary, length) for _ in turns]
+        ours = Timed(models[0], TrainingArguments(**options), schedule=schedule, callbacks=[turns[0]], **shared)
+        plain = Trainer(models[1], TrainingArguments(**options), callbacks=[turns[1]], **shared)
 
         def train():
             threads = [threading.Thread(target=trainer.train) for trainer in (ours, plain)]

@@ -1,23 +1,20 @@
 """A Llama under FSDP2 in a loop of your own: documents of several domains, bfloat16, accumulation, exact resume.
 
-    torchrun --nproc-per-node 2 examples/fsdp2_llama.py run --data out --config llama.json     # out: `pycooldown tokenize`
-    torchrun --nproc-per-node 1 examples/fsdp2_llama.py run --data out --config llama.json     # goes on where it was
-    python examples/fsdp2_llama.py                        # both, with a tiny model and tokens that are made up
+    pycooldown tokenize tokens texts --tokenizer tokenizer.json --eos '</s>'
+    torchrun --nproc-per-node 2 examples/fsdp2_llama.py run tokens --config llama.json
+    torchrun --nproc-per-node 4 examples/fsdp2_llama.py run tokens --config llama.json     # goes on where it was
 
-The fsdp of Trainer needs GPUs, as Accelerate does not shard on CPUs. This loop runs on both.
+Any number of processes goes on from a checkpoint, on the same samples. The `fsdp` of Trainer needs GPUs, as Accelerate
+does not shard on CPUs; this loop runs on both.
 """
 
 import argparse
 import json
 import os
 import shutil
-import subprocess
-import sys
-import tempfile
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -27,20 +24,17 @@ from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pycooldown import DomainBatchSampler, schedules
-from pycooldown.data import TokenDataset, token_sources
+from pycooldown.data import TokenDataset
 from pycooldown.huggingface import MicroBatches, fuse_loss
 
-TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-DOMAINS = ("ar", "de", "en", "hi", "sw", "zh")
+COLUMNS = ("input_ids", "labels", "position_ids", "domain_ids")  # positions that start anew keep documents apart
 
 
 def train(options, device):
     """Train on this process's share of each batch, from the newest checkpoint in the folder on."""
     rank, world_size, folder = dist.get_rank(), dist.get_world_size(), options.folder
-    data = options.data or {d: token_sources.flat(folder / f"{d}.bin", "uint16", eos_id=0) for d in DOMAINS}
-    columns = ("input_ids", "labels", "position_ids", "domain_ids")  # positions that start anew keep documents apart
-    dataset = TokenDataset(data, options.length, columns=columns, vocabulary_size=None if options.data else 64)
-    config = LlamaConfig.from_json_file(options.config) if options.config else LlamaConfig(**TINY)
+    dataset = TokenDataset(options.data, options.length, columns=COLUMNS)
+    config = LlamaConfig.from_json_file(options.config)
     config.vocab_size, config.use_cache = dataset.vocabulary_size, False
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).to(device)
@@ -50,8 +44,9 @@ def train(options, device):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     schedule = schedules.cooldown(dataset.sizes, tau=5.0, final_tau=1.0, switch_step=options.steps // 2)
-    share = {"rank": rank, "world_size": world_size}
-    sampler = DomainBatchSampler(schedule, batch_size=options.batch, seed=0, num_steps=options.steps, **share)
+    sampler = DomainBatchSampler(
+        schedule, batch_size=options.batch, seed=0, num_steps=options.steps, rank=rank, world_size=world_size
+    )
     begin = 0
     if checkpoints := sorted(folder.glob("step-*")):
         weights, state = get_state_dict(model, optimizer)  # of this process's shards, however many wrote the checkpoint
@@ -68,27 +63,28 @@ def train(options, device):
         tokens = sum((part["labels"][:, 1:] != -100).sum() for part in parts)
         dist.all_reduce(tokens)  # of the global batch; FSDP averages gradients over processes
         weights = torch.tensor(sampler.mixture(step).loss_weights, dtype=torch.float32, device=device)
+        scaled = weights * world_size / tokens
         sums = []
         for part in parts:
             with torch.autocast(device.type, torch.bfloat16):
-                scaled = weights * world_size / tokens
                 output = model(**part, domain_weights=scaled, reduction="sum", return_stats=True)
             output.loss.backward()
             sums.append(output.domain_stats.loss_sum)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+
         of_ranks = [torch.empty_like(torch.stack(sums)) for _ in range(world_size)]
         dist.all_gather(of_ranks, torch.stack(sums))
-        if rank == 0:  # added up in the order of the global batch, whatever the number of processes
-            loss = sum(torch.cat(of_ranks)).sum().item() / tokens.item()
+        loss = sum(torch.cat(of_ranks)).sum().item() / tokens.item()  # added up in the order of the global batch
+        if rank == 0:
             with open(folder / "losses.jsonl", "a") as file:
-                file.write(json.dumps({"step": step + 1, "loss": loss}) + "\n")
+                file.write(json.dumps({"step": step + 1, "processes": world_size, "loss": loss}) + "\n")
         if (step + 1) % options.save_every == 0:
-            save(folder, step + 1, model, optimizer, sampler.state_dict(step + 1))
+            save(folder, step + 1, model, optimizer, sampler)
 
 
-def save(folder, step, model, optimizer, state_of_data):
+def save(folder, step, model, optimizer, sampler):
     """Write a checkpoint that is whole, or not there."""
     if dist.get_rank() == 0:
         shutil.rmtree(folder / "new", ignore_errors=True)  # of a process that died while it wrote
@@ -96,37 +92,19 @@ def save(folder, step, model, optimizer, state_of_data):
     weights, state = get_state_dict(model, optimizer)
     dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder / "new")
     if dist.get_rank() == 0:
-        (folder / "new" / "sampler.json").write_text(json.dumps(state_of_data))
+        (folder / "new" / "sampler.json").write_text(json.dumps(sampler.state_dict(step)))
         os.replace(folder / "new", folder / f"step-{step:08d}")
     dist.barrier()
 
 
-def demonstrate(folder):
-    """Train in two processes, and go on from step 4 in two and in one."""
-    for stride, domain in enumerate(DOMAINS, start=1):  # documents end with token 0
-        documents = [np.append(1 + (i + stride * np.arange(40)) % 63, 0) for i in range(9 * stride**2)]
-        np.concatenate(documents).astype(np.uint16).tofile(folder / f"{domain}.bin")
-    for processes in (2, 2, 1):
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        subprocess.run([*torchrun, __file__, folder], check=True)
-        shutil.rmtree(folder / "step-00000008")  # as if it had been killed before this checkpoint was whole
-    losses = [json.loads(line)["loss"] for line in open(folder / "losses.jsonl")]
-    print(f"losses {losses[:8]}; goes on exactly: {losses[8:12] == losses[4:8]}; in one process {losses[12:]}")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path, nargs="?")
-    for name, default in {"steps": 8, "length": 32, "batch": 8, "micro-batch": 2, "save-every": 4}.items():
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("data")
+    parser.add_argument("--config", required=True)
+    for name, default in {"steps": 100, "length": 1024, "batch": 8, "micro-batch": 1, "save-every": 10}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--data")
-    parser.add_argument("--config")
-    options = parser.parse_args()
-    if options.folder is None:
-        with tempfile.TemporaryDirectory() as folder:
-            demonstrate(Path(folder))
-    else:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
-        dist.init_process_group(device_id=device if device.type == "cuda" else None)
-        train(options, device)
-        dist.destroy_process_group()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+    dist.init_process_group(device_id=device if device.type == "cuda" else None)
+    train(parser.parse_args(), device)
+    dist.destroy_process_group()

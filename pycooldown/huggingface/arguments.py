@@ -190,7 +190,8 @@ METHODS: dict[str, Rule] = {
         create_model_card create_optimizer create_optimizer_and_scheduler create_scheduler end floating_point_ops
         get_cp_size get_decay_parameter_names get_learning_rates get_num_trainable_parameters
         get_optimizer_cls_and_kwargs get_optimizer_group get_sp_size get_test_dataloader get_total_train_batch_size
-        get_tp_size init_hf_repo propagate_args_to_deepspeed compare_trainer_and_checkpoint_args tokenizer is_local_process_zero is_world_process_zero log_metrics metrics_format num_examples
+        get_tp_size init_hf_repo propagate_args_to_deepspeed compare_trainer_and_checkpoint_args tokenizer
+        is_local_process_zero is_world_process_zero log_metrics metrics_format num_examples
         pop_callback push_to_hub remove_callback save_metrics save_model save_state set_initial_training_values
         store_flos training_step""",
         _TRAINER,

@@ -27,7 +27,7 @@ from pycooldown.huggingface.learning import Learner
 from pycooldown.huggingface.lengths import given_lengths, measure_lengths
 from pycooldown.huggingface.packing import for_packed, leak
 from pycooldown.huggingface.probe import Probe
-from pycooldown.huggingface.resuming import agree_on_checkpoint
+from pycooldown.huggingface.resuming import agree_on_checkpoint, unnumber_cpu
 from pycooldown.huggingface.sources import EndToEnd, by_domain, lay_out, resolve
 from pycooldown.huggingface.statistics import DomainSums
 from pycooldown.huggingface.trainer_sampler import SamplerPart, new_sampler
@@ -182,6 +182,7 @@ class MixtureTrainerMixin(SamplerPart):
         if resume_from_checkpoint:
             path = None if resume_from_checkpoint is True else str(resume_from_checkpoint)
             checkpoint, state = agree_on_checkpoint(self.args, path)
+            unnumber_cpu(self.args)
             try:
                 if self._learner is not None:
                     self._learner.schedule.load_state_dict(state.get("learned", {}))

@@ -19,7 +19,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: A YAML file.
-        overrides: ``section.key=value`` each, or deeper as ``model.config.hidden_size=512``; the value is as in YAML.
+        overrides: ``section.key=value`` each, also deeper, as in ``model.config.hidden_size=512``, or a whole section,
+            as in ``mixture={method: cooldown}``; values are as in YAML.
 
     Returns:
         The recipe.
@@ -73,7 +74,7 @@ def _override(text: str) -> tuple[Any, ...]:
     """Return the keys of ``section.key=value`` from the outermost on, and the value."""
     path, equals, value = text.partition("=")
     keys = path.split(".")
-    if not equals or len(keys) < 2 or not all(keys):
+    if not equals or not all(keys):
         raise ValueError(f"override {shown(text, typed=False)}: expected section.key=value, as in training.steps=200")
     try:
         return *keys, parse_yaml(value)

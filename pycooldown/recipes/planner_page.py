@@ -42,7 +42,9 @@ def planner_page(recipes: Mapping[str, Recipe], sizes: Mapping[str, int] | None 
                     f"give training.{key}=..."
                 )
             if not isinstance(ours, int):
-                raise ValueError(f"{name} has training.{key} = {ours!r}; the page needs a number: give training.{key}=...")
+                raise ValueError(
+                    f"{name} has training.{key} = {ours!r}; the page needs a number: give training.{key}=..."
+                )
     given = {
         "sizes": list((domain_sizes(first) if sizes is None else sizes).items()),
         "steps": first.training.steps,

@@ -17,7 +17,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from torch.utils.tensorboard import SummaryWriter
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from pycooldown._files import write_atomically
@@ -32,6 +32,7 @@ from pycooldown.recipes.model_section import AnyModel
 from pycooldown.recipes.models import model_fingerprint
 from pycooldown.recipes.run_folder import folder_state
 from pycooldown.recipes.run_lock import lock_run
+from pycooldown.recipes.saved_tokenizer import save_tokenizer
 from pycooldown.recipes.schema import Recipe
 from pycooldown.recipes.trainer_arguments import arguments
 from pycooldown.recipes.translation import Translation, score, translate
@@ -84,6 +85,17 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
         return _train(recipe, output, resolved, args, corpus, resume, progress)
 
 
+class _RecipeFile(TrainerCallback):  # type: ignore[misc]
+    """Write what is trained when training begins: not of a change that the checkpoint cannot be resumed with."""
+
+    def __init__(self, path: Path, resolved: dict[str, Any]) -> None:
+        self.path, self.resolved = path, resolved
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the file."""
+        write_atomically(self.path, valid_json(self.resolved, indent=1))
+
+
 def _train(
     recipe: Recipe,
     output: Path,
@@ -112,7 +124,7 @@ def _train(
     resumed_at = int(checkpoint.rpartition("-")[2]) if checkpoint else None
     metrics = MetricsFile(output / METRICS)
     if args.should_save:
-        write_atomically(output / RECIPE, valid_json(resolved, indent=1))
+        trainer.add_callback(_RecipeFile(output / RECIPE, resolved))
         trainer.add_callback(metrics)
         # Events after the checkpoint are of the process that was interrupted and will come again.
         events = SummaryWriter(str(output / "tensorboard"), purge_step=(resumed_at or 0) + 1)
@@ -125,6 +137,8 @@ def _train(
     finally:
         live.close()
     trainer.save_model(str(output / "model"))
+    if args.should_save:
+        save_tokenizer(corpus, recipe.model, output / "model")
     final = _final_losses(trainer)
     tokens = trainer.sums.tokens()
     translations = _translations(trainer, corpus, recipe)

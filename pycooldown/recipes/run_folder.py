@@ -49,9 +49,9 @@ def folder_state(output: Path, recipe: Recipe, resolved: dict[str, Any]) -> Lite
         if isinstance(theirs, dict) and isinstance(mine, dict):
             theirs = {**_later_keys(recipe, section, theirs), **theirs}
             for key in sorted({*theirs, *mine}):
-                if not finished and (section, key) == ("training", "batch_size"):
-                    if _goes_on(theirs[key], mine[key]):  # from a step that the checkpoint knows to be ahead of it
-                        continue
+                changes = (section, key) == ("training", "batch_size") and not finished
+                if changes and _goes_on(theirs[key], mine[key]):  # the sampler looks from which step on
+                    continue
                 if (section, key) not in _IRRELEVANT and _plain(theirs.get(key)) != _plain(mine.get(key)):
                     raise ValueError(
                         f"{output} holds a run of another recipe: {section}.{key} is {theirs.get(key)!r} there and "

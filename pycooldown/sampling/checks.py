@@ -91,7 +91,8 @@ def check_batches(
         if end <= from_step:
             continue
         if world_size > size:
-            rest = ", what is left for the last batch of the pass" if (first_step, size) not in batch_sizes.pairs else ""
+            last = (first_step, size) not in batch_sizes.pairs
+            rest = ", what is left for the last batch of the pass" if last else ""
             raise ValueError(f"world_size = {world_size} is above batch_size = {size}{rest}; some ranks would be idle")
         if batch_sizes.total is not None:
             continue

@@ -111,8 +111,7 @@ def test_each_argument_that_can_be_refused_is_tried():
 
 
 @pytest.mark.parametrize("name", [name for name, value in REFUSED.items() if value is not None and name in fields()])
-def test_refused_arguments_say_why(tmp_path, name, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")  # which some versions set for the process
+def test_refused_arguments_say_why(tmp_path, name):
     kind = transformers.Seq2SeqTrainingArguments if name in ("sortish_sampler", "predict_with_generate") else None
     options = {"steps": REFUSED[name]} if name == "max_steps" else {name: REFUSED[name]}
     with pytest.raises(ValueError, match=rf"^{name} = .*; .*|^{name} = True, but this trainer does not generate"):

@@ -90,7 +90,11 @@ def test_overrides_are_typed_like_the_file(tmp_path):
 
 
 def test_overrides_reach_any_depth(tmp_path):
-    overrides = ["model.config.model_type=llama", "model.config.rope_parameters.rope_theta=500000.0", "trainer.bf16=true"]
+    overrides = [
+        "model.config.model_type=llama",
+        "model.config.rope_parameters.rope_theta=5.0e+5",
+        "trainer.bf16=true",
+    ]
     recipe = load(tmp_path, GOOD.partition("model:")[0], overrides)
     assert recipe.model.config == {"model_type": "llama", "rope_parameters": {"rope_theta": 5e5}}
     assert recipe.trainer == {"bf16": True}
@@ -114,7 +118,10 @@ def test_overrides_that_lead_nowhere(tmp_path, override, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("steps=all", r"training.steps is 'all' \(str\); expected one of a whole number, first_exhausted, all_exhausted"),
+        (
+            "steps=all",
+            r"training.steps is 'all' \(str\); expected one of a whole number, first_exhausted",
+        ),
         ("steps=[1]", r"training.steps is \[1\] \(list\); expected a whole number"),
         ("steps=0", r"training.steps is 0; expected a number >= 1"),
         ("batch_size=[[1, 8]]", r"training.batch_size: it has sizes from steps \[1\] on; expected 0 and then"),

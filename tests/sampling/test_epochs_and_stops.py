@@ -227,7 +227,7 @@ def test_once_learns_a_mixture_too_and_draws_domains_smaller_than_their_share_of
 
 def test_once_names_a_step_at_which_nothing_is_left_to_draw():
     sampler = make(schedule=schedules.constant(ABSENT), num_steps=None, stop=ONCE)
-    with pytest.raises(ValueError, match="no domain that the mixture of step 7[0-9] draws has a sample left"):
+    with pytest.raises(ValueError, match=r"no domain that the mixture of step 7[0-9] draws has a sample left"):
         list(sampler)
 
 
