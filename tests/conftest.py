@@ -40,7 +40,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(autouse=True)
 def settings_of_accelerate():
-    """Undoes what arguments of Trainer set for the process in some versions, such as bfloat16 for all later trainers."""
+    """Undoes what arguments of Trainer set for the process in some versions, such as bfloat16 for later ones."""
     before = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
     yield
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:

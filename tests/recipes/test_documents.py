@@ -152,9 +152,9 @@ def test_a_run_of_one_pass_goes_on_with_another_batch_size(user, monkeypatch):
         with pytest.raises(Killed):
             train(recipe, "run", progress=False)
     early = load_recipe("recipe.yaml", [*rule, "training.batch_size=[[0, 4], [1, 6]]"])
-    with pytest.raises(ValueError, match=r"checkpoint-2 cannot be resumed from: from_step = 1, but batches before step 2"):
+    with pytest.raises(ValueError, match=r"cannot be resumed from: from_step = 1, but batches before step 2"):
         train(early, "run", resume=True, progress=False)
-    with pytest.raises(ValueError, match="another recipe: training.batch_size is 4 there and 8 here"):
+    with pytest.raises(ValueError, match=r"another recipe: training.batch_size is 4 there and 8 here"):
         train(load_recipe("recipe.yaml", [*rule, "training.batch_size=8"]), "run", resume=True, progress=False)
     larger = load_recipe("recipe.yaml", [*rule, "training.batch_size=[[0, 4], [2, 6]]"])
     run = train(larger, "run", resume=True, progress=False)
