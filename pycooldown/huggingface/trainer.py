@@ -184,8 +184,6 @@ class MixtureTrainerMixin(SamplerPart):
             checkpoint, state = agree_on_checkpoint(self.args, path)
             unnumber_cpu(self.args)
             try:
-                if self._learner is not None:
-                    self._learner.schedule.load_state_dict(state.get("learned", {}))
                 self.sampler = self._new_sampler(state)
             except ValueError as error:
                 raise ValueError(f"{checkpoint} cannot be resumed from: {error}") from error

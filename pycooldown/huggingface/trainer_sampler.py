@@ -84,6 +84,8 @@ class SamplerPart(LogPart):
             else:
                 later.append(change)
         if state is not None:
+            if self._learner is not None:  # not before: a schedule forgets the mixtures that a sampler begins with
+                self._learner.schedule.load_state_dict(state.get("learned", {}))
             sampler.load_state_dict(state)
         for change in later:
             _apply(sampler, change)

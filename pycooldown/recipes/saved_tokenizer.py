@@ -14,8 +14,18 @@ from pycooldown.recipes.corpus import Corpus, Pairs
 from pycooldown.recipes.model_section import AnyModel, FolderModel
 
 # Of the formats that transformers reads from a folder.
-_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "vocab.json")
-_FILES += ("merges.txt", "added_tokens.json", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja")
+_FILES = [
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+]
 
 
 def save_tokenizer(corpus: Corpus, model: AnyModel, folder: Path) -> None:
