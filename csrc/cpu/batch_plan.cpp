@@ -180,29 +180,28 @@ std::uint64_t BatchPlanner::first_draw(std::uint64_t step) const {
   return segment.first_draw + (step - segment.first_step) * segment.batch_size;
 }
 
+// Draws the domains of all slots independently.
+void BatchPlanner::draw_slots(const AliasTable& table, std::uint64_t step) {
+  draw(table.view(), seed_, first_draw(step), std::span(domain_ids_).first(batch_size_), 1);
+}
+
 void BatchPlanner::skip(std::span<const MixtureSpan> spans, std::uint64_t step) {
   begin(spans, step);
-  const AliasTable& table = *spans.front().table;
-  if (allocation_ == Allocation::systematic && !once_) {
-    skip_systematic(table, step);
+  if (allocation_ != Allocation::multinomial && !once_) {
+    skip_slots(spans, step);
     return;
   }
-  if (once_) {
-    choose_domains(spans, step);  // which slots are given away depends on their order
-  } else {
-    if (allocation_ == Allocation::quota) fill_quota(spans, step);
-    if (allocation_ == Allocation::multinomial) fill_multinomial(table, step);
-  }
+  choose_domains(spans, step);  // where each sample is drawn once, which slots are given away depends on their order
   for (const std::int32_t domain : domain_ids()) advance(static_cast<std::size_t>(domain), 1);
 }
 
 void BatchPlanner::choose_domains(std::span<const MixtureSpan> spans, std::uint64_t step) {
-  const AliasTable& table = *spans.front().table;
-  if (allocation_ == Allocation::multinomial) fill_multinomial(table, step);
-  if (allocation_ == Allocation::systematic) fill_systematic(table, step);
-  if (allocation_ == Allocation::quota) fill_quota(spans, step);
-  if (allocation_ != Allocation::multinomial) shuffle_slots(step);
-  if (once_) give_away(table, step);
+  if (allocation_ == Allocation::multinomial) {
+    draw_slots(*spans.front().table, step);
+  } else {
+    allocate_slots(spans, step);
+  }
+  if (once_) give_away(*spans.front().table, step);
 }
 
 void BatchPlanner::plan(std::span<const MixtureSpan> spans, std::uint64_t step, std::size_t first_slot,
