@@ -1,4 +1,4 @@
-"""Reject or warn about what cannot work, or works otherwise than it seems, before a run begins."""
+"""Refuse settings that cannot work, and warn about those that do something else than they seem to."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ _TRIED = 16  # domains of which samples are looked at for documents that share a
 
 
 class MixtureTrainerMixin(SamplerPart):
-    """What makes a Trainer take its batches and loss weights from a mixture: put it before a Trainer's class.
+    """A mixin that gives a Trainer batches and loss weights from a mixture. Put it before the Trainer's class.
 
         class MixtureSeq2SeqTrainer(MixtureTrainerMixin, Seq2SeqTrainer): ...
 
@@ -211,11 +211,11 @@ class MixtureTrainerMixin(SamplerPart):
         refuse_method("hyperparameter_search")
 
     def _for_trainer(self, source: Any) -> Any:
-        """Return what the trainer beside the mixture is given as train_dataset."""
+        """Return the ``train_dataset`` of the base trainer."""
         return source
 
     def _of_trainer(self, source: Any) -> Any:
-        """Return the training data as that trainer has prepared them."""
+        """Return the training data as the base trainer has prepared them."""
         return source
 
     def _fuse(self, model: torch.nn.Module) -> None:

@@ -105,7 +105,7 @@ class LossPart(Base):  # type: ignore[misc]
         return loss, outputs
 
     def _call(self, model: Any, inputs: Inputs, weights: torch.Tensor, **options: Any) -> Any:
-        """Return the model's outputs with loss and domain_stats, through what other trainers make of the loss."""
+        """Return the model's outputs with loss and domain_stats, by way of the base trainer's loss."""
         inputs = for_packed(inputs, self._leak)
         options = {"skip_logits": not self.forms_logits, **options, "domain_weights": weights, "return_stats": True}
         if self.args.label_smoothing_factor:
@@ -115,7 +115,7 @@ class LossPart(Base):  # type: ignore[misc]
         return outputs
 
     def _loss_of_trainer(self, model: Any, inputs: Inputs, return_outputs: bool = True, count: Any = None) -> Any:
-        """Return loss and outputs as the trainer beside the mixture computes them: the model's, if it is Trainer."""
+        """Return loss and outputs as the base trainer computes them; plain Trainer takes the model's loss."""
         return super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=count)
 
     def _evaluation_loss(self, model: Any, inputs: Inputs) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Put the trainer of a recipe together: data, model, mixture and arguments."""
+"""Assemble the trainer of a recipe from data, model, mixture and arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arguments of Trainer that a recipe makes: from its section ``training``, and from ``trainer`` as they are."""
+"""Make Trainer's arguments from a recipe's sections ``training`` and ``trainer``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pycooldown.huggingface.arguments import TRAINING_ARGUMENTS
 from pycooldown.recipes import learning_rate
 from pycooldown.recipes.schema import Recipe
 
-# What the recipe decides itself, and by which of its keys.
+# Arguments that other keys of the recipe decide, and how to set them.
 DECIDED = {
     "output_dir": "the run's folder is --output",
     "overwrite_output_dir": "a folder with another run is refused",
