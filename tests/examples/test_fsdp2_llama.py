@@ -28,8 +28,9 @@ if LARGE:
     CONFIG |= {"num_hidden_layers": 12, "hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8}
 WORDS, LENGTH = (20_000, 128) if LARGE else (500, 48)
 STEPS, SAVE_EVERY, BATCH, MICRO_BATCH = 6, 3, 8, 2
-# Two processes add gradients up in another order than one, in float32; what is rounded to bfloat16 may then differ.
-ULPS = 64
+# Two processes add gradients up in another order than one, in float32, and what is then rounded to bfloat16 may differ.
+# Losses of the steps after that, in units of float32's last place: 0 seen with the small model, 74 with the large one.
+ULPS = 256 if LARGE else 64
 
 
 def environment():
