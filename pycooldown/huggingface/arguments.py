@@ -186,7 +186,7 @@ OPTIONS: dict[str, Rule] = {
 
 METHODS: dict[str, Rule] = {
     **_each(
-        """add_callback autocast_smart_context_manager compute_loss_context_manager create_accelerator_and_postprocess
+        """autocast_smart_context_manager compute_loss_context_manager create_accelerator_and_postprocess
         create_model_card create_optimizer create_optimizer_and_scheduler create_scheduler end floating_point_ops
         get_cp_size get_decay_parameter_names get_learning_rates get_num_trainable_parameters
         get_optimizer_cls_and_kwargs get_optimizer_group get_sp_size get_test_dataloader get_total_train_batch_size
@@ -197,7 +197,7 @@ METHODS: dict[str, Rule] = {
         _TRAINER,
     ),
     **_each(
-        """call_model_init compute_loss evaluate evaluation_loop get_batch_samples get_eval_dataloader
+        """add_callback call_model_init compute_loss evaluate evaluation_loop get_batch_samples get_eval_dataloader
         get_train_dataloader log predict prediction_step train""",
         Rule("mixture"),
     ),
