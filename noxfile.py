@@ -103,6 +103,20 @@ def ray(session: nox.Session) -> None:
     session.run("pytest", "tests/data/prepare/test_prepare_ray.py", *session.posargs)
 
 
+TRAINER_TESTS = ("pytest", "pytest-timeout", "pytest-benchmark", "hypothesis", "datasets", "peft", "psutil")
+
+
+def only_torch(session: nox.Session) -> tuple[str, str]:
+    """Pip's options for the pinned torch and the newest that it finds of all else.
+
+    Without the pin, pip may take a release for which there is no build for CPUs yet, and then one with CUDA.
+    """
+    pins = [line for line in Path("constraints.txt").read_text().splitlines() if line.startswith("torch==")]
+    path = Path(session.create_tmp()) / "torch.txt"
+    path.write_text("\n".join(pins) + "\n")
+    return "-c", str(path)
+
+
 # What each framework brings its own pins for, with the release that its example was tried with.
 FRAMEWORKS = {
     "trl": ("trl_sft", ("trl==1.16.0",)),
@@ -112,15 +126,35 @@ FRAMEWORKS = {
 
 
 @nox.session
-@nox.parametrize("framework", list(FRAMEWORKS))
+@nox.parametrize("framework", list(FRAMEWORKS), ids=list(FRAMEWORKS))
 def frameworks(session: nox.Session, framework: str) -> None:
     """The example of a framework in an environment of its own, since their pins exclude each other; opt-in."""
     example, requirements = FRAMEWORKS[framework]
-    # Not by constraints.txt, whose versions some of them refuse.
-    session.install(".[train]", "pytest", "pytest-timeout", "pytest-benchmark", "hypothesis", "datasets", *requirements)
+    # Not all of constraints.txt, whose versions some of them refuse.
+    session.install(*only_torch(session), ".[train]", *TRAINER_TESTS, *requirements)
     session.run("pytest", "tests/examples", "-k", example, *session.posargs)
     if framework == "trl":
         session.run("pytest", "tests/huggingface/test_sft.py", *session.posargs)
+
+
+@nox.session
+def llama(session: nox.Session) -> None:
+    """A Llama of 50 million parameters under FSDP2 on CPUs, killed and resumed; opt-in, takes minutes."""
+    install(session, "train", "test")
+    session.run("pytest", "-s", "tests/examples/test_fsdp2_llama.py", env={"PYCOOLDOWN_LARGE_LLAMA": "1"})
+
+
+# The versions of transformers that the trainer is tested with, by their release: the lower bound of the extra `train`,
+# and some between it and that of constraints.txt.
+TRANSFORMERS = ("4.57", "5.0", "5.10", "5.24")
+
+
+@nox.session
+@nox.parametrize("version", TRANSFORMERS, ids=TRANSFORMERS)
+def transformers(session: nox.Session, version: str) -> None:
+    """The tests of the trainer and of recipes with another version of transformers; opt-in."""
+    session.install(*only_torch(session), ".[train]", *TRAINER_TESTS, f"transformers=={version}.*")
+    session.run("pytest", "tests/huggingface", "tests/recipes", *session.posargs)
 
 
 @nox.session
@@ -210,7 +244,7 @@ SANITIZED_TESTS = (
 
 
 @nox.session
-@nox.parametrize("sanitizer", list(SANITIZERS))
+@nox.parametrize("sanitizer", list(SANITIZERS), ids=list(SANITIZERS))
 def sanitize(session: nox.Session, sanitizer: str) -> None:
     """The core built with sanitizers, under the tests of random numbers, samplers, threads and indexes; opt-in."""
     session.install(*CONSTRAINTS, "cmake", "ninja", "numpy", "pybind11", "scipy", "webdataset")

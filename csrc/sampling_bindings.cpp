@@ -235,9 +235,9 @@ void register_sampling(py::module_& m) {
 
   py::class_<BatchPlanner>(m, "BatchPlanner", "A planner of batches; it counts how often each domain is drawn.")
       .def(py::init([](const Input<std::int64_t>& sizes, Allocation allocation, Int64<"batch_size"> batch_size,
-                       UInt64<"seed"> seed,
-                       bool shuffle) { return BatchPlanner(view(sizes), allocation, batch_size, seed, shuffle); }),
-           "sizes"_a, "allocation"_a, py::kw_only(), "batch_size"_a, "seed"_a, "shuffle"_a)
+                       UInt64<"seed"> seed, bool shuffle,
+                       bool once) { return BatchPlanner(view(sizes), allocation, batch_size, seed, shuffle, once); }),
+           "sizes"_a, "allocation"_a, py::kw_only(), "batch_size"_a, "seed"_a, "shuffle"_a, "once"_a = false)
       .def_property_readonly("counts", [](const BatchPlanner& p) { return to_array<std::int64_t>(p.counts()); })
       .def_property_readonly("credits", [](const BatchPlanner& p) { return to_array<std::int64_t>(p.credits()); })
       .def(

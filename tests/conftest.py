@@ -38,6 +38,16 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("device", DEVICES[:1] if on_host else DEVICES, indirect=True)
 
 
+@pytest.fixture(autouse=True)
+def settings_of_accelerate():
+    """Undoes what arguments of Trainer set for the process in some versions, such as bfloat16 for later ones."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
+    yield
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture
 def device(request, monkeypatch):
     """A device that is there. New tensors are made on it, and those among the names of the module are moved there."""

@@ -215,10 +215,10 @@ def test_overrides_replace_the_recipes_values(recipe):
     ("arguments", "message"),
     [
         (["training.stps=3"], "training.stps is unknown; expected steps, batch_size"),
-        (["training.steps=many"], "training.steps is 'many' (str); expected a whole number"),
+        (["training.steps=many"], "training.steps is 'many' (str); expected one of a whole number, first_exhausted"),
         (["data.domains=[aa, zz]"], "data.domains has 'zz'"),
         (["data.path=nowhere"], "nowhere"),
-        (["steps=3"], "override 'steps=3': expected section.key=value"),
+        (["steps=3"], "steps is unknown; expected data, training, mixture, model, trainer, peft, decoding"),
         (["--size", "aa=1e3", "--unit", "tokens"], "give --sequence-length"),
         (["--steps", "3"], "give training.steps=200 instead"),
         (["--method", "tempreature tau=3"], "did you mean temperature?"),

@@ -185,6 +185,34 @@ std::uint64_t BatchPlanner::last_granted(std::span<const std::uint64_t> claims, 
   return *last;
 }
 
+// Where each sample is drawn once: a slot whose domain has no sample left goes to one that has, drawn by the mixture.
+void BatchPlanner::give_away(const AliasTable& table, std::uint64_t step) {
+  const auto weights = table.weights();
+  std::vector<std::uint64_t> left(weights.size()), cumulative;
+  for (std::size_t i = 0; i < left.size(); ++i) {
+    const std::uint64_t drawn = domains_[i].epoch_start + domains_[i].position;
+    left[i] = static_cast<std::uint64_t>(sizes_[i]) - std::min(drawn, static_cast<std::uint64_t>(sizes_[i]));
+  }
+  for (std::size_t slot = 0; slot < batch_size(); ++slot) {
+    auto domain = static_cast<std::size_t>(domain_ids_[slot]);
+    if (left[domain] == 0) {
+      if (cumulative.empty()) {
+        std::uint64_t sum = 0;
+        for (std::size_t i = 0; i < left.size(); ++i) cumulative.push_back(sum += left[i] > 0 ? weights[i] : 0);
+      }
+      if (cumulative.back() == 0) {
+        throw std::invalid_argument("no domain that the mixture of step " + std::to_string(step) +
+                                    " draws has a sample left");
+      }
+      const std::uint64_t random = random_block(seed_, Stream::given_away, first_draw(step) + slot).word[0];
+      const std::uint64_t place = random * cumulative.back() >> 32;  // cannot overflow: weights sum to 2^32
+      domain = static_cast<std::size_t>(std::ranges::upper_bound(cumulative, place) - cumulative.begin());
+      domain_ids_[slot] = static_cast<std::int32_t>(domain);
+    }
+    if (--left[domain] == 0) cumulative.clear();
+  }
+}
+
 // Fisher and Yates's shuffle, so that a slice of the batch is a random part of it.
 void BatchPlanner::shuffle_slots(std::uint64_t step) {
   const Segment& segment = segments_[segment_];

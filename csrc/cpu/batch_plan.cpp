@@ -20,7 +20,7 @@ constexpr std::uint64_t kNoEpoch = ~std::uint64_t{0};
 }  // namespace
 
 BatchPlanner::BatchPlanner(std::span<const std::int64_t> sizes, Allocation allocation, std::int64_t batch_size,
-                           std::uint64_t seed, bool shuffle)
+                           std::uint64_t seed, bool shuffle, bool once)
     : batch_size_(static_cast<std::size_t>(batch_size)),
       sizes_(sizes.begin(), sizes.end()),
       credits_(sizes.size(), 0),
@@ -29,7 +29,8 @@ BatchPlanner::BatchPlanner(std::span<const std::int64_t> sizes, Allocation alloc
       open_needs_(sizes.size()),
       allocation_(allocation),
       seed_(seed),
-      shuffle_(shuffle) {
+      shuffle_(shuffle),
+      once_(once) {
   const BatchSize throughout{0, static_cast<std::uint64_t>(batch_size)};
   set_batch_sizes(std::span(&throughout, 1));
   const Permutation unused(seed, Stream::permutation, 0, 0, 1);
@@ -186,12 +187,21 @@ void BatchPlanner::draw_slots(const AliasTable& table, std::uint64_t step) {
 
 void BatchPlanner::skip(std::span<const MixtureSpan> spans, std::uint64_t step) {
   begin(spans, step);
-  if (allocation_ != Allocation::multinomial) {
+  if (allocation_ != Allocation::multinomial && !once_) {
     skip_slots(spans, step);
     return;
   }
-  draw_slots(*spans.front().table, step);
+  choose_domains(spans, step);  // where each sample is drawn once, which slots are given away depends on their order
   for (const std::int32_t domain : domain_ids()) advance(static_cast<std::size_t>(domain), 1);
+}
+
+void BatchPlanner::choose_domains(std::span<const MixtureSpan> spans, std::uint64_t step) {
+  if (allocation_ == Allocation::multinomial) {
+    draw_slots(*spans.front().table, step);
+  } else {
+    allocate_slots(spans, step);
+  }
+  if (once_) give_away(*spans.front().table, step);
 }
 
 void BatchPlanner::plan(std::span<const MixtureSpan> spans, std::uint64_t step, std::size_t first_slot,
@@ -202,11 +212,7 @@ void BatchPlanner::plan(std::span<const MixtureSpan> spans, std::uint64_t step, 
                                 std::to_string(first_slot + indices.size()) + ") of a batch of " +
                                 std::to_string(batch_size()));
   }
-  if (allocation_ == Allocation::multinomial) {
-    draw_slots(*spans.front().table, step);
-  } else {
-    allocate_slots(spans, step);
-  }
+  choose_domains(spans, step);
 
   // Positions are permuted a group at a time, in place: those of the last `waiting` of the samples so far still are to.
   const auto permute = PYCOOLDOWN_DISPATCH(permute);

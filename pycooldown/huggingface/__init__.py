@@ -2,7 +2,7 @@
 
     from pycooldown.huggingface import MixtureTrainer         # Trainer, with batches and loss weights from a mixture
     from pycooldown.huggingface import MixtureTrainerMixin    # the same for other trainers, such as Seq2SeqTrainer
-    from pycooldown.huggingface import fuse_loss              # a model's loss, weighed by domain, without its logits
+    from pycooldown.huggingface import fuse_loss              # a model's loss, weighted by domain, without logits
 
 Names are imported on first use, so that reading a recipe or a run does not import torch.
 """

@@ -1,7 +1,7 @@
 """Every argument and public method of Trainer, and who honours it: Trainer itself, the mixture, or nobody.
 
-The trainer refuses what nobody honours by this table, so that no argument is ignored silently. A test compares the
-table with the installed transformers.
+The trainer refuses what nobody honours by this table, so that no argument is ignored silently. It has the arguments of
+all versions of transformers that pycooldown supports; a test looks for those of the installed version.
 """
 
 from __future__ import annotations
@@ -136,6 +136,28 @@ TRAINING_ARGUMENTS: dict[str, Rule] = {
     "liger_kernel_config": Rule("refused", "use_liger_kernel is refused", _among(None)),
     # Of Seq2SeqTrainingArguments.
     "sortish_sampler": Rule("refused", _ORDER, _among(False)),
+    # Of transformers before 5.15.
+    **_each(
+        """warmup_ratio logging_dir no_cuda use_mps_device fp16_backend half_precision_backend fp16_opt_level adafactor
+        torchdynamo tpu_num_cores tpu_metrics_debug fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap
+        include_inputs_for_metrics push_to_hub_model_id push_to_hub_organization push_to_hub_token""",
+        _TRAINER,
+    ),
+    "overwrite_output_dir": Rule("trainer", "for scripts; Trainer does not read it"),
+    "save_safetensors": Rule("trainer", "in the checkpoint of a model"),
+    "group_by_length": Rule("refused", _ORDER, _among(False)),
+    "include_tokens_per_second": Rule(
+        "refused",
+        "it reads all data before training; logs have tokens by domain, and include_num_input_tokens_seen counts them",
+        _among(False),
+    ),
+    "per_gpu_train_batch_size": Rule("refused", "set per_device_train_batch_size", _among(None)),
+    "per_gpu_eval_batch_size": Rule("refused", "set per_device_eval_batch_size", _among(None)),
+    "past_index": Rule("refused", "the mixture's loss passes no hidden states on; leave it at -1", _among(-1)),
+    "jit_mode_eval": Rule("refused", "a traced model has no fused loss; leave it off", _among(False)),
+    "use_legacy_prediction_loop": Rule("refused", "it does not sum losses by domain; leave it off", _among(False)),
+    "mp_parameters": Rule("refused", "its processes would get different samples; leave it out", _among("")),
+    "ray_scope": Rule("refused", "of hyperparameter_search, which is refused", _among("last")),
     "generation_max_length": _TRAINER,
     "generation_num_beams": _TRAINER,
     "generation_config": _TRAINER,
@@ -164,21 +186,26 @@ OPTIONS: dict[str, Rule] = {
 
 METHODS: dict[str, Rule] = {
     **_each(
-        """add_callback autocast_smart_context_manager compute_loss_context_manager create_accelerator_and_postprocess
+        """autocast_smart_context_manager compute_loss_context_manager create_accelerator_and_postprocess
         create_model_card create_optimizer create_optimizer_and_scheduler create_scheduler end floating_point_ops
         get_cp_size get_decay_parameter_names get_learning_rates get_num_trainable_parameters
         get_optimizer_cls_and_kwargs get_optimizer_group get_sp_size get_test_dataloader get_total_train_batch_size
-        get_tp_size init_hf_repo is_local_process_zero is_world_process_zero log_metrics metrics_format num_examples
+        get_tp_size init_hf_repo propagate_args_to_deepspeed compare_trainer_and_checkpoint_args tokenizer
+        is_local_process_zero is_world_process_zero log_metrics metrics_format num_examples
         pop_callback push_to_hub remove_callback save_metrics save_model save_state set_initial_training_values
         store_flos training_step""",
         _TRAINER,
     ),
     **_each(
-        """call_model_init compute_loss evaluate evaluation_loop get_batch_samples get_eval_dataloader
+        """add_callback call_model_init compute_loss evaluate evaluation_loop get_batch_samples get_eval_dataloader
         get_train_dataloader log predict prediction_step train""",
         Rule("mixture"),
     ),
     "loss_is_scaled_for_ga": Rule("mixture", "set"),
+    **dict.fromkeys(
+        ["num_tokens", "prediction_loop", "torch_jit_model_eval"],
+        Rule("trainer", "before 5.5, for arguments that are refused"),
+    ),
     "hyperparameter_search": Rule(
         "refused", "each trial needs a schedule and checkpoints of its own; make a trainer for each trial"
     ),

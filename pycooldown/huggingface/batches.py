@@ -136,7 +136,7 @@ class MicroBatches:
 
 
 def seed_micro_batch(seed: int, step: int, place: int) -> None:
-    """Start torch's generators anew, so that dropout depends on the place of a micro-batch and on no other's.
+    """Seed torch's generators, so that dropout depends on the micro-batch's place in the run alone.
 
     Args:
         seed: Of the run.
@@ -149,7 +149,7 @@ def seed_micro_batch(seed: int, step: int, place: int) -> None:
 def load(
     dataset: WithDomains, batches: Iterable[list[int]], collate: Collator, args: TrainingArguments
 ) -> DataLoader[Any]:
-    """Return a loader of these batches, with ``domain_ids``, as Trainer's arguments want it."""
+    """Return a loader of these batches that adds ``domain_ids`` and follows Trainer's loader arguments."""
     workers = args.dataloader_num_workers
     return DataLoader(
         dataset,

@@ -1,4 +1,4 @@
-"""What is shown and kept of a run while it trains."""
+"""Show and store the logs of a run while it trains."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class MixtureProgress(ProgressCallback):  # type: ignore[misc]
 
 
 class ProgressLines(TrainerCallback):  # type: ignore[misc]
-    """A line for each log, where no terminal shows a bar."""
+    """Print a line for each log where no terminal can show a progress bar."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Print the newest values."""

@@ -58,12 +58,12 @@ def seal(folder: str | Path, state: dict[str, Any], *, model_only: bool = False)
 
 
 def unseal(folder: str | Path) -> None:
-    """Make a checkpoint one that is not trusted, before it is written over."""
+    """Mark a checkpoint as incomplete, before it is overwritten."""
     (Path(folder) / SEAL).unlink(missing_ok=True)
 
 
 def find_fault(checkpoint: str | Path) -> Fault | None:
-    """Return what keeps a checkpoint from being trusted, or None. Reads all of its files."""
+    """Return why a checkpoint is not complete, or None. Reads all of its files."""
     checkpoint = Path(checkpoint)
     try:
         content = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Reject or warn about what cannot work, or works otherwise than it seems, before a run begins."""
+"""Refuse settings that cannot work, and warn about those that do something else than they seem to."""
 
 from __future__ import annotations
 
@@ -90,6 +90,14 @@ def check_length(length: int, mixture: Mixture) -> None:
             f"train_dataset has {length} samples, the schedule's domains {mixture.sizes.sum()}; expected the "
             "domains laid end to end"
         )
+
+
+def check_max_steps(args: TrainingArguments, stop: str, num_steps: int | None) -> None:
+    """Set ``args.max_steps`` to the steps of a pass, or raise ValueError if it is another number already."""
+    if args.max_steps not in (-1, 0, num_steps):
+        raise ValueError(f"stop = {stop!r} sets max_steps, which is {args.max_steps}; expected only one of them")
+    assert num_steps is not None
+    args.max_steps = num_steps
 
 
 def check_unit(unit: str, tokens_per_sample: Mapping[str, float] | None) -> None:

@@ -45,10 +45,10 @@ class LossOutput(ModelOutput):  # type: ignore[misc]
 
 
 class FusedLoss:
-    """The forward of a model whose loss is fused: what `fuse_loss` returns.
+    """The forward pass that `fuse_loss` gives a model.
 
     Attributes:
-        model: The model whose forward it is, without what is wrapped around it.
+        model: The model itself, without wrappers.
         domain_weights: (K,) or None.
         label_smoothing: In training mode.
         z_loss: In training mode.
@@ -241,7 +241,7 @@ class FusedLoss:
         return type(self.model).forward(self.model, **inputs) if before is None else before(**inputs)
 
     def _examine(self) -> None:
-        """Find the output layer and take the place of its forward."""
+        """Find the output layer and replace its forward."""
         self._output_module = output_module(self.model)
         self._layer, self.obstacle, self.shifts, self._auxiliary = examine(self.model, self._forward)
         if self.obstacle is not None:
@@ -263,7 +263,7 @@ class FusedLoss:
         module.__dict__[name] = ours
 
     def _restore(self, only: torch.nn.Module | None = None) -> None:
-        """Give modules, or one of them, what `_replace` has taken the place of."""
+        """Undo `_replace`, for all modules or for one."""
         for entry in list(self._replaced):
             module, name, ours, before = entry
             if only is not None and module is not only:
@@ -276,7 +276,7 @@ class FusedLoss:
 
 
 class _LayerForward:
-    """The forward of an output layer; a copy of the layer alone, as peft makes one to train it, is a plain layer."""
+    """The forward of an output layer. A copy of the layer alone, which peft makes to train it, is a plain layer."""
 
     def __init__(self, fused: FusedLoss, linear: torch.nn.Module) -> None:
         self.fused = fused

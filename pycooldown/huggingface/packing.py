@@ -1,7 +1,7 @@
-"""Rows that hold several documents: whether a model keeps them apart is tried, as many do not and say nothing.
+"""Rows that hold several documents. Many models mix these without a warning, so each model is tried.
 
-Where ``position_ids`` start anew within a row, models of transformers shall let no token attend to another document.
-They look at positions only without a cache and without an attention mask, and some (OPT, Bloom, Mamba) never do.
+Where ``position_ids`` start anew within a row, no token should attend to another document. Models of transformers
+look at positions only without a cache and without an attention mask, and some (OPT, Bloom, Mamba) never do.
 """
 
 from __future__ import annotations

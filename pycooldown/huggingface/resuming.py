@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainingArguments
 
@@ -43,3 +44,12 @@ def agree_on_checkpoint(args: TrainingArguments, path: str | None) -> tuple[str,
     raise ValueError(
         f"{args.output_dir} has no complete checkpoint to resume from ({checkpoints.reasons(faults)}): start anew"
     )
+
+
+def unnumber_cpu(args: TrainingArguments) -> None:
+    """Make ``args.device`` the CPU without a number, which torch.load takes no checkpoint to.
+
+    Accelerate numbers the CPU of each process, and transformers before 5 loads optimizers to that.
+    """
+    if args.device.type == "cpu" and args.device.index is not None:
+        vars(args)["_setup_devices"] = torch.device("cpu")

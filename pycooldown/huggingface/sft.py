@@ -17,7 +17,7 @@ from pycooldown.losses._statistics import sum_by_domain
 
 
 class _CausalTargets:
-    """What the trainer asks of a fused loss, of a causal model that TRL computes the loss of."""
+    """Stands in for `FusedLoss` where TRL computes the loss of a causal model."""
 
     shifts = True
     label_smoothing = 0.0
@@ -50,7 +50,7 @@ class _Weighted:
 
 
 class MixtureSFTMixin(MixtureTrainerMixin):
-    """What makes TRL's SFTTrainer take its batches and loss weights from a mixture: put it before that class.
+    """A mixin that gives TRL's SFTTrainer batches and loss weights from a mixture. Put it before that class.
 
         class MixtureSFTTrainer(MixtureSFTMixin, trl.SFTTrainer): ...
 

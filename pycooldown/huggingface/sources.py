@@ -1,4 +1,4 @@
-"""Training data as domains laid end to end, from what users have: datasets by domain, or one with a column."""
+"""Lay training data out as domains end to end, from datasets by domain or one with a column of domains."""
 
 from __future__ import annotations
 

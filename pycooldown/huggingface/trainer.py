@@ -16,9 +16,9 @@ from pycooldown.huggingface.callbacks import MixtureProgress
 from pycooldown.huggingface.checkpoints import seal, unseal
 from pycooldown.huggingface.checks import (
     check_arguments,
-    check_change,
     check_learning,
     check_length,
+    check_max_steps,
     check_schedule,
     check_unit,
 )
@@ -27,18 +27,18 @@ from pycooldown.huggingface.learning import Learner
 from pycooldown.huggingface.lengths import given_lengths, measure_lengths
 from pycooldown.huggingface.packing import for_packed, leak
 from pycooldown.huggingface.probe import Probe
-from pycooldown.huggingface.resuming import agree_on_checkpoint
+from pycooldown.huggingface.resuming import agree_on_checkpoint, unnumber_cpu
 from pycooldown.huggingface.sources import EndToEnd, by_domain, lay_out, resolve
 from pycooldown.huggingface.statistics import DomainSums
-from pycooldown.huggingface.trainer_logs import LogPart
-from pycooldown.sampling.sampler import AllocationName, DomainBatchSampler
+from pycooldown.huggingface.trainer_sampler import SamplerPart, new_sampler
+from pycooldown.sampling.sampler import AllocationName, StopRule
 from pycooldown.schedules import AdaptiveSchedule, Schedule
 
 _TRIED = 16  # domains of which samples are looked at for documents that share a row
 
 
-class MixtureTrainerMixin(LogPart):
-    """What makes a Trainer take its batches and loss weights from a mixture: put it before a Trainer's class.
+class MixtureTrainerMixin(SamplerPart):
+    """A mixin that gives a Trainer batches and loss weights from a mixture. Put it before the Trainer's class.
 
         class MixtureSeq2SeqTrainer(MixtureTrainerMixin, Seq2SeqTrainer): ...
 
@@ -70,6 +70,7 @@ class MixtureTrainerMixin(LogPart):
             may give ``domain_ids`` (N, T) itself, for rows that hold samples of several domains.
         eval_dataset: A map-style dataset for each domain to be evaluated, by name, or one without domains.
         allocation: See `pycooldown.DomainBatchSampler`.
+        stop: Train one pass that ends by this rule, see `pycooldown.DomainBatchSampler`. It sets ``args.max_steps``.
         domain_column: The column of a `datasets.Dataset` that names each sample's domain.
         mixture_unit: "samples" or "tokens": what the mixture's target counts.
         tokens_per_sample: Mean tokens with a loss in a sample, by domain, for a mixture of tokens; by default they are
@@ -93,6 +94,7 @@ class MixtureTrainerMixin(LogPart):
         data_collator: Any = None,
         eval_dataset: Any = None,
         allocation: AllocationName = "multinomial",
+        stop: StopRule | None = None,
         domain_column: str | None = None,
         mixture_unit: Literal["samples", "tokens"] = "samples",
         tokens_per_sample: Mapping[str, float] | None = None,
@@ -111,14 +113,16 @@ class MixtureTrainerMixin(LogPart):
         first = self.schedule.mixture(0)
         source = lay_out(source, first.domains)
         named = eval_dataset if isinstance(eval_dataset, Mapping) else None
+        if stop is not None:
+            check_max_steps(args, stop, new_sampler(args, self.schedule, allocation, stop).num_steps)
         generates = isinstance(self, Seq2SeqTrainer)
         check_arguments(args, first, len(source), named, {**kwargs, "model": model}, generates=generates)
         self.domains = first.domains
         self.domain_column = domain_column
-        self.allocation = allocation
+        self.allocation, self.stop = allocation, stop
         self.mixture_unit = mixture_unit
         self.allow_non_finite_loss = allow_non_finite_loss
-        self._changes: list[tuple[Schedule, int]] = []
+        self._changes = []
         self._clipped, self._names, self.domain_values = [], {}, {}
         self._learner = self._lengths = None
         if data_collator is not None:
@@ -144,6 +148,7 @@ class MixtureTrainerMixin(LogPart):
         self.eval_dataset = self._evaluation_set(self.eval_dataset)
         self._try_packing()
         self.sampler = self._new_sampler()
+        self._follow_stop()
         self.sums = DomainSums(self.domains, self.accelerator)
         if tokens_per_sample is not None:
             self._lengths = given_lengths(tokens_per_sample, first)
@@ -172,34 +177,23 @@ class MixtureTrainerMixin(LogPart):
             refuse_method("hyperparameter_search")
         if self._learner is not None:
             self._learner.schedule.load_state_dict(self._untrained)
-        self.sampler = self._new_sampler()
         checkpoint: str | None = None
         state: dict[str, Any] = {}
         if resume_from_checkpoint:
             path = None if resume_from_checkpoint is True else str(resume_from_checkpoint)
             checkpoint, state = agree_on_checkpoint(self.args, path)
+            unnumber_cpu(self.args)
             try:
-                if self._learner is not None:
-                    self._learner.schedule.load_state_dict(state.get("learned", {}))
-                self.sampler.load_state_dict(state)
+                self.sampler = self._new_sampler(state)
             except ValueError as error:
                 raise ValueError(f"{checkpoint} cannot be resumed from: {error}") from error
+        else:
+            self.sampler = self._new_sampler()
         self.sums = DomainSums(self.domains, self.accelerator, state.get("tokens"))
+        self._watch_clipping()
         output: TrainOutput = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         self._check_finite(output.training_loss)
         return output
-
-    def set_schedule(self, schedule: Schedule, *, from_step: int) -> None:
-        """Mix by another schedule from a step on, whose batch no loader has asked for; see `DomainBatchSampler`.
-
-        Call it before `train` or from a callback; a job that resumes from a later checkpoint makes the same call.
-
-        Raises:
-            ValueError: If the step is past, either schedule learns, or the domains or their sizes differ.
-        """
-        check_change(self.schedule, schedule, from_step)
-        self.sampler.set_schedule(schedule, from_step=from_step)
-        self._changes.append((schedule, from_step))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return micro-batches of this rank; not sharded again by Accelerate."""
@@ -217,11 +211,11 @@ class MixtureTrainerMixin(LogPart):
         refuse_method("hyperparameter_search")
 
     def _for_trainer(self, source: Any) -> Any:
-        """Return what the trainer beside the mixture is given as train_dataset."""
+        """Return the ``train_dataset`` of the base trainer."""
         return source
 
     def _of_trainer(self, source: Any) -> Any:
-        """Return the training data as that trainer has prepared them."""
+        """Return the training data as the base trainer has prepared them."""
         return source
 
     def _fuse(self, model: torch.nn.Module) -> None:
@@ -258,21 +252,6 @@ class MixtureTrainerMixin(LogPart):
             learned = {} if self._learner is None else {"learned": self._learner.schedule.state_dict()}
             state = self.sampler.state_dict(self.state.global_step) | learned | {"tokens": tokens}
             seal(folder, state, model_only=self.args.save_only_model)
-
-    def _new_sampler(self) -> DomainBatchSampler:
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        sampler = DomainBatchSampler(
-            self.schedule,
-            batch_size=self.get_total_train_batch_size(self.args),
-            seed=seed,
-            num_steps=self.args.max_steps,
-            rank=self.args.process_index,
-            world_size=self.args.world_size,
-            allocation=self.allocation,
-        )
-        for schedule, from_step in self._changes:
-            sampler.set_schedule(schedule, from_step=from_step)
-        return sampler
 
 
 class MixtureTrainer(MixtureTrainerMixin, Trainer):  # type: ignore[misc]

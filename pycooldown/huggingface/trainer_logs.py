@@ -78,9 +78,18 @@ class LogPart(EvaluationPart):
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
         """Clip, and note whether the gradient was clipped, without waiting for the device."""
-        norm = super()._clip_grad_norm(model)
+        return self._note_clipping(super()._clip_grad_norm(model))
+
+    def _note_clipping(self, norm: Any) -> Any:
         self._clipped.append(torch.as_tensor(norm > self.args.max_grad_norm))
         return norm
+
+    def _watch_clipping(self) -> None:
+        """Have clipping noted by transformers before 5.5 too, whose loop calls Accelerate itself."""
+        if hasattr(super(), "_clip_grad_norm") or "clip_grad_norm_" in vars(self.accelerator):
+            return
+        clip = self.accelerator.clip_grad_norm_
+        self.accelerator.clip_grad_norm_ = lambda *args, **kwargs: self._note_clipping(clip(*args, **kwargs))
 
     def _check_finite(self, loss: float | None = None) -> None:
         if self.allow_non_finite_loss:

@@ -35,7 +35,7 @@ class LossPart(Base):  # type: ignore[misc]
     sums: DomainSums
     _learner: Learner | None
     _lengths: Vector | None  # tokens of a sample, of a mixture of tokens
-    _weights: tuple[Mixture, torch.Tensor, float | None] | None = None
+    _weights: tuple[Mixture, int, torch.Tensor, float | None] | None = None
     _leak: str | None = None  # how the model confuses documents in one row
     _micro_batch = 0  # place of the next one in the global batch
 
@@ -105,7 +105,7 @@ class LossPart(Base):  # type: ignore[misc]
         return loss, outputs
 
     def _call(self, model: Any, inputs: Inputs, weights: torch.Tensor, **options: Any) -> Any:
-        """Return the model's outputs with loss and domain_stats, through what other trainers make of the loss."""
+        """Return the model's outputs with loss and domain_stats, by way of the base trainer's loss."""
         inputs = for_packed(inputs, self._leak)
         options = {"skip_logits": not self.forms_logits, **options, "domain_weights": weights, "return_stats": True}
         if self.args.label_smoothing_factor:
@@ -115,7 +115,7 @@ class LossPart(Base):  # type: ignore[misc]
         return outputs
 
     def _loss_of_trainer(self, model: Any, inputs: Inputs, return_outputs: bool = True, count: Any = None) -> Any:
-        """Return loss and outputs as the trainer beside the mixture computes them: the model's, if it is Trainer."""
+        """Return loss and outputs as the base trainer computes them; plain Trainer takes the model's loss."""
         return super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=count)
 
     def _evaluation_loss(self, model: Any, inputs: Inputs) -> tuple[Any, Any]:
@@ -148,17 +148,18 @@ class LossPart(Base):  # type: ignore[misc]
 
     def _loss_weights(self, step: int) -> tuple[torch.Tensor, float | None]:
         """Return the weights (K,) of tokens' losses and what their sum is divided by, or None for their number."""
-        mixture = self.sampler.mixture(step)
-        if self._weights is None or self._weights[0] is not mixture:
-            weights, divisor = self._weights_of(mixture)
+        mixture, size = self.sampler.mixture(step), self.sampler.batch_size_at(step)
+        if self._weights is None or self._weights[0] is not mixture or self._weights[1] != size:
+            weights, length = self._weights_of(mixture)
             values = torch.as_tensor(weights, dtype=torch.float32)
-            self._weights = mixture, values.to(self.args.device), divisor
-        return self._weights[1:]
+            divisor = None if length is None else length * size
+            self._weights = mixture, size, values.to(self.args.device), divisor
+        return self._weights[2:]
 
     def _weights_of(self, mixture: Mixture) -> tuple[Vector, float | None]:
+        """Return the weights (K,) and, of a mixture of tokens, the expected tokens of a sample, or None."""
         if self._domain_means:  # whatever the lengths
             return mixture.target, None
         if self._lengths is None:
             return mixture.loss_weights, None
-        weights, length = token_weights(mixture, self._lengths)
-        return weights, length * self.sampler.batch_size
+        return token_weights(mixture, self._lengths)

@@ -33,7 +33,7 @@ def inner_model(model: torch.nn.Module) -> torch.nn.Module:
 
 
 class Trial(NamedTuple):
-    """What comes of a few tokens that are given to a wrapper.
+    """The outcome of calling a wrapper with a few tokens.
 
     Attributes:
         loss: Of the wrapper's output.
@@ -46,7 +46,7 @@ class Trial(NamedTuple):
 
 @torch.no_grad()
 def try_wrapper(wrapper: torch.nn.Module, inner: Any, **options: Any) -> Trial:
-    """Give a wrapper a few tokens, with further inputs for the model inside it."""
+    """Call a wrapper with a few tokens, and further inputs for the model inside it."""
     inputs, labels = few_tokens(inner)
     parameters = inspect.signature(wrapper.forward).parameters.values()
     if all(p.kind is not p.VAR_KEYWORD for p in parameters):

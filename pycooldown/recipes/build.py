@@ -1,4 +1,4 @@
-"""Put the trainer of a recipe together: data, model, mixture and arguments."""
+"""Assemble the trainer of a recipe from data, model, mixture and arguments."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ def assemble(recipe: Recipe, corpus: Corpus, args: TrainingArguments) -> RecipeT
         args,
         schedule=build_schedule(recipe, kept),
         allocation=recipe.training.allocation,
+        stop=recipe.training.steps if isinstance(recipe.training.steps, str) else None,
         train_dataset=dataset,
         eval_dataset=_validation(corpus, recipe.data.eval_samples),
         data_collator=collate,
@@ -80,7 +81,9 @@ def assemble(recipe: Recipe, corpus: Corpus, args: TrainingArguments) -> RecipeT
     )
     trainer.recipe = recipe
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has what it would print
-    for callback in method.callbacks(recipe.training.steps):
+    for from_step, batch_size in recipe.training.batch_sizes[1:]:
+        trainer.set_batch_size(batch_size, from_step=from_step)
+    for callback in method.callbacks(args.max_steps):
         trainer.add_callback(callback)
     return trainer
 

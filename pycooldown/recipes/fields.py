@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticKnownError
+from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, TypeAdapter
+from pydantic_core import PydanticCustomError, PydanticKnownError
+
+from pycooldown.sampling.stops import STOP_RULES, StopRule
 
 CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -33,3 +35,32 @@ Share = Annotated[float, Field(ge=0, lt=1), _Numeric]
 ProperShare = Annotated[float, Field(gt=0, lt=1), _Numeric]
 Finite = Annotated[float, Field(ge=0, allow_inf_nan=False), _Numeric]
 FinitePositive = Annotated[float, Field(gt=0, allow_inf_nan=False), _Numeric]
+
+
+_count: TypeAdapter[int] = TypeAdapter(Count)
+_pairs: TypeAdapter[tuple[tuple[int, int], ...]] = TypeAdapter(tuple[tuple[Natural, Count], ...])
+
+
+def _steps(value: Any) -> Any:
+    if not isinstance(value, str):
+        return _count.validate_python(value)
+    if value not in STOP_RULES:
+        raise PydanticCustomError("literal_error", "", {"expected": f"a whole number, {', '.join(STOP_RULES)}"})
+    return value
+
+
+def _batch_size(value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        return _count.validate_python(value)
+    pairs = _pairs.validate_python(value)
+    starts = [start for start, _ in pairs]
+    if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+        raise ValueError(f"it has sizes from steps {starts} on; expected 0 and then increasing steps")
+    return pairs
+
+
+Steps = Annotated[int | StopRule, PlainValidator(_steps, json_schema_input_type=Count | StopRule)]
+BatchSize = Annotated[
+    int | tuple[tuple[int, int], ...],
+    PlainValidator(_batch_size, json_schema_input_type=Count | tuple[tuple[Natural, Count], ...]),
+]

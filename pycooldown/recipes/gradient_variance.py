@@ -56,12 +56,12 @@ class RunGradients:
         corpus = open_corpus(data)
         if corpus.fingerprint != run.recipe["fingerprint"]:
             raise ValueError(f"{data.path} holds other data than {folder} was trained on; prepare its corpus again")
-        model = load_model(run.path).eval()
+        model, size = load_model(run.path).eval(), run.recipe["training"]["batch_size"]
         return cls(
             model,
             corpus.train(),
             run.sizes,
-            run.recipe["training"]["batch_size"],
+            size if isinstance(size, int) else size[-1][1],
             corpus.collator(translates=model.config.is_encoder_decoder),
             run.recipe["training"]["label_smoothing"],
         )

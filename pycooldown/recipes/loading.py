@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: A YAML file.
-        overrides: ``section.key=value`` each, the value as in YAML.
+        overrides: ``section.key=value`` each, also deeper, as in ``model.config.hidden_size=512``, or a whole section,
+            as in ``mixture={method: cooldown}``; values are as in YAML.
 
     Returns:
         The recipe.
@@ -43,14 +45,18 @@ def recipe_of(values: dict[str, Any], source: str, overrides: Sequence[str] = ()
     Args:
         values: Sections by name.
         source: What errors call the mapping.
-        overrides: ``section.key=value`` each, the value as in YAML.
+        overrides: As `load_recipe` takes them.
     """
-    values = {key: dict(section) if isinstance(section, dict) else section for key, section in values.items()}
+    values = copy.deepcopy(values)
     for override in overrides:
-        section, name, value = _override(override)
-        if not isinstance(values.setdefault(section, {}), dict):
-            raise ValueError(f"{source}: {section} is {shown(values[section])}; expected a section of keys")
-        values[section][name] = value
+        *path, name, value = _override(override)
+        section = values
+        for depth, key in enumerate(path, start=1):
+            inner = section.setdefault(key, {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"{source}: {'.'.join(path[:depth])} is {shown(inner)}; expected a section of keys")
+            section = inner
+        section[name] = value
     if overrides:
         source = f"{source} with {shown(' '.join(overrides), quoted=False)}"
     try:
@@ -64,13 +70,13 @@ def recipe_of(values: dict[str, Any], source: str, overrides: Sequence[str] = ()
     return recipe
 
 
-def _override(text: str) -> tuple[str, str, Any]:
-    """Return section, key and value of ``section.key=value``."""
-    key, equals, value = text.partition("=")
-    section, dot, name = key.partition(".")
-    if not (equals and dot and section and name):
+def _override(text: str) -> tuple[Any, ...]:
+    """Return the keys of ``section.key=value`` from the outermost on, and the value."""
+    path, equals, value = text.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
         raise ValueError(f"override {shown(text, typed=False)}: expected section.key=value, as in training.steps=200")
     try:
-        return section, name, parse_yaml(value)
+        return *keys, parse_yaml(value)
     except ValueError as error:
         raise ValueError(f"override {shown(text, typed=False)}: {error}") from error

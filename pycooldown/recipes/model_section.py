@@ -67,7 +67,7 @@ class ConfigModel:
 
     config: Text | dict[Text, Any]
     """``model_type`` and what transformers' configuration of it takes, or the path of a config.json or YAML with that.
-    Left out, ``vocab_size`` is that of the tokenizer; in a file it is always so."""
+    Without ``vocab_size``, that of the tokenizer is taken; in place of the one in a file, it always is."""
     attn_implementation: Attention = None
     dtype: WeightsDtype = "float32"
 

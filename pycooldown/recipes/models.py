@@ -57,7 +57,7 @@ def build_model(model: AnyModel, corpus: Corpus) -> PreTrainedModel:
 def model_fingerprint(model: AnyModel) -> str | None:
     """Return a hash of the weights and configuration in a folder; None for a model with random weights.
 
-    It is of names, sizes, and the first and last 64 KiB of each file, so that large weights are not read twice.
+    The hash covers names, sizes, and the first and last 64 KiB of each file, so that large weights are not read twice.
     """
     if not isinstance(model, FolderModel):
         return None

@@ -41,6 +41,10 @@ def planner_page(recipes: Mapping[str, Recipe], sizes: Mapping[str, int] | None 
                     f"{name} has training.{key} = {theirs}, the first recipe {ours}; the page has one for all: "
                     f"give training.{key}=..."
                 )
+            if not isinstance(ours, int):
+                raise ValueError(
+                    f"{name} has training.{key} = {ours!r}; the page needs a number: give training.{key}=..."
+                )
     given = {
         "sizes": list((domain_sizes(first) if sizes is None else sizes).items()),
         "steps": first.training.steps,

@@ -14,11 +14,13 @@ from pycooldown.mixture import Mixture
 from pycooldown.recipes.corpus import open_corpus
 from pycooldown.recipes.schema import Recipe
 from pycooldown.sampling.batches import Exposure
+from pycooldown.sampling.changes import BatchSizes
 from pycooldown.sampling.sampler import DomainBatchSampler
 from pycooldown.schedules import AdaptiveSchedule, Schedule, constant
 
 _MAX_STAGES = 6  # a schedule that changes more often is shown at the quarters of the run
 MAX_COUNTED = 20_000_000  # draws that are counted one by one; beyond, their expectation says as much
+_TRIED_STEPS = [1_000, 2_000]  # by which a mixture is seen to go by the number of steps, or not
 _MAX_MIXTURES = 2_000  # mixtures that an expectation is taken over; a curve is sampled at as many steps
 
 
@@ -78,28 +80,25 @@ def plan(recipe: Recipe, sizes: Mapping[str, int] | None = None) -> list[StagePl
         FileNotFoundError: If sizes are not given and the recipe's data are not there.
         ValueError: If the recipe names domains that the data do not have, or its mixture does not fit them.
     """
-    schedule = build_schedule(recipe, training_sizes(recipe, domain_sizes(recipe) if sizes is None else sizes))
+    sizes = training_sizes(recipe, domain_sizes(recipe) if sizes is None else sizes)
+    schedule = build_schedule(recipe, sizes)
     if learned := isinstance(schedule, AdaptiveSchedule):  # what it will learn is not known
         schedule = constant(schedule.mixture(0))
-    training = recipe.training
-    sampler = DomainBatchSampler(
-        schedule,
-        batch_size=training.batch_size,
-        seed=training.seed,
-        num_steps=training.steps,
-        allocation=training.allocation,
-    )
-    exact = training.steps * training.batch_size <= MAX_COUNTED
-    starts = [0, *islice(_changes(schedule, 0, training.steps), _MAX_STAGES)]
+    sampler = _sampler(recipe, schedule)
+    num_steps, batch_sizes = len(sampler), BatchSizes(recipe.training.batch_sizes)
+    exact = batch_sizes.samples_before(num_steps) <= MAX_COUNTED
+    starts = [0, *islice(_changes(schedule, 0, num_steps), _MAX_STAGES)]
     if len(starts) > _MAX_STAGES:
-        starts = sorted({training.steps * quarter // 4 for quarter in range(4)})
+        starts = sorted({num_steps * quarter // 4 for quarter in range(4)})
     stages, expected = [], np.zeros(len(sampler.domains))
-    for start, end in pairwise([*starts, training.steps]):
+    for start, end in pairwise([*starts, num_steps]):
         mixture = schedule.mixture(start)
         if exact:
             exposure = sampler.exposure(end)
         else:
-            expected = expected + training.batch_size * _expected_samples(schedule, start, end)
+            for first in [start, *(step for step, _ in batch_sizes.pairs if start < step < end)]:
+                last = min(end, batch_sizes.end(first))
+                expected = expected + batch_sizes.at(first) * _expected_samples(schedule, first, last)
             draws = np.rint(expected).astype(np.int64)
             exposure = Exposure(mixture.domains, draws, draws / mixture.sizes)
         stages.append(StagePlan(start, end, mixture, exposure, variance_inflation(mixture), exact, learned))
@@ -132,13 +131,32 @@ def build_schedule(recipe: Recipe, sizes: Mapping[str, int]) -> Schedule:
     """Return the recipe's mixture over its steps.
 
     Raises:
-        ValueError: If the mixture does not fit the sizes or the length of the run.
+        ValueError: If the mixture does not fit the sizes or the length of the run, or needs a number of steps or a
+            batch size where the recipe has a rule or a ramp.
     """
-    method = recipe.mixture.with_allocation(recipe.training.allocation)
+    training = recipe.training
+    method = recipe.mixture.with_allocation(training.allocation)
+    steps = _TRIED_STEPS if isinstance(training.steps, str) else [training.steps]
+    batches = [size for _, size in training.batch_sizes]
     try:
-        return method.schedule(sizes, recipe.training.steps, recipe.training.batch_size)
+        schedule = method.schedule(sizes, steps[0], batches[0])
+        others = {("steps", n, batches[0]) for n in steps[1:]} | {("batch_size", steps[0], n) for n in batches[1:]}
+        for key, *counts in others:
+            if method.schedule(sizes, *counts).describe() != schedule.describe():
+                given = getattr(training, key)
+                raise ValueError(f"{recipe.mixture.name} goes by training.{key}, which is {given!r}; expected a number")
+        return schedule
     except ValueError as error:
         raise ValueError(f"mixture: {error}") from error
+
+
+def _sampler(recipe: Recipe, schedule: Schedule) -> DomainBatchSampler:
+    """Return the sampler of a run in one process."""
+    training = recipe.training
+    end: dict[str, Any] = {"stop" if isinstance(training.steps, str) else "num_steps": training.steps}
+    return DomainBatchSampler(
+        schedule, batch_size=training.batch_sizes, seed=training.seed, allocation=training.allocation, **end
+    )
 
 
 def _changes(schedule: Schedule, start: int, end: int) -> Iterator[int]:

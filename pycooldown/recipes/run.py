@@ -17,7 +17,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from torch.utils.tensorboard import SummaryWriter
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from pycooldown._files import write_atomically
@@ -33,6 +33,7 @@ from pycooldown.recipes.model_section import AnyModel
 from pycooldown.recipes.models import model_fingerprint
 from pycooldown.recipes.run_folder import folder_state
 from pycooldown.recipes.run_lock import lock_run
+from pycooldown.recipes.saved_tokenizer import save_tokenizer
 from pycooldown.recipes.schema import Recipe
 from pycooldown.recipes.trainer_arguments import arguments
 from pycooldown.recipes.translation import Translation, score, translate
@@ -85,6 +86,17 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
         return _train(recipe, output, resolved, args, corpus, resume, progress)
 
 
+class _RecipeFile(TrainerCallback):  # type: ignore[misc]
+    """Write what is trained when training begins: not of a change that the checkpoint cannot be resumed with."""
+
+    def __init__(self, path: Path, resolved: dict[str, Any]) -> None:
+        self.path, self.resolved = path, resolved
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the file."""
+        write_atomically(self.path, valid_json(self.resolved, indent=1))
+
+
 def _train(
     recipe: Recipe,
     output: Path,
@@ -113,7 +125,7 @@ def _train(
     resumed_at = int(checkpoint.rpartition("-")[2]) if checkpoint else None
     metrics = MetricsFile(output / METRICS)
     if args.should_save:
-        write_atomically(output / RECIPE, valid_json(resolved, indent=1))
+        trainer.add_callback(_RecipeFile(output / RECIPE, resolved))
         trainer.add_callback(metrics)
         # Events after the checkpoint are of the process that was interrupted and will come again.
         events = SummaryWriter(str(output / "tensorboard"), purge_step=(resumed_at or 0) + 1)
@@ -127,6 +139,8 @@ def _train(
         raise FloatingPointError(f"{error}; in a recipe: training.allow_non_finite=true") from error
     finally:
         live.close()
+    if args.should_save:
+        save_tokenizer(corpus, recipe.model, output / "model")
     tokens = trainer.sums.tokens()
     translations = _translations(trainer, corpus, recipe)
     if args.should_save:
@@ -135,9 +149,9 @@ def _train(
         if translations:
             lines = (json.dumps(asdict(translation), ensure_ascii=False) for translation in translations)
             write_atomically(output / TRANSLATIONS, "".join(f"{line}\n" for line in lines))
-        exposure = trainer.sampler.exposure(recipe.training.steps)
+        exposure = trainer.sampler.exposure(args.max_steps)
         summary = {
-            "steps": recipe.training.steps,
+            "steps": args.max_steps,
             "resumed_at": resumed_at,
             "seconds": round(metrics.seconds, 3),
             "parameters": sum(p.numel() for p in trainer.model.parameters()),

@@ -43,11 +43,15 @@ def folder_state(output: Path, recipe: Recipe, resolved: dict[str, Any]) -> Lite
         stored = read_json(output / RECIPE)
     except ValueError as error:
         raise ValueError(f"{error}; choose another folder") from error
+    finished = (output / SUMMARY).exists()
     for section in sorted({*stored, *resolved}):
         theirs, mine = stored.get(section) or {}, resolved.get(section) or {}  # earlier runs lack some sections
         if isinstance(theirs, dict) and isinstance(mine, dict):
             theirs = {**_later_keys(recipe, section, theirs), **theirs}
             for key in sorted({*theirs, *mine}):
+                changes = (section, key) == ("training", "batch_size") and not finished
+                if changes and _goes_on(theirs[key], mine[key]):  # the sampler looks from which step on
+                    continue
                 if (section, key) not in _IRRELEVANT and _plain(theirs.get(key)) != _plain(mine.get(key)):
                     raise ValueError(
                         f"{output} holds a run of another recipe: {section}.{key} is {theirs.get(key)!r} there and "
@@ -55,7 +59,7 @@ def folder_state(output: Path, recipe: Recipe, resolved: dict[str, Any]) -> Lite
                     )
         elif theirs != mine:
             raise ValueError(f"{output} holds a run of another recipe: {section} differs; choose another folder")
-    if not (output / SUMMARY).exists():
+    if not finished:
         return "interrupted"
     if not recipe.training.allow_non_finite and (faults := _non_finite(read_json(output / SUMMARY))):
         raise ValueError(
@@ -72,6 +76,12 @@ def _later_keys(recipe: Recipe, section: str, stored: dict[str, Any]) -> dict[st
         return {}
     missing = dataclasses.MISSING
     return {f.name: f.default for f in dataclasses.fields(options) if f.name not in stored and f.default is not missing}
+
+
+def _goes_on(theirs: Any, mine: Any) -> bool:
+    """Return whether a batch size is another with changes after it."""
+    before, now = ([[0, value]] if isinstance(value, int) else _plain(value) for value in (theirs, mine))
+    return bool(now[: len(before)] == before)
 
 
 def _non_finite(summary: dict[str, Any]) -> list[str]:

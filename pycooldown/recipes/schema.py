@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from pycooldown.recipes.fields import (
     CONFIG,
+    BatchSize,
     Count,
     Finite,
     FinitePositive,
@@ -19,6 +20,7 @@ from pycooldown.recipes.fields import (
     Number,
     Seed,
     Share,
+    Steps,
     Text,
 )
 from pycooldown.recipes.learning_rate import Decay
@@ -82,10 +84,13 @@ class Decoding:
 class Training:
     """The run itself. Counts are in optimizer steps."""
 
-    steps: Count
-    """Optimizer steps of the run."""
-    batch_size: Count
-    """Sequences of a step, over all ranks and micro-batches."""
+    steps: Steps
+    """Optimizer steps of the run, or the rule that ends it after one pass: "first_exhausted" (no sequence comes twice),
+    "all_exhausted" (each has come) or "all_exhausted_without_replacement" (each has come once), see
+    `pycooldown.DomainBatchSampler`. A rule needs a mixture that does not go by the number of steps."""
+    batch_size: BatchSize
+    """Sequences of a step, over all ranks and micro-batches. A ramp has [first step, sequences] pairs, the first one
+    from step 0; to resume with another batch size, add a pair from a step after the newest checkpoint's."""
     learning_rate: Finite = 2e-3
     """The highest learning rate."""
     warmup: Natural = 50
@@ -120,6 +125,11 @@ class Training:
     """Processes that read data. They do not change the order of samples."""
     allow_non_finite: Flag = False
     """Train on although a loss is not finite; by default the run stops with an error."""
+
+    @property
+    def batch_sizes(self) -> tuple[tuple[int, int], ...]:
+        """The (first step, sequences) pairs of batches."""
+        return ((0, self.batch_size),) if isinstance(self.batch_size, int) else self.batch_size
 
     def __post_init__(self) -> None:
         for name in ("log_every", "eval_every"):

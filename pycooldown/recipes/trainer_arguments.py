@@ -1,4 +1,4 @@
-"""The arguments of Trainer that a recipe makes: from its section ``training``, and from ``trainer`` as they are."""
+"""Make Trainer's arguments from a recipe's sections ``training`` and ``trainer``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pycooldown.huggingface.arguments import TRAINING_ARGUMENTS
 from pycooldown.recipes import learning_rate
 from pycooldown.recipes.schema import Recipe
 
-# What the recipe decides itself, and by which of its keys.
+# Arguments that other keys of the recipe decide, and how to set them.
 DECIDED = {
     "output_dir": "the run's folder is --output",
     "overwrite_output_dir": "a folder with another run is refused",
@@ -67,7 +67,7 @@ def arguments(recipe: Recipe, output: Path, progress: bool) -> TrainingArguments
     values: dict[str, Any] = {
         "output_dir": str(output),
         "use_cpu": not torch.accelerator.is_available(),  # else processes on CPUs would not join one group
-        "max_steps": training.steps,
+        "max_steps": -1 if isinstance(training.steps, str) else training.steps,
         "gradient_accumulation_steps": accumulation,
         "per_device_eval_batch_size": 128,
         "learning_rate": training.learning_rate,
@@ -99,12 +99,13 @@ def arguments(recipe: Recipe, output: Path, progress: bool) -> TrainingArguments
             raise
         raise ValueError(f"trainer: {error}") from error
     parts = args.world_size * accumulation
-    if training.batch_size % parts:
-        raise ValueError(
-            f"training.batch_size = {training.batch_size} cannot be cut evenly into {args.world_size} processes x "
-            f"{accumulation} micro-batches; expected a multiple of {parts}"
-        )
-    args.per_device_train_batch_size = training.batch_size // parts
+    for _, size in training.batch_sizes:
+        if size % parts:
+            raise ValueError(
+                f"training.batch_size = {size} cannot be cut evenly into {args.world_size} processes x "
+                f"{accumulation} micro-batches; expected a multiple of {parts}"
+            )
+    args.per_device_train_batch_size = training.batch_sizes[0][1] // parts
     return args
 
 

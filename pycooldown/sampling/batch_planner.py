@@ -10,7 +10,7 @@ import numpy as np
 
 from pycooldown import _core
 from pycooldown.mixture import Integers, Mixture, Vector
-from pycooldown.sampling.batches import BatchPlan
+from pycooldown.sampling.batches import BatchPlan, Exposure
 from pycooldown.sampling.changes import NEVER, Job, ScheduleChange
 from pycooldown.schedules import Schedule
 
@@ -98,26 +98,14 @@ class Planner:
         self._seek(here)
         return position
 
-    def steps_without_repeats(self) -> int:
-        """Return the number of steps from 0 on that draw each sample at most once."""
-        low, high = 0, 1
-        while self._has_no_repeats(high):
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._has_no_repeats(middle) else (low, middle)
-        return low
-
-    def _has_no_repeats(self, step: int) -> bool:
-        """Tell whether the steps before ``step`` draw each sample at most once."""
-        draws, credits = self.before(step)
-        sizes = self._job.history.newest.first.sizes.copy()
-        for domain, epochs in self._job.history.epoch_sizes().items():
-            sizes[self._job.history.newest.first.domains.index(domain)] = epochs[0][1]  # the next one has all samples
-        fits = bool((draws <= sizes).all())
-        if fits:
-            self.remember(step, (draws, credits))  # the next search begins there
-        return fits
+    def exposure(self, step: int, *, estimate: bool) -> Exposure:
+        """Return how often the steps before ``step`` draw each domain; see `DomainBatchSampler.exposure`."""
+        newest = self._job.history.newest.first
+        if estimate and not self._job.once:
+            expected = self.expected_before(step)
+            return Exposure(newest.domains, expected.round().astype("int64"), expected / newest.sizes)
+        draws, _ = self.before(step)
+        return Exposure(newest.domains, draws, draws / newest.sizes)
 
     def expected_before(self, step: int) -> Vector:
         """Return how often each domain is drawn before ``step``: exactly as far as is known, then on average."""
@@ -226,8 +214,9 @@ class Planner:
             batch_size=job.batch_sizes.at(0),
             seed=self._seed,
             shuffle=job.shuffle,
+            once=job.once,
         )
-        core.set_batch_sizes(self._job.batch_sizes.pairs)
+        core.set_batch_sizes(job.batch_sizes.all_pairs)
         self._set_epoch_sizes(core)
         return core
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -41,6 +42,11 @@ class ScheduleChange:
         self.continuous = self.schedule if isinstance(self.schedule, ContinuousSchedule) else None
 
     @property
+    def num_samples(self) -> int:
+        """Samples of all domains."""
+        return int(self.first.sizes.sum())
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Samples of each domain, in order."""
         return dict(zip(self.first.domains, self.first.sizes.tolist(), strict=True))
@@ -73,8 +79,13 @@ class ScheduleHistory:
         """Return the first step after ``step`` that another schedule decides."""
         return next((change.from_step for change in self.changes if change.from_step > step), NEVER)
 
-    def next_change(self, schedule: Schedule, from_step: int) -> ScheduleChange:
+    def next_change(self, schedule: Schedule, from_step: int, *, once: bool = False) -> ScheduleChange:
         """Return a change that may be appended to the others.
+
+        Args:
+            schedule: The new schedule.
+            from_step: Its first step.
+            once: Whether each sample is drawn once, so that no domain can grow.
 
         Raises:
             ValueError: If it does not come after them, or the schedule drops, moves or shrinks a domain.
@@ -95,6 +106,11 @@ class ScheduleHistory:
                 "expected no fewer: a domain can grow, but samples that may have been drawn cannot go"
             )
         change.new_sizes = {domain: size for domain, size in new.items() if size != old.get(domain)}
+        if once and (grown := [domain for domain in change.new_sizes if domain in old]):
+            raise ValueError(
+                f"domain {grown[0]!r} would grow, but a pass that draws each sample once keeps to the order of its "
+                "samples; give the new ones a domain of their own"
+            )
         return change
 
     def growing_at(self, step: int) -> list[str]:
@@ -130,32 +146,63 @@ class ScheduleHistory:
 class BatchSizes:
     """The batch size that a job began with, and the changes since.
 
-    Attributes:
+    Args:
         pairs: (first step, batch size) pairs in order, the first one from step 0.
+        total: Samples of a pass that draws each sample once; its last batch has what is left. None for other passes.
+
+    Attributes:
+        pairs: As given.
+        num_steps: Steps of a pass of ``total`` samples, or None.
+        all_pairs: The pairs, and the last batch of such a pass.
     """
 
-    def __init__(self, pairs: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, pairs: Sequence[tuple[int, int]], total: int | None = None) -> None:
+        self.become(pairs, total)
+
+    def become(self, pairs: Sequence[tuple[int, int]], total: int | None) -> None:
+        """Take over other pairs."""
         self.pairs = list(pairs)
+        self.total = total
+        self.all_pairs = self.pairs
+        self.num_steps: int | None = None
+        if total is not None:
+            begin, size = next(pair for pair in reversed(self.pairs) if _samples_before(self.pairs, pair[0]) < total)
+            full, rest = divmod(total - _samples_before(self.pairs, begin), size)
+            self.num_steps = begin + full + (rest > 0)
+            self.all_pairs = [pair for pair in self.pairs if pair[0] < begin + full]
+            if rest:
+                self.all_pairs.append((begin + full, rest))
+
+    def of_pass(self, num_samples: int) -> BatchSizes:
+        """Return the same sizes where a pass has so many samples."""
+        return BatchSizes(self.pairs, None if self.total is None else num_samples)
 
     @property
     def newest(self) -> int:
-        """The last batch size."""
+        """The last batch size that was given."""
         return self.pairs[-1][1]
 
     def at(self, step: int) -> int:
         """Return the batch size of a step."""
-        return next(size for first_step, size in reversed(self.pairs) if first_step <= step)
+        return next(size for first_step, size in reversed(self.all_pairs) if first_step <= step)
+
+    def part(self, step: int, rank: int, world_size: int) -> tuple[int, int]:
+        """Return the slots [begin, end) of a step's batch that are a rank's."""
+        size = self.at(step)
+        return size * rank // world_size, size * (rank + 1) // world_size
 
     def end(self, step: int) -> int:
         """Return the first step after ``step`` from which batches have another size."""
-        return next((first_step for first_step, _ in self.pairs if first_step > step), NEVER)
+        return next((first_step for first_step, _ in self.all_pairs if first_step > step), NEVER)
 
     def samples_before(self, step: int) -> int:
         """Return the number of samples in the batches before ``step``."""
-        ends = [first_step for first_step, _ in self.pairs[1:]] + [step]
-        return sum(
-            max(min(end, step) - first_step, 0) * size for (first_step, size), end in zip(self.pairs, ends, strict=True)
-        )
+        return _samples_before(self.all_pairs, step)
+
+
+def _samples_before(pairs: Sequence[tuple[int, int]], step: int) -> int:
+    ends = [first_step for first_step, _ in pairs[1:]] + [step]
+    return sum(max(min(end, step) - first_step, 0) * size for (first_step, size), end in zip(pairs, ends, strict=True))
 
 
 @dataclass(frozen=True)
@@ -176,6 +223,11 @@ class Job:
     allocation: str
     shuffle: bool
 
+    @property
+    def once(self) -> bool:
+        """Whether a pass draws each sample once."""
+        return self.batch_sizes.total is not None
+
     def identity(self) -> dict[str, Any]:
         """Return what a state must be equal in, but for the changes, as JSON values."""
         first = self.history.changes[0]
@@ -190,7 +242,7 @@ class Job:
 
     def copy(self) -> Job:
         """Return a job that later changes of this one do not reach."""
-        return replace(self, history=self.history.copy(), batch_sizes=BatchSizes(self.batch_sizes.pairs))
+        return replace(self, history=self.history.copy(), batch_sizes=copy(self.batch_sizes))
 
 
 def _checked(schedule: Schedule) -> Schedule:

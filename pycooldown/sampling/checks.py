@@ -75,42 +75,27 @@ def check_options(*, seed: int, num_steps: int | None, rank: int, world_size: in
         raise ValueError(f"allocation = {allocation!r}; expected one of {', '.join(map(repr, ALLOCATIONS))}")
 
 
-def check_stop(stop: str | None, num_steps: int | None, schedule: Schedule) -> None:
-    """Check the rule that ends a pass.
-
-    Raises:
-        ValueError: If the rule is unknown, or cannot be kept.
-    """
-    if stop is None:
-        return
-    if stop != "first_exhausted":
-        raise ValueError(
-            f"stop = {stop!r}; expected 'first_exhausted' or None: once a domain is exhausted, no mixture that draws "
-            "it can be kept; Mixture.proportional() exhausts all of them together"
-        )
-    if num_steps is not None:
-        raise ValueError(f"stop = {stop!r} sets num_steps, which is {num_steps}; expected only one of them")
-    if isinstance(schedule, AdaptiveSchedule):
-        raise ValueError(
-            f"stop = {stop!r} needs a schedule that is known beforehand; give num_steps to one that learns"
-        )
-
-
 def check_batches(
     schedule: Schedule, batch_sizes: BatchSizes, from_step: int, num_steps: int | None, world_size: int
 ) -> None:
     """Check that the batches from a step on can be shared by the ranks, and fit into the domains.
 
+    Where each sample is drawn once, they fit: the slots of a domain that is exhausted go to others.
+
     Raises:
         ValueError: If a batch has fewer samples than there are ranks, or would on average hold more samples of a domain
             than the domain has.
     """
-    for first_step, size in batch_sizes.pairs:
+    for first_step, size in batch_sizes.all_pairs:
         end = batch_sizes.end(first_step)
         if end <= from_step:
             continue
         if world_size > size:
-            raise ValueError(f"world_size = {world_size} is above batch_size = {size}; some ranks would be idle")
+            last = (first_step, size) not in batch_sizes.pairs
+            rest = ", what is left for the last batch of the pass" if last else ""
+            raise ValueError(f"world_size = {world_size} is above batch_size = {size}{rest}; some ranks would be idle")
+        if batch_sizes.total is not None:
+            continue
         if num_steps is not None:
             end = min(end, num_steps)
         _check_batches_fit(schedule, size, max(first_step, from_step), None if end == NEVER else end)

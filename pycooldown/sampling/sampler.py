@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pycooldown.mixture import Integers, Mixture
 from pycooldown.sampling.batch_planner import Planner, epoch_seed
 from pycooldown.sampling.batches import BatchPlan, Exposure
 from pycooldown.sampling.changes import BatchSizes, Job, ScheduleHistory
 from pycooldown.sampling.checks import AllocationName as AllocationName
-from pycooldown.sampling.checks import batch_size_pairs, check_batches, check_options, check_stop, integer, step_number
+from pycooldown.sampling.checks import batch_size_pairs, check_batches, check_options, integer, step_number
 from pycooldown.sampling.exclusive import Exclusive
 from pycooldown.sampling.state import read_state, write_state
+from pycooldown.sampling.stops import ONCE, check_stop, steps_of_pass
+from pycooldown.sampling.stops import StopRule as StopRule
 from pycooldown.schedules import Schedule
 
 
@@ -38,13 +40,16 @@ class DomainBatchSampler:
             the mixture changes at every step, this holds as far as the next 32 steps show; where it is learned or
             changed by `set_schedule`, as far as it was known when a batch was planned.
         shuffle: ``False`` takes each domain's samples in their own order.
-        stop: "first_exhausted" ends a pass before the first step that would repeat a sample, and sets ``num_steps`` to
-            the number of steps before; the schedule must be known beforehand.
+        stop: A rule that ends a pass and sets ``num_steps``, by the names of `datasets.interleave_datasets`.
+            "first_exhausted": before the first step that would repeat a sample, so that each is drawn at most once.
+            "all_exhausted": after the first step by which each sample was drawn, so that small domains repeat. For
+            both, the schedule must be known beforehand. "all_exhausted_without_replacement": each sample is drawn
+            exactly once. Slots of a domain that is exhausted go to the others, in proportion to their sampling
+            probabilities; the last batch has what is left.
 
     A sampler may be used from several threads and can be pickled; a signal handler that uses it while its own thread
-    does gets a RuntimeError. In loaders that slice batches by rank themselves (Accelerate's ``prepare`` with
-    ``split_batches=True``), leave ``world_size`` at 1; where they would wrap it (Lightning), let them not
-    (``use_distributed_sampler=False``).
+    does gets a RuntimeError. Loaders that slice batches by rank themselves (Accelerate's ``split_batches=True``) need
+    ``world_size=1``; those that would wrap it (Lightning) ``use_distributed_sampler=False``.
 
     Raises:
         TypeError: If a number is not an integer.
@@ -63,7 +68,7 @@ class DomainBatchSampler:
         world_size: int = 1,
         allocation: AllocationName = "multinomial",
         shuffle: bool = True,
-        stop: Literal["first_exhausted"] | None = None,
+        stop: StopRule | None = None,
     ) -> None:
         history = ScheduleHistory(schedule)
         seed, rank, world_size = integer("seed", seed), integer("rank", rank), integer("world_size", world_size)
@@ -77,9 +82,10 @@ class DomainBatchSampler:
         self.world_size = world_size
         self.allocation = allocation
         self.shuffle = bool(shuffle)
-        self._job = Job(history, BatchSizes(batch_size_pairs(batch_size)), seed, allocation, self.shuffle)
+        sizes = BatchSizes(batch_size_pairs(batch_size), history.newest.num_samples if stop == ONCE else None)
+        self._job = Job(history, sizes, seed, allocation, self.shuffle)
         self._exclusive = Exclusive()
-        check_batches(schedule, self._job.batch_sizes, 0, num_steps, world_size)
+        check_batches(schedule, sizes, 0, num_steps, world_size)
         self._planner = Planner(self._job)
         self._next_step = 0  # where iteration goes on
         self._pass_ended = False  # whether the last batch has been yielded, so that the next pass starts at step 0
@@ -111,10 +117,7 @@ class DomainBatchSampler:
         return self._job.history.newest.first.sizes
 
     def __len__(self) -> int:
-        """Return ``num_steps``, the length of a whole pass, wherever iteration stands.
-
-        A pass that goes on, after `load_state_dict` for example, has as many steps as are left of it.
-        """
+        """Return ``num_steps``, the length of a whole pass, of which one that goes on has a part left."""
         if self.num_steps is None:
             raise TypeError("the sampler has no end: give num_steps to have a length")
         return self.num_steps
@@ -133,7 +136,7 @@ class DomainBatchSampler:
             step = self._next_step
         while self.num_steps is None or step < self.num_steps:
             with self._exclusive.hold():
-                plan = self._planner.plan(step, *self._slice(step))
+                plan = self._planner.plan(step, *self._job.batch_sizes.part(step, self.rank, self.world_size))
                 step += 1
                 self._next_step, self._pass_ended = step, step == self.num_steps
             yield plan.indices.tolist()
@@ -161,13 +164,16 @@ class DomainBatchSampler:
                 the schedule drops, moves or shrinks a domain, or batches do not fit. Nothing is changed then.
         """
         from_step = integer("from_step", from_step)
+        num_steps = self.num_steps if self._stop is None else None
         with self._exclusive.hold():
             self._check_not_yielded(from_step)
             check_stop(self._stop, None, schedule)
-            change = self._job.history.next_change(schedule, from_step)
-            check_batches(schedule, self._job.batch_sizes, from_step, self.num_steps, self.world_size)
+            change = self._job.history.next_change(schedule, from_step, once=self._job.once)
+            sizes = self._job.batch_sizes.of_pass(change.num_samples)
+            check_batches(schedule, sizes, from_step, num_steps, self.world_size)
             self._planner.forget_after(from_step)
             self._job.history.changes.append(change)
+            self._job.batch_sizes.become(sizes.pairs, sizes.total)
             self._planner.follow_changes()
             self._apply_stop()
 
@@ -187,15 +193,17 @@ class DomainBatchSampler:
                 of the batch size, or batches do not fit. Nothing is changed then.
         """
         from_step = integer("from_step", from_step)
+        num_steps = self.num_steps if self._stop is None else None
         with self._exclusive.hold():
             self._check_not_yielded(from_step)
-            sizes = BatchSizes(batch_size_pairs([*self._job.batch_sizes.pairs, (from_step, batch_size)]))
+            pairs = batch_size_pairs([*self._job.batch_sizes.pairs, (from_step, batch_size)])
+            sizes = BatchSizes(pairs, self._job.batch_sizes.total)
             for change in self._job.history.changes:
                 if self._job.history.end(change.from_step) > from_step:
                     first_step = max(change.from_step, from_step)
-                    check_batches(change.schedule, sizes, first_step, self.num_steps, self.world_size)
+                    check_batches(change.schedule, sizes, first_step, num_steps, self.world_size)
             self._planner.forget_after(from_step)
-            self._job.batch_sizes.pairs = sizes.pairs
+            self._job.batch_sizes.become(sizes.pairs, sizes.total)
             self._planner.follow_changes()
             self._apply_stop()
 
@@ -225,11 +233,7 @@ class DomainBatchSampler:
         with self._exclusive.hold():
             end = self._next_step if self.num_steps is None else self.num_steps
             step = end if step is None else step_number(step)
-            if estimate:
-                expected = self._planner.expected_before(step)
-                return Exposure(self.domains, expected.round().astype("int64"), expected / self.sizes)
-            draws, _ = self._planner.before(step)
-            return Exposure(self.domains, draws, draws / self.sizes)
+            return self._planner.exposure(step, estimate=estimate)
 
     def state_dict(self, step: int | None = None) -> dict[str, Any]:
         """Return what is needed to go on from ``step``, as JSON values.
@@ -267,10 +271,10 @@ class DomainBatchSampler:
         Args:
             epoch: Integer in [0, 2^64). It has nothing to do with passes through a domain.
         """
-        if not 0 <= integer("epoch", epoch) < 2**64:
+        if not 0 <= (epoch := integer("epoch", epoch)) < 2**64:
             raise ValueError(f"epoch = {epoch}; expected an integer in [0, 2^64)")
         with self._exclusive.hold():
-            self._begin_epoch(integer("epoch", epoch))
+            self._begin_epoch(epoch)
 
     def _begin_epoch(self, epoch: int) -> None:
         if epoch != self.epoch:
@@ -279,12 +283,8 @@ class DomainBatchSampler:
             self._apply_stop()
 
     def _apply_stop(self) -> None:
-        if self._stop == "first_exhausted":
-            self.num_steps = self._planner.steps_without_repeats()
-
-    def _slice(self, step: int) -> tuple[int, int]:
-        size = self._job.batch_sizes.at(step)
-        return size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size
+        if self._stop is not None:
+            self.num_steps = steps_of_pass(self._stop, self._planner, self._job)
 
     def _check_not_yielded(self, from_step: int) -> None:
         if from_step < (done := self._next_step):

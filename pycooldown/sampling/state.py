@@ -15,8 +15,9 @@ from pycooldown.sampling.batch_planner import MAX_DRAWS, Position
 from pycooldown.sampling.changes import BatchSizes, Job, ScheduleHistory
 
 VERSION = 1
-# Of states with batches of several sizes or another epoch, which an older reader would take for one size or epoch 0.
-LATER_VERSION, LATER_KEYS = 2, {"batch_sizes", "epoch"}
+# Of states with batches of several sizes, another epoch, or samples that are drawn once, which an older reader would
+# take for one size, epoch 0, and draws with repetition.
+LATER_VERSION, LATER_KEYS = 2, {"batch_sizes", "epoch", "once"}
 _UNITS = 2**32  # of credits, in a sample
 
 
@@ -48,6 +49,8 @@ def write_state(job: Job, step: int, epoch: int, position: Position) -> dict[str
         state |= {"version": LATER_VERSION, "batch_sizes": [list(pair) for pair in job.batch_sizes.pairs]}
     if epoch:
         state |= {"version": LATER_VERSION, "epoch": epoch}
+    if job.once:
+        state |= {"version": LATER_VERSION, "once": True}
     if len(job.history.changes) > 1:
         state["changes"] = job.history.state()
     return state
@@ -73,12 +76,14 @@ def read_state(state: Any, job: Job) -> SavedPosition:
     if not _equal(state["version"], LATER_VERSION if LATER_KEYS & set(state) else VERSION):
         raise ValueError(
             f"state has version {_brief(state['version'])}; this pycooldown reads version {VERSION}, and "
-            f"{LATER_VERSION} where it has batch_sizes or an epoch"
+            f"{LATER_VERSION} where it has {', '.join(sorted(LATER_KEYS))}"
         )
     for name, mine in identity.items():
         if not _equal(state[name], mine) or (name == "sizes" and list(state[name]) != list(mine)):
             raise ValueError(f"state is of another job: {_difference(name, state[name], mine)}")
 
+    if not _equal(state.get("once", False), job.once):
+        raise ValueError(f"state is of another job: {_difference('once', state.get('once', False), job.once)}")
     _check_batch_sizes(state.get("batch_sizes", [[0, identity["batch_size"]]]), batch_sizes)
 
     step, epoch = state["step"], state.get("epoch", 0)

@@ -28,10 +28,10 @@ def public(kind):
     return {name for name in dir(kind) if not name.startswith("_")}
 
 
-def test_the_table_has_all_that_the_installed_transformers_has_and_nothing_else():
-    assert set(TRAINING_ARGUMENTS) == fields()
+def test_the_table_has_all_that_the_installed_transformers_has():
+    assert fields() - set(TRAINING_ARGUMENTS) == set()
     assert set(OPTIONS) == set(inspect.signature(Trainer.__init__).parameters) - {"self"}
-    assert set(METHODS) == public(Trainer)
+    assert public(Trainer) - set(METHODS) == set()
 
 
 def overridden(*, without_super):
@@ -89,6 +89,16 @@ REFUSED = {
     "predict_with_generate": True,
     "liger_kernel_config": {"rope": True},
     "fsdp": True,  # on CPUs
+    # Of some versions of transformers:
+    "group_by_length": True,
+    "include_tokens_per_second": True,
+    "per_gpu_train_batch_size": 2,
+    "per_gpu_eval_batch_size": 2,
+    "past_index": 1,
+    "jit_mode_eval": True,
+    "use_legacy_prediction_loop": True,
+    "ray_scope": "all",
+    "mp_parameters": None,
     # Which values need more processes or packages than a test has:
     "average_tokens_across_devices": None,
     "parallelism_config": None,
@@ -100,7 +110,7 @@ def test_each_argument_that_can_be_refused_is_tried():
     assert {n for n, rule in TRAINING_ARGUMENTS.items() if rule.accepts} | {"predict_with_generate"} == set(REFUSED)
 
 
-@pytest.mark.parametrize("name", [name for name, value in REFUSED.items() if value is not None])
+@pytest.mark.parametrize("name", [name for name, value in REFUSED.items() if value is not None and name in fields()])
 def test_refused_arguments_say_why(tmp_path, name):
     kind = transformers.Seq2SeqTrainingArguments if name in ("sortish_sampler", "predict_with_generate") else None
     options = {"steps": REFUSED[name]} if name == "max_steps" else {name: REFUSED[name]}
@@ -161,7 +171,7 @@ HONOURED = {
 }
 
 
-@pytest.mark.parametrize("name", HONOURED)
+@pytest.mark.parametrize("name", [name for name, options in HONOURED.items() if set(options) <= fields()])
 def test_arguments_that_are_honoured_train_the_same(tmp_path, name):
     options = {"learning_rate": 0.0, "steps": 4, "evaluate": True}
     plain = make_trainer(tmp_path / "plain", switching(), **options)

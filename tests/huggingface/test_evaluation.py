@@ -175,11 +175,19 @@ def resume_from_damage(folder):
         flip(folder / "checkpoint-6", "rng_state_1.pth")
         flip(folder / "checkpoint-4", "optimizer.pt")
     whole.accelerator.wait_for_everyone()
-    resumed = make_trainer(folder, switching(), **options)
+    resumed, begin = make_trainer(folder, switching(), **options), Begin()
+    resumed.add_callback(begin)
     resumed.train(resume_from_checkpoint=True)
     assert losses(resumed) == losses(whole)
-    everyone = gather_object([resumed._initial_global_step])
+    everyone = gather_object([begin.step])
     assert everyone == [2, 2], everyone
+
+
+class Begin(transformers.TrainerCallback):
+    """Notes where training begins."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.step = state.global_step
 
 
 def count_predictions(prediction):

@@ -6,6 +6,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from test_fuse_loss import VOCABULARY, batch, make, own_losses  # noqa: E402
+from test_trainer import AS_LOGGED  # noqa: E402
 
 from pycooldown import Mixture, schedules  # noqa: E402
 from pycooldown.huggingface import MixtureTrainer, fuse_loss  # noqa: E402
@@ -83,7 +84,7 @@ def test_trainer_trains_as_with_the_models_own_loss(tmp_path, family):
     _, expected = train(tmp_path, own)
     fuse_loss(ours, domain_weights=[1.0, 1.0])
     trainer, losses = train(tmp_path, ours, accumulation=2)
-    assert losses == pytest.approx(expected, rel=1e-5)
+    assert losses == pytest.approx(expected, **AS_LOGGED)
     for mine, theirs in zip(ours.parameters(), own.parameters(), strict=True):
         assert (mine - theirs).abs().amax() <= 1e-5 * max(theirs.abs().amax(), 0.1)
     predicted = trainer.predict(Pairs(8))
@@ -107,7 +108,7 @@ def test_trainer_weighs_domains_by_a_column(tmp_path, accumulation):
     fuse_loss(model, domain_weights=[0.5, 2.0])
     expected = (torch.tensor([0.5, 2.0])[rows["domain_ids"]].unsqueeze(1) * losses).sum() / (losses != 0).sum()
     _, logged = train(tmp_path, model, accumulation=accumulation, steps=1, train_dataset=Weighted(8))
-    assert logged == [pytest.approx(expected.item(), rel=1e-5)]
+    assert logged == [pytest.approx(expected.item(), **AS_LOGGED)]
 
 
 @pytest.mark.parametrize("family", ["marian", "t5", "gemma2, capped"])
@@ -120,7 +121,7 @@ def test_mixture_trainer_trains_other_models_than_llama(tmp_path, family):
         rows = collate([Pairs()[i] for i in plan.indices.tolist()])
         losses = own_losses(model, inputs_of(rows))
         weights = torch.tensor(plan.mixture.loss_weights[plan.domain_ids], dtype=torch.float32)
-        assert loss == pytest.approx(float((weights.unsqueeze(1) * losses).sum() / (losses != 0).sum()), rel=1e-5)
+        assert loss == pytest.approx(float((weights.unsqueeze(1) * losses).sum() / (losses != 0).sum()), **AS_LOGGED)
 
 
 def test_mixture_trainer_smooths_labels_in_training_only(tmp_path):

@@ -1,5 +1,6 @@
 """MixtureTrainer on a tiny model: what each step trains on, with which weights, and what checkpoints are trusted."""
 
+import inspect
 import itertools
 import json
 import os
@@ -21,6 +22,10 @@ from pycooldown.huggingface.checkpoints import complete_checkpoint  # noqa: E402
 from pycooldown.huggingface.checks import check_arguments, check_launcher  # noqa: E402
 
 torch.set_num_threads(1)  # the model is tiny
+
+# Trainer before 5 logs losses with four digits behind the point.
+_ROUNDS = "round(tr_loss_scalar" in inspect.getsource(transformers.trainer)
+AS_LOGGED = {"rel": 1e-5, "abs": 1.1e-4 if _ROUNDS else 0.0}
 
 SIZES = {"big": 40, "mid": 16, "small": 8}
 VOCABULARY = sum(SIZES.values())
@@ -148,7 +153,7 @@ def test_loss_weighs_tokens_by_the_mixture_of_their_step_over_the_tokens_of_the_
                 logits, row[0, 1:], reduction="sum"
             )
             tokens += row.shape[1] - 1
-        assert loss == pytest.approx(float(expected / tokens), rel=1e-5)
+        assert loss == pytest.approx(float(expected / tokens), **AS_LOGGED)
 
 
 def test_weights_do_not_depend_on_accumulation(tmp_path):

@@ -1,4 +1,6 @@
-"""Another schedule for a trainer's running job."""
+"""Another schedule or batch size for a trainer's running job, and rules that end it."""
+
+import itertools
 
 import pytest
 
@@ -6,7 +8,8 @@ transformers = pytest.importorskip("transformers")
 
 from test_trainer import SIZES, losses, make_trainer, switching  # noqa: E402
 
-from pycooldown import Mixture, adaptive, schedules  # noqa: E402
+from pycooldown import DomainBatchSampler, Mixture, adaptive, schedules  # noqa: E402
+from pycooldown.huggingface import MixtureTrainer  # noqa: E402
 
 FIRST = schedules.constant(Mixture.scalarization(SIZES, 5.0))
 SECOND = schedules.constant(Mixture.temperature_sampling(SIZES, 2.0))  # other draws and other loss weights
@@ -53,3 +56,111 @@ def test_what_a_trainer_cannot_change_to(tmp_path):
             trainer.set_schedule(schedule, from_step=2)
     with pytest.raises(ValueError, match=r"^GroupDRO\(.* learns from the job"):
         make_trainer(tmp_path, learning).set_schedule(SECOND, from_step=2)
+
+
+# ---- other batch sizes -----------------------------------------------------------------------------------------------
+
+
+class Recording(MixtureTrainer):
+    """Notes the samples of each step."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        self.seen.setdefault(self.state.global_step, []).extend(inputs["input_ids"][:, 0].tolist())
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def recording(folder, **options):
+    trainer = make_trainer(folder, switching(), kind=Recording, accumulation=2, **options)
+    trainer.seen = {}
+    return trainer
+
+
+def test_a_ramp_trains_on_the_planned_batches_and_resumes_with_another_size(tmp_path):
+    ramp = [(0, 12), (2, 20), (4, 8)]
+    plans = DomainBatchSampler(switching(), batch_size=ramp, seed=42)
+    trainer = recording(tmp_path, save_strategy="steps", save_steps=3)
+    for from_step, size in ramp[1:]:
+        trainer.set_batch_size(size, from_step=from_step)
+    trainer.train()
+    assert trainer.seen == {step: plans.plan(step).indices.tolist() for step in range(6)}
+    checkpoint = str(tmp_path / "checkpoint-3")
+
+    same = recording(tmp_path)
+    for from_step, size in ramp[1:]:
+        same.set_batch_size(size, from_step=from_step)
+    same.train(resume_from_checkpoint=checkpoint)
+    assert losses(same) == losses(trainer)
+
+    other = recording(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot be resumed from: .* batch sizes .* calls of set_batch_size\(\)"):
+        other.train(resume_from_checkpoint=checkpoint)
+    other.set_batch_size(20, from_step=2)
+    other.set_batch_size(24, from_step=5)  # not what the checkpoint was to go on with
+    with pytest.raises(ValueError, match=r"cannot be resumed from: .* batch sizes .* calls of set_batch_size\(\)"):
+        other.train(resume_from_checkpoint=checkpoint)
+
+    late = recording(tmp_path / "late", save_strategy="steps", save_steps=3)
+    late.train()
+    late = recording(tmp_path / "late")
+    late.set_batch_size(16, from_step=3)  # from the checkpoint on, which does not know of it
+    late.train(resume_from_checkpoint=str(tmp_path / "late" / "checkpoint-3"))
+    changed = DomainBatchSampler(switching(), batch_size=[(0, 12), (3, 16)], seed=42)
+    assert late.seen == {step: changed.plan(step).indices.tolist() for step in range(3, 6)}
+    past = recording(tmp_path / "late")
+    past.set_batch_size(16, from_step=2)
+    with pytest.raises(ValueError, match=r"cannot be resumed from: from_step = 2, but batches before step 3"):
+        past.train(resume_from_checkpoint=str(tmp_path / "late" / "checkpoint-3"))
+
+
+def test_the_loss_of_a_mixture_of_tokens_is_divided_by_the_tokens_of_its_batch(tmp_path):
+    """Its divisor is the expected number of tokens, so that a larger batch must not weigh more."""
+    trainer = recording(tmp_path, learning_rate=0.0, more={"mixture_unit": "tokens"})
+    trainer.set_batch_size(24, from_step=3)
+    before, after = (trainer._loss_weights(step) for step in (2, 3))
+    length = after[1] / 24
+    assert before[1] == pytest.approx(12 * float(trainer.sampler.mixture(2).sampling @ trainer._lengths))
+    assert length == pytest.approx(float(trainer.sampler.mixture(3).sampling @ trainer._lengths))
+
+
+def test_batch_sizes_that_cannot_be(tmp_path):
+    trainer = recording(tmp_path)
+    with pytest.raises(ValueError, match=r"batch_size = 1; expected at least 2, a sample for each of 1 processes x 2"):
+        trainer.set_batch_size(1, from_step=2)
+    with pytest.raises(ValueError, match="would draw domain 'small'"):
+        trainer.set_batch_size(400, from_step=3)
+    trainer.train()
+    assert [len(samples) for samples in trainer.seen.values()] == [12] * 6
+
+
+# ---- rules that end a pass -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", ["first_exhausted", "all_exhausted", "all_exhausted_without_replacement"])
+def test_a_rule_sets_the_length_of_training(tmp_path, stop):
+    plans = DomainBatchSampler(SECOND, batch_size=12, seed=42, stop=stop)
+    trainer = make_trainer(tmp_path, SECOND, kind=Recording, steps=-1, more={"stop": stop}, save_steps=1)
+    trainer.seen = {}
+    trainer.args.save_strategy = "steps"
+    trainer.train()
+    assert trainer.seen == dict(enumerate(plans))
+    assert trainer.state.max_steps == trainer.state.global_step == len(plans)
+    if stop == "all_exhausted_without_replacement":
+        assert sorted(itertools.chain(*trainer.seen.values())) == list(range(sum(SIZES.values())))
+    resumed = make_trainer(tmp_path, SECOND, kind=Recording, steps=-1, more={"stop": stop})
+    resumed.seen = {}
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert resumed.seen == {step: samples for step, samples in trainer.seen.items() if step > 0}
+
+
+def test_rules_and_changes(tmp_path):
+    with pytest.raises(ValueError, match="stop = 'all_exhausted' sets max_steps, which is 6; expected only one"):
+        make_trainer(tmp_path, SECOND, more={"stop": "all_exhausted"})
+    trainer = make_trainer(tmp_path, SECOND, steps=-1, more={"stop": "all_exhausted_without_replacement"})
+    assert trainer.args.max_steps == 6
+    trainer.set_batch_size(24, from_step=1)
+    assert trainer.args.max_steps == 4
+    callback = Change()
+    callback.trainer = trainer
+    trainer.add_callback(callback)
+    with pytest.raises(ValueError, match="has set the length of this training, which the change would alter"):
+        trainer.train()

@@ -9,7 +9,17 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from test_trainer import SIZES, VOCABULARY, Sequences, collate, losses, make_trainer, switching, tiny_model  # noqa: E402
+from test_trainer import (  # noqa: E402
+    AS_LOGGED,
+    SIZES,
+    VOCABULARY,
+    Sequences,
+    collate,
+    losses,
+    make_trainer,
+    switching,
+    tiny_model,
+)
 
 from pycooldown import DomainBatchSampler, Mixture, schedules  # noqa: E402
 from pycooldown.adaptive import FGLS, DoReMi, LearnedSchedule  # noqa: E402
@@ -81,9 +91,9 @@ def test_a_mixture_of_tokens_has_the_objective_that_the_target_says(tmp_path, gi
             for i, d in zip(plan.indices.tolist(), plan.domain_ids.tolist()):
                 mean, count = domain_means([i])
                 expected += mean[d] * count[d] / (47, 3)[d] / 8
-            assert loss == pytest.approx(expected, rel=1e-5)
+            assert loss == pytest.approx(expected, **AS_LOGGED)
     else:  # one pass through all samples: the expectation itself
-        assert np.mean(logged) == pytest.approx((target * means).sum(), rel=1e-5)
+        assert np.mean(logged) == pytest.approx((target * means).sum(), **AS_LOGGED)
         assert trainer.state.log_history[-2]["share/short"] == pytest.approx(0.8, abs=0.05)
     assert tokens.tolist() == [940, 60]
 
@@ -125,7 +135,7 @@ def test_packed_rows_keep_the_domain_of_each_token(tmp_path, reference):
     padded = make_trainer(tmp_path, schedule(), more=more, **options)
     for trainer in (packed, padded):
         trainer.train()
-    assert losses(packed) == pytest.approx(losses(padded), rel=1e-5)
+    assert losses(packed) == pytest.approx(losses(padded), **AS_LOGGED)
     assert packed.sums.tokens() == padded.sums.tokens()
     if reference:
         assert packed.schedule.state_dict()["learned"] == padded.schedule.state_dict()["learned"]
@@ -143,7 +153,7 @@ def test_rows_of_a_padding_free_collator_get_the_domain_of_each_token(tmp_path):
     free = make_trainer(tmp_path, switching(), dataset=Rows(), collator=flat, **options)
     for trainer in (padded, free):
         trainer.train()
-    assert losses(free) == pytest.approx(losses(padded), rel=1e-5)
+    assert losses(free) == pytest.approx(losses(padded), **AS_LOGGED)
     assert free.sums.tokens() == padded.sums.tokens()
     with pytest.raises(ValueError, match=r"rows of shape \(1, \d+\) of \d+ samples, so that the domains of tokens"):
         make_trainer(tmp_path, switching(), dataset=Rows(), collator=lambda rows: flat(rows[:-1]), **options)
@@ -183,7 +193,7 @@ def test_experts_are_balanced_once_a_step(tmp_path, accumulation):
             total += float(output.loss - 0.5 * output.aux_loss) * count
             balance += 0.5 * float(output.aux_loss) / accumulation
         tokens = sum(len(sample) - 1 for sample in samples)
-        assert loss == pytest.approx(total / tokens + balance, rel=1e-5)
+        assert loss == pytest.approx(total / tokens + balance, **AS_LOGGED)
 
 
 class Poison(transformers.TrainerCallback):

@@ -85,6 +85,10 @@ def test_three_commands(user):
     assert sizes["large"] > 100 * sizes["small"] == 100
     tokens = sum(entry["tokens"] for entry in summary["domains"].values())
     assert tokens > 0.5 * 4 * 4 * 512
+    own = tokenizers.Tokenizer.from_file(str(Path("out/tokenizer/tokenizer.json")))
+    saved = transformers.AutoTokenizer.from_pretrained("run/model", local_files_only=True)
+    assert saved("w7 w30 w7", add_special_tokens=False)["input_ids"] == own.encode("w7 w30 w7").ids
+    assert (saved.eos_token, len(saved)) == ("</s>", 202)
     config = json.loads(Path("run/model/config.json").read_text())
     assert config["vocab_size"] == 202
     resolved = json.loads(Path("run/recipe.json").read_text())["data"]
@@ -113,15 +117,6 @@ def test_losses_that_are_not_finite_say_how_a_recipe_allows_them(user, steps):
 def test_resuming_is_exact(user, mode, monkeypatch):
     recipe = load_recipe("recipe.yaml", [f"data.mode={mode}", "data.length=64"])
     whole = train(recipe, "whole", progress=False)
-
-    class Killed(Exception):
-        pass
-
-    class Kill(transformers.TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 3:
-                raise Killed
-
     created = RecipeTrainer.train
 
     def interrupted(self, *args, **kwargs):
@@ -139,6 +134,43 @@ def test_resuming_is_exact(user, mode, monkeypatch):
     assert [e["eval_loss"] for e in whole.evaluations] == [e["eval_loss"] for e in part.evaluations]
     losses = RunGradients.load("whole").losses(load_model(whole.path), [RunGradients.load("whole").dataset[0]])
     assert torch.isfinite(losses).all()
+
+
+class Killed(Exception):
+    pass
+
+
+class Kill(transformers.TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise Killed
+
+
+def test_a_run_of_one_pass_goes_on_with_another_batch_size(user, monkeypatch):
+    rule = ["training.steps=all_exhausted_without_replacement", "data.length=2048", "data.domains=[middle, small]"]
+    rule += ["mixture={method: temperature, tau: 2}"]
+    recipe = load_recipe("recipe.yaml", rule)
+    sizes = open_corpus(recipe.data).sizes
+    created = RecipeTrainer.train
+
+    def interrupted(self, *args, **kwargs):
+        self.add_callback(Kill())
+        return created(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecipeTrainer, "train", interrupted)
+        with pytest.raises(Killed):
+            train(recipe, "run", progress=False)
+    early = load_recipe("recipe.yaml", [*rule, "training.batch_size=[[0, 4], [1, 6]]"])
+    with pytest.raises(ValueError, match=r"cannot be resumed from: from_step = 1, but batches before step 2"):
+        train(early, "run", resume=True, progress=False)
+    with pytest.raises(ValueError, match=r"another recipe: training.batch_size is 4 there and 8 here"):
+        train(load_recipe("recipe.yaml", [*rule, "training.batch_size=8"]), "run", resume=True, progress=False)
+    larger = load_recipe("recipe.yaml", [*rule, "training.batch_size=[[0, 4], [2, 6]]"])
+    run = train(larger, "run", resume=True, progress=False)
+    assert {name: entry["draws"] for name, entry in run.summary["domains"].items()} == sizes
+    assert run.summary["steps"] == 2 + -(-(sum(sizes.values()) - 8) // 6)
+    assert run.train[-1]["step"] == run.summary["steps"]
 
 
 def test_models_that_mix_documents_are_refused_unless_that_is_accepted(user):

@@ -89,6 +89,59 @@ def test_overrides_are_typed_like_the_file(tmp_path):
     assert recipe.model.layers == 2
 
 
+def test_overrides_reach_any_depth(tmp_path):
+    overrides = [
+        "model.config.model_type=llama",
+        "model.config.rope_parameters.rope_theta=5.0e+5",
+        "trainer.bf16=true",
+    ]
+    recipe = load(tmp_path, GOOD.partition("model:")[0], overrides)
+    assert recipe.model.config == {"model_type": "llama", "rope_parameters": {"rope_theta": 5e5}}
+    assert recipe.trainer == {"bf16": True}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.steps.more=1", r"training.steps is 100 \(int\); expected a section of keys"),
+        ("mixture.tau.a.b=1", r"mixture.tau is \{'a': \{'b': 1\}\} \(dict\); expected a number"),
+        ("data.pathh.x=1", r"data.pathh is unknown; .*did you mean path"),
+        ("training..steps=1", r"override 'training..steps=1': expected section.key=value"),
+        ("training.=1", r"override 'training.=1': expected section.key=value"),
+    ],
+)
+def test_overrides_that_lead_nowhere(tmp_path, override, message):
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, GOOD, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "steps=all",
+            r"training.steps is 'all' \(str\); expected one of a whole number, first_exhausted",
+        ),
+        ("steps=[1]", r"training.steps is \[1\] \(list\); expected a whole number"),
+        ("steps=0", r"training.steps is 0; expected a number >= 1"),
+        ("batch_size=[[1, 8]]", r"training.batch_size: it has sizes from steps \[1\] on; expected 0 and then"),
+        ("batch_size=[[0, 8], [5, 4], [5, 6]]", r"sizes from steps \[0, 5, 5\] on; expected 0 and then increasing"),
+        ("batch_size=[[0, 0]]", r"training.batch_size.*is 0; expected a number >= 1"),
+        ("batch_size=eight", r"training.batch_size is 'eight' \(str\); expected a whole number"),
+    ],
+)
+def test_rules_and_ramps_that_cannot_be(tmp_path, override, message):
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, GOOD, [f"training.{override}"])
+
+
+def test_rules_and_ramps(tmp_path):
+    recipe = load(tmp_path, GOOD, ["training.steps=all_exhausted", "training.batch_size=[[0, 8], [5, 16]]"])
+    assert recipe.training.steps == "all_exhausted"
+    assert recipe.training.batch_sizes == ((0, 8), (5, 16))
+    assert load(tmp_path, json.dumps(recipe.to_dict())) == recipe
+
+
 def test_one_error_lists_all_mistakes(tmp_path):
     text = GOOD.replace("steps: 100", "stepz: 100, warmup: -1").replace("path: packed", "path: packed, domians: [de]")
     with pytest.raises(ValueError, match=r"recipe.yaml with mixture.tau=high has 5 mistakes:") as error:

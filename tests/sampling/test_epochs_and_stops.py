@@ -12,6 +12,8 @@ from pycooldown import DomainBatchSampler, Mixture, schedules
 from pycooldown.adaptive import OnlineDataMixing
 
 SIZES = {"zh": 1500, "de": 700, "fa": 41}
+ONCE = "all_exhausted_without_replacement"
+ABSENT = Mixture(tuple(SIZES), list(SIZES.values()), [0.5, 0.5, 0], [0.5, 0.5, 0])
 ALLOCATIONS = ("multinomial", "systematic", "quota")
 SCHEDULE = schedules.cooldown(SIZES, switch_step=10)
 
@@ -137,6 +139,105 @@ def test_first_exhausted_counts_the_size_with_which_a_domain_that_grows_began(fr
     assert sampler.plan(len(sampler)).epochs.max() == 1
 
 
+@pytest.mark.parametrize("batch_size", [30, [(0, 10), (3, 30)]])
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_all_exhausted_ends_with_the_step_that_draws_the_last_sample(allocation, batch_size):
+    options = {"batch_size": batch_size, "num_steps": None, "stop": "all_exhausted"}
+    sampler = make(allocation, **options)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    every = set(range(sum(SIZES.values())))
+    assert set(np.concatenate(batches)) == every
+    assert set(np.concatenate(batches[:-1])) != every
+    assert sampler.exposure().epochs.min() >= 1
+    unstopped = make(allocation, batch_size=batch_size, num_steps=len(batches))
+    assert list(unstopped) == batches  # the rule decides the end alone
+    resumed = make(allocation, **options, rank=1, world_size=2)
+    resumed.load_state_dict(sampler.state_dict(7))
+    assert list(resumed) == [batch[len(batch) // 2 :] for batch in batches[7:]]
+
+
+def test_all_exhausted_waits_for_all_samples_of_a_domain_that_grows():
+    options = {"schedule": schedules.constant(Mixture.proportional(SIZES)), "num_steps": None, "stop": "all_exhausted"}
+    sampler = make(**options)
+    sampler.set_schedule(schedules.constant(Mixture.temperature_sampling(SIZES | {"fa": 90}, 5.0)), from_step=4)
+    assert set(np.concatenate(list(sampler))) >= set(range(sum(SIZES.values()), sum(SIZES.values()) + 49))
+    assert sampler.exposure().draws[2] >= 41 + 90
+
+
+# ---- each sample exactly once ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [30, 41, [(0, 10), (3, 30), (60, 7)]])
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+class TestOnce:
+    def options(self, allocation, batch_size):
+        return {"allocation": allocation, "batch_size": batch_size, "num_steps": None, "stop": ONCE}
+
+    def test_each_sample_comes_once_and_the_mixture_holds_until_a_domain_ends(self, allocation, batch_size):
+        sampler = make(**self.options(allocation, batch_size))
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        assert sorted(np.concatenate(batches)) == list(range(sum(SIZES.values())))
+        sizes = [len(batch) for batch in batches]
+        assert sizes[:-1] == [sampler.batch_size_at(step) for step in range(len(batches) - 1)]
+        assert 0 < sizes[-1] == sampler.batch_size_at(len(batches) - 1)
+        repeating = make(allocation, batch_size=batch_size, num_steps=None, stop="first_exhausted")
+        assert batches[: len(repeating)] == list(repeating)
+        plan = sampler.plan(len(batches) // 2)
+        assert plan.indices.tolist() == batches[len(batches) // 2]
+        assert not plan.epochs.any()
+
+    def test_ranks_epochs_and_states_of_any_step(self, allocation, batch_size):
+        options = self.options(allocation, batch_size)
+        whole = make(**options)
+        batches = list(whole)
+        for step in (0, 11, len(batches) - 1):
+            ranks = [make(**options, rank=rank, world_size=3) for rank in range(3)]
+            state = json.loads(json.dumps(whole.state_dict(step)))
+            assert state["once"] is True
+            for rank in ranks:
+                rank.load_state_dict(state)
+            assert [a + b + c for a, b, c in zip(*ranks, strict=True)] == batches[step:]
+        whole.set_epoch(1)
+        other = list(whole)
+        assert sorted(np.concatenate(other)) == sorted(np.concatenate(batches))
+        assert other != batches
+        assert list(pickle.loads(pickle.dumps(whole))) == other
+
+
+def test_once_follows_changes_of_batch_size_and_domains_that_join():
+    sampler = make(num_steps=None, stop=ONCE)
+    with pytest.raises(ValueError, match=r"'fa' would grow, but a pass that draws each sample once"):
+        sampler.set_schedule(schedules.constant(Mixture.proportional(SIZES | {"fa": 60})), from_step=4)
+    sampler.set_batch_size(50, from_step=10)
+    sampler.set_schedule(schedules.constant(Mixture.proportional(SIZES | {"ug": 60})), from_step=20)
+    assert sampler.batch_size == 50
+    batches = list(sampler)
+    assert sorted(np.concatenate(batches)) == list(range(sum(SIZES.values()) + 60))
+    assert len(batches) == len(sampler) == 10 + math.ceil((sum(SIZES.values()) + 60 - 300) / 50)
+
+
+def test_once_learns_a_mixture_too_and_draws_domains_smaller_than_their_share_of_a_batch():
+    schedule = OnlineDataMixing(Mixture.temperature_sampling({"a": 300, "b": 3}, math.inf), delay=200)
+    sampler = make("quota", schedule, batch_size=32, num_steps=None, stop=ONCE)
+    assert sorted(np.concatenate(list(sampler))) == list(range(303))
+    assert len(sampler) == 10
+
+
+def test_once_names_a_step_at_which_nothing_is_left_to_draw():
+    sampler = make(schedule=schedules.constant(ABSENT), num_steps=None, stop=ONCE)
+    with pytest.raises(ValueError, match=r"no domain that the mixture of step 7[0-9] draws has a sample left"):
+        list(sampler)
+
+
+def test_states_with_and_without_repetition_are_of_other_jobs():
+    once, other = make(num_steps=None, stop=ONCE), make()
+    for one, two in ((once, other), (other, once)):
+        with pytest.raises(ValueError, match=r"once is (True|False) in the state and (True|False) here"):
+            one.load_state_dict(two.state_dict(3))
+
+
 def test_proportional_quota_draws_every_sample_once():
     sampler = make(
         "quota",
@@ -151,7 +252,10 @@ def test_proportional_quota_draws_every_sample_once():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stop": "all_exhausted"}, r"stop = 'all_exhausted'; expected 'first_exhausted' or None: .*proportional"),
+        ({"stop": "last_exhausted"}, r"stop = 'last_exhausted'; expected None or one of 'first_exhausted', 'all_exh"),
+        ({"stop": "all_exhausted", "schedule": schedules.constant(ABSENT)}, "does not draw domain 'fa', of which"),
+        ({"stop": ONCE, "num_steps": 3}, "sets num_steps, which is 3"),
+        ({"stop": ONCE, "batch_size": 1120, "world_size": 2}, "batch_size = 1, what is left for the last batch"),
         ({"stop": "first_exhausted", "num_steps": 3}, "sets num_steps, which is 3"),
         (
             {

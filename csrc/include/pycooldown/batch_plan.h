@@ -40,9 +40,10 @@ struct BatchSize {
 // too. Not safe from several threads at once.
 class BatchPlanner {
  public:
-  // `sizes` are in samples; sample indices count the domains laid end to end.
+  // `sizes` are in samples; sample indices count the domains laid end to end. With `once`, each sample is drawn at most
+  // once: the slots of a domain that has none left go to the others.
   BatchPlanner(std::span<const std::int64_t> sizes, Allocation allocation, std::int64_t batch_size, std::uint64_t seed,
-               bool shuffle);
+               bool shuffle, bool once = false);
 
   // For a domain whose data grows: its sizes in the order of their first draws, the first of which is 0, none above the
   // size given to the constructor. By default a domain has that size throughout.
@@ -92,6 +93,8 @@ class BatchPlanner {
   void place(std::size_t domain, std::uint64_t draws);
   void advance(std::size_t domain, std::uint64_t draws);
 
+  void choose_domains(std::span<const MixtureSpan> spans, std::uint64_t step);
+  void give_away(const AliasTable& table, std::uint64_t step);
   template <class Take>
   void allocate_systematic(const AliasTable& table, std::uint64_t step, const Take& take);
   template <class Take>
@@ -127,6 +130,7 @@ class BatchPlanner {
   Allocation allocation_;
   std::uint64_t seed_;
   bool shuffle_;
+  bool once_;
 };
 
 }  // namespace pycooldown
