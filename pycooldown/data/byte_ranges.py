@@ -19,14 +19,13 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from pycooldown.data.stores import RANGE_BYTES, StoredObject, StoreError, open_store, store_errors, version_of
+from pycooldown.mixture import Integers
 
 __all__ = ["ByteRanges", "Spans", "StoreRanges"]
 
 Buffer = bytes | memoryview
-Integers = npt.NDArray[np.int64]
 # Versions that a store cannot be asked for: times, where it has no ETags, and weak ETags. Answers have them all.
 _NO_STRONG_ETAG = re.compile(r"W/|\d{4}-\d\d-\d\dT")
 
