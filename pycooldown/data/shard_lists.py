@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from glob import escape as glob_escape
 from glob import glob
 from typing import Any
 
 from pycooldown._extras import require
-from pycooldown.data.store_lists import glob_objects
+from pycooldown.data.store_lists import glob_objects, list_objects
 from pycooldown.data.stores import SCHEMES, StoredObject, find_object, is_url
 
-__all__ = ["ShardPaths", "find_shards", "has_urls", "list_shards"]
+__all__ = ["ShardPaths", "find_shards", "has_urls", "list_shards", "parse_shards"]
 
 ShardPaths = Mapping[str, "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"]
 
@@ -36,6 +37,42 @@ def list_shards(shards: ShardPaths) -> dict[str, list[str]]:
     if not shards:
         raise ValueError("shards is empty; expected at least one domain")
     return {domain: _paths(domain, paths) for domain, paths in shards.items()}
+
+
+def parse_shards(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """Return the shards of each domain that command-line arguments name.
+
+    Args:
+        arguments: Either `domain=shards` each, where a domain may come again; or one folder, which may be in a store:
+            each of its subfolders is a domain of the tar files in and below it, and so is each tar file in the folder
+            itself, up to the first hyphen or dot of its name.
+
+    Raises:
+        ValueError: If the arguments are of neither form, or a folder has no tar files.
+    """
+    if len(arguments) == 1 and (is_url(arguments[0]) or os.path.isdir(arguments[0])):
+        return _from_folder(arguments[0].rstrip("/") or "/")
+    shards: dict[str, list[str]] = {}
+    for argument in arguments:
+        domain, separator, paths = argument.partition("=")
+        if not separator or not domain or not paths:
+            raise ValueError(f"shards {argument!r}; expected a folder, or domain=shards, as in en='data/en/*.tar'")
+        shards.setdefault(domain, []).append(paths)
+    return shards
+
+
+def _from_folder(folder: str) -> dict[str, list[str]]:
+    if _is_object(folder):
+        paths = [item.url for item in list_objects(folder) if item.url.endswith(".tar")]
+    else:
+        paths = sorted(glob(os.path.join(glob_escape(folder), "**", "*.tar"), recursive=True))
+    domains: dict[str, list[str]] = {}
+    for path in paths:
+        name, _, below = path[len(folder.rstrip("/")) + 1 :].partition("/")
+        domains.setdefault(name if below else re.split("[-.]", name)[0], []).append(path)
+    if not domains:
+        raise ValueError(f"{folder} has no tar files; expected folders with some, or domain=shards")
+    return dict(sorted(domains.items()))
 
 
 def has_urls(lists: Mapping[str, list[str]]) -> bool:
