@@ -12,11 +12,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pycooldown.data.apart import call_apart
 from pycooldown.data.byte_ranges import ByteRanges, Spans, StoreRanges
 from pycooldown.data.dataset_index import IndexedObjects, default_path, find_index, locate_shard, open_index
 from pycooldown.data.index import TarIndex, load_index
-from pycooldown.data.index_building import build_index
 from pycooldown.data.shard_lists import ShardPaths, has_urls, list_shards
 from pycooldown.data.shard_reader import ShardReader
 from pycooldown.data.stores import StoredObject
@@ -131,8 +129,12 @@ class TarDataset:
             self._lists = lists
             return
         self._index_path = os.path.abspath(index) if index is not None else default_path(lists)
-        build = call_apart if remote else lambda function, *arguments: function(*arguments)
-        build(_build, lists, self._index_path)
+        if remote:
+            from pycooldown.data.apart import call_apart
+
+            call_apart(_build, lists, self._index_path)
+        else:
+            _build(lists, self._index_path)
 
     def _open(self) -> None:
         self._reader = ShardReader(self.max_open if self.mmap else 0)
@@ -272,5 +274,7 @@ class TarDataset:
 
 
 def _build(lists: dict[str, list[str]], path: str) -> None:
+    from pycooldown.data.index_building import build_index
+
     # Faults are listed, so that each data set can refuse or skip them as it was asked.
     build_index(lists, path, on_error="skip")
