@@ -104,7 +104,7 @@ class StoreRanges:
         # Imported when it is needed, as it takes some MB of memory in each process.
         from pycooldown.data.range_requests import coalesce, fetch
 
-        requests, members = coalesce(spans, self.gap)
+        requests, members = coalesce(*spans, gap=self.gap)
         contents = fetch(
             self.objects, requests, concurrency=self.concurrency, timeout=self.timeout, patience=self.patience
         )

@@ -11,7 +11,16 @@ from typing import Any, overload
 from pycooldown.data.index import TarIndex
 from pycooldown.data.stores import StoredObject, is_url
 
-__all__ = ["INDEX_NAME", "IndexedObjects", "default_path", "find_index", "locate_shard", "open_index"]
+__all__ = [
+    "INDEX_NAME",
+    "IndexedObjects",
+    "cache_folder",
+    "default_path",
+    "digest",
+    "find_index",
+    "locate_shard",
+    "open_index",
+]
 
 INDEX_NAME = "dataset.idx"
 
@@ -53,11 +62,20 @@ def open_index(path: str) -> TarIndex:
 
 def default_path(lists: Mapping[str, list[str]]) -> str:
     """Return where the index of these shards is kept if no path was given: in the user's folder of caches."""
+    return os.path.join(cache_folder("indexes"), f"{digest(json.dumps(lists))}.idx")
+
+
+def cache_folder(name: str) -> str:
+    """Return a folder among the user's caches (`$XDG_CACHE_HOME/pycooldown`), which is made if it is missing."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    digest = hashlib.sha256(json.dumps(lists).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    folder = os.path.join(root, "pycooldown", "indexes")
+    folder = os.path.join(root, "pycooldown", name)
     os.makedirs(folder, exist_ok=True)
-    return os.path.join(folder, f"{digest}.idx")
+    return folder
+
+
+def digest(text: str) -> str:
+    """Return the name of a file for what a text describes."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 class IndexedObjects(Sequence[StoredObject]):

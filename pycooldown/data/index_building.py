@@ -15,6 +15,7 @@ from pycooldown._files import lock_folder, open_atomically
 from pycooldown.data.byte_ranges import StoreRanges
 from pycooldown.data.dataset_index import locate_shard, open_index
 from pycooldown.data.index import TarIndex, TarIndexWriter, load_index
+from pycooldown.data.publish import Progress
 from pycooldown.data.shard_lists import ShardPaths, find_shards, list_shards
 from pycooldown.data.stores import StoredObject, is_url
 
@@ -23,8 +24,7 @@ __all__ = ["build_index"]
 FIRST_WINDOW, LARGEST_WINDOW = 64 << 10, 8 << 20  # bytes of an object that a scan fetches at a time
 NEAR = 1 << 20  # bytes that are cheaper to fetch than to ask again
 
-Progress = Callable[[str, int, int], None]  # (what is being done, done, total)
-Source = tuple[TarIndex, int]  # an index, and the number of a shard in it
+ShardInIndex = tuple[TarIndex, int]  # and the number of the shard
 
 
 def build_index(
@@ -109,7 +109,7 @@ class _Known:
             self.paths = [locate_shard(self.index.path(i), path) for i in range(self.index.num_shards)]
         self._numbers = {path: number for number, path in enumerate(self.paths)}
 
-    def find(self, shard: StoredObject) -> Source | None:
+    def find(self, shard: StoredObject) -> ShardInIndex | None:
         number = self._numbers.get(_absolute(shard.url))
         if self.index is None or number is None or self.index.shard_size(number) != shard.size:
             return None
@@ -132,7 +132,7 @@ class _Known:
         return wanted == self.paths and [(name, first) for name, first, _ in domains] == list(zip(found, firsts))
 
 
-def _source(work: tuple[StoredObject, Source | None]) -> Source:
+def _source(work: tuple[StoredObject, ShardInIndex | None]) -> ShardInIndex:
     shard, kept = work
     if kept is not None:
         return kept

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from pycooldown.data.byte_ranges import Spans
 from pycooldown.data.stores import RANGE_BYTES, StoredObject, StoreError, open_store, store_errors, version_of
+from pycooldown.mixture import Integers
 
 __all__ = ["Request", "coalesce", "fetch"]
 
@@ -34,17 +34,19 @@ class Request:
     end: int
 
 
-def coalesce(spans: Spans, gap: int) -> tuple[list[Request], list[tuple[int, int, int]]]:
+def coalesce(
+    objects: Integers, starts: Integers, ends: Integers, gap: int
+) -> tuple[list[Request], list[tuple[int, int, int]]]:
     """Return requests of at most `RANGE_BYTES`; and the parts they are for.
 
     A part is the number of a range that is not empty, and the numbers of its first and last request.
     """
     requests: list[Request] = []
     members: list[tuple[int, int, int]] = []
-    order = np.lexsort((spans.ends, spans.starts, spans.objects))
+    order = np.lexsort((ends, starts, objects))
     is_whole = True  # the last request is a part of a longer range, and takes no other
     for i in order.tolist():
-        number, start, end = (int(array[i]) for array in spans)
+        number, start, end = int(objects[i]), int(starts[i]), int(ends[i])
         if start == end:
             continue
         if end - start > RANGE_BYTES:

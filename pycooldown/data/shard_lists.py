@@ -148,7 +148,7 @@ def _expand(domain: str, path: str) -> list[str]:
     if scheme and scheme.group().partition(":")[0] not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise ValueError(
-            f"domain {domain!r} has the shard {path!r}: TarDataset reads files and {known} at random, "
+            f"domain {domain!r} has the shard {path!r}: files and {known} are read at random, "
             f"{scheme.group()!r} cannot be; stream it with pycooldown.data.mix, or download it first"
         )
     if "{" in path:
