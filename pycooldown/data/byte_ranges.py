@@ -120,9 +120,13 @@ class StoreRanges:
         if not spans.objects.shape == spans.starts.shape == spans.ends.shape or spans.starts.ndim != 1:
             shapes = tuple(array.shape for array in spans)
             raise ValueError(f"objects, starts and ends have shapes {shapes}; expected one dimension, all alike")
-        for number, start, end in zip(*(array.tolist() for array in spans)):
-            if not 0 <= number < len(self.objects):
-                raise ValueError(f"object {number}; expected one of {len(self.objects)}")
-            if not 0 <= start <= end <= self.objects[number].size:
-                item = self.objects[number]
-                raise ValueError(f"bytes {start} to {end} of {item.url}; expected a range of its {item.size} bytes")
+        numbers, of = np.unique(spans.objects, return_inverse=True)
+        if len(numbers) and not 0 <= numbers[0] <= numbers[-1] < len(self.objects):
+            wrong = numbers[0] if numbers[0] < 0 else numbers[-1]
+            raise ValueError(f"object {wrong}; expected one of {len(self.objects)}")
+        sizes = np.array([self.objects[number].size for number in numbers.tolist()], np.int64)[of]
+        outside = (spans.starts < 0) | (spans.starts > spans.ends) | (spans.ends > sizes)
+        if outside.any():
+            at = int(outside.argmax())
+            item, start, end = self.objects[int(spans.objects[at])], spans.starts[at], spans.ends[at]
+            raise ValueError(f"bytes {start} to {end} of {item.url}; expected a range of its {item.size} bytes")

@@ -83,14 +83,17 @@ class IndexedObjects(Sequence[StoredObject]):
 
     Args:
         path: The index.
+
+    Attributes:
+        index: The index, mapped.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._index = open_index(path)
+        self.index = open_index(path)
 
     def __len__(self) -> int:
-        return self._index.num_shards
+        return self.index.num_shards
 
     @overload
     def __getitem__(self, number: int) -> StoredObject: ...
@@ -102,8 +105,8 @@ class IndexedObjects(Sequence[StoredObject]):
         if not -len(self) <= number < len(self):
             raise IndexError(f"object {number}; expected one of {len(self)}")
         number %= len(self)
-        version = self._index.version(number) or str(self._index.shard_mtime_ns(number))
-        return StoredObject(locate_shard(self._index.path(number), self._path), self._index.shard_size(number), version)
+        version = self.index.version(number) or str(self.index.shard_mtime_ns(number))
+        return StoredObject(locate_shard(self.index.path(number), self._path), self.index.shard_size(number), version)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return IndexedObjects, (self._path,)

@@ -22,6 +22,7 @@ from pycooldown.data.stores import StoredObject, is_url
 __all__ = ["build_index"]
 
 FIRST_WINDOW, LARGEST_WINDOW = 64 << 10, 8 << 20  # bytes of an object that a scan fetches at a time
+QUESTIONS = 32  # to a store at a time: is an object there?
 NEAR = 1 << 20  # bytes that are cheaper to fetch than to ask again
 
 ShardInIndex = tuple[TarIndex, int]  # and the number of the shard
@@ -55,8 +56,10 @@ def build_index(
     """
     if workers < 1:
         raise ValueError(f"workers = {workers}; expected at least 1")
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error = {on_error!r}; expected 'raise' or 'skip'")
     path = os.path.abspath(path)
-    found = find_shards(list_shards(shards), workers=workers)
+    found = find_shards(list_shards(shards), workers=max(workers, QUESTIONS))
     every = [shard for files in found.values() for shard in files]
     with _locked(os.path.dirname(path)), ThreadPoolExecutor(workers) as pool:
         known = _Known(path)

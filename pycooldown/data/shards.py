@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pycooldown.data.byte_ranges import ByteRanges, Spans, StoreRanges
-from pycooldown.data.dataset_index import IndexedObjects, default_path, find_index, locate_shard, open_index
-from pycooldown.data.index import TarIndex, load_index
+from pycooldown.data.dataset_index import IndexedObjects, default_path, find_index, locate_shard
+from pycooldown.data.index import load_index
 from pycooldown.data.shard_lists import ShardPaths, has_urls, list_shards
 from pycooldown.data.shard_reader import ShardReader
 from pycooldown.data.stores import StoredObject
@@ -152,10 +152,10 @@ class TarDataset:
         self._sizes = {domain: sum(sizes) for domain, sizes in self._shard_sizes.items()}
 
     def _open_index(self, path: str) -> None:
-        index = open_index(path)
-        self._index: TarIndex = index
+        self._objects = IndexedObjects(path)
+        index = self._objects.index
         self._skip([Skipped(locate_shard(index.path(at), path), offset, reason) for at, offset, reason in index.faults])
-        self._reader.add_all(index, os.path.dirname(path), self.objects)
+        self._reader.add_all(index, os.path.dirname(path), self._objects)
         self._sizes = {domain: samples for domain, _, samples in index.domains}
 
     def _skip(self, skipped: list[Skipped]) -> None:
@@ -188,13 +188,13 @@ class TarDataset:
         """Number of samples of each shard by domain, in the order of `shards`."""
         if self._lists is not None:
             return {domain: list(sizes) for domain, sizes in self._shard_sizes.items()}
-        return self._by_domain([self._index.samples(i) for i in range(self._index.num_shards)])
+        return self._by_domain([self._objects.index.samples(i) for i in range(self._objects.index.num_shards)])
 
     @property
     def objects(self) -> Sequence[StoredObject]:
         """The shards of all domains end to end, by the numbers that `locate` gives and `ByteRanges` takes."""
         if self._index_path is not None:
-            return IndexedObjects(self._index_path)
+            return self._objects
         paths = [path for paths in (self._lists or {}).values() for path in paths]
         return [StoredObject(path, (status := os.stat(path)).st_size, str(status.st_mtime_ns)) for path in paths]
 
@@ -251,7 +251,7 @@ class TarDataset:
         return self._reader.flat(indices, extension)
 
     def _by_domain(self, of_shards: list[Any]) -> dict[str, list[Any]]:
-        firsts = [first for _, first, _ in self._index.domains] + [self._index.num_shards]
+        firsts = [first for _, first, _ in self._objects.index.domains] + [self._objects.index.num_shards]
         return {domain: of_shards[a:b] for domain, a, b in zip(self.domains, firsts[:-1], firsts[1:])}
 
     def _identity(self) -> Any:
@@ -262,7 +262,7 @@ class TarDataset:
             return file.read(80)  # its header, with a checksum of what it says of shards
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_reader", "_index")
+        left_out = ("_reader", "_objects")
         return {**{k: v for k, v in self.__dict__.items() if k not in left_out}, "_identity": self._identity()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -210,6 +210,15 @@ def test_many_builders_make_one_index(shards, tmp_path):
     assert sorted(p.name for p in tmp_path.glob("*.idx*")) == ["x.idx"]
 
 
+def test_arguments_are_checked(shards, tmp_path):
+    with pytest.raises(ValueError, match="workers = 0; expected at least 1"):
+        build_index(shards, tmp_path / "x.idx", workers=0)
+    with pytest.raises(ValueError, match="on_error = 'ignore'; expected 'raise' or 'skip'"):
+        build_index(shards, tmp_path / "x.idx", on_error="ignore")
+    with pytest.raises(FileNotFoundError, match="none"):
+        build_index(shards, tmp_path / "none" / "x.idx")
+
+
 def test_arguments_name_domains(shards, tmp_path):
     folder = tmp_path / "set"
     for domain, paths in shards.items():
