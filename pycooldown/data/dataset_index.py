@@ -85,15 +85,15 @@ class IndexedObjects(Sequence[StoredObject]):
         path: The index.
 
     Attributes:
-        index: The index, mapped.
+        tar_index: The index, mapped.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self.index = open_index(path)
+        self.tar_index = open_index(path)
 
     def __len__(self) -> int:
-        return self.index.num_shards
+        return self.tar_index.num_shards
 
     @overload
     def __getitem__(self, number: int) -> StoredObject: ...
@@ -105,8 +105,10 @@ class IndexedObjects(Sequence[StoredObject]):
         if not -len(self) <= number < len(self):
             raise IndexError(f"object {number}; expected one of {len(self)}")
         number %= len(self)
-        version = self.index.version(number) or str(self.index.shard_mtime_ns(number))
-        return StoredObject(locate_shard(self.index.path(number), self._path), self.index.shard_size(number), version)
+        version = self.tar_index.version(number) or str(self.tar_index.shard_mtime_ns(number))
+        return StoredObject(
+            locate_shard(self.tar_index.path(number), self._path), self.tar_index.shard_size(number), version
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return IndexedObjects, (self._path,)

@@ -153,7 +153,7 @@ class TarDataset:
 
     def _open_index(self, path: str) -> None:
         self._objects = IndexedObjects(path)
-        index = self._objects.index
+        index = self._objects.tar_index
         self._skip([Skipped(locate_shard(index.path(at), path), offset, reason) for at, offset, reason in index.faults])
         self._reader.add_all(index, os.path.dirname(path), self._objects)
         self._sizes = {domain: samples for domain, _, samples in index.domains}
@@ -188,7 +188,7 @@ class TarDataset:
         """Number of samples of each shard by domain, in the order of `shards`."""
         if self._lists is not None:
             return {domain: list(sizes) for domain, sizes in self._shard_sizes.items()}
-        return self._by_domain([self._objects.index.samples(i) for i in range(self._objects.index.num_shards)])
+        return self._by_domain([self._objects.tar_index.samples(i) for i in range(self._objects.tar_index.num_shards)])
 
     @property
     def objects(self) -> Sequence[StoredObject]:
@@ -251,7 +251,7 @@ class TarDataset:
         return self._reader.flat(indices, extension)
 
     def _by_domain(self, of_shards: list[Any]) -> dict[str, list[Any]]:
-        firsts = [first for _, first, _ in self._objects.index.domains] + [self._objects.index.num_shards]
+        firsts = [first for _, first, _ in self._objects.tar_index.domains] + [self._objects.tar_index.num_shards]
         return {domain: of_shards[a:b] for domain, a, b in zip(self.domains, firsts[:-1], firsts[1:])}
 
     def _identity(self) -> Any:
