@@ -19,7 +19,7 @@ from pycooldown.data.publish import Progress
 from pycooldown.data.shard_lists import ShardPaths, find_shards, list_shards
 from pycooldown.data.stores import StoredObject, is_url
 
-__all__ = ["build_index"]
+__all__ = ["build_index", "locked"]
 
 FIRST_WINDOW, LARGEST_WINDOW = 64 << 10, 8 << 20  # bytes of an object that a scan fetches at a time
 QUESTIONS = 32  # to a store at a time: is an object there?
@@ -61,7 +61,7 @@ def build_index(
     path = os.path.abspath(path)
     found = find_shards(list_shards(shards), workers=max(workers, QUESTIONS))
     every = [shard for files in found.values() for shard in files]
-    with _locked(os.path.dirname(path)), ThreadPoolExecutor(workers) as pool:
+    with locked(os.path.dirname(path)), ThreadPoolExecutor(workers) as pool:
         known = _Known(path)
         kept = list(pool.map(known.find, every))
         if known.index is not None and known.lists(found) and all(kept):
@@ -195,7 +195,7 @@ def _fault(path: str, offset: int, reason: str) -> ValueError:
 
 
 @contextlib.contextmanager
-def _locked(folder: str) -> Iterator[None]:
+def locked(folder: str) -> Iterator[None]:
     """Let one process work, where the file system has locks; without, each writes the same."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):

@@ -17,7 +17,7 @@ from pycooldown.data.dataset_index import IndexedObjects, default_path, find_ind
 from pycooldown.data.index import load_index
 from pycooldown.data.shard_lists import ShardPaths, has_urls, list_shards
 from pycooldown.data.shard_reader import ShardReader
-from pycooldown.data.stores import StoredObject
+from pycooldown.data.stores import StoredObject, is_url
 
 __all__ = ["Skipped", "TarDataset"]
 
@@ -66,7 +66,8 @@ class TarDataset:
     Args:
         shards: By domain, one or several uncompressed tar files: paths, URLs, or patterns with braces (`{000..099}`) or
             wildcards (`*`, `?`, `[...]`; not of http), whose matches are sorted by name. Or the path of an index that
-            `pycooldown index` wrote, or of a folder with such a `dataset.idx`.
+            `pycooldown index` wrote, or of a folder with such a `dataset.idx`; or the URL of either, of which a copy is
+            kept in the user's folder of caches.
         on_error: `"raise"` refuses shards with faults; `"skip"` leaves the samples out, lists them in `skipped` and
             warns once.
         max_open: How many shards are mapped into memory at a time; no file stays open. Where there are more, those that
@@ -110,7 +111,7 @@ class TarDataset:
                 raise ValueError(
                     f"index = {index!r}, but shards = {shards!r} is an index already; leave one of them out"
                 )
-            self._index_path = find_index(shards)
+            self._index_path = _find_index(os.fspath(shards))
         else:
             self._find(list_shards(shards), index)
         self._open()
@@ -271,6 +272,16 @@ class TarDataset:
         self._open()
         if self._identity() != identity:
             raise ValueError("shards have changed since the dataset was pickled; make a new TarDataset")
+
+
+def _find_index(path: str) -> str:
+    if not is_url(path) or os.path.exists(path):
+        return find_index(path)
+    from pycooldown.data.apart import call_apart
+    from pycooldown.data.stored_index import fetch_index
+
+    found: str = call_apart(fetch_index, path)
+    return found
 
 
 def _build(lists: dict[str, list[str]], path: str) -> None:

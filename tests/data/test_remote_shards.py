@@ -112,6 +112,22 @@ def test_an_index_is_brought_up_to_date(urls, shards, server, tmp_path):
     assert dataset.sizes == {"en": 65, "de": 3, "sw": 7}
 
 
+def test_an_index_in_a_store_is_copied_once(urls, shards, server, tmp_path):
+    build_index(urls, tmp_path / "x.idx")
+    server.put("set/dataset.idx", (tmp_path / "x.idx").read_bytes())
+    for where in ("set", "set/", "set/dataset.idx"):
+        server.requests.clear()
+        dataset = TarDataset(f"{server.address}/{where}")
+        assert set(gets(server)) == ({"/set/dataset.idx"} if where == "set" else set())
+    assert contents(dataset.__getitems__(range(82))) == as_files(shards)
+    with pytest.raises(FileNotFoundError, match=r"there is no index 'http://.*/none/dataset\.idx'"):
+        TarDataset(f"{server.address}/none")
+    build_index(shards, tmp_path / "y.idx")
+    server.put("files.idx", (tmp_path / "y.idx").read_bytes())
+    with pytest.raises(ValueError, match=r"files\.idx lists the file 'en-0\.tar'; make .* out of the URLs"):
+        TarDataset(f"{server.address}/files.idx")
+
+
 def test_an_object_that_changed_since_is_refused(urls, shards, server, tmp_path):
     TarDataset(urls, index=tmp_path / "x.idx")
     dataset = TarDataset(tmp_path / "x.idx")  # asks no store
