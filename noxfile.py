@@ -177,7 +177,15 @@ SANITIZERS = {
     ),
 }
 # What needs no torch, whose threads the sanitizers cannot see into.
-SANITIZED_TESTS = ("core", "sampling", "golden", "fuzz", "data/test_tar_index.py", "data/test_tar_index_file.py")
+SANITIZED_TESTS = (
+    "core",
+    "sampling",
+    "golden",
+    "fuzz",
+    "data/test_tar_index.py",
+    "data/test_tar_index_file.py",
+    "data/test_dataset_index.py",
+)
 
 
 @nox.session

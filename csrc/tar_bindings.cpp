@@ -91,7 +91,7 @@ class PyTarReader {
     const auto size = static_cast<py::ssize_t>(places.size());
     py::array_t<std::int64_t> shards(size), begins(size), ends(size);
     for (std::size_t i = 0; i < places.size(); ++i) {
-      prefetch(places, i);
+      prefetch_index(places, i);
       reader_.get(places[i], sample);
       auto [begin, end] = extent(sample);
       if (extension) {
@@ -136,7 +136,7 @@ class PyTarReader {
     TarSample sample;
     std::vector<TarMember> members(places.size());
     for (std::size_t i = 0; i < places.size(); ++i) {
-      prefetch(places, i);
+      prefetch_index(places, i);
       reader_.get(places[i], sample);
       members[i] = member(places[i], sample, extension);
       offset[i + 1] = offset[i] + static_cast<std::int64_t>(members[i].size);
@@ -144,7 +144,8 @@ class PyTarReader {
     py::array_t<std::uint8_t> buffer(offset[places.size()]);
     std::uint8_t* out = buffer.mutable_data();
     for (std::size_t i = 0; i < places.size(); ++i) {
-      if (i + kBytesAhead < places.size()) reader_.prefetch_bytes(places[i + kBytesAhead]);
+      if (const std::size_t next = i + kBytesAhead; next < places.size())
+        reader_.prefetch_bytes(places[next].shard, members[next].offset);
       if (const std::size_t bytes = members[i].size)
         std::memcpy(out + offset[i], reader_.view(places[i].shard, members[i].offset, bytes), bytes);
     }
@@ -199,10 +200,15 @@ class PyTarReader {
     return places;
   }
 
-  void prefetch(const std::vector<TarReader::Place>& places, std::size_t i) const {
+  void prefetch_index(const std::vector<TarReader::Place>& places, std::size_t i) const {
     if (i + kPlacesAhead < places.size()) reader_.prefetch_place(places[i + kPlacesAhead]);
     if (i + kRecordsAhead < places.size()) reader_.prefetch_record(places[i + kRecordsAhead]);
-    if (i + kBytesAhead < places.size()) reader_.prefetch_bytes(places[i + kBytesAhead]);
+  }
+
+  void prefetch(const std::vector<TarReader::Place>& places, std::size_t i) const {
+    prefetch_index(places, i);
+    if (const std::size_t next = i + kBytesAhead; next < places.size())
+      reader_.prefetch_bytes(places[next].shard, reader_.first_offset(places[next]));
   }
 
   static std::pair<std::uint64_t, std::uint64_t> extent(const TarSample& sample) {

@@ -120,13 +120,12 @@ void TarReader::map(std::uint32_t number) {
   shards_[number].map = std::move(map);
 }
 
-void TarReader::prefetch_bytes(Place place) const {
-  const Shard& shard = shards_[place.shard];
+void TarReader::prefetch_bytes(std::uint32_t number, std::uint64_t offset) const {
+  const Shard& shard = shards_[number];
   if (!shard.map) return;
   constexpr std::uint64_t kLine = 64, kAtMost = 512;
-  const std::uint64_t begin = index(place.shard).first_offset(shard.number, place.sample);
-  const std::uint64_t end = std::min<std::uint64_t>(begin + kAtMost, shard.map->size());
-  for (std::uint64_t at = begin; at < end; at += kLine) __builtin_prefetch(shard.map->data() + at);
+  const std::uint64_t end = std::min<std::uint64_t>(offset + kAtMost, shard.map->size());
+  for (std::uint64_t at = offset; at < end; at += kLine) __builtin_prefetch(shard.map->data() + at);
 }
 
 }  // namespace pycooldown

@@ -53,7 +53,10 @@ class TarReader {
   // bytes.
   void prefetch_place(Place place) const { index(place.shard).prefetch_place(number(place.shard), place.sample); }
   void prefetch_record(Place place) const { index(place.shard).prefetch_record(number(place.shard), place.sample); }
-  void prefetch_bytes(Place place) const;
+  std::uint64_t first_offset(Place place) const {
+    return index(place.shard).first_offset(number(place.shard), place.sample);
+  }
+  void prefetch_bytes(std::uint32_t shard, std::uint64_t offset) const;
 
  private:
   struct Source {
