@@ -1,4 +1,4 @@
-// The Python side of the tar reader: samples are built here, by CPython's own interface, since this is the hot path.
+// The bindings of the tar reader. Building samples is the hot path, so it uses CPython's own interface.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "integers.h"
 #include "pycooldown/tar_index.h"
 #include "pycooldown/tar_reader.h"
 #include "python_text.h"
@@ -47,7 +48,7 @@ struct Content {
 // itself.
 class PyTarReader {
  public:
-  explicit PyTarReader(std::size_t max_maps) : reader_(max_maps) {}
+  explicit PyTarReader(UInt64<"max_maps"> max_maps) : reader_(max_maps) {}
 
   void add(const std::string& path, const py::str& domain, Index index) {
     add_names(*index, {common_of(domain)});
@@ -67,7 +68,7 @@ class PyTarReader {
 
   py::list getitems(const py::object& indices) {
     const auto places = find(indices);
-    reader_.begin_call();
+    TarReader::Batch batch(reader_);
     TarSample sample;  // here, since other threads may be in this reader too
     py::list out(places.size());
     for (std::size_t i = 0; i < places.size(); ++i) {
@@ -77,16 +78,18 @@ class PyTarReader {
       // Looked at only now: making a dictionary may run the garbage collector and so other threads, which may unmap
       // the shard; making bytes and setting items never does.
       if (const auto [begin, end] = extent(sample); !sample.members.empty())
-        fill(made, places[i], sample, reader_.view(places[i].shard, begin, end - begin), begin);
+        fill(made, places[i], sample, batch.view(places[i].shard, begin, end - begin), begin,
+             [&](const char* from, std::size_t size, void* to) { batch.copy(from, size, to); });
       PyList_SET_ITEM(out.ptr(), static_cast<Py_ssize_t>(i), made.inc_ref().ptr());
     }
+    batch.finish();
     return out;
   }
 
   // Where the bytes of samples lie, or those of one member of each: shards, begins and ends.
   py::tuple locate(const py::object& indices, const std::optional<std::string>& extension) {
     const auto places = find(indices);
-    reader_.begin_call();
+    TarReader::Batch batch(reader_);
     TarSample sample;
     const auto size = static_cast<py::ssize_t>(places.size());
     py::array_t<std::int64_t> shards(size), begins(size), ends(size);
@@ -109,7 +112,7 @@ class PyTarReader {
   py::list assemble(const py::object& indices, const py::sequence& contents) {
     const auto places = find(indices);
     if (contents.size() != places.size()) throw py::value_error("contents must be as many as indices");
-    reader_.begin_call();
+    TarReader::Batch batch(reader_);
     TarSample sample;  // here, since other threads may be in this reader too
     py::list out(places.size());
     for (std::size_t i = 0; i < places.size(); ++i) {
@@ -120,7 +123,8 @@ class PyTarReader {
         throw py::value_error("content " + std::to_string(i) + " has " + std::to_string(content.buffer.len) +
                               " bytes; expected " + std::to_string(end - begin));
       const py::object made = start(places[i], sample);
-      fill(made, places[i], sample, static_cast<const char*>(content.buffer.buf), begin);
+      fill(made, places[i], sample, static_cast<const char*>(content.buffer.buf), begin,
+           [](const char* from, std::size_t size, void* to) { std::memcpy(to, from, size); });
       PyList_SET_ITEM(out.ptr(), static_cast<Py_ssize_t>(i), made.inc_ref().ptr());
     }
     return out;
@@ -129,7 +133,7 @@ class PyTarReader {
   // One member of each sample, end to end, and where each begins.
   py::tuple flat(const py::object& indices, const std::string& extension) {
     const auto places = find(indices);
-    reader_.begin_call();
+    TarReader::Batch batch(reader_);
     py::array_t<std::int64_t> offsets(static_cast<py::ssize_t>(places.size() + 1));
     std::int64_t* offset = offsets.mutable_data();
     offset[0] = 0;
@@ -147,8 +151,9 @@ class PyTarReader {
       if (const std::size_t next = i + kBytesAhead; next < places.size())
         reader_.prefetch_bytes(places[next].shard, members[next].offset);
       if (const std::size_t bytes = members[i].size)
-        std::memcpy(out + offset[i], reader_.view(places[i].shard, members[i].offset, bytes), bytes);
+        batch.copy(batch.view(places[i].shard, members[i].offset, bytes), bytes, out + offset[i]);
     }
+    batch.finish();
     return py::make_tuple(buffer, offsets);
   }
 
@@ -190,11 +195,14 @@ class PyTarReader {
     std::vector<TarReader::Place> places(static_cast<std::size_t>(PySequence_Fast_GET_SIZE(items.ptr())));
     const auto size = static_cast<std::int64_t>(reader_.size());
     for (std::size_t i = 0; i < places.size(); ++i) {
-      const std::int64_t index = PyLong_AsLongLong(PySequence_Fast_GET_ITEM(items.ptr(), static_cast<Py_ssize_t>(i)));
-      if (index == -1 && PyErr_Occurred()) throw py::error_already_set();
-      if (index < -size || index >= size)
-        throw py::index_error("index " + std::to_string(index) + " is out of range: the dataset has " +
-                              std::to_string(size) + " samples");
+      PyObject* const item = PySequence_Fast_GET_ITEM(items.ptr(), static_cast<Py_ssize_t>(i));
+      const std::int64_t index = PyLong_AsLongLong(item);
+      const bool is_huge = index == -1 && PyErr_Occurred();
+      if (is_huge && !PyErr_ExceptionMatches(PyExc_OverflowError)) throw py::error_already_set();
+      if (is_huge) PyErr_Clear();
+      if (is_huge || index < -size || index >= size)
+        throw py::index_error("index " + (is_huge ? "beyond 2^63" : std::to_string(index)) +
+                              " is out of range: the dataset has " + std::to_string(size) + " samples");
       places[i] = reader_.find(static_cast<std::uint64_t>(index < 0 ? index + size : index));
     }
     return places;
@@ -227,12 +235,16 @@ class PyTarReader {
     return out;
   }
 
+  template <class Copy>
   void fill(const py::object& out, TarReader::Place place, const TarSample& sample, const char* bytes,
-            std::uint64_t begin) {
+            std::uint64_t begin, const Copy& copy) {
     const auto& extensions = extensions_[names_[place.shard].extensions];
-    for (const TarMember& member : sample.members)
-      set(out, extensions[member.extension],
-          steal(PyBytes_FromStringAndSize(bytes + (member.offset - begin), static_cast<Py_ssize_t>(member.size))));
+    for (const TarMember& member : sample.members) {
+      py::object value = steal(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(member.size)));
+      if (member.size > 0)  // all empty values are one object
+        copy(bytes + (member.offset - begin), member.size, PyBytes_AS_STRING(value.ptr()));
+      set(out, extensions[member.extension], value);
+    }
   }
 
   static void set(const py::object& dict, const py::object& key, const py::object& value) {
@@ -260,7 +272,7 @@ class PyTarReader {
 
 void register_tar_reader(py::module_& m) {
   py::class_<PyTarReader>(m, "TarReader")
-      .def(py::init<std::size_t>(), "max_maps"_a)
+      .def(py::init<UInt64<"max_maps">>(), "max_maps"_a)
       .def("add", &PyTarReader::add, "path"_a, "domain"_a, "index"_a)
       .def("add_all", &PyTarReader::add_all, "index"_a, "folder"_a)
       .def("__len__", &PyTarReader::size)

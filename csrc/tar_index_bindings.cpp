@@ -1,4 +1,4 @@
-// The Python side of indexes of tar shards.
+// The bindings of indexes of tar shards.
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "file.h"
+#include "integers.h"
 #include "pycooldown/tar_index.h"
 #include "pycooldown/tar_index_writer.h"
 #include "python_text.h"
@@ -80,7 +81,7 @@ void register_tar_index(py::module_& m) {
       .def_static("map", &TarIndex::map, "path"_a, py::call_guard<py::gil_scoped_release>())
       .def_static(
           "from_bytes",
-          [](const py::bytes& bytes, std::uint64_t shard_size, std::int64_t shard_mtime_ns) {
+          [](const py::bytes& bytes, UInt64<"shard_size"> shard_size, Int64<"shard_mtime_ns"> shard_mtime_ns) {
             std::string copy = bytes;
             const py::gil_scoped_release released;
             return index_of_shard(std::move(copy), shard_size, shard_mtime_ns);
@@ -88,7 +89,7 @@ void register_tar_index(py::module_& m) {
           "bytes"_a, "shard_size"_a, "shard_mtime_ns"_a)
       .def_static(
           "count",
-          [](const py::bytes& start, std::uint64_t shard_size, std::int64_t shard_mtime_ns) {
+          [](const py::bytes& start, UInt64<"shard_size"> shard_size, Int64<"shard_mtime_ns"> shard_mtime_ns) {
             return samples_in_index(std::string_view(start), shard_size, shard_mtime_ns);
           },
           "start"_a, "shard_size"_a, "shard_mtime_ns"_a)

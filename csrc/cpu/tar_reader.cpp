@@ -13,8 +13,14 @@ namespace {
 // A mapping costs about as much as this many reads of an unmapped shard.
 constexpr std::uint32_t kHot = 8;
 
-[[noreturn]] void fail_changed(const std::string& path, const char* how) {
-  throw std::system_error(ESTALE, std::generic_category(), path + " has changed since it was indexed" + how);
+constexpr const char* kChanged = " has changed since it was indexed; make a new TarDataset, of a new index";
+constexpr const char* kRewritten =
+    " has changed since it was indexed, though it has the size and time that it had; delete its index, and make a new "
+    "TarDataset";
+constexpr const char* kLost = " was truncated while it was mapped, or its disk fails; make a new TarDataset";
+
+[[noreturn]] void fail(int error, const std::string& path, const char* what) {
+  throw std::system_error(error, std::generic_category(), path + what);
 }
 
 }  // namespace
@@ -49,45 +55,74 @@ TarReader::Place TarReader::find(std::uint64_t i) const {
   return {static_cast<std::uint32_t>(next - starts_.begin() - 1), i - next[-1]};
 }
 
-void TarReader::begin_call() {
-  ++call_;
-  for (const Source& source : sources_) {
+TarReader::Batch::Batch(TarReader& reader) : reader_(reader), number_(++reader.num_batches_) {
+  for (const Source& source : reader.sources_) {
     if (!source.is_folder) break;  // the others are in memory
     source.index->check_file();
   }
 }
 
-void TarReader::require_indexed(std::uint32_t number_of, std::uint64_t size, std::int64_t mtime_ns,
-                                const ReadAt& read) {
-  Shard& shard = shards_[number_of];
-  const TarIndex& in = index(number_of);
-  if (size != in.shard_size(shard.number) || mtime_ns != in.shard_mtime_ns(shard.number))
-    fail_changed(path(number_of), "; index it again, and open the data set anew");
-  if (!shard.known && !in.has_fingerprint(shard.number, read))
-    fail_changed(path(number_of),
-                 ", though it has the size and time that it had; delete its index, and open the data set anew");
-  shard.known = true;
+TarReader::Batch::~Batch() {
+  for (const std::uint32_t shard : read_) --reader_.shards_[shard].unfinished;
 }
 
-const char* TarReader::view(std::uint32_t number, std::uint64_t offset, std::size_t size) {
-  Shard& shard = shards_[number];
+const char* TarReader::Batch::view(std::uint32_t number, std::uint64_t offset, std::size_t size) {
+  Shard& shard = reader_.shards_[number];
   shard.recent = true;
-  if (!shard.map && (mapped_.size() < max_maps_ || is_hot(shard))) map(number);
-  if (shard.map) {
-    if (shard.checked != call_ && shard.map->has_changed(path(number)))
-      fail_changed(path(number), "; index it again, and open the data set anew");
-    shard.checked = call_;
-    return shard.map->data() + offset;
+  if (!shard.map && (reader_.mapped_.size() < reader_.max_maps_ || reader_.is_hot(shard))) reader_.map(number);
+  viewed_ = shard.map.get();
+  if (viewed_) {
+    if (shard.last_batch != number_) {
+      read_.push_back(number);
+      ++shard.unfinished;
+      shard.last_batch = number_;
+    }
+    return viewed_->data() + offset;
   }
-  if (buffer_.size() < size) buffer_.resize(size);
-  const std::string name = path(number);
-  const File file(name);
-  const File::Status status = file.status();
-  if (!status.regular) file.fail(ESPIPE, " is no regular file");
-  require_indexed(number, status.size, status.mtime_ns,
-                  [&](std::uint64_t at, char* out, std::size_t count) { return file.read(at, out, count); });
-  if (file.read(offset, buffer_.data(), size) != size) file.fail(EIO, " ends before its size");
-  return buffer_.data();
+  std::vector<char>& buffer = reader_.buffer_;
+  if (buffer.size() < size) buffer.resize(size);
+  const std::string path = reader_.path(number);
+  const File file(path);
+  const std::size_t done = file.read(offset, buffer.data(), size);
+  reader_.require_indexed(number, file);  // after the read, so that a change during it is noticed too
+  if (done != size) file.fail(EIO, " ends before its size");
+  return buffer.data();
+}
+
+void TarReader::Batch::copy(const char* from, std::size_t size, void* out) {
+  if (viewed_) {
+    MappedBytes* const map = viewed_->mapped();
+    guard_.watch({&map, 1});
+    std::memcpy(out, from, size);
+    guard_.watch({});
+  } else {
+    std::memcpy(out, from, size);
+  }
+}
+
+void TarReader::Batch::finish() const {
+  for (const std::uint32_t shard : read_)
+    if (reader_.shards_[shard].map) reader_.require_mapped(shard);  // else when it was unmapped
+}
+
+void TarReader::require_mapped(std::uint32_t number) const {
+  MappedFile& map = *shards_[number].map;
+  if (map.has_changed(path(number))) fail(ESTALE, path(number), kChanged);
+  if (map.mapped()->lost) fail(EIO, path(number), kLost);
+}
+
+void TarReader::require_indexed(std::uint32_t number, const File& file) {
+  Shard& shard = shards_[number];
+  const TarIndex& in = index(number);
+  const auto is_indexed = [&](const File::Status& status) {
+    return status.regular && status.size == in.shard_size(shard.number) &&
+           status.mtime_ns == in.shard_mtime_ns(shard.number);
+  };
+  if (!is_indexed(file.status())) fail(ESTALE, path(number), kChanged);
+  if (shard.known) return;
+  const ReadAt read = [&](std::uint64_t at, char* out, std::size_t count) { return file.read(at, out, count); };
+  if (!in.has_fingerprint(shard.number, read)) fail(ESTALE, path(number), kRewritten);
+  shard.known = true;
 }
 
 // Whether a shard, about to be read, has been read kHot times of the last kHot * max_maps reads of unmapped shards: no
@@ -101,11 +136,10 @@ bool TarReader::is_hot(Shard& shard) {
 }
 
 void TarReader::map(std::uint32_t number) {
-  auto map = std::make_unique<MappedFile>(path(number));
-  require_indexed(number, map->size(), map->mtime_ns(), [&](std::uint64_t at, char* out, std::size_t count) {
-    std::memcpy(out, map->data() + at, count);
-    return count;
-  });
+  const std::string path_of = path(number);
+  require_indexed(number, File(path_of));  // not out of the map, whose pages may be lost
+  auto map = std::make_unique<MappedFile>(path_of);
+  if (map->size() != index(number).shard_size(this->number(number))) fail(ESTALE, path_of, kChanged);
   if (mapped_.size() < max_maps_) {
     mapped_.push_back(number);
   } else {
@@ -113,11 +147,16 @@ void TarReader::map(std::uint32_t number) {
       shards_[mapped_[hand_]].recent = false;
       hand_ = (hand_ + 1) % mapped_.size();
     }
-    shards_[mapped_[hand_]].map.reset();
+    unmap(mapped_[hand_]);
     mapped_[hand_] = number;
     hand_ = (hand_ + 1) % mapped_.size();
   }
   shards_[number].map = std::move(map);
+}
+
+void TarReader::unmap(std::uint32_t number) {
+  if (shards_[number].unfinished > 0) require_mapped(number);  // which its batches can no longer do
+  shards_[number].map.reset();
 }
 
 void TarReader::prefetch_bytes(std::uint32_t number, std::uint64_t offset) const {

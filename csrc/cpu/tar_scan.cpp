@@ -258,7 +258,8 @@ std::shared_ptr<TarIndex> scan_tar(const ReadAt& read, std::uint64_t shard_size,
 std::shared_ptr<TarIndex> scan_tar_file(const std::string& path) {
   const File file(path);
   const File::Status before = file.status();
-  if (!before.regular) file.fail(ESPIPE, " is no regular file");
+  if (before.folder) file.fail(EISDIR, ": expected a tar file");
+  if (!before.regular) file.fail(EINVAL, " is no regular file; expected a tar file");
   const ReadAt read = [&](std::uint64_t offset, char* out, std::size_t size) { return file.read(offset, out, size); };
   auto index = scan_tar(read, before.size, before.mtime_ns);
   if (file.status() != before) file.fail(EBUSY, " changed while it was being indexed");

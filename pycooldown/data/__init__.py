@@ -1,4 +1,4 @@
-"""Data of many domains: tar shards and tokens at random access, streams, packing and feeding.
+"""Data of many domains: tar shards and tokens at random access, streams and packing.
 
 Each name is loaded when it is first used, so that `TarDataset` and `TokenDataset` need neither torch nor webdataset nor
 numba (but for what `TokenDataset` packs by best fit).
@@ -15,13 +15,11 @@ if TYPE_CHECKING:
     from pycooldown.data.packing import Packed as Packed
     from pycooldown.data.packing import pack_sequences as pack_sequences
     from pycooldown.data.pipeline import mix as mix
-    from pycooldown.data.prefetch import DevicePrefetcher as DevicePrefetcher
     from pycooldown.data.shards import TarDataset as TarDataset
     from pycooldown.data.tokens import TokenDataset as TokenDataset
 
 _HOMES = {
     "ByteRanges": "byte_ranges",
-    "DevicePrefetcher": "prefetch",
     "Packed": "packing",
     "Spans": "byte_ranges",
     "StoreRanges": "byte_ranges",
@@ -34,7 +32,6 @@ _HOMES = {
 
 __all__ = [
     "ByteRanges",
-    "DevicePrefetcher",
     "Packed",
     "Spans",
     "StoreRanges",

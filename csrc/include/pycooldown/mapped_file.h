@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <string>
 
+#include "pycooldown/map_guard.h"
+
 namespace pycooldown {
 
 class MappedFile {
@@ -15,17 +17,17 @@ class MappedFile {
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
 
-  const char* data() const { return data_; }
-  std::size_t size() const { return size_; }
+  const char* data() const { return reinterpret_cast<const char*>(mapped_.bytes.data()); }
+  std::size_t size() const { return mapped_.bytes.size(); }
+  MappedBytes* mapped() { return &mapped_; }  // for a MapGuard
   std::int64_t mtime_ns() const { return mtime_ns_; }
 
-  // Whether the file was written to or truncated since. Reading a page of a map that the file no longer has kills the
-  // process. A file that was deleted, or replaced by another one of its name, is still there as it was mapped.
+  // Whether the file was written to or truncated since. A file that was deleted, or replaced by another one of its
+  // name, is still there as it was mapped.
   bool has_changed(const std::string& path) const;
 
  private:
-  char* data_ = nullptr;
-  std::size_t size_ = 0;
+  MappedBytes mapped_;
   std::int64_t mtime_ns_ = 0;
   std::uint64_t device_ = 0, inode_ = 0;
 };

@@ -7,10 +7,13 @@
 #include <string>
 #include <vector>
 
+#include "pycooldown/map_guard.h"
 #include "pycooldown/mapped_file.h"
 #include "pycooldown/tar_index.h"
 
 namespace pycooldown {
+
+class File;
 
 class TarReader {
  public:
@@ -37,17 +40,37 @@ class TarReader {
 
   void get(Place place, TarSample& out) const { index(place.shard).get(number(place.shard), place.sample, out); }
 
-  // Begins a call of `view` and others for one batch. Reading a page of a map that the file no longer has kills the
-  // process (SIGBUS), so each call looks at the status of the files it reads first. That costs a system call a shard
-  // and batch, needs no open file, and leaves the time between the look and the copy. Handlers of that signal would
-  // close it, but a handler is one for the process, and jumping out of it is undefined among threads that hold locks;
-  // PyTorch's workers set their own besides. Without maps (`max_maps` = 0) nothing is left open: a file that is short
-  // is an error of read(). The file of an index is written aside and renamed, so only strangers write into it.
-  void begin_call();
+  // The reads of one batch. Threads may take turns between the reads of their batches, as those of Python do.
+  //
+  // A shard that was truncated or written to is an error, even if that happens in the middle of a read: lost pages of a
+  // map are replaced by zeros (see MapGuard), and `finish` looks at the status of every mapped shard that was read,
+  // which costs a system call a shard and batch, and needs no open file. The file of an index, which is written aside
+  // and renamed, is looked at before.
+  class Batch {
+   public:
+    // Throws std::system_error if the file of an index has changed.
+    explicit Batch(TarReader& reader);
+    ~Batch();
+    Batch(const Batch&) = delete;
+    Batch& operator=(const Batch&) = delete;
 
-  // Bytes of a shard, valid until the next call. Mapping one shard may unmap another (second chance, an LRU that costs
-  // a bit per use).
-  const char* view(std::uint32_t shard, std::uint64_t offset, std::size_t size);
+    // Points at bytes of a shard until the next call of any batch. Mapping one shard may unmap another (second chance,
+    // an LRU that costs a bit per use).
+    const char* view(std::uint32_t shard, std::uint64_t offset, std::size_t size);
+
+    // Copies some of the bytes that the last `view` points at.
+    void copy(const char* from, std::size_t size, void* out);
+
+    // Throws std::system_error if a shard has changed since it was indexed. Nothing that was read may be used before.
+    void finish() const;
+
+   private:
+    TarReader& reader_;
+    const std::uint64_t number_;
+    MapGuard guard_;
+    MappedFile* viewed_ = nullptr;     // where the last view points, unless that is the buffer
+    std::vector<std::uint32_t> read_;  // mapped shards
+  };
 
   // Ask the processor to bring in what reading a sample will touch: its place in the index, then its record, then its
   // bytes.
@@ -68,14 +91,17 @@ class TarReader {
     std::uint32_t source, number;
     std::unique_ptr<MappedFile> map = nullptr;
     std::uint64_t window = 0;
-    std::uint64_t checked = 0;  // the last call that found the mapped file unchanged
-    std::uint32_t reads = 0;    // while unmapped, in a window of num_reads_
+    std::uint64_t last_batch = 0;  // the last one that read the map
+    std::uint32_t unfinished = 0;  // how many times it stands in batches that live
+    std::uint32_t reads = 0;       // while unmapped, in a window of num_reads_
     bool recent = false;
     bool known = false;  // its fingerprint is the recorded one
   };
   bool is_hot(Shard& shard);
   void map(std::uint32_t shard);
-  void require_indexed(std::uint32_t shard, std::uint64_t size, std::int64_t mtime_ns, const ReadAt& read);
+  void unmap(std::uint32_t shard);
+  void require_mapped(std::uint32_t shard) const;
+  void require_indexed(std::uint32_t shard, const File& file);
 
   std::vector<Source> sources_;
   std::vector<Shard> shards_;
@@ -84,7 +110,7 @@ class TarReader {
   std::vector<std::uint32_t> mapped_;
   std::size_t hand_ = 0;
   std::uint64_t num_reads_ = 0;  // of unmapped shards
-  std::uint64_t call_ = 0;
+  std::uint64_t num_batches_ = 0;
   std::vector<char> buffer_;
 };
 
