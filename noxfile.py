@@ -239,7 +239,7 @@ SANITIZERS = {
 # What needs no torch, whose threads the sanitizers cannot see into.
 SANITIZED_TESTS = (
     *("core", "sampling", "golden", "fuzz"),
-    *("data/test_tar_index.py", "data/test_tar_index_file.py", "data/test_lost_pages.py"),
+    *("data/test_tar_index.py", "data/test_tar_index_file.py", "data/test_lost_pages.py", "data/test_dataset_index.py"),
 )
 
 

@@ -17,9 +17,10 @@ using namespace py::literals;
 
 namespace pycooldown {
 
-void register_sampling(py::module_& m);  // in sampling_bindings.cpp
-void register_tar(py::module_& m);       // in tar_bindings.cpp
-void register_tokens(py::module_& m);    // in token_bindings.cpp
+void register_sampling(py::module_& m);    // in sampling_bindings.cpp
+void register_tar_index(py::module_& m);   // in tar_index_bindings.cpp
+void register_tar_reader(py::module_& m);  // in tar_bindings.cpp
+void register_tokens(py::module_& m);      // in token_bindings.cpp
 
 namespace {
 
@@ -114,7 +115,8 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled core of pycooldown; private, use the public modules.";
   m.def("isa", [] { return isa_name(active_isa()); }, "Return the instruction set in use: baseline, avx2 or avx512.");
   register_sampling(m);
-  register_tar(m);
+  register_tar_index(m);
+  register_tar_reader(m);
   register_tokens(m);
   register_losses(m);
 }

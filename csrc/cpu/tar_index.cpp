@@ -1,259 +1,242 @@
 #include "pycooldown/tar_index.h"
 
-#include <algorithm>
-#include <cstring>
-#include <unordered_map>
+#include <cerrno>
+#include <stdexcept>
+#include <system_error>
 
-#include "tar_header.h"
+#include "tar_index_file.h"
 
 namespace pycooldown {
 
+using namespace index_file;
+
 namespace {
 
-constexpr std::uint64_t kWindow = 64 * 1024;
-
-// Reads headers through a window, so that small members cost one read per window and large ones are skipped.
-class Source {
- public:
-  Source(const ReadAt& read, std::uint64_t size) : read_(read), size_(size), window_(kWindow, '\0') {}
-
-  std::uint64_t size() const { return size_; }
-
-  const char* block(std::uint64_t offset) {
-    if (offset < begin_ || offset + kBlock > end_) fill(offset);
-    if (end_ < offset + kBlock) fail(offset, "the file ends inside a block");
-    return window_.data() + (offset - begin_);
-  }
-
-  // What the window holds from `offset` on: at least a byte, and a block where the file has as much.
-  std::string_view peek(std::uint64_t offset) {
-    if (offset < begin_ || offset >= end_) fill(offset);
-    if (end_ <= offset) fail(offset, "the file ends before its size");
-    return std::string_view(window_).substr(offset - begin_, end_ - offset);
-  }
-
-  std::string bytes(std::uint64_t offset, std::uint64_t size) {
-    if (size > kMaxExtendedHeader) fail(offset - kBlock, "an extended header of " + std::to_string(size) + " bytes");
-    if (size > size_ - offset) fail(offset - kBlock, "the file ends inside an extended header");
-    std::string out(size, '\0');
-    if (read_(offset, out.data(), size) != size) fail(offset, "the file ends inside an extended header");
-    return out;
-  }
-
- private:
-  void fill(std::uint64_t offset) {
-    begin_ = offset;
-    end_ = offset + read_(offset, window_.data(), std::min(kWindow, size_ - offset));
-  }
-
-  const ReadAt& read_;
-  std::uint64_t size_;
-  std::string window_;
-  std::uint64_t begin_ = 0, end_ = 0;
-};
-
-// Builds samples out of members, by webdataset's rules (webdataset.tariterators, base_plus_ext and group_by_keys).
-class Grouper {
- public:
-  explicit Grouper(TarIndex& index) : index_(index) {}
-
-  // `what`, where given, says why the member cannot be read; its sample is dropped and counted as a fault.
-  void add(std::string_view path, std::uint64_t header, std::uint64_t data, std::uint64_t size,
-           const char* what = nullptr) {
-    if (is_metadata(path)) return;
-    const std::size_t dot = key_length(path);
-    if (dot == 0) return;
-    const std::string_view key = path.substr(0, dot);
-    if (!open_ || key != std::string_view(index_.keys).substr(index_.samples.back().key)) {
-      close();
-      index_.keys.append(key);
-      open_ = true;
-      ++ordinal_;
-    }
-    const auto label = [&] { return quoted(path) + " "; };
-    if (what) return drop(header, label() + what);
-    const std::uint32_t extension = extension_id(path.substr(dot + 1));
-    const std::string& spelled = index_.extensions[extension];
-    if (spelled == "__key__" || spelled == "__url__" || spelled == "__domain__")
-      return drop(header, label() + "has the extension " + spelled + ", which is reserved");
-    if (last_sample_[extension] == ordinal_)
-      return drop(header, label() + "repeats the extension " + quoted(spelled) + " of its sample");
-    last_sample_[extension] = ordinal_;
-    index_.members.push_back({static_cast<std::uint32_t>(data / kBlock), extension, size});
-  }
-
-  // Gives up the open sample, which counts as one fault however many of its members are at fault.
-  void drop(std::uint64_t header, const std::string& what) {
-    if (!dropped_) index_.faults.push_back({header, what});
-    dropped_ = true;
-  }
-
-  // Gives up the rest of the shard, and the open sample with it, since members of it may be missing.
-  void stop(const TarFault& fault) {
-    if (dropped_) close();
-    drop(fault.offset, fault.what + "; the shard cannot be read beyond it");
-    close();
-  }
-
-  void close() {
-    if (dropped_) {
-      index_.keys.resize(index_.samples.back().key);
-      index_.members.resize(index_.samples.back().member);
-    } else if (open_) {
-      index_.samples.push_back({index_.members.size(), index_.keys.size()});
-    }
-    open_ = dropped_ = false;
-  }
-
- private:
-  // __meta__ files and everything below a directory of such a name.
-  static bool is_metadata(std::string_view path) {
-    const std::string_view first = path.substr(0, path.find('/'));
-    return first.starts_with("__") && first.ends_with("__") && (first.size() >= 4 || first.size() == path.size());
-  }
-
-  // Length of the key that the pattern ^((?:.*/|)[^.]+)[.]([^/]*)$ finds; 0 where it does not match.
-  static std::size_t key_length(std::string_view path) {
-    const std::size_t dot = path.find('.', path.rfind('/') + 1);
-    if (dot == std::string_view::npos || dot == 0) return 0;
-    // The directory part may end at any slash before the dot and before the first line end, which `.` does not match.
-    const std::size_t limit = std::min(dot - 1, path.find('\n'));
-    const std::size_t slash = limit == 0 ? std::string_view::npos : path.rfind('/', limit - 1);
-    const std::size_t start = slash == std::string_view::npos ? 0 : slash + 1;
-    return path.find('.', start) == dot ? dot : 0;
-  }
-
-  std::uint32_t extension_id(std::string_view suffix) {
-    spelling_.assign(suffix);
-    for (char& c : spelling_)
-      if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-    const auto [entry, is_new] = ids_.try_emplace(spelling_, static_cast<std::uint32_t>(index_.extensions.size()));
-    if (is_new) {
-      index_.extensions.push_back(spelling_);
-      last_sample_.push_back(0);
-    }
-    return entry->second;
-  }
-
-  TarIndex& index_;
-  bool open_ = false, dropped_ = false;
-  std::uint64_t ordinal_ = 0;  // of the open sample, the dropped ones counted
-  std::string spelling_;
-  std::unordered_map<std::string, std::uint32_t> ids_;
-  std::vector<std::uint64_t> last_sample_;  // by extension: the ordinal of the last sample that had it
-};
-
-// What a file that is no tar is, with the way out; empty where its first bytes are of no format that is known.
-std::string foreign_format(std::string_view start) {
-  struct Format {
-    std::string_view magic;
-    const char* name;
-    bool compressed;
-  };
-  constexpr Format kFormats[] = {
-      {"\x1f\x8b", "gzip", true},
-      {"BZh", "bzip2", true},
-      {{"\xfd\x37zXZ", 5}, "xz", true},
-      {"\x28\xb5\x2f\xfd", "zstd", true},
-      {"\x04\x22\x4d\x18", "lz4", true},
-      {"PAR1", "a Parquet file", false},
-      {"PK\x03\x04", "a zip archive", false},
-      {"ARROW1", "an Arrow file", false},
-      {"\x89HDF", "an HDF5 file", false},
-      {"\x93NUMPY", "a NumPy array", false},
-  };
-  for (const Format& format : kFormats) {
-    if (!start.starts_with(format.magic)) continue;
-    if (format.compressed)
-      return std::string("the file is compressed (") + format.name +
-             "): decompress it, or stream it with pycooldown.data.mix";
-    return std::string("the file is ") + format.name + ", not a tar: write its samples into tar shards";
-  }
-  // A member's name may begin with a brace as well, but is followed by zeros.
-  if (start.starts_with('{') && start.find('\0') == std::string_view::npos)
-    return "the file looks like JSON, not like a tar: write its samples into tar shards";
-  return "";
-}
-
-bool all_zero(std::string_view bytes) {
-  return std::all_of(bytes.begin(), bytes.end(), [](char c) { return c == '\0'; });
-}
-
-// An archive ends with zero blocks, and tar fills its last record with more of them. Anything else behind them is data
-// that no reader would see, such as the second one of two tars that were joined by `cat`.
-void require_end(Source& source, std::uint64_t at) {
-  while (at < source.size()) {
-    const std::string_view rest = source.peek(at);
-    if (!all_zero(rest)) {
-      const auto first = static_cast<std::uint64_t>(
-          std::find_if(rest.begin(), rest.end(), [](char c) { return c != '\0'; }) - rest.begin());
-      fail((at + first) / kBlock * kBlock,
-           "data follow the zero blocks that end the tar, as where tars were joined by cat: list them as shards of "
-           "their own, or join them with tar --concatenate");
-    }
-    at += rest.size();
-  }
-}
-
-void scan(Source& source, Grouper& grouper) {
-  if (source.size() == 0) fail(0, "the file is empty");
-  if (source.size() > kMaxShard) fail(0, "the file is larger than 2 TiB; split it");
-  Extended extended;
-  bool expects_member = false;
-  if (const std::string format = foreign_format(source.peek(0).substr(0, kBlock)); !format.empty()) fail(0, format);
-  for (std::uint64_t at = 0, data; at < source.size();) {
-    const char* block = source.block(at);
-    if (all_zero({block, kBlock})) {
-      if (expects_member) fail(at, "an extended header without a member");
-      grouper.close();  // it is whole, whatever follows
-      return require_end(source, at);
-    }
-    const Header header(block, at);
-    data = at + kBlock;
-    if (std::strchr("LKxXg", header.type) && header.type != '\0') {
-      const std::string bytes = source.bytes(data, header.size);
-      if (header.type == 'L' && !extended.name) extended.name = text(bytes.data(), bytes.size());
-      if (header.type == 'x' || header.type == 'X') extended.add_pax(bytes, at);
-      if (header.type == 'g') {
-        Extended global;
-        global.add_pax(bytes, at);
-        if (global.name || global.size || global.sparse) fail(at, "a global pax header that names or sizes members");
-      }
-      expects_member |= header.type != 'g';
-      at = data + padded(header.size);
-      continue;
-    }
-    const std::string name = extended.name.value_or(header.name());
-    const std::uint64_t size = extended.size.value_or(header.size);
-    const bool regular = header.regular(), has_data = header.has_data(), sparse = header.sparse() || extended.sparse;
-    for (bool more = header.sparse() && block[482]; more; data += kBlock) more = source.block(data)[504];
-    if (has_data && padded(size) > source.size() - data) {
-      fail(at, quoted(name) + " is cut off: " + std::to_string(size) + " bytes expected, " +
-                   std::to_string(source.size() - data) + " left in the file");
-    }
-    if (regular) grouper.add(name, at, data, size, sparse ? "is a sparse file; store it whole" : nullptr);
-    at = data + (has_data ? padded(size) : 0);
-    extended = Extended();
-    expects_member = false;
-  }
-  if (expects_member) fail(source.size(), "an extended header without a member");
-  fail(source.size(), "the file ends without the zero blocks that end a tar: it was cut off, or never closed");
+std::uint64_t place(std::string_view section, const ShardRow& row, std::uint64_t i) {
+  return row.place_bytes == 4 ? load<std::uint32_t>(section.data() + 4 * i)
+                              : load<std::uint64_t>(section.data() + 8 * i);
 }
 
 }  // namespace
 
-TarIndex scan_tar(const ReadAt& read, std::uint64_t shard_size) {
-  TarIndex index;
-  index.shard_size = shard_size;
-  Source source(read, shard_size);
-  Grouper grouper(index);
-  try {
-    scan(source, grouper);
-  } catch (const Broken& fault) {
-    grouper.stop(fault);
+std::shared_ptr<TarIndex> TarIndex::parse(std::string bytes) {
+  std::shared_ptr<TarIndex> index(new TarIndex);
+  index->owned_ = std::move(bytes);
+  index->bytes_ = index->owned_;
+  return index->open() ? index : nullptr;
+}
+
+std::shared_ptr<TarIndex> TarIndex::map(const std::string& path) {
+  std::shared_ptr<TarIndex> index(new TarIndex);
+  index->path_ = path;
+  index->file_ = std::make_unique<MappedFile>(path);
+  index->bytes_ = {index->file_->data(), index->file_->size()};
+  return index->open() ? index : nullptr;
+}
+
+void TarIndex::require(bool condition) const {
+  if (!condition) throw std::invalid_argument((path_.empty() ? "" : path_ + ": ") + "the index is damaged");
+}
+
+const Header& TarIndex::header() const { return *reinterpret_cast<const Header*>(bytes_.data()); }
+
+template <class Row>
+Row TarIndex::entry(std::uint64_t rows_at, std::uint32_t number) const {
+  return load<Row>(bytes_.data() + header().directory + rows_at + number * sizeof(Row));
+}
+
+ShardRow TarIndex::row(std::uint32_t shard) const { return entry<ShardRow>(0, shard); }
+
+namespace {
+
+std::uint64_t domains_at(const Header& header) { return header.num_shards * sizeof(ShardRow); }
+std::uint64_t tables_at(const Header& header) { return domains_at(header) + header.num_domains * sizeof(DomainRow); }
+std::uint64_t faults_at(const Header& header) { return tables_at(header) + header.num_tables * sizeof(TableRow); }
+std::uint64_t texts_at(const Header& header) { return faults_at(header) + header.num_faults * sizeof(FaultRow); }
+
+}  // namespace
+
+bool TarIndex::open() {
+  if (!bytes_.starts_with(std::string_view(kMagic, sizeof kMagic))) return false;
+  require(bytes_.size() >= sizeof(Header));
+  const Header& head = header();
+  require(head.checksum == checksum(bytes_.substr(0, sizeof(Header) - 8)));
+  require(head.directory >= sizeof(Header) && head.directory <= bytes_.size());
+  require(head.directory_size == bytes_.size() - head.directory && texts_at(head) <= head.directory_size);
+  require(head.num_shards > 0 && head.num_domains > 0);
+  const std::string_view directory = bytes_.substr(head.directory);
+  require(head.directory_checksum == checksum(directory));
+  texts_ = directory.substr(texts_at(head));
+  open_directory();
+  return true;
+}
+
+// A file made by somebody else may carry right checksums, so what is read out of bounds is checked by itself.
+void TarIndex::open_directory() {
+  const Header& head = header();
+  for (std::uint32_t t = 0; t < head.num_tables; ++t) tables_.push_back(parse_table(table_text(t)));
+  std::uint64_t first = 0;
+  require(row(0).first_sample == 0);
+  require(row(0).size == head.shard_size && row(0).mtime_ns == head.shard_mtime_ns);
+  for (std::uint32_t s = 0; s < head.num_shards; ++s) {
+    const ShardRow shard = row(s);
+    const std::uint64_t next = s + 1 < head.num_shards ? row(s + 1).first_sample : head.num_samples;
+    require(first <= next);
+    const std::uint64_t samples = next - first;
+    require(shard.place_bytes == 4 || shard.place_bytes == 8);
+    require(shard.section >= sizeof(Header) && shard.section <= head.directory);
+    require(shard.section_size <= head.directory - shard.section);
+    require(samples < shard.section_size / shard.place_bytes);
+    require(shard.table < head.num_tables);
+    text(shard.path, std::uint64_t{shard.path_size} + shard.version_size);
+    first = next;
   }
-  grouper.close();
-  return index;
+  std::uint32_t first_of_domain = 0;
+  for (std::uint32_t d = 0; d < head.num_domains; ++d) {
+    const auto domain_row = entry<DomainRow>(domains_at(head), d);
+    require(d > 0 || domain_row.first_shard == 0);
+    require(first_of_domain <= domain_row.first_shard && domain_row.first_shard <= head.num_shards);
+    first_of_domain = domain_row.first_shard;
+    domain(d);
+  }
+  for (std::uint32_t f = 0; f < head.num_faults; ++f) require(fault(f).first < head.num_shards);
+}
+
+TarIndex::Table TarIndex::parse_table(std::string_view content) const {
+  Table table;
+  Cursor cursor{content};
+  for (std::uint64_t left = cursor.varint(); left > 0 && !cursor.bad; --left)
+    table.extensions.emplace_back(cursor.take(cursor.varint()));
+  for (std::uint64_t left = cursor.varint(); left > 0 && !cursor.bad; --left) {
+    auto& layout = table.layouts.emplace_back();
+    for (std::uint64_t members = cursor.varint(); members > 0 && !cursor.bad; --members) {
+      const std::uint64_t extension = cursor.varint(), gap = cursor.varint();
+      require(extension < table.extensions.size() && gap >> 32 == 0);
+      layout.push_back({static_cast<std::uint32_t>(extension), static_cast<std::uint32_t>(gap)});
+    }
+  }
+  require(!cursor.bad && cursor.rest.empty());
+  return table;
+}
+
+std::string_view TarIndex::text(std::uint64_t position, std::uint64_t size) const {
+  require(position <= texts_.size() && size <= texts_.size() - position);
+  return texts_.substr(position, size);
+}
+
+std::string_view TarIndex::table_text(std::uint32_t table) const {
+  const auto place = entry<TableRow>(tables_at(header()), table);
+  return text(place.text, place.size);
+}
+
+std::uint32_t TarIndex::num_shards() const { return header().num_shards; }
+std::uint64_t TarIndex::num_samples() const { return header().num_samples; }
+std::uint64_t TarIndex::first_sample(std::uint32_t shard) const {
+  return shard < num_shards() ? row(shard).first_sample : num_samples();
+}
+std::uint64_t TarIndex::shard_size(std::uint32_t shard) const { return row(shard).size; }
+std::int64_t TarIndex::shard_mtime_ns(std::uint32_t shard) const { return row(shard).mtime_ns; }
+std::string_view TarIndex::path(std::uint32_t shard) const { return text(row(shard).path, row(shard).path_size); }
+std::string_view TarIndex::version(std::uint32_t shard) const {
+  return text(row(shard).path + row(shard).path_size, row(shard).version_size);
+}
+std::uint32_t TarIndex::table(std::uint32_t shard) const { return row(shard).table; }
+
+std::uint32_t TarIndex::num_domains() const { return header().num_domains; }
+std::string_view TarIndex::domain(std::uint32_t domain) const {
+  const auto place = entry<DomainRow>(domains_at(header()), domain);
+  return text(place.name, place.name_size);
+}
+std::uint32_t TarIndex::first_shard(std::uint32_t domain) const {
+  return domain < num_domains() ? entry<DomainRow>(domains_at(header()), domain).first_shard : num_shards();
+}
+
+std::uint32_t TarIndex::num_faults() const { return header().num_faults; }
+std::pair<std::uint32_t, TarFault> TarIndex::fault(std::uint32_t number) const {
+  const auto place = entry<FaultRow>(faults_at(header()), number);
+  return {place.shard, {place.offset, std::string(text(place.what, place.what_size))}};
+}
+
+std::string_view TarIndex::section(const ShardRow& shard) const {
+  return bytes_.substr(shard.section, shard.section_size);
+}
+
+std::string_view TarIndex::record(std::uint32_t number, const ShardRow& shard, std::uint64_t i) const {
+  const std::string_view all = section(shard);
+  const std::uint64_t samples = first_sample(number + 1) - shard.first_sample;
+  const std::string_view records = all.substr((samples + 1) * shard.place_bytes);
+  const std::uint64_t begin = place(all, shard, i), end = place(all, shard, i + 1);
+  require(begin <= end && end <= records.size());
+  return records.substr(begin, end - begin);
+}
+
+void TarIndex::get(std::uint32_t number, std::uint64_t i, TarSample& out) const {
+  const ShardRow shard = row(number);
+  const std::string_view bytes = record(number, shard, i);
+  require(bytes.size() > 6);
+  const std::string_view checked = bytes.substr(0, bytes.size() - 2);
+  require(load<std::uint16_t>(bytes.data() + checked.size()) == record_checksum(checked, i));
+  std::uint64_t offset = kBlock * load<std::uint32_t>(checked.data()), end = 0;
+  Cursor cursor{checked.substr(4)};
+  const std::uint64_t layout = cursor.varint();
+  const Table& table = tables_[shard.table];
+  require(layout < table.layouts.size());
+  out.members.clear();
+  for (const Layout& member : table.layouts[layout]) {
+    if (!out.members.empty()) offset = end + kBlock * member.gap;
+    const std::uint64_t size = cursor.varint();
+    require(offset <= shard.size && size <= shard.size - offset);
+    out.members.push_back({offset, size, member.extension});
+    end = offset + (size + kBlock - 1) / kBlock * kBlock;
+  }
+  require(!cursor.bad);
+  out.key = cursor.rest;
+}
+
+void TarIndex::verify(std::uint32_t shard) const {
+  require(row(shard).section_checksum == checksum(section(row(shard))));
+  TarSample sample;
+  for (std::uint64_t i = 0; i < num_samples(shard); ++i) get(shard, i, sample);
+}
+
+void TarIndex::check_file() const {
+  if (file_ && file_->has_changed(path_))
+    throw std::system_error(ESTALE, std::generic_category(), path_ + " has changed since it was opened; open it again");
+}
+
+std::uint64_t TarIndex::fingerprint(std::uint32_t shard, const ReadAt& read) const {
+  constexpr std::uint64_t kProbes = 16;
+  const std::uint64_t samples = num_samples(shard), probes = std::min(kProbes, samples);
+  std::uint64_t hash = 0;
+  char bytes[2 * kBlock];
+  TarSample sample;
+  for (std::uint64_t p = 0; p < probes; ++p) {
+    get(shard, probes == 1 ? 0 : p * (samples - 1) / (probes - 1), sample);
+    if (sample.members.empty()) continue;
+    const std::uint64_t start = std::max(sample.members[0].offset, kBlock) - kBlock;
+    const std::size_t found = read(start, bytes, std::min<std::uint64_t>(sizeof bytes, shard_size(shard) - start));
+    hash = checksum({bytes, found}, hash);
+  }
+  return probes > 0 && hash == 0 ? 1 : hash;
+}
+
+bool TarIndex::has_fingerprint(std::uint32_t shard, const ReadAt& read) const {
+  return row(shard).fingerprint == 0 || row(shard).fingerprint == fingerprint(shard, read);
+}
+
+void TarIndex::prefetch_place(std::uint32_t shard, std::uint64_t i) const {
+  const ShardRow place = row(shard);
+  __builtin_prefetch(bytes_.data() + place.section + i * place.place_bytes);
+}
+
+void TarIndex::prefetch_record(std::uint32_t shard, std::uint64_t i) const {
+  __builtin_prefetch(record(shard, row(shard), i).data());
+}
+
+std::uint64_t TarIndex::first_offset(std::uint32_t shard, std::uint64_t i) const {
+  const std::string_view bytes = record(shard, row(shard), i);
+  require(bytes.size() > 6);
+  return kBlock * load<std::uint32_t>(bytes.data());
 }
 
 }  // namespace pycooldown

@@ -1,7 +1,5 @@
 #include "pycooldown/tar_reader.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -15,55 +13,53 @@ namespace {
 // A mapping costs about as much as this many reads of an unmapped shard.
 constexpr std::uint32_t kHot = 8;
 
-constexpr const char* kChanged = " has changed since it was indexed; make a new TarDataset";
+constexpr const char* kChanged = " has changed since it was indexed; make a new TarDataset, of a new index";
+constexpr const char* kRewritten =
+    " has changed since it was indexed, though it has the size and time that it had; delete its index, and make a new "
+    "TarDataset";
 constexpr const char* kLost = " was truncated while it was mapped, or its disk fails; make a new TarDataset";
 
-bool is_indexed_state(const File::Status& status, const TarIndex& index) {
-  return status.regular && status.size == index.shard_size && status.mtime_ns == index.shard_mtime_ns;
-}
-
-File::Status require_unchanged(const File& file, const TarIndex& index) {
-  const File::Status status = file.status();
-  if (!is_indexed_state(status, index)) file.fail(ESTALE, kChanged);
-  return status;
+[[noreturn]] void fail(int error, const std::string& path, const char* what) {
+  throw std::system_error(error, std::generic_category(), path + what);
 }
 
 }  // namespace
 
-Map::Map(const std::string& path, const TarIndex& index) {
-  const File file(path);
-  const File::Status status = require_unchanged(file, index);
-  device_ = status.device;
-  inode_ = status.inode;
-  const std::size_t size = index.shard_size;
-  const void* mapped = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, file.descriptor(), 0);
-  if (mapped == MAP_FAILED) file.fail(errno);
-  mapped_.bytes = {static_cast<const std::byte*>(mapped), size};
-}
-
-Map::~Map() { ::munmap(const_cast<std::byte*>(mapped_.bytes.data()), mapped_.bytes.size()); }
-
-void Map::check(const std::string& path, const TarIndex& index) const {
-  struct stat raw;
-  if (::stat(path.c_str(), &raw) == 0) {
-    const File::Status status(raw);
-    const bool is_mapped_file = status.device == device_ && status.inode == inode_;
-    if (is_mapped_file && !is_indexed_state(status, index))
-      throw std::system_error(ESTALE, std::generic_category(), path + kChanged);
-  }
-  if (mapped_.lost) throw std::system_error(EIO, std::generic_category(), path + kLost);
-}
-
 TarReader::TarReader(std::size_t max_maps) : max_maps_(max_maps) {}
 
 void TarReader::add(std::string path, std::shared_ptr<const TarIndex> index) {
-  starts_.push_back(starts_.back() + index->size());
-  shards_.push_back({std::move(path), std::move(index)});
+  starts_.push_back(starts_.back() + index->num_samples());
+  shards_.push_back({static_cast<std::uint32_t>(sources_.size()), 0});
+  sources_.push_back({std::move(index), std::move(path), false});
+}
+
+void TarReader::add_all(std::shared_ptr<const TarIndex> index, std::string folder) {
+  const std::uint64_t start = starts_.back();
+  for (std::uint32_t number = 0; number < index->num_shards(); ++number) {
+    starts_.push_back(start + index->first_sample(number + 1));
+    shards_.push_back({static_cast<std::uint32_t>(sources_.size()), number});
+  }
+  sources_.push_back({std::move(index), std::move(folder), true});
+}
+
+std::string TarReader::path(std::uint32_t shard) const {
+  const Source& source = sources_[shards_[shard].source];
+  if (!source.is_folder) return source.path;
+  const std::string_view path = source.index->path(number(shard));
+  const bool is_relative = !path.starts_with('/') && path.find("://") == std::string_view::npos;
+  return (is_relative ? source.path : std::string()) + std::string(path);
 }
 
 TarReader::Place TarReader::find(std::uint64_t i) const {
   const auto next = std::upper_bound(starts_.begin(), starts_.end(), i);
   return {static_cast<std::uint32_t>(next - starts_.begin() - 1), i - next[-1]};
+}
+
+TarReader::Batch::Batch(TarReader& reader) : reader_(reader), number_(++reader.num_batches_) {
+  for (const Source& source : reader.sources_) {
+    if (!source.is_folder) break;  // the others are in memory
+    source.index->check_file();
+  }
 }
 
 TarReader::Batch::~Batch() {
@@ -85,9 +81,10 @@ const char* TarReader::Batch::view(std::uint32_t number, std::uint64_t offset, s
   }
   std::vector<char>& buffer = reader_.buffer_;
   if (buffer.size() < size) buffer.resize(size);
-  const File file(shard.path);
+  const std::string path = reader_.path(number);
+  const File file(path);
   const std::size_t done = file.read(offset, buffer.data(), size);
-  require_unchanged(file, *shard.index);  // after the read, so that a change during it is noticed too
+  reader_.require_indexed(number, file);  // after the read, so that a change during it is noticed too
   if (done != size) file.fail(EIO, " ends before its size");
   return buffer.data();
 }
@@ -104,10 +101,28 @@ void TarReader::Batch::copy(const char* from, std::size_t size, void* out) {
 }
 
 void TarReader::Batch::finish() const {
-  for (const std::uint32_t number : read_) {
-    const Shard& shard = reader_.shards_[number];
-    if (shard.map) shard.map->check(shard.path, *shard.index);  // else when it was unmapped
-  }
+  for (const std::uint32_t shard : read_)
+    if (reader_.shards_[shard].map) reader_.require_mapped(shard);  // else when it was unmapped
+}
+
+void TarReader::require_mapped(std::uint32_t number) const {
+  MappedFile& map = *shards_[number].map;
+  if (map.has_changed(path(number))) fail(ESTALE, path(number), kChanged);
+  if (map.mapped()->lost) fail(EIO, path(number), kLost);
+}
+
+void TarReader::require_indexed(std::uint32_t number, const File& file) {
+  Shard& shard = shards_[number];
+  const TarIndex& in = index(number);
+  const auto is_indexed = [&](const File::Status& status) {
+    return status.regular && status.size == in.shard_size(shard.number) &&
+           status.mtime_ns == in.shard_mtime_ns(shard.number);
+  };
+  if (!is_indexed(file.status())) fail(ESTALE, path(number), kChanged);
+  if (shard.known) return;
+  const ReadAt read = [&](std::uint64_t at, char* out, std::size_t count) { return file.read(at, out, count); };
+  if (!in.has_fingerprint(shard.number, read)) fail(ESTALE, path(number), kRewritten);
+  shard.known = true;
 }
 
 // Whether a shard, about to be read, has been read kHot times of the last kHot * max_maps reads of unmapped shards: no
@@ -121,7 +136,10 @@ bool TarReader::is_hot(Shard& shard) {
 }
 
 void TarReader::map(std::uint32_t number) {
-  auto map = std::make_unique<Map>(shards_[number].path, *shards_[number].index);
+  const std::string path_of = path(number);
+  require_indexed(number, File(path_of));  // not out of the map, whose pages may be lost
+  auto map = std::make_unique<MappedFile>(path_of);
+  if (map->size() != index(number).shard_size(this->number(number))) fail(ESTALE, path_of, kChanged);
   if (mapped_.size() < max_maps_) {
     mapped_.push_back(number);
   } else {
@@ -129,33 +147,24 @@ void TarReader::map(std::uint32_t number) {
       shards_[mapped_[hand_]].recent = false;
       hand_ = (hand_ + 1) % mapped_.size();
     }
-    unmap(shards_[mapped_[hand_]]);
+    unmap(mapped_[hand_]);
     mapped_[hand_] = number;
     hand_ = (hand_ + 1) % mapped_.size();
   }
   shards_[number].map = std::move(map);
 }
 
-void TarReader::unmap(Shard& shard) {
-  if (shard.unfinished > 0) shard.map->check(shard.path, *shard.index);  // which its batches can no longer do
-  shard.map.reset();
+void TarReader::unmap(std::uint32_t number) {
+  if (shards_[number].unfinished > 0) require_mapped(number);  // which its batches can no longer do
+  shards_[number].map.reset();
 }
 
-void TarReader::prefetch_row(Place place) const {
-  const TarIndex& shard = index(place.shard);
-  __builtin_prefetch(&shard.samples[place.sample]);
-}
-
-void TarReader::prefetch_bytes(Place place) const {
-  const Shard& shard = shards_[place.shard];
-  const TarSample& row = shard.index->samples[place.sample];
-  if (row.member == shard.index->members.size()) return;
-  const TarMember& member = shard.index->members[row.member];
-  __builtin_prefetch(shard.index->keys.data() + row.key);
+void TarReader::prefetch_bytes(std::uint32_t number, std::uint64_t offset) const {
+  const Shard& shard = shards_[number];
   if (!shard.map) return;
   constexpr std::uint64_t kLine = 64, kAtMost = 512;
-  for (std::uint64_t at = 0; at < std::min(member.size, kAtMost); at += kLine)
-    __builtin_prefetch(shard.map->data() + member.offset() + at);
+  const std::uint64_t end = std::min<std::uint64_t>(offset + kAtMost, shard.map->size());
+  for (std::uint64_t at = offset; at < end; at += kLine) __builtin_prefetch(shard.map->data() + at);
 }
 
 }  // namespace pycooldown

@@ -8,6 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pycooldown.data.byte_ranges import ByteRanges as ByteRanges
+    from pycooldown.data.byte_ranges import Spans as Spans
+    from pycooldown.data.byte_ranges import StoreRanges as StoreRanges
+    from pycooldown.data.index_building import build_index as build_index
     from pycooldown.data.packing import Packed as Packed
     from pycooldown.data.packing import pack_sequences as pack_sequences
     from pycooldown.data.pipeline import mix as mix
@@ -15,14 +19,28 @@ if TYPE_CHECKING:
     from pycooldown.data.tokens import TokenDataset as TokenDataset
 
 _HOMES = {
+    "ByteRanges": "byte_ranges",
     "Packed": "packing",
+    "Spans": "byte_ranges",
+    "StoreRanges": "byte_ranges",
     "TarDataset": "shards",
     "TokenDataset": "tokens",
+    "build_index": "index_building",
     "mix": "pipeline",
     "pack_sequences": "packing",
 }
 
-__all__ = ["Packed", "TarDataset", "TokenDataset", "mix", "pack_sequences"]
+__all__ = [
+    "ByteRanges",
+    "Packed",
+    "Spans",
+    "StoreRanges",
+    "TarDataset",
+    "TokenDataset",
+    "build_index",
+    "mix",
+    "pack_sequences",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -44,8 +44,11 @@ def main() -> None:
         tars = build(
             Path(folder, "tars"),
             "tests/fuzz/fuzz_tar_index.cpp",
+            "csrc/cpu/tar_scan.cpp",
             "csrc/cpu/tar_index.cpp",
-            "csrc/cpu/tar_index_file.cpp",
+            "csrc/cpu/tar_index_writer.cpp",
+            "csrc/cpu/tar_index_former.cpp",
+            "csrc/cpu/mapped_file.cpp",
         )
         corpus = Path(folder, "corpus")
         corpus.mkdir()

@@ -1,5 +1,5 @@
 // Random access to the samples of many shards, laid end to end. A bounded number of shards, those that are read most,
-// are mapped into memory; the others are opened for each read.
+// are mapped into memory; the others are opened for each read. Objects in stores are only looked up here.
 #pragma once
 
 #include <cstdint>
@@ -8,41 +8,29 @@
 #include <vector>
 
 #include "pycooldown/map_guard.h"
+#include "pycooldown/mapped_file.h"
 #include "pycooldown/tar_index.h"
 
 namespace pycooldown {
 
-// One shard in memory, read-only; its file is closed again at once.
-class Map {
- public:
-  // Throws std::system_error if the file cannot be opened or has changed since it was indexed.
-  Map(const std::string& path, const TarIndex& index);
-  ~Map();
-  Map(const Map&) = delete;
-  Map& operator=(const Map&) = delete;
-
-  const char* data() const { return reinterpret_cast<const char*>(mapped_.bytes.data()); }
-  MappedBytes* mapped() { return &mapped_; }
-
-  // Throws std::system_error if the mapped file was written to or truncated. A file that was deleted, or replaced by
-  // another one of its name, is still there as it was mapped.
-  void check(const std::string& path, const TarIndex& index) const;
-
- private:
-  MappedBytes mapped_;
-  std::uint64_t device_, inode_;
-};
+class File;
 
 class TarReader {
  public:
   // At most `max_maps` shards are mapped at a time; with 0, all are read without mapping them.
   explicit TarReader(std::size_t max_maps);
 
+  // Adds the shard of an index that lies beside it.
   void add(std::string path, std::shared_ptr<const TarIndex> index);
+  // Adds all shards of an index, whose paths are relative to `folder` (which ends with a slash).
+  void add_all(std::shared_ptr<const TarIndex> index, std::string folder);
 
+  std::uint32_t num_shards() const { return static_cast<std::uint32_t>(shards_.size()); }
   std::uint64_t size() const { return starts_.back(); }
-  const TarIndex& index(std::uint32_t shard) const { return *shards_[shard].index; }
-  const std::string& path(std::uint32_t shard) const { return shards_[shard].path; }
+  const TarIndex& index(std::uint32_t shard) const { return *sources_[shards_[shard].source].index; }
+  std::uint32_t source(std::uint32_t shard) const { return shards_[shard].source; }
+  std::uint32_t number(std::uint32_t shard) const { return shards_[shard].number; }  // within its index
+  std::string path(std::uint32_t shard) const;
 
   struct Place {
     std::uint32_t shard;
@@ -50,18 +38,18 @@ class TarReader {
   };
   Place find(std::uint64_t i) const;
 
-  // Asks the processor to bring in what reading a sample will touch: first its row, then (rows there) its bytes.
-  void prefetch_row(Place place) const;
-  void prefetch_bytes(Place place) const;
+  void get(Place place, TarSample& out) const { index(place.shard).get(number(place.shard), place.sample, out); }
 
   // The reads of one batch. Threads may take turns between the reads of their batches, as those of Python do.
   //
   // A shard that was truncated or written to is an error, even if that happens in the middle of a read: lost pages of a
   // map are replaced by zeros (see MapGuard), and `finish` looks at the status of every mapped shard that was read,
-  // which costs a system call a shard and batch, and needs no open file.
+  // which costs a system call a shard and batch, and needs no open file. The file of an index, which is written aside
+  // and renamed, is looked at before.
   class Batch {
    public:
-    explicit Batch(TarReader& reader) : reader_(reader), number_(++reader.num_batches_) {}
+    // Throws std::system_error if the file of an index has changed.
+    explicit Batch(TarReader& reader);
     ~Batch();
     Batch(const Batch&) = delete;
     Batch& operator=(const Batch&) = delete;
@@ -80,25 +68,42 @@ class TarReader {
     TarReader& reader_;
     const std::uint64_t number_;
     MapGuard guard_;
-    Map* viewed_ = nullptr;            // where the last view points, unless that is the buffer
+    MappedFile* viewed_ = nullptr;     // where the last view points, unless that is the buffer
     std::vector<std::uint32_t> read_;  // mapped shards
   };
 
+  // Ask the processor to bring in what reading a sample will touch: its place in the index, then its record, then its
+  // bytes.
+  void prefetch_place(Place place) const { index(place.shard).prefetch_place(number(place.shard), place.sample); }
+  void prefetch_record(Place place) const { index(place.shard).prefetch_record(number(place.shard), place.sample); }
+  std::uint64_t first_offset(Place place) const {
+    return index(place.shard).first_offset(number(place.shard), place.sample);
+  }
+  void prefetch_bytes(std::uint32_t shard, std::uint64_t offset) const;
+
  private:
-  struct Shard {
-    std::string path;
+  struct Source {
     std::shared_ptr<const TarIndex> index;
-    std::unique_ptr<Map> map = nullptr;
-    bool recent = false;
-    std::uint32_t reads = 0;  // while unmapped, in a window of num_reads_
+    std::string path;  // of the only shard; or the folder of all of them, with a slash
+    bool is_folder;
+  };
+  struct Shard {
+    std::uint32_t source, number;
+    std::unique_ptr<MappedFile> map = nullptr;
     std::uint64_t window = 0;
     std::uint64_t last_batch = 0;  // the last one that read the map
     std::uint32_t unfinished = 0;  // how many times it stands in batches that live
+    std::uint32_t reads = 0;       // while unmapped, in a window of num_reads_
+    bool recent = false;
+    bool known = false;  // its fingerprint is the recorded one
   };
   bool is_hot(Shard& shard);
   void map(std::uint32_t shard);
-  void unmap(Shard& shard);
+  void unmap(std::uint32_t shard);
+  void require_mapped(std::uint32_t shard) const;
+  void require_indexed(std::uint32_t shard, const File& file);
 
+  std::vector<Source> sources_;
   std::vector<Shard> shards_;
   std::vector<std::uint64_t> starts_{0};
   std::size_t max_maps_;
