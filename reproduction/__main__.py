@@ -1,14 +1,20 @@
-"""`python -m reproduction`: fetch the demo's corpus, test the papers' claims, study when cooling helps."""
+"""`python -m reproduction`: fetch the demo's corpus, train in regimes, test the papers' claims, write their page."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column, Table
 
 from pycooldown.cli import console, names, progress_bars, run
+
+if TYPE_CHECKING:
+    from reproduction.regimes import Place
+    from reproduction.translation import TrainedSystem
+
+SEEDS = 8
 
 app = typer.Typer(
     name="python -m reproduction",
@@ -89,23 +95,44 @@ def reproduce(
 
 
 @app.command()
-def study(
-    data: Annotated[Path, typer.Argument(help="Packed data with German, Chinese and Romanian.")],
-    folder: Annotated[Path, typer.Option(help="Folder for runs and results; finished ones are not run again.")] = Path(
-        "study"
+def regimes(
+    data: Annotated[Path, typer.Argument(help="Packed data with German and Romanian.")],
+    folder: Annotated[Path, typer.Option(help="Folder for trainings; finished ones are not run again.")] = Path(
+        "regimes"
     ),
-    seeds: Annotated[int, typer.Option(help="Paired seeds, at least 2; each takes 11 minutes of a core.")] = 4,
-    workers: Annotated[int, typer.Option(help="Processes that train at a time.")] = 1,
+    regime: Annotated[
+        list[str] | None,
+        typer.Option(help="SKEW:PASSES[:STEPS], such as 100:130; those of the rules by default.", metavar="REGIME"),
+    ] = None,
+    claim: Annotated[
+        list[str] | None, typer.Option(help="Train only what these claims need: --claim R7 --claim R9.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Paired seeds.")] = SEEDS,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train at a time.")] = 1,
+    results: Annotated[
+        Path | None, typer.Option(help="Folder for a CSV of each regime; FOLDER/results by default.")
+    ] = None,
 ) -> None:
-    """When does cooling help? Train schedules over the epochs of the rarest domain, and write a page of the outcome."""
-    from reproduction import cooling_page
-    from reproduction.cooling_study import study_cooling
+    """Train the systems of the papers in regimes of skew and exposure, and judge the claims in each by fixed rules."""
+    from reproduction.regimes import read_results, train_regimes
+    from reproduction.rules import REGIMES, parse_regime
+    from reproduction.verdicts import judge
 
-    with progress_bars() as progress:
-        evidence = study_cooling(data, folder, seeds=seeds, workers=workers, progress=progress)
-    console.print(cooling_page.conclusion(evidence), soft_wrap=True, highlight=False)
-    for path in cooling_page.save_page(evidence, folder):
-        console.print(f"wrote {path}", highlight=False)
+    chosen = [parse_regime(text, claim or ()) for text in regime] if regime else list(REGIMES)
+    if claim and not regime:
+        raise ValueError("--claim is for a regime of your own; give --regime SKEW:PASSES, such as --regime 100:130")
+    where = results or folder / "results"
+
+    def show(place: Place, training: TrainedSystem) -> None:
+        name = f"{place.regime.name}, seed {place.seed}, {place.system}"
+        console.print(f"{name}: {training.cpu_seconds:.0f} s of the processor", highlight=False, soft_wrap=True)
+
+    train_regimes(data, folder, chosen, seeds=range(seeds), workers=workers, results=where, progress=show)
+    for trained in chosen:
+        found, trainings = read_results(where / f"{trained.skew}-{trained.passes}.csv")
+        for judged in judge(trainings):
+            text = f"{found.name}: {judged.claim.name}: {judged.verdict}: {judged.claim.statement}"
+            console.print(text, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

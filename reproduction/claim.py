@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Verdict = Literal["reproduced", "not reproduced", "not testable here"]
+Verdict = Literal["reproduced", "not reproduced", "inconclusive", "not testable here"]
 
 
 @dataclass(frozen=True)
