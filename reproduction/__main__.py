@@ -61,37 +61,38 @@ def documents(
 
 @app.command()
 def reproduce(
-    claims: Annotated[list[str] | None, typer.Argument(help="R1 ... R15; all by default.", metavar="[ID]...")] = None,
-    data: Annotated[Path | None, typer.Option(help="Packed data with German and Romanian, for R4 to R11.")] = None,
-    folder: Annotated[Path, typer.Option(help="Folder for runs and results; finished ones are not run again.")] = Path(
+    claims: Annotated[list[str] | None, typer.Argument(help="R1 ... R4, R12 ... R15; all by default.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Packed data with German and Romanian, for R4.")] = None,
+    folder: Annotated[Path, typer.Option(help="Folder for trainings; finished ones are not run again.")] = Path(
         "reproduce"
     ),
-    seeds: Annotated[int, typer.Option(help="Paired seeds, at least 4.")] = 4,
-    workers: Annotated[int, typer.Option(help="Processes that train at a time.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Paired seeds, at least 4.")] = SEEDS,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train at a time.")] = 1,
+    results: Annotated[
+        Path | None, typer.Option(help="Folder for a CSV of each claim; FOLDER/results by default.")
+    ] = None,
     scale: Annotated[str, typer.Option(help="small runs; paper prints the papers' configurations.")] = "small",
 ) -> None:
-    """Test the papers' claims by rules that were fixed beforehand, and write a page of the outcome."""
-    from reproduction import reproduce as experiment
-    from reproduction.figures import draw_figures
+    """Measure the claims that need no regime (theorems, gradients, noisy domains) and judge them together."""
+    from reproduction.reproduce import CLAIMS, Result
+    from reproduction.reproduce import reproduce as measure
+    from reproduction.verdicts import decide
 
     if scale not in ("small", "paper"):
         raise ValueError(f"scale = {scale!r}; expected 'small' or 'paper'")
     if scale == "paper":
-        for name in claims or experiment.CLAIMS:
-            claim = experiment.CLAIMS[name]
-            console.print(f"{name} ({claim.item}): {claim.paper_scale}", soft_wrap=True, highlight=False)
+        for name in claims or CLAIMS:
+            console.print(f"{name} ({CLAIMS[name].item}): {CLAIMS[name].paper_scale}", soft_wrap=True, highlight=False)
         return
 
-    def show(result: experiment.Result) -> None:
-        claim = experiment.CLAIMS[result.claim]
-        console.print(f"{result.claim}: {result.outcome.verdict}: {claim.statement}", soft_wrap=True, highlight=False)
+    def show(result: Result) -> None:
+        console.print(f"{result.claim}: measured", highlight=False)
 
-    results = experiment.reproduce(folder, data=data, claims=claims or (), seeds=seeds, workers=workers, progress=show)
-    page, pictures = folder / "claims.md", draw_figures(folder, folder / "figures")
-    relative = {caption: f"figures/{path.name}" for caption, path in pictures.items()}
-    page.write_text(experiment.page(results, relative), encoding="utf-8")
-    for path in (page, *pictures.values()):
-        console.print(f"wrote {path}", highlight=False)
+    options = {"folder": folder, "data": data, "seeds": seeds, "workers": workers, "results": results}
+    found = measure(claims=claims or (), progress=show, **options)  # type: ignore[arg-type]
+    for result, (verdict, *_) in zip(found, decide([result.parts for result in found]), strict=True):
+        text = f"{result.claim}: {verdict}: {CLAIMS[result.claim].statement}"
+        console.print(text, soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -133,6 +134,24 @@ def regimes(
         for judged in judge(trainings):
             text = f"{found.name}: {judged.claim.name}: {judged.verdict}: {judged.claim.statement}"
             console.print(text, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def page(
+    out: Annotated[Path, typer.Argument(help="Folder for evidence.md and figures/.")] = Path("docs"),
+    results: Annotated[
+        Path | None,
+        typer.Option(help="Folder with regimes/*.csv and claims/*.csv; those of the repository by default."),
+    ] = None,
+    advice: Annotated[
+        Path | None, typer.Option(help="File for what `pycooldown plan` advises.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Write the page of evidence, its pictures and the advice from results; nothing is trained."""
+    from reproduction.evidence import read_evidence, save_page
+
+    for path in save_page(read_evidence(results), out, advice):
+        console.print(f"wrote {path}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -36,14 +36,6 @@ def read(path: Path, identity: Mapping[str, Any]) -> Any:
     )
 
 
-def read_if_same(path: Path, identity: Mapping[str, Any]) -> Any:
-    """Return the outcome in a file, or ``None`` if there is no file or it holds an outcome of another identity."""
-    if not path.exists():
-        return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return stored["outcome"] if _difference(stored, identity) is None else None
-
-
 def write(path: Path, identity: Mapping[str, Any], outcome: Any) -> None:
     """Write an outcome; an interrupted process leaves no file that could be taken for a finished one."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pycooldown._files import write_atomically
 from pycooldown.processes import run_all
-from reproduction.rules import BATCH_SIZE, PAPER, SCALARIZATION_5, Regime, Trainings, unimax_cap
+from reproduction.rules import BATCH_SIZE, SCALARIZATION_5, Regime, Trainings, unimax_cap
 from reproduction.texts import choose_texts
 from reproduction.translation import Job, Setting, TrainedSystem, identity_digest, train_system
 
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 def setting_of(regime: Regime) -> Setting:
     """Return what the trainings of a regime share; claims on speed and the paper's regime have more evaluations."""
-    often = (regime.skew, regime.passes) == (PAPER.skew, PAPER.passes) or SCALARIZATION_5 in regime.systems
+    often = regime.is_paper or SCALARIZATION_5 in regime.systems
     return Setting(steps=regime.steps, batch_size=BATCH_SIZE, evaluations=12 if often else 6)
 
 

@@ -40,6 +40,7 @@ import numpy as np
 
 from pycooldown import temperature
 from pycooldown.mixture import Vector
+from reproduction.claim import Part
 from reproduction.texts import FREQUENT, RARE
 from reproduction.translation import ORDER_MATTERS, TrainedSystem
 
@@ -92,6 +93,11 @@ class Regime:
         return f"{self.skew}:1, {self.passes} passes"
 
     @property
+    def is_paper(self) -> bool:
+        """Whether skew and passes are about those of the paper."""
+        return (self.skew, self.passes) == (100, 130)
+
+    @property
     def draws(self) -> int:
         """Samples that a training draws."""
         return self.steps * BATCH_SIZE
@@ -137,21 +143,6 @@ Trainings = Mapping[str, Sequence[TrainedSystem]]  # of each system, the same se
 
 
 @dataclass(frozen=True)
-class Part:
-    """A difference that must exceed a bound.
-
-    Attributes:
-        label: What is measured.
-        values: One value for each seed.
-        bound: What the mean must exceed.
-    """
-
-    label: str
-    values: Vector
-    bound: float = 0.0
-
-
-@dataclass(frozen=True)
 class TextClaim:
     """A claim on real text.
 
@@ -193,7 +184,7 @@ def _early_gap(found: Trainings, tau: int, domain: str) -> Vector:
         np.array([t.losses[domain][t.steps.index(quarter)] for t in found[f"{kind} {tau}"]])
         for kind in ("scalarization", "temperature")
     ]
-    return at[0] - at[1]
+    return np.asarray(at[0] - at[1])
 
 
 def _faster(found: Trainings) -> list[Part]:

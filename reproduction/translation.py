@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, NamedTuple
@@ -65,7 +66,7 @@ def systems(steps: int, batch_size: int, max_epochs: float) -> dict[str, Callabl
         max_epochs: UniMax's cap.
     """
     half = steps // 2
-    unimax = {"budget": steps * batch_size, "max_epochs": max_epochs}
+    unimax = partial(schedules.unimax, budget=steps * batch_size, max_epochs=max_epochs)
 
     def temperature(tau: float) -> Callable[[Sizes], Schedule]:
         return lambda sizes: schedules.constant(Mixture.temperature_sampling(sizes, tau))
@@ -89,8 +90,8 @@ def systems(steps: int, batch_size: int, max_epochs: float) -> dict[str, Callabl
         "linear": lambda sizes: schedules.anneal(sizes, tau=5, final_tau=1, num_steps=steps),
         "exponential": lambda sizes: schedules.anneal(sizes, tau=5, final_tau=1, num_steps=steps, shape="exponential"),
         "averaged": averaged,
-        "unimax": lambda sizes: schedules.unimax(sizes, **unimax),
-        "unimax front-loaded": lambda sizes: schedules.unimax(sizes, **unimax, mode="frontload", num_steps=steps),
+        "unimax": unimax,
+        "unimax front-loaded": partial(unimax, mode="frontload", num_steps=steps),
         ORDER_MATTERS: lambda sizes: schedules.order_matters(sizes, high_resource=[FREQUENT], switch_step=half, tau=5),
     }
 

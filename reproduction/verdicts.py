@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -11,19 +11,19 @@ import numpy as np
 
 from pycooldown.mixture import Vector
 from pycooldown.recipes.paired import paired_difference
-from reproduction.claim import Verdict
+from reproduction.claim import Part, Verdict
 from reproduction.rules import (
     CLAIMS,
-    FREQUENT,
     LEVEL,
     MAP_SYSTEMS,
     MIN_SEEDS,
-    RARE,
-    Part,
     TextClaim,
     Trainings,
     final_losses,
 )
+from reproduction.texts import FREQUENT, RARE
+
+_NODES = np.polynomial.legendre.leggauss(100)
 
 
 class JudgedClaim(NamedTuple):
@@ -43,18 +43,29 @@ def judge(trainings: Trainings) -> list[JudgedClaim]:
     """Judge every claim whose systems were trained in a regime; none with fewer than ``MIN_SEEDS`` seeds."""
     if not trainings or min(len(found) for found in trainings.values()) < MIN_SEEDS:
         return []
-    measured = [(claim, claim.parts(trainings)) for claim in CLAIMS if set(claim.systems) <= set(trainings)]
-    above = [max(p_above(part.values, part.bound) for part in parts) for _, parts in measured]
-    below = [min(1.0, len(parts) * min(p_above(-p.values, -p.bound) for p in parts)) for _, parts in measured]
-    judged = []
-    for (claim, parts), p_for, p_against in zip(measured, holm(above), holm(below), strict=True):
+    claims = [claim for claim in CLAIMS if set(claim.systems) <= set(trainings)]
+    parts = [claim.parts(trainings) for claim in claims]
+    return [JudgedClaim(*judged) for judged in zip(claims, parts, *zip(*decide(parts), strict=True), strict=True)]
+
+
+def decide(claims: Sequence[Sequence[Part]]) -> list[tuple[Verdict, float, float]]:
+    """Return verdicts and adjusted p-values of "reproduced" and "not reproduced" of claims that are judged together.
+
+    Args:
+        claims: The parts of each; those without a bound decide nothing.
+    """
+    bounded = [[(part.values, part.bound) for part in parts if part.bound is not None] for parts in claims]
+    above = [max(p_above(values, bound) for values, bound in parts) for parts in bounded]
+    below = [min(1.0, len(parts) * min(p_above(-values, -bound) for values, bound in parts)) for parts in bounded]
+    decided: list[tuple[Verdict, float, float]] = []
+    for p_for, p_against in zip(holm(above), holm(below), strict=True):
         verdict: Verdict = "inconclusive"
         if p_for <= LEVEL / 2:
             verdict = "reproduced"
         elif p_against <= LEVEL / 2:
             verdict = "not reproduced"
-        judged.append(JudgedClaim(claim, parts, verdict, p_for, p_against))
-    return judged
+        decided.append((verdict, p_for, p_against))
+    return decided
 
 
 class Best(NamedTuple):
@@ -87,11 +98,6 @@ def best_system(trainings: Trainings, domain: str | None) -> Best:
     return Best(order[0], order[1], str(margin), not ties, ties)
 
 
-def regrets(means: Mapping[tuple[int, int], Mapping[str, float]], choices: Mapping[tuple[int, int], str]) -> Vector:
-    """Return how much more loss each regime's choice has than its best system, (number of regimes,)."""
-    return np.array([losses[choices[regime]] - min(losses.values()) for regime, losses in means.items()])
-
-
 def mean_losses(trainings: Trainings) -> dict[str, float]:
     """Return each map system's loss: the mean over both languages and all seeds."""
     return {system: float(final_losses(trainings[system], None).mean()) for system in MAP_SYSTEMS}
@@ -108,9 +114,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def p_above(values: Vector, bound: float = 0.0) -> float:
-    """Return the one-sided p-value of a t test that the mean is above ``bound``; values of one number decide alone."""
+    """Return the one-sided p-value of a t test that the mean is above ``bound``; a single number is exact."""
     x = np.asarray(values, dtype=np.float64) - bound
-    error = float(x.std(ddof=1)) / math.sqrt(x.size)
+    error = float(x.std(ddof=1)) / math.sqrt(x.size) if x.size > 1 else 0.0
     if error == 0:
         return 0.0 if x[0] > 0 else 1.0
     return _t_tail(float(x.mean()) / error, x.size - 1)
@@ -123,7 +129,7 @@ def p_two_sided(values: Vector) -> float:
 
 def _t_tail(t: float, degrees: int) -> float:
     """Return P(T > t) of Student's t: with T = sqrt(degrees) tan(a), the density of a is as cos(a)^(degrees - 1)."""
-    nodes, weights = np.polynomial.legendre.leggauss(200)
+    nodes, weights = _NODES
 
     def area(low: float, high: float) -> float:
         angles = (high - low) / 2 * nodes + (high + low) / 2

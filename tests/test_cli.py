@@ -193,7 +193,7 @@ def test_plan_shows_each_stage(recipe):
     assert "steps 0 to 29: tau = 5, F = 1.000" in result.output
     assert "steps 30 to 59: tau = 1, F = 1.000" in result.output
     assert "At tau = 5 the rarest domain, cc, would be passed through" in result.output
-    assert "docs/cooldown.md" in result.output
+    assert "docs/evidence.md" in result.output
     assert all(domain in result.output for domain in SIZES)
 
 
