@@ -178,8 +178,8 @@ def method(regimes: Mapping[Regime, Trainings], results: Mapping[str, Result]) -
         "",
         text.split("\n\n", 1)[1].strip(),
         "",
-        f"LEVEL = {rules.LEVEL:g}; MARGIN = {rules.MARGIN:g} nats a token; MIN_SEEDS = {rules.MIN_SEEDS}. A validation loss "
-        f"that ends {rules.RISE:g} nats above its best has overfitted (R6).",
+        f"LEVEL = {rules.LEVEL:g}; MARGIN = {rules.MARGIN:g} nats a token; MIN_SEEDS = {rules.MIN_SEEDS}. A validation "
+        f"loss that ends {rules.RISE:g} nats above its best has overfitted (R6).",
         "",
         "## Run it",
         "",

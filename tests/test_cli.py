@@ -260,10 +260,10 @@ def test_names_are_shown_as_text():
 
 
 def test_former_names_of_commands(tmp_path, recipe):
-    for name in ("corpus", "reproduce", "study"):
+    for name, place in (("corpus", "corpus"), ("reproduce", "reproduce"), ("study", "regimes")):
         result = invoke(name, "x", "--seeds", "3")
         assert result.returncode == 1
-        assert f"is now `python -m reproduction {name}`" in result.stderr
+        assert f"is now `python -m reproduction {place}`" in result.stderr
     result = invoke("compare", recipe, "--seeds", "x")
     assert "`pycooldown compare` is now `pycooldown sweep`" in result.stderr
     assert "--seeds has 'x'" in result.stderr
