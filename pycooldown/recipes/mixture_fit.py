@@ -128,12 +128,13 @@ def best_mixture(
     Raises:
         ValueError: If an argument is out of its range, or the bounds leave no mixture.
     """
-    prior = np.asarray(prior, dtype=np.float64) / np.sum(prior)
-    bounds = np.ones_like(prior) if most is None else np.minimum(np.asarray(most, dtype=np.float64), 1.0)
-    w = np.ones_like(prior) if importances is None else np.asarray(importances, dtype=np.float64)
-    if (prior <= 0).any() or (w < 0).any() or w.sum() <= 0 or not 0 <= strength < math.inf:
+    start: Vector = np.asarray(prior, dtype=np.float64)
+    start = start / start.sum()
+    bounds = np.ones_like(start) if most is None else np.minimum(np.asarray(most, dtype=np.float64), 1.0)
+    w = np.ones_like(start) if importances is None else np.asarray(importances, dtype=np.float64)
+    if (start <= 0).any() or (w < 0).any() or w.sum() <= 0 or not 0 <= strength < math.inf:
         raise ValueError(
-            f"prior = {prior.tolist()}, importances = {w.tolist()}, strength = {strength}; expected a prior > 0, "
+            f"prior = {start.tolist()}, importances = {w.tolist()}, strength = {strength}; expected a prior > 0, "
             "importances >= 0 and a finite strength >= 0"
         )
     if (bounds <= 0).any() or bounds.sum() < 1:
@@ -143,12 +144,12 @@ def best_mixture(
     w = w / w.sum()
 
     def objective(p: Vector) -> float:
-        return float(w @ law.losses(p) + strength * (p @ np.log(p / prior)))
+        return float(w @ law.losses(p) + strength * (p @ np.log(p / start)))
 
-    p, rate = _within(prior, bounds), 1.0
+    p, rate = _within(start, bounds), 1.0
     value = objective(p)
     for _ in range(max_steps):
-        gradient = law.slopes.T @ (w * np.exp(law.slopes @ p)) + strength * np.log(p / prior)
+        gradient = law.slopes.T @ (w * np.exp(law.slopes @ p)) + strength * np.log(p / start)
         while rate > 1e-9:
             moved = _within(p * np.exp(-rate * (gradient - gradient.min())), bounds)
             if (after := objective(moved)) <= value:
