@@ -48,7 +48,7 @@ def read_evidence(folder: Path | None = None) -> Evidence:
     complete = {
         regime: trainings
         for regime, trainings in found.items()
-        if set(rules.MAP_SYSTEMS) <= set(trainings) and len(trainings[TAU_5]) >= MIN_SEEDS
+        if len(rules.paired(trainings, rules.MAP_SYSTEMS)[TAU_5]) >= MIN_SEEDS
     }
     return Evidence(complete, reproduce.read_results(folder / "claims" if folder else reproduce.RESULTS))
 

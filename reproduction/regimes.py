@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pycooldown._files import write_atomically
 from pycooldown.processes import run_all
-from reproduction.rules import BATCH_SIZE, SCALARIZATION_5, Regime, Trainings, unimax_cap
+from reproduction.rules import BATCH_SIZE, MAP_SYSTEMS, SCALARIZATION_5, Regime, Trainings, unimax_cap
 from reproduction.texts import choose_texts
 from reproduction.translation import Job, Setting, TrainedSystem, identity_digest, train_system
 
@@ -73,8 +73,11 @@ def train_regimes(
     """
     for regime in regimes:
         rows: list[Row] = []
-        for seed in seeds:
-            places = [Place(regime, seed, system) for system in regime.systems]
+        first = [system for system in regime.systems if system in MAP_SYSTEMS]
+        rounds = [(seed, first) for seed in seeds]
+        rounds += [(seed, [system for system in regime.systems if system not in MAP_SYSTEMS]) for seed in seeds]
+        for seed, systems in rounds:
+            places = [Place(regime, seed, system) for system in systems]
             for number, (training, identity) in run_all(partial(_train, data, folder), places, workers=workers):
                 rows.append(Row(places[number], training, identity))
                 if progress:
@@ -103,7 +106,7 @@ def write_results(rows: Iterable[Row], path: Path) -> None:
 
 
 def read_results(path: Path) -> tuple[Regime, Trainings]:
-    """Read the seeds that every system of a regime has.
+    """Read the trainings of a regime.
 
     Raises:
         ValueError: If systems of one seed were not trained on one setting: a row was added by hand.
@@ -126,8 +129,7 @@ def read_results(path: Path) -> tuple[Regime, Trainings]:
         training.epochs[row["domain"]] = float(row["epochs"])
         if int(row["step"]) not in training.steps:
             training.steps.append(int(row["step"]))
-    shared = sorted(set.intersection(*(set(by_seed) for by_seed in found.values())))
-    return regime, {system: [by_seed[seed] for seed in shared] for system, by_seed in found.items()}
+    return regime, {system: [by_seed[seed] for seed in sorted(by_seed)] for system, by_seed in found.items()}
 
 
 def read_all(folder: Path = RESULTS) -> Mapping[Regime, Trainings]:

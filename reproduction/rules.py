@@ -26,9 +26,9 @@ Holm at ``LEVEL``. A system is marked as best only where it is below every other
 if it is within the factors of `pycooldown.recipes.advice`; with none so near there is no advice. Its regret is measured
 by leaving out each regime in turn: the nearest of the others decides then, however far it is.
 
-**Order of the runs.** Regimes as they stand in ``REGIMES``, from the first on, seed by seed. A regime in which fewer
-than ``MIN_SEEDS`` seeds are complete has no verdicts and no best system. Nothing is tuned: model, learning rate and
-steps are those of the older study at all regimes.
+**Order of the runs.** Regimes as they stand in ``REGIMES``, from the first on; in each, the systems of the map seed by
+seed, then the others. A claim whose systems share fewer than ``MIN_SEEDS`` seeds has no verdict, a regime with fewer of
+the map's no best system. Nothing is tuned: model, learning rate and steps are those of the older study at all regimes.
 """
 
 from __future__ import annotations
@@ -139,7 +139,13 @@ def unimax_cap(regime: Regime) -> float:
     return max(min(20.0, uniform / 2), 1.25 * regime.draws / sum(sizes.values()))
 
 
-Trainings = Mapping[str, Sequence[TrainedSystem]]  # of each system, the same seeds in the same order
+Trainings = Mapping[str, Sequence[TrainedSystem]]  # of each system, by seed
+
+
+def paired(trainings: Trainings, systems: Sequence[str]) -> Trainings:
+    """Return the trainings of the seeds that all of some systems have."""
+    shared = set.intersection(*({training.seed for training in trainings.get(system, ())} for system in systems))
+    return {system: [t for t in trainings.get(system, ()) if t.seed in shared] for system in systems}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from reproduction.rules import (
     TextClaim,
     Trainings,
     final_losses,
+    paired,
 )
 from reproduction.texts import FREQUENT, RARE
 
@@ -40,11 +41,12 @@ class JudgedClaim(NamedTuple):
 
 
 def judge(trainings: Trainings) -> list[JudgedClaim]:
-    """Judge every claim whose systems were trained in a regime; none with fewer than ``MIN_SEEDS`` seeds."""
-    if not trainings or min(len(found) for found in trainings.values()) < MIN_SEEDS:
+    """Judge every claim whose systems were trained in a regime with at least ``MIN_SEEDS`` shared seeds."""
+    found = {claim: paired(trainings, claim.systems) for claim in CLAIMS}
+    claims = [claim for claim in CLAIMS if len(found[claim].get(claim.systems[0], ())) >= MIN_SEEDS]
+    if not claims:
         return []
-    claims = [claim for claim in CLAIMS if set(claim.systems) <= set(trainings)]
-    parts = [claim.parts(trainings) for claim in claims]
+    parts = [claim.parts(found[claim]) for claim in claims]
     return [JudgedClaim(*judged) for judged in zip(claims, parts, *zip(*decide(parts), strict=True), strict=True)]
 
 
@@ -88,7 +90,8 @@ class Best(NamedTuple):
 
 def best_system(trainings: Trainings, domain: str | None) -> Best:
     """Return the best of `MAP_SYSTEMS` on a language, or (``None``) on the mean of both."""
-    losses = {system: final_losses(trainings[system], domain) for system in MAP_SYSTEMS}
+    shared = paired(trainings, MAP_SYSTEMS)
+    losses = {system: final_losses(shared[system], domain) for system in MAP_SYSTEMS}
     order = sorted(losses, key=lambda system: float(losses[system].mean()))
     pairs = list(combinations(MAP_SYSTEMS, 2))
     adjusted = holm([p_two_sided(losses[a] - losses[b]) for a, b in pairs])
@@ -100,7 +103,8 @@ def best_system(trainings: Trainings, domain: str | None) -> Best:
 
 def mean_losses(trainings: Trainings) -> dict[str, float]:
     """Return each map system's loss: the mean over both languages and all seeds."""
-    return {system: float(final_losses(trainings[system], None).mean()) for system in MAP_SYSTEMS}
+    shared = paired(trainings, MAP_SYSTEMS)
+    return {system: float(final_losses(shared[system], None).mean()) for system in MAP_SYSTEMS}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -17,6 +17,7 @@ from pycooldown.recipes.fields import (
     Flag,
     Natural,
     Number,
+    Part,
     Seed,
     Share,
     Text,
@@ -43,6 +44,9 @@ class Data:
     """Number of token ids of `sources`."""
     domains: tuple[Text, ...] | None = None
     """The domains to train on; all that the data have by default."""
+    share: Part = 1.0
+    """Share of each domain's training sequences that is used, spread evenly over it, as `pycooldown proxy` sets it for
+    a shorter run with the same epochs."""
     length: Count | None = None
     """Tokens of a sequence of documents; 1024 by default."""
     mode: Literal["concat", "document", "best_fit"] | None = None
