@@ -22,7 +22,7 @@ DOCUMENT_LANGUAGES := en,de,nl,ru,fr,zh-Hans,sl,hr,is,fa
 DOCUMENT_RUNS := temperature1 cooldown
 
 demo: .venv/.installed  ## five mixtures of a frequent and a rare language, 100:1, two seeds
-	$(BIN)/python -m reproduction corpus demo/pair-corpus --languages de,ro --train-pairs de=5200,ro=52
+	$(BIN)/python -m reproduction corpus demo/pair-corpus --languages de,ro
 	$(BIN)/pycooldown pack demo/pair-corpus demo/pair
 	$(BIN)/pycooldown sweep $(PAIR:%=recipes/pair/%.yaml) --seeds 0,1 --workers 2 --output demo/pair-runs
 	$(BIN)/python -m reproduction demo demo/pair-runs demo/pair-report

@@ -30,21 +30,12 @@ def corpus(
     out: Annotated[Path, typer.Argument(help="Folder for <language>/{train,validation}.jsonl.")],
     languages: Annotated[str | None, typer.Option(help="Language codes, comma-separated; all by default.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for the download.")] = None,
-    train_pairs: Annotated[
-        str | None, typer.Option(help="Training pairs that languages are cut to, such as de=5200,ro=52.")
-    ] = None,
 ) -> None:
     """Fetch a real imbalanced corpus: Home Assistant's interface texts in about 48 languages, paired with English."""
     from reproduction.corpora import build_corpus
 
-    cuts = {}
-    for entry in names(train_pairs) or ():
-        language, equals, count = entry.partition("=")
-        if not equals or not count.isdecimal():
-            raise ValueError(f"train-pairs has {entry!r}; expected LANGUAGE=COUNT, such as ro=52")
-        cuts[language] = int(count)
     with progress_bars() as progress:
-        counts = build_corpus(out, cache=cache, languages=names(languages), train_pairs=cuts, progress=progress)
+        counts = build_corpus(out, cache=cache, languages=names(languages), progress=progress)
     table = Table("language", *(Column(name, justify="right") for name in ("train", "validation")), title=str(out))
     for language, splits in counts.items():
         table.add_row(language, f"{splits['train']:,}", f"{splits['validation']:,}")

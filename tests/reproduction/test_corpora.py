@@ -142,22 +142,6 @@ def test_selection_does_not_change_the_split(tmp_path: Path) -> None:
     assert contents(tmp_path / "all") == both[1]
 
 
-def test_languages_are_cut_to_a_number_of_training_pairs(tmp_path: Path) -> None:
-    """The first pairs in the fixed order; validation stays whole."""
-    wheel = make_wheel(tmp_path / "cache", translations())
-    options = {"cache": tmp_path / "cache", "wheel": wheel, "min_pairs": 1}
-    whole = build_corpus(tmp_path / "all", **options)
-    counts = build_corpus(tmp_path / "cut", train_pairs={"de": 3}, **options)
-    assert counts == {**whole, "de": {**whole["de"], "train": 3}}
-    assert rows(tmp_path / "cut/de/train.jsonl") == rows(tmp_path / "all/de/train.jsonl")[:3]
-    assert rows(tmp_path / "cut/de/validation.jsonl") == rows(tmp_path / "all/de/validation.jsonl")
-    with pytest.raises(ValueError, match=r"train_pairs has 'de': 100000; it has \d+ training pairs"):
-        build_corpus(tmp_path / "long", train_pairs={"de": 100_000}, **options)
-    for cuts, chosen in (({"de": 0}, None), ({"de": 3}, ["fr"])):
-        with pytest.raises(ValueError, match="expected at least 1 pair of a language among languages"):
-            build_corpus(tmp_path / "none", train_pairs=cuts, languages=chosen, **options)
-
-
 def test_second_run_reads_nothing(tmp_path: Path) -> None:
     wheel = make_wheel(tmp_path / "cache", translations())
     options = {"cache": tmp_path / "cache", "wheel": wheel}
