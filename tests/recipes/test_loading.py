@@ -104,7 +104,8 @@ def test_one_error_lists_all_mistakes(tmp_path):
         load(tmp_path, text, ["mixture.tau=high"])
     lines = [line.strip() for line in str(error.value).splitlines()[1:]]
     expected = [
-        "data.domians is unknown; expected path, sources, validation_sources, vocabulary_size, domains, length, mode, "
+        "data.domians is unknown; expected path, sources, validation_sources, vocabulary_size, domains, share, length, "
+        "mode, "
         "intra_document_attention, max_length, eval_samples; did you mean domains?",
         "training.steps is missing",
         "training.warmup is -1; expected a number >= 0",
