@@ -179,16 +179,18 @@ std::uint64_t BatchPlanner::first_draw(std::uint64_t step) const {
   return segment.first_draw + (step - segment.first_step) * segment.batch_size;
 }
 
+// Draws the domains of all slots independently.
+void BatchPlanner::draw_slots(const AliasTable& table, std::uint64_t step) {
+  draw(table.view(), seed_, first_draw(step), std::span(domain_ids_).first(batch_size_), 1);
+}
+
 void BatchPlanner::skip(std::span<const MixtureSpan> spans, std::uint64_t step) {
   begin(spans, step);
-  const AliasTable& table = *spans.front().table;
-  if (allocation_ == Allocation::systematic) {
-    skip_systematic(table, step);
+  if (allocation_ != Allocation::multinomial) {
+    skip_slots(spans, step);
     return;
   }
-  if (allocation_ == Allocation::quota) fill_quota(spans, step);
-  if (allocation_ == Allocation::multinomial)
-    draw(table.view(), seed_, first_draw(step), std::span(domain_ids_).first(batch_size_), 1);
+  draw_slots(*spans.front().table, step);
   for (const std::int32_t domain : domain_ids()) advance(static_cast<std::size_t>(domain), 1);
 }
 
@@ -200,12 +202,11 @@ void BatchPlanner::plan(std::span<const MixtureSpan> spans, std::uint64_t step, 
                                 std::to_string(first_slot + indices.size()) + ") of a batch of " +
                                 std::to_string(batch_size()));
   }
-  const AliasTable& table = *spans.front().table;
-  if (allocation_ == Allocation::multinomial)
-    draw(table.view(), seed_, first_draw(step), std::span(domain_ids_).first(batch_size_), 1);
-  if (allocation_ == Allocation::systematic) fill_systematic(table, step);
-  if (allocation_ == Allocation::quota) fill_quota(spans, step);
-  if (allocation_ != Allocation::multinomial) shuffle_slots(step);
+  if (allocation_ == Allocation::multinomial) {
+    draw_slots(*spans.front().table, step);
+  } else {
+    allocate_slots(spans, step);
+  }
 
   // Positions are permuted a group at a time, in place: those of the last `waiting` of the samples so far still are to.
   const auto permute = PYCOOLDOWN_DISPATCH(permute);

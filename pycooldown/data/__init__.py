@@ -1,4 +1,4 @@
-"""Data of many domains: tar shards and tokens at random access, streams, packing and feeding.
+"""Data of many domains: tar shards and tokens at random access, streams and packing.
 
 Each name is loaded when it is first used, so that `TarDataset` and `TokenDataset` need neither torch nor webdataset nor
 numba (but for what `TokenDataset` packs by best fit).
@@ -11,12 +11,10 @@ if TYPE_CHECKING:
     from pycooldown.data.packing import Packed as Packed
     from pycooldown.data.packing import pack_sequences as pack_sequences
     from pycooldown.data.pipeline import mix as mix
-    from pycooldown.data.prefetch import DevicePrefetcher as DevicePrefetcher
     from pycooldown.data.shards import TarDataset as TarDataset
     from pycooldown.data.tokens import TokenDataset as TokenDataset
 
 _HOMES = {
-    "DevicePrefetcher": "prefetch",
     "Packed": "packing",
     "TarDataset": "shards",
     "TokenDataset": "tokens",
@@ -24,7 +22,7 @@ _HOMES = {
     "pack_sequences": "packing",
 }
 
-__all__ = ["DevicePrefetcher", "Packed", "TarDataset", "TokenDataset", "mix", "pack_sequences"]
+__all__ = ["Packed", "TarDataset", "TokenDataset", "mix", "pack_sequences"]
 
 
 def __getattr__(name: str) -> Any:

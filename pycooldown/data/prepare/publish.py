@@ -13,6 +13,7 @@ from typing import Any
 from pycooldown._files import write_atomically
 from pycooldown.data.prepare.plan import TOKENIZER, Plan
 from pycooldown.data.prepare.records import SPLITS, WORK, Record, record_path, shard_name
+from pycooldown.data.publish import seal
 from pycooldown.data.token_shards import ENDS_SUFFIX, FORMAT
 
 MANIFEST = "manifest.json"
@@ -59,6 +60,7 @@ def publish(folder: Path, plan: Plan, records: Mapping[tuple[str, int], Record],
         "preview": preview,
     }
     del manifest["tokenizer"]["path"]
+    manifest = seal(manifest)
     _remove_others(folder, plan, manifest, names)
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     path = folder / MANIFEST

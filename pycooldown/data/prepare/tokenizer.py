@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
 import shutil
 from array import array
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pycooldown._extras import require
+from pycooldown._files import sha256
 
 Ids = npt.NDArray[np.uint32]
 KINDS = ("huggingface", "sentencepiece", "tiktoken")
@@ -118,10 +118,10 @@ def prepare_tokenizer(
         folder.mkdir(parents=True)
         for path in (file, *(extra for extra in extras if extra.is_file())):
             shutil.copyfile(path, target if path == file else folder / path.name)
-    sha = hashlib.sha256(target.read_bytes()).hexdigest()
+    digest = sha256(target)
     size = max(encoder.vocabulary_size, 1 + max(eos_id or 0, bos_id or 0))
     return TokenizerSpec(
-        str(target), kind, sha, _library(kind), size, eos_id, bos_id, parse_special_tokens, pattern or ""
+        str(target), kind, digest, _library(kind), size, eos_id, bos_id, parse_special_tokens, pattern or ""
     )
 
 
@@ -132,7 +132,7 @@ def load_encoder(spec: TokenizerSpec) -> Encoder:
     Raises:
         ValueError: If its file or library is not the one that was prepared.
     """
-    if (found := hashlib.sha256(Path(spec.path).read_bytes()).hexdigest()) != spec.sha256:
+    if (found := sha256(Path(spec.path))) != spec.sha256:
         raise ValueError(f"{spec.path} has SHA-256 {found}; expected {spec.sha256}: it was changed; run again")
     if (library := _library(spec.kind)) != spec.library:
         raise ValueError(f"this machine has {library}, but the run was planned with {spec.library}; install the same")
