@@ -118,7 +118,8 @@ def regime_section(regime: Regime, trainings: Trainings, claims: Sequence[Judged
         _row("system", "seeds", FREQUENT, RARE, *(f"{name}, less tau = 5" for name in (FREQUENT, RARE, "mean"))),
         _rule(7),
     ]
-    for system, found in trainings.items():
+    for system in (name for name in rules.ALL_SYSTEMS if name in trainings):
+        found = trainings[system]
         cells = [str(len(found))]
         for domain in (FREQUENT, RARE):
             losses, passes = final_losses(found, domain), np.mean([t.epochs[domain] for t in found])
