@@ -16,7 +16,7 @@ Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
 
 
 @dataclass(frozen=True)
-class Part:
+class ClaimPart:
     """Something measured: one value for each seed, or a single exact one.
 
     Attributes:
@@ -30,7 +30,7 @@ class Part:
     bound: float | None = 0.0
 
     @classmethod
-    def of(cls, label: str, values: npt.ArrayLike, bound: float | None = 0.0) -> Part:
+    def of(cls, label: str, values: npt.ArrayLike, bound: float | None = 0.0) -> ClaimPart:
         """Return a part of a number or a sequence of numbers."""
         return cls(label, np.atleast_1d(np.asarray(values, dtype=np.float64)), bound)
 
@@ -82,6 +82,6 @@ class Claim:
     statement: str
     rule: str
     paper_scale: str
-    test: Callable[[Bench], Sequence[Part]]
+    test: Callable[[Bench], Sequence[ClaimPart]]
     note: str = ""
     needs_text: bool = False

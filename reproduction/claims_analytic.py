@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from pycooldown import Mixture, theory
-from reproduction.claim import Bench, Claim, Part
+from reproduction.claim import Bench, Claim, ClaimPart
 
 # F(5) of `zipf`'s sizes.
 GOLDEN = {0.5: 1.1158, 1.0: 1.5989, 1.5: 2.9691, 2.0: 6.7745}
@@ -18,21 +18,21 @@ def zipf(alpha: float) -> dict[str, int]:
     return {f"{i}": max(1, round(1e12 * i**-alpha)) for i in range(1, 21)}
 
 
-def inflation_rises(bench: Bench) -> list[Part]:
+def inflation_rises(bench: Bench) -> list[ClaimPart]:
     """Measure figure 2."""
     taus = [1, 1.5, 2, 3, 5, 10, 100, math.inf]
     f = np.array([[theory.variance_inflation(Mixture.scalarization(zipf(a), t)) for t in taus] for a in GOLDEN])
     off = np.abs(f[:, taus.index(5)] - np.array(list(GOLDEN.values()))).max()
     return [
-        Part.of("least rise of F along tau", np.diff(f, axis=1).min()),
-        Part.of("least rise of F along the skew, tau > 1", np.diff(f[:, 1:], axis=0).min()),
-        Part.of("1e-4 - largest error of F(5)", 1e-4 - off),
-        *(Part.of(f"F(5), alpha = {a}", row[taus.index(5)], None) for a, row in zip(GOLDEN, f, strict=True)),
-        Part.of("slope dF/dtau at alpha = 1, tau = 2", theory.inflation_slope(list(zipf(1).values()), 2), None),
+        ClaimPart.of("least rise of F along tau", np.diff(f, axis=1).min()),
+        ClaimPart.of("least rise of F along the skew, tau > 1", np.diff(f[:, 1:], axis=0).min()),
+        ClaimPart.of("1e-4 - largest error of F(5)", 1e-4 - off),
+        *(ClaimPart.of(f"F(5), alpha = {a}", row[taus.index(5)], None) for a, row in zip(GOLDEN, f, strict=True)),
+        ClaimPart.of("slope dF/dtau at alpha = 1, tau = 2", theory.inflation_slope(list(zipf(1).values()), 2), None),
     ]
 
 
-def full_gradients_agree(bench: Bench) -> list[Part]:
+def full_gradients_agree(bench: Bench) -> list[ClaimPart]:
     """Measure theorem 1 and corollary 1.1 on logistic regression with 990 and 10 samples."""
     rng = np.random.default_rng(0)
     sizes = {"high": 990, "low": 10}
@@ -45,17 +45,17 @@ def full_gradients_agree(bench: Bench) -> list[Part]:
     weights = np.repeat(weighting.loss_weights, [990, 10])
     full = [(weights[:, None] * gradients).mean(0), sampling.sampling @ means]
     difference = np.linalg.norm(full[0] - full[1]) / np.linalg.norm(full[0])
-    parts = [Part.of("1e-12 - relative difference of the full gradients", 1e-12 - difference)]
+    parts = [ClaimPart.of("1e-12 - relative difference of the full gradients", 1e-12 - difference)]
     for name, m in (("temperature sampling", sampling), ("scalarization", weighting)):
         domain = (rng.random((100_000, 16)) >= m.sampling[0]).astype(int)
         sample = np.where(domain == 0, rng.integers(990, size=domain.shape), rng.integers(990, 1000, size=domain.shape))
         batches = np.stack([(m.loss_weights[d][:, None] * gradients[s]).mean(0) for d, s in zip(domain, sample)])
         z = (batches.mean(0) - full[0]) / (batches.std(0, ddof=1) / math.sqrt(len(batches)))
-        parts.append(Part.of(f"4 - largest error of the mean of {name}, in standard errors", 4 - np.abs(z).max()))
+        parts.append(ClaimPart.of(f"4 - largest error of the mean of {name}, in standard errors", 4 - np.abs(z).max()))
     return parts
 
 
-def scalarization_never_varies_less(bench: Bench) -> list[Part]:
+def scalarization_never_varies_less(bench: Bench) -> list[ClaimPart]:
     """Measure theorem 2 where the silent assumption of its proof (equal second moments) holds and where it does not.
 
     Raises:
@@ -77,7 +77,10 @@ def scalarization_never_varies_less(bench: Bench) -> list[Part]:
         if abs(np.mean(found) - predicted) > 4 * np.std(found, ddof=1) / math.sqrt(len(found)):
             raise RuntimeError(f"the closed form predicts {predicted}, Monte Carlo gives {found}: one of them is wrong")
         label = f"M = ({moments[0]:g}, {moments[1]:g})"
-        parts += [Part.of(f"Var_S - Var_TS, {label}", found), Part.of(f"the closed form, {label}", predicted, None)]
+        parts += [
+            ClaimPart.of(f"Var_S - Var_TS, {label}", found),
+            ClaimPart.of(f"the closed form, {label}", predicted, None),
+        ]
     return parts
 
 

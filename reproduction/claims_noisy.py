@@ -11,21 +11,21 @@ from pycooldown import Mixture
 from pycooldown.adaptive import DoReMi, Statistics
 from pycooldown.mixture import Vector
 from reproduction import noisy_domains
-from reproduction.claim import Bench, Claim, Part
+from reproduction.claim import Bench, Claim, ClaimPart
 
 _UNKNOWN = "dimensions, sizes, step sizes and seeds are not known to us; the settings are ours"
 
 
-def doremi_follows_excess(bench: Bench) -> list[Part]:
+def doremi_follows_excess(bench: Bench) -> list[ClaimPart]:
     """Measure DoReMi on four tabular models: "noise" is irreducible, "slow" is learnable with many contexts."""
     contexts = {"easy": 4, "medium": 16, "slow": 400, "noise": 4}
     targets = [_doremi_target(list(contexts.values()), seed) for seed in range(max(bench.seeds, 4))]
     share = dict(zip(contexts, np.transpose(targets), strict=True))
     others = np.max([share[name] for name in contexts if name != "slow"], axis=0)
     return [
-        Part.of("weight of slow - the largest of the others", share["slow"] - others),
-        Part.of("1/4 - weight of noise", 0.25 - share["noise"]),
-        *(Part.of(f"weight of {name}", values, None) for name, values in share.items()),
+        ClaimPart.of("weight of slow - the largest of the others", share["slow"] - others),
+        ClaimPart.of("1/4 - weight of noise", 0.25 - share["noise"]),
+        *(ClaimPart.of(f"weight of {name}", values, None) for name, values in share.items()),
     ]
 
 
@@ -55,52 +55,52 @@ def _errors(problem: Callable[[int], noisy_domains.Problem], methods: Sequence[s
     return {m: np.array([noisy_domains.final_error(problem(seed), m, seed) for seed in range(seeds)]) for m in methods}
 
 
-def both_remedies_on_regression(bench: Bench) -> list[Part]:
+def both_remedies_on_regression(bench: Bench) -> list[ClaimPart]:
     """Measure figure 1."""
     methods = ("uniform", "FGLS", "VA", "FGLS+VA")
     both = _errors(lambda s: noisy_domains.linear_regression(s, noise=(3, 0.3), spread=(0.3, 2.7)), methods, 20)
     control = _errors(noisy_domains.linear_regression, methods, 20)
     margin = 0.2 * float(control["uniform"].mean())
     return [
-        *(Part.of(f"error of {m} - FGLS+VA, two defects", both[m] - both["FGLS+VA"]) for m in methods[:-1]),
+        *(ClaimPart.of(f"error of {m} - FGLS+VA, two defects", both[m] - both["FGLS+VA"]) for m in methods[:-1]),
         *_no_effect("identical domains", control, methods[1:], margin),
         *_levels("two defects", both),
         *_levels("identical domains", control),
     ]
 
 
-def both_remedies_on_classification(bench: Bench) -> list[Part]:
+def both_remedies_on_classification(bench: Bench) -> list[ClaimPart]:
     """Measure figure 2."""
     methods = ("uniform", "VA", "ERMA", "ERMA+VA")
     errors = _errors(lambda s: noisy_domains.logistic_regression(s, flipped=(0, 0.4)), methods, 20)
     margins = {"uniform": 0.0, "VA": -0.005, "ERMA": -0.005}
     return [
-        *(Part.of(f"loss of {m} - ERMA+VA", errors[m] - errors["ERMA+VA"], bound) for m, bound in margins.items()),
+        *(ClaimPart.of(f"loss of {m} - ERMA+VA", errors[m] - errors["ERMA+VA"], bound) for m, bound in margins.items()),
         *_levels("loss", errors),
     ]
 
 
-def loss_weights_on_digits(bench: Bench) -> list[Part]:
+def loss_weights_on_digits(bench: Bench) -> list[ClaimPart]:
     """Measure figure 3; needs scikit-learn, which has the digits."""
     errors = _errors(noisy_domains.digits, ("uniform", "VA", "ERMA"), 8)
     return [
-        Part.of("error rate of uniform - ERMA", errors["uniform"] - errors["ERMA"]),
+        ClaimPart.of("error rate of uniform - ERMA", errors["uniform"] - errors["ERMA"]),
         *_no_effect("error rate", errors, ("VA",), 0.01),
         *_levels("error rate", errors),
     ]
 
 
-def _no_effect(what: str, errors: Mapping[str, Vector], methods: Sequence[str], margin: float) -> list[Part]:
+def _no_effect(what: str, errors: Mapping[str, Vector], methods: Sequence[str], margin: float) -> list[ClaimPart]:
     """Return parts that hold if each method is within a margin of uniform weights, to either side."""
     return [
-        Part.of(f"{what}: {a} - {b}", errors[a] - errors[b], -margin)
+        ClaimPart.of(f"{what}: {a} - {b}", errors[a] - errors[b], -margin)
         for m in methods
         for a, b in ((m, "uniform"), ("uniform", m))
     ]
 
 
-def _levels(what: str, errors: Mapping[str, Vector]) -> list[Part]:
-    return [Part.of(f"{what}: {method}", values, None) for method, values in errors.items()]
+def _levels(what: str, errors: Mapping[str, Vector]) -> list[ClaimPart]:
+    return [ClaimPart.of(f"{what}: {method}", values, None) for method, values in errors.items()]
 
 
 CLAIMS = (

@@ -15,10 +15,10 @@ from pycooldown.gradients.moments import Interval
 from pycooldown.gradients.variance import domain_moments, measure
 from pycooldown.processes import run_all
 from reproduction import kept
-from reproduction.claim import Bench, Claim, Part
+from reproduction.claim import Bench, Claim, ClaimPart
 from reproduction.model import Decoder, sample_losses
 from reproduction.texts import FREQUENT, RARE, Texts, choose_texts
-from reproduction.translation import Job, Setting, train_system, trained_model
+from reproduction.translation import Setting, TrainingJob, train_system, trained_model
 
 # A batch of weighted losses holds 20 rare samples, and one that is sampled with tau = 5 does not repeat any.
 SIZES, BATCH_SIZE, NUM_BATCHES = {FREQUENT: 13_700, RARE: 548}, 512, 64
@@ -37,10 +37,13 @@ class MeasuredBatches:
     norms: Sequence[float]
 
 
-def norms_vary_more(bench: Bench) -> list[Part]:
+def norms_vary_more(bench: Bench) -> list[ClaimPart]:
     """Measure figure 3, with the trace of the covariance beside the variance of the norm."""
     assert bench.data is not None  # the claim needs text
-    jobs = [Job(choose_texts(bench.data, SIZES, seed), "temperature 5", seed, SETTING) for seed in range(bench.seeds)]
+    jobs = [
+        TrainingJob(choose_texts(bench.data, SIZES, seed), "temperature 5", seed, SETTING)
+        for seed in range(bench.seeds)
+    ]
     found = dict(run_all(partial(_measure_one, bench.folder / "variance"), jobs, workers=bench.workers))
     models = [found[seed] for seed in range(bench.seeds)]
     variance = {name: np.array([np.var(model[name].norms, ddof=1) for model in models]) for name in models[0]}
@@ -48,15 +51,18 @@ def norms_vary_more(bench: Bench) -> list[Part]:
     agreement = {name: traces[name] / [model[name].predicted.value for model in models] for name in traces}
     log_ratio = np.log(variance[WEIGHTING] / variance[SAMPLING])
     return [
-        Part.of(f"log of the variance of the norm, {WEIGHTING} / {SAMPLING}", log_ratio, float(np.log(2))),
-        Part.of(f"variance of the norm, {WEIGHTING} / {SAMPLING}", variance[WEIGHTING] / variance[SAMPLING], None),
-        *(Part.of(f"trace, {name} / {SAMPLING}", traces[name] / traces[SAMPLING], None) for name in (WEIGHTING, AWARE)),
-        *(Part.of(f"trace, {name}: measured / predicted", agreement[name], None) for name in traces),
-        *(Part.of(f"{NORMS}{name}", models[0][name].norms, None) for name in (SAMPLING, WEIGHTING)),
+        ClaimPart.of(f"log of the variance of the norm, {WEIGHTING} / {SAMPLING}", log_ratio, float(np.log(2))),
+        ClaimPart.of(f"variance of the norm, {WEIGHTING} / {SAMPLING}", variance[WEIGHTING] / variance[SAMPLING], None),
+        *(
+            ClaimPart.of(f"trace, {name} / {SAMPLING}", traces[name] / traces[SAMPLING], None)
+            for name in (WEIGHTING, AWARE)
+        ),
+        *(ClaimPart.of(f"trace, {name}: measured / predicted", agreement[name], None) for name in traces),
+        *(ClaimPart.of(f"{NORMS}{name}", models[0][name].norms, None) for name in (SAMPLING, WEIGHTING)),
     ]
 
 
-def _measure_one(folder: Path, job: Job) -> Mapping[str, MeasuredBatches]:
+def _measure_one(folder: Path, job: TrainingJob) -> Mapping[str, MeasuredBatches]:
     train_system(job, folder, keep_weights=True)
     path = job.path(folder).with_suffix(".gradients.json")
     return measure_model(path, trained_model(job, folder), job.texts, job.seed)

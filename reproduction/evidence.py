@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pycooldown._files import write_atomically
 from pycooldown.recipes import advice
 from pycooldown.recipes.advice import Finding
-from reproduction import evidence_figures, evidence_tables, regimes, reproduce, rules
+from reproduction import evidence_figures, evidence_tables, kept, regimes, reproduce, rules
 from reproduction.reproduce import Result
 from reproduction.rules import MIN_SEEDS, TAU_5, Regime, Trainings
 from reproduction.verdicts import judge, mean_losses
@@ -57,7 +56,7 @@ def save_page(evidence: Evidence, out: Path, advice_path: Path | None = None) ->
     """Write evidence.md, its pictures and, if a path is given, the advice; return what was written."""
     pictures = evidence_figures.draw(evidence.regimes, evidence.claims, out / "figures")
     relative = {caption: f"figures/{path.name}" for caption, path in pictures.items()}
-    write_atomically(out / "evidence.md", page(evidence, relative))
+    kept.write_text(out / "evidence.md", page(evidence, relative))
     if advice_path is not None:
         advice.save(evidence.findings(), advice_path)
     return [out / "evidence.md", *pictures.values(), *([advice_path] if advice_path else [])]

@@ -37,11 +37,17 @@ def read(path: Path, identity: Mapping[str, Any]) -> Any:
 
 
 def write(path: Path, identity: Mapping[str, Any], outcome: Any) -> None:
-    """Write an outcome; an interrupted process leaves no file that could be taken for a finished one."""
+    """Write an outcome."""
+    write_text(
+        path, json.dumps({"identity": _complete(identity), "versions": _versions(), "outcome": outcome}, indent=1)
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file; an interrupted process leaves none that could be taken for a finished one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"identity": _complete(identity), "versions": _versions(), "outcome": outcome}
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 

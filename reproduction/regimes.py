@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from pycooldown._files import write_atomically
 from pycooldown.processes import run_all
+from reproduction import kept
 from reproduction.rules import BATCH_SIZE, MAP_SYSTEMS, SCALARIZATION_5, Regime, Trainings, unimax_cap
 from reproduction.texts import choose_texts
-from reproduction.translation import Job, Setting, TrainedSystem, identity_digest, train_system
+from reproduction.translation import Setting, TrainedSystem, TrainingJob, identity_digest, train_system
 
 RESULTS = Path(__file__).with_name("results") / "regimes"
 _COLUMNS = ("skew", "passes", "steps", "system", "seed", "domain", "size", "epochs", "step", "loss", "cpu", "identity")
@@ -26,7 +26,7 @@ class Place(NamedTuple):
     system: str
 
 
-class Row(NamedTuple):
+class ResultRow(NamedTuple):
     """A training with the hash of all that it depends on."""
 
     place: Place
@@ -40,11 +40,11 @@ def setting_of(regime: Regime) -> Setting:
     return Setting(steps=regime.steps, batch_size=BATCH_SIZE, evaluations=12 if often else 6)
 
 
-def job_of(data: Path, place: Place) -> Job:
+def job_of(data: Path, place: Place) -> TrainingJob:
     """Return a training of a regime, from packed data with German and Romanian."""
     regime, seed, system = place
     texts = choose_texts(data, regime.sizes, seed)
-    return Job(texts, system, seed, setting_of(regime), unimax_cap(regime))
+    return TrainingJob(texts, system, seed, setting_of(regime), unimax_cap(regime))
 
 
 def train_regimes(
@@ -72,14 +72,14 @@ def train_regimes(
         ValueError: If the data have too few pairs for a regime.
     """
     for regime in regimes:
-        rows: list[Row] = []
+        rows: list[ResultRow] = []
         first = [system for system in regime.systems if system in MAP_SYSTEMS]
         rounds = [(seed, first) for seed in seeds]
         rounds += [(seed, [system for system in regime.systems if system not in MAP_SYSTEMS]) for seed in seeds]
         for seed, systems in rounds:
             places = [Place(regime, seed, system) for system in systems]
             for number, (training, identity) in run_all(partial(_train, data, folder), places, workers=workers):
-                rows.append(Row(places[number], training, identity))
+                rows.append(ResultRow(places[number], training, identity))
                 if progress:
                     progress(places[number], training)
             if results is not None:
@@ -91,9 +91,8 @@ def _train(data: Path, folder: Path, place: Place) -> tuple[TrainedSystem, str]:
     return train_system(job, folder / f"{place.regime.skew}-{place.regime.passes}"), identity_digest(job.identity)
 
 
-def write_results(rows: Iterable[Row], path: Path) -> None:
+def write_results(rows: Iterable[ResultRow], path: Path) -> None:
     """Write a row for each evaluation of each domain in each training."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = [",".join(_COLUMNS)]
     for (regime, seed, system), training, identity in sorted(rows, key=lambda row: (row.place.seed, row.place.system)):
         for domain, size in regime.sizes.items():
@@ -102,7 +101,7 @@ def write_results(rows: Iterable[Row], path: Path) -> None:
             for step, loss in zip(training.steps, training.losses[domain], strict=True):
                 values = (*fixed, epochs, step, f"{loss:.5f}", f"{training.cpu_seconds:g}", identity)
                 lines.append(",".join(map(str, values)))
-    write_atomically(path, "\n".join(lines) + "\n")
+    kept.write_text(path, "\n".join(lines) + "\n")
 
 
 def read_results(path: Path) -> tuple[Regime, Trainings]:

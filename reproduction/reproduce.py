@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pycooldown._files import write_atomically
-from reproduction import claims_analytic, claims_noisy, claims_variance
-from reproduction.claim import Bench, Claim, Part
+from reproduction import claims_analytic, claims_noisy, claims_variance, kept
+from reproduction.claim import Bench, Claim, ClaimPart
 
 CLAIMS: dict[str, Claim] = {c.name: c for c in (*claims_analytic.CLAIMS, *claims_variance.CLAIMS, *claims_noisy.CLAIMS)}
 RESULTS = Path(__file__).with_name("results") / "claims"
@@ -30,7 +29,7 @@ class Result:
     """
 
     claim: str
-    parts: Sequence[Part]
+    parts: Sequence[ClaimPart]
     cpu_seconds: float
 
 
@@ -79,14 +78,13 @@ def reproduce(
 
 def write_result(result: Result, path: Path) -> None:
     """Write a row for each value of each quantity."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = [",".join(_COLUMNS)]
     for part in result.parts:
         bound = "" if part.bound is None else f"{part.bound:.9g}"
         for seed, value in enumerate(part.values.tolist()):
             quantity = '"' + part.label.replace('"', '""') + '"'
             lines.append(f"{result.claim},{quantity},{bound},{seed},{value:.9g},{result.cpu_seconds:g}")
-    write_atomically(path, "\n".join(lines) + "\n")
+    kept.write_text(path, "\n".join(lines) + "\n")
 
 
 def read_results(folder: Path = RESULTS) -> Mapping[str, Result]:
@@ -100,7 +98,7 @@ def read_results(folder: Path = RESULTS) -> Mapping[str, Result]:
             for row in rows:
                 values.setdefault((row["quantity"], row["bound"]), []).append(float(row["value"]))
             parts = [
-                Part(label, np.array(found_values), float(bound) if bound else None)
+                ClaimPart(label, np.array(found_values), float(bound) if bound else None)
                 for (label, bound), found_values in values.items()
             ]
             found[name] = Result(name, parts, float(rows[0]["cpu"]))

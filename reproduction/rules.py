@@ -40,7 +40,7 @@ import numpy as np
 
 from pycooldown import temperature
 from pycooldown.mixture import Vector
-from reproduction.claim import Part
+from reproduction.claim import ClaimPart
 from reproduction.texts import FREQUENT, RARE
 from reproduction.translation import ORDER_MATTERS, TrainedSystem
 
@@ -164,7 +164,7 @@ class TextClaim:
     item: str
     statement: str
     systems: tuple[str, ...]
-    parts: Callable[[Trainings], list[Part]]
+    parts: Callable[[Trainings], list[ClaimPart]]
 
 
 def final_losses(trainings: Sequence[TrainedSystem], domain: str | None) -> Vector:
@@ -178,9 +178,9 @@ def rises(trainings: Sequence[TrainedSystem]) -> Vector:
     return np.array([training.final(RARE) - min(training.losses[RARE]) for training in trainings])
 
 
-def _gain(found: Trainings, system: str, over: str, domain: str | None, bound: float = 0.0) -> Part:
+def _gain(found: Trainings, system: str, over: str, domain: str | None, bound: float = 0.0) -> ClaimPart:
     values = final_losses(found[over], domain) - final_losses(found[system], domain)
-    return Part(f"loss of {over} - {system}, {domain or 'mean of both'}", values, bound)
+    return ClaimPart(f"loss of {over} - {system}, {domain or 'mean of both'}", values, bound)
 
 
 def _early_gap(found: Trainings, tau: int, domain: str) -> Vector:
@@ -193,39 +193,39 @@ def _early_gap(found: Trainings, tau: int, domain: str) -> Vector:
     return np.asarray(at[0] - at[1])
 
 
-def _faster(found: Trainings) -> list[Part]:
+def _faster(found: Trainings) -> list[ClaimPart]:
     label = "loss of scalarization - temperature sampling at a quarter of the steps, tau = 5"
-    return [Part(f"{label}, {d}", _early_gap(found, 5, d)) for d in (FREQUENT, RARE)]
+    return [ClaimPart(f"{label}, {d}", _early_gap(found, 5, d)) for d in (FREQUENT, RARE)]
 
 
-def _gap_grows(found: Trainings) -> list[Part]:
+def _gap_grows(found: Trainings) -> list[ClaimPart]:
     label = "that gap at tau = 100 - the gap at tau = 5"
-    return [Part(f"{label}, {d}", _early_gap(found, 100, d) - _early_gap(found, 5, d)) for d in (FREQUENT, RARE)]
+    return [ClaimPart(f"{label}, {d}", _early_gap(found, 100, d) - _early_gap(found, 5, d)) for d in (FREQUENT, RARE)]
 
 
-def _neither(found: Trainings) -> list[Part]:
+def _neither(found: Trainings) -> list[ClaimPart]:
     high, cooled = rises(found[TAU_100]), rises(found[COOLDOWN])
     return [
         _gain(found, COOLDOWN, TAU_1, RARE),
-        Part(f"rise of tau = 100 from its best, {RARE}", high, RISE),
-        Part(f"rise of tau = 100 - rise of cooldown, {RARE}", high - cooled),
+        ClaimPart(f"rise of tau = 100 from its best, {RARE}", high, RISE),
+        ClaimPart(f"rise of tau = 100 - rise of cooldown, {RARE}", high - cooled),
         _gain(found, COOLDOWN, TAU_100, RARE),
     ]
 
 
-def _gains(system: str, over: str, **bounds: float) -> Callable[[Trainings], list[Part]]:
+def _gains(system: str, over: str, **bounds: float) -> Callable[[Trainings], list[ClaimPart]]:
     """Return the parts of one system over another: the least gain by language, or of the mean of both."""
     return lambda found: [
         _gain(found, system, over, None if domain == "mean" else domain, bound) for domain, bound in bounds.items()
     ]
 
 
-def _sparse(found: Trainings) -> list[Part]:
+def _sparse(found: Trainings) -> list[ClaimPart]:
     bounds = {"mean": 0.0, FREQUENT: -MARGIN, RARE: -MARGIN}
     return [part for dense in (LINEAR, EXPONENTIAL) for part in _gains(COOLDOWN, dense, **bounds)(found)]
 
 
-def _no_worse(over: str) -> Callable[[Trainings], list[Part]]:
+def _no_worse(over: str) -> Callable[[Trainings], list[ClaimPart]]:
     return _gains(COOLDOWN, over, **{FREQUENT: -MARGIN, RARE: -MARGIN})
 
 

@@ -175,7 +175,7 @@ def _by_length(samples: list[Pair]) -> list[Pair]:
     return sorted(samples, key=lambda sample: len(sample[0]))
 
 
-class Job(NamedTuple):
+class TrainingJob(NamedTuple):
     """All that a training depends on.
 
     Attributes:
@@ -223,7 +223,7 @@ def identity_digest(identity: Mapping[str, Any]) -> str:
     return kept.digest([json.dumps({**identity, "revision": kept.REVISION}, sort_keys=True).encode()])
 
 
-def train_system(job: Job, folder: Path, *, keep_weights: bool = False) -> TrainedSystem:
+def train_system(job: TrainingJob, folder: Path, *, keep_weights: bool = False) -> TrainedSystem:
     """Train one system, unless ``folder`` has this very training.
 
     Args:
@@ -258,7 +258,7 @@ def train_system(job: Job, folder: Path, *, keep_weights: bool = False) -> Train
     return training
 
 
-def trained_model(job: Job, folder: Path) -> Decoder:
+def trained_model(job: TrainingJob, folder: Path) -> Decoder:
     """Return the model whose weights `train_system` kept."""
     model: Decoder = Decoder.from_pretrained(job.path(folder).with_suffix(".model"))
     return model

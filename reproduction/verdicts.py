@@ -11,7 +11,7 @@ import numpy as np
 
 from pycooldown.mixture import Vector
 from pycooldown.recipes.paired import paired_difference
-from reproduction.claim import Part, Verdict
+from reproduction.claim import ClaimPart, Verdict
 from reproduction.rules import (
     CLAIMS,
     LEVEL,
@@ -34,7 +34,7 @@ class JudgedClaim(NamedTuple):
     """
 
     claim: TextClaim
-    parts: list[Part]
+    parts: list[ClaimPart]
     verdict: Verdict
     p_for: float
     p_against: float
@@ -50,7 +50,7 @@ def judge(trainings: Trainings) -> list[JudgedClaim]:
     return [JudgedClaim(*judged) for judged in zip(claims, parts, *zip(*decide(parts), strict=True), strict=True)]
 
 
-def decide(claims: Sequence[Sequence[Part]]) -> list[tuple[Verdict, float, float]]:
+def decide(claims: Sequence[Sequence[ClaimPart]]) -> list[tuple[Verdict, float, float]]:
     """Return verdicts and adjusted p-values of "reproduced" and "not reproduced" of claims that are judged together.
 
     Args:

@@ -17,7 +17,7 @@ from pycooldown.recipes.fields import (
     Flag,
     Natural,
     Number,
-    Part,
+    Portion,
     Seed,
     Share,
     Text,
@@ -27,11 +27,11 @@ from pycooldown.recipes.methods import MethodOptions, method_schemas, read_metho
 from pycooldown.recipes.model_section import AnyModel, FolderModel, Model, read_model
 from pycooldown.sampling.sampler import AllocationName
 
-Shares = Part | dict[Text, Part]
+Shares = Portion | dict[Text, Portion]
 
 
 def _read_shares(value: Any) -> Shares:
-    kind: Any = dict[Text, Part] if isinstance(value, dict) else Part
+    kind: Any = dict[Text, Portion] if isinstance(value, dict) else Portion
     read: Shares = TypeAdapter(kind).validate_python(value)
     return read
 

@@ -9,7 +9,7 @@ from scipy import stats
 from pycooldown.recipes import advice
 from pycooldown.schedules.unimax import unimax_budgets
 from reproduction import evidence, regimes, rules, verdicts
-from reproduction.claim import Part
+from reproduction.claim import ClaimPart
 from reproduction.rules import COOLDOWN, FREQUENT, MAP_SYSTEMS, PAPER, RARE, REGIMES, TAU_1, TAU_5, Regime
 from reproduction.translation import TrainedSystem, systems
 
@@ -79,7 +79,9 @@ def test_the_error_rate_of_verdicts():
     rng = np.random.default_rng(1)
     wrong = 0
     for _ in range(500):
-        claims = [[Part.of("x", rng.normal(size=8)), Part.of("y", rng.normal(size=8) + 0.0)] for _ in range(5)]
+        claims = [
+            [ClaimPart.of("x", rng.normal(size=8)), ClaimPart.of("y", rng.normal(size=8) + 0.0)] for _ in range(5)
+        ]
         wrong += any(verdict != "inconclusive" for verdict, *_ in verdicts.decide(claims))
     assert wrong / 500 <= rules.LEVEL + 3 * np.sqrt(rules.LEVEL / 500)
 
@@ -121,9 +123,13 @@ def test_results_survive_their_file(tmp_path):
     regime = Regime(9, 20)
     found = trainings(EVEN, seeds=3)
     rows = [
-        regimes.Row(regimes.Place(regime, t.seed, system), t, "0" * 16) for system, some in found.items() for t in some
+        regimes.ResultRow(regimes.Place(regime, t.seed, system), t, "0" * 16)
+        for system, some in found.items()
+        for t in some
     ]
-    rows.append(regimes.Row(regimes.Place(regime, 3, TAU_1), training(TAU_1, 3, {FREQUENT: 1, RARE: 1}), "0" * 16))
+    rows.append(
+        regimes.ResultRow(regimes.Place(regime, 3, TAU_1), training(TAU_1, 3, {FREQUENT: 1, RARE: 1}), "0" * 16)
+    )
     regimes.write_results(rows, tmp_path / "9-20.csv")
     read_regime, read = regimes.read_results(tmp_path / "9-20.csv")
     assert (read_regime.skew, read_regime.passes, read_regime.steps) == (9, 20, 420)

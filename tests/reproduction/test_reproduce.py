@@ -10,14 +10,14 @@ import torch
 from pycooldown import DomainBatchSampler, Mixture
 from pycooldown.gradients.variance import domain_moments, measure
 from reproduction import claims_variance, kept
-from reproduction.claim import Claim, Part
+from reproduction.claim import Claim, ClaimPart
 from reproduction.model import collate, sample_losses
 from reproduction.reproduce import CLAIMS, read_results, reproduce
 from reproduction.rules import CLAIMS as TEXT_CLAIMS
 from reproduction.texts import Texts
 from reproduction.translation import (
-    Job,
     Setting,
+    TrainingJob,
     build_trainer,
     initial_model,
     restart,
@@ -34,7 +34,11 @@ def test_every_target_but_table_4_has_a_claim():
 
 
 def test_results_survive_their_file(tmp_path, monkeypatch):
-    parts = [Part.of("x, with a comma", [1.0, 2.5, 1e-9]), Part.of("exact", 3, None), Part.of("y", [1.0, 2.0], -0.05)]
+    parts = [
+        ClaimPart.of("x, with a comma", [1.0, 2.5, 1e-9]),
+        ClaimPart.of("exact", 3, None),
+        ClaimPart.of("y", [1.0, 2.0], -0.05),
+    ]
     monkeypatch.setitem(CLAIMS, "R1", Claim("R1", "Fig. 0", "x is positive", "x > 0", "large", lambda bench: parts))
     (result,) = reproduce(tmp_path, claims=["R1"])
     read = read_results(tmp_path / "results")["R1"]
@@ -101,7 +105,7 @@ def test_a_sample_has_the_loss_of_its_translation(texts):
 
 @pytest.mark.parametrize("system", systems(8, 8, 1))
 def test_systems_train(texts, system, tmp_path):
-    run = train_system(Job(texts, system, 0, SETTING, max_epochs=1), tmp_path)
+    run = train_system(TrainingJob(texts, system, 0, SETTING, max_epochs=1), tmp_path)
     assert run.steps == [4, 8]
     assert all(len(v) == 2 and np.isfinite(v).all() for v in run.losses.values())
     assert run.epochs["de"] * 600 + run.epochs["ro"] * 20 == pytest.approx(64)
@@ -127,7 +131,7 @@ def test_the_packages_trainer_takes_the_steps_of_a_plain_loop(texts, tmp_path):
     """Same batches, loss weights, learning rates and clipping, written out for scalarization, up to rounding."""
     sizes = {"de": 200, "ro": 20}  # less skewed, for weights that are not far from each other
     texts = Texts([*texts.train[:200], *texts.train[600:]], sizes, texts.validation, 60)
-    job = Job(texts, "scalarization 5", 3, SETTING)
+    job = TrainingJob(texts, "scalarization 5", 3, SETTING)
     found, schedule = train_system(job, tmp_path, keep_weights=True), job.schedule
     sampler = DomainBatchSampler(schedule, batch_size=8, seed=3, num_steps=8)
     model = initial_model(texts, SETTING, 3)
@@ -161,7 +165,7 @@ def test_the_trainer_forms_no_logits(texts):
 
 
 def test_finished_trainings_are_read(texts, tmp_path):
-    job = Job(texts, "cooldown", 0, SETTING)
+    job = TrainingJob(texts, "cooldown", 0, SETTING)
     first = train_system(job, tmp_path, keep_weights=True)
     path = job.path(tmp_path)
     stored = json.loads(path.read_text())
@@ -193,7 +197,7 @@ def other_texts(texts):
 )
 def test_a_training_is_read_only_for_all_that_it_depends_on(texts, tmp_path, change):
     """UniMax's cap is part of it, so that another cap in one folder is another training."""
-    job = Job(texts, "unimax", 0, SETTING, 1.0)
+    job = TrainingJob(texts, "unimax", 0, SETTING, 1.0)
     assert change(job).path(tmp_path) != job.path(tmp_path)
     assert job._replace(texts=dataclasses.replace(texts)).path(tmp_path) == job.path(tmp_path)
 
@@ -210,7 +214,7 @@ def test_outcomes_of_older_code_are_not_taken_for_new(tmp_path, monkeypatch):
 
 
 def test_gradients_are_kept_for_their_model(texts, tmp_path):
-    job = Job(texts, "temperature 5", 1, SETTING)
+    job = TrainingJob(texts, "temperature 5", 1, SETTING)
     train_system(job, tmp_path, keep_weights=True)
     model, path = trained_model(job, tmp_path), tmp_path / "gradients.json"
     options = {"batch_size": 16, "num_batches": 16}
