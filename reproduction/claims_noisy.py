@@ -120,8 +120,8 @@ CLAIMS = (
         "uniform by a fifth of its error",
         _UNKNOWN,
         both_remedies_on_regression,
-        "With both defects all three gains hold. What stays open is the control: 20 seeds do not bound every change with "
-        "identical domains to a fifth.",
+        "With both defects all three gains hold. What stays open is the control: 20 seeds do not bound every change "
+        "with identical domains to a fifth.",
     ),
     Claim(
         "R14",
