@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell git ls-files csrc pycooldown)
 
-.PHONY: demo demo-documents smoke test core clean
+.PHONY: demo demo-ten-languages demo-documents smoke test core clean
 
 .venv/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -15,25 +15,32 @@ test: .venv/.installed
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 # Each step continues where an interrupted run stopped, and does nothing when its result is there.
+PAIR := temperature1 temperature5 temperature100 cooldown unimax
 LANGUAGES := zh-Hans,de,fr,ro,uk,gl,sl,hr,is,fa
 RUNS := temperature1 temperature5 cooldown
 DOCUMENT_LANGUAGES := en,de,nl,ru,fr,zh-Hans,sl,hr,is,fa
 DOCUMENT_RUNS := temperature1 cooldown
 
-demo: .venv/.installed
+demo: .venv/.installed  ## five mixtures of a frequent and a rare language, 100:1, two seeds
+	$(BIN)/python -m reproduction corpus demo/corpus --languages $(LANGUAGES)
+	$(BIN)/pycooldown pack demo/corpus demo/packed
+	$(BIN)/pycooldown sweep $(PAIR:%=recipes/pair/%.yaml) --seeds 0,1 --workers 2 --output demo/pair-runs
+	$(BIN)/python -m reproduction demo demo/pair-runs demo/pair-report
+
+demo-ten-languages: .venv/.installed
 	$(BIN)/python -m reproduction corpus demo/corpus --languages $(LANGUAGES)
 	$(BIN)/pycooldown pack demo/corpus demo/packed
 	for run in $(RUNS); do $(BIN)/pycooldown train recipes/demo/$$run.yaml --output demo/runs/$$run --resume || exit 1; done
 	$(BIN)/pycooldown report $(RUNS:%=demo/runs/%) --figures demo/report
 
-demo-documents: .venv/.installed  ## the same on monolingual documents, with a tokenizer trained in the run
+demo-documents: .venv/.installed  ## mixtures of monolingual documents, with a tokenizer trained in the run
 	$(BIN)/python -m reproduction documents demo/documents --languages $(DOCUMENT_LANGUAGES)
 	$(BIN)/pycooldown tokenize demo/tokens demo/documents --train-tokenizer bpe --vocabulary-size 8000 --validation 20 --workers 2
 	for run in $(DOCUMENT_RUNS); do \
 	  $(BIN)/pycooldown train recipes/documents/$$run.yaml --output demo/documents-runs/$$run --resume || exit 1; done
 	$(BIN)/pycooldown report $(DOCUMENT_RUNS:%=demo/documents-runs/%) --figures demo/documents-report
 
-smoke: .venv/.installed  ## the demo with few steps
+smoke: .venv/.installed  ## the demo of ten languages with few steps
 	$(BIN)/python -m reproduction corpus demo/corpus --languages $(LANGUAGES)
 	$(BIN)/pycooldown pack demo/corpus demo/packed
 	rm -rf demo/smoke

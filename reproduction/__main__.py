@@ -1,14 +1,20 @@
-"""`python -m reproduction`: fetch the demo's corpus, test the papers' claims, study when cooling helps."""
+"""`python -m reproduction`: fetch the demo's corpus, train in regimes, test the papers' claims, write their page."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column, Table
 
 from pycooldown.cli import console, names, progress_bars, run
+
+if TYPE_CHECKING:
+    from reproduction.regimes import Place
+    from reproduction.translation import TrainedSystem
+
+SEEDS = 8
 
 app = typer.Typer(
     name="python -m reproduction",
@@ -55,56 +61,108 @@ def documents(
 
 @app.command()
 def reproduce(
-    claims: Annotated[list[str] | None, typer.Argument(help="R1 ... R15; all by default.", metavar="[ID]...")] = None,
-    data: Annotated[Path | None, typer.Option(help="Packed data with German and Romanian, for R4 to R11.")] = None,
-    folder: Annotated[Path, typer.Option(help="Folder for runs and results; finished ones are not run again.")] = Path(
+    claims: Annotated[list[str] | None, typer.Argument(help="R1 ... R4, R12 ... R15; all by default.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Packed data with German and Romanian, for R4.")] = None,
+    folder: Annotated[Path, typer.Option(help="Folder for trainings; finished ones are not run again.")] = Path(
         "reproduce"
     ),
-    seeds: Annotated[int, typer.Option(help="Paired seeds, at least 4.")] = 4,
-    workers: Annotated[int, typer.Option(help="Processes that train at a time.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Paired seeds, at least 4.")] = SEEDS,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train at a time.")] = 1,
+    results: Annotated[
+        Path | None, typer.Option(help="Folder for a CSV of each claim; FOLDER/results by default.")
+    ] = None,
     scale: Annotated[str, typer.Option(help="small runs; paper prints the papers' configurations.")] = "small",
 ) -> None:
-    """Test the papers' claims by rules that were fixed beforehand, and write a page of the outcome."""
-    from reproduction import reproduce as experiment
-    from reproduction.figures import draw_figures
+    """Measure the claims that need no regime (theorems, gradients, noisy domains) and judge them together."""
+    from reproduction.reproduce import CLAIMS, Result
+    from reproduction.reproduce import reproduce as measure
+    from reproduction.verdicts import decide
 
     if scale not in ("small", "paper"):
         raise ValueError(f"scale = {scale!r}; expected 'small' or 'paper'")
     if scale == "paper":
-        for name in claims or experiment.CLAIMS:
-            claim = experiment.CLAIMS[name]
-            console.print(f"{name} ({claim.item}): {claim.paper_scale}", soft_wrap=True, highlight=False)
+        for name in claims or CLAIMS:
+            console.print(f"{name} ({CLAIMS[name].item}): {CLAIMS[name].paper_scale}", soft_wrap=True, highlight=False)
         return
 
-    def show(result: experiment.Result) -> None:
-        claim = experiment.CLAIMS[result.claim]
-        console.print(f"{result.claim}: {result.outcome.verdict}: {claim.statement}", soft_wrap=True, highlight=False)
+    def show(result: Result) -> None:
+        console.print(f"{result.claim}: measured", highlight=False)
 
-    results = experiment.reproduce(folder, data=data, claims=claims or (), seeds=seeds, workers=workers, progress=show)
-    page, pictures = folder / "claims.md", draw_figures(folder, folder / "figures")
-    relative = {caption: f"figures/{path.name}" for caption, path in pictures.items()}
-    page.write_text(experiment.page(results, relative), encoding="utf-8")
-    for path in (page, *pictures.values()):
+    options = {"folder": folder, "data": data, "seeds": seeds, "workers": workers, "results": results}
+    found = measure(claims=claims or (), progress=show, **options)  # type: ignore[arg-type]
+    for result, (verdict, *_) in zip(found, decide([result.parts for result in found]), strict=True):
+        text = f"{result.claim}: {verdict}: {CLAIMS[result.claim].statement}"
+        console.print(text, soft_wrap=True, highlight=False)
+
+
+@app.command()
+def regimes(
+    data: Annotated[Path, typer.Argument(help="Packed data with German and Romanian.")],
+    folder: Annotated[Path, typer.Option(help="Folder for trainings; finished ones are not run again.")] = Path(
+        "regimes"
+    ),
+    regime: Annotated[
+        list[str] | None,
+        typer.Option(help="SKEW:PASSES[:STEPS], such as 100:130; those of the rules by default.", metavar="REGIME"),
+    ] = None,
+    claim: Annotated[
+        list[str] | None, typer.Option(help="Train only what these claims need: --claim R7 --claim R9.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Paired seeds.")] = SEEDS,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train at a time.")] = 1,
+    results: Annotated[
+        Path | None, typer.Option(help="Folder for a CSV of each regime; FOLDER/results by default.")
+    ] = None,
+) -> None:
+    """Train the systems of the papers in regimes of skew and exposure, and judge the claims in each by fixed rules."""
+    from reproduction.regimes import read_results, train_regimes
+    from reproduction.rules import REGIMES, parse_regime
+    from reproduction.verdicts import judge
+
+    chosen = [parse_regime(text, claim or ()) for text in regime] if regime else list(REGIMES)
+    if claim and not regime:
+        raise ValueError("--claim is for a regime of your own; give --regime SKEW:PASSES, such as --regime 100:130")
+    where = results or folder / "results"
+
+    def show(place: Place, training: TrainedSystem) -> None:
+        name = f"{place.regime.name}, seed {place.seed}, {place.system}"
+        console.print(f"{name}: {training.cpu_seconds:.0f} s of the processor", highlight=False, soft_wrap=True)
+
+    train_regimes(data, folder, chosen, seeds=range(seeds), workers=workers, results=where, progress=show)
+    for trained in chosen:
+        found, trainings = read_results(where / f"{trained.skew}-{trained.passes}.csv")
+        for judged in judge(trainings):
+            text = f"{found.name}: {judged.claim.name}: {judged.verdict}: {judged.claim.statement}"
+            console.print(text, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def demo(
+    runs: Annotated[Path, typer.Argument(help="Folder of `pycooldown sweep` over recipes/pair.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the pictures.")],
+) -> None:
+    """Draw what the demo trained: losses by step of the rare and of the frequent language."""
+    from reproduction.demo import save_pictures
+
+    for path in save_pictures(runs, out):
         console.print(f"wrote {path}", highlight=False)
 
 
 @app.command()
-def study(
-    data: Annotated[Path, typer.Argument(help="Packed data with German, Chinese and Romanian.")],
-    folder: Annotated[Path, typer.Option(help="Folder for runs and results; finished ones are not run again.")] = Path(
-        "study"
-    ),
-    seeds: Annotated[int, typer.Option(help="Paired seeds, at least 2; each takes 11 minutes of a core.")] = 4,
-    workers: Annotated[int, typer.Option(help="Processes that train at a time.")] = 1,
+def page(
+    out: Annotated[Path, typer.Argument(help="Folder for evidence.md and figures/.")] = Path("docs"),
+    results: Annotated[
+        Path | None,
+        typer.Option(help="Folder with regimes/*.csv and claims/*.csv; those of the repository by default."),
+    ] = None,
+    advice: Annotated[
+        Path | None, typer.Option(help="File for what `pycooldown plan` advises.", metavar="FILE")
+    ] = None,
 ) -> None:
-    """When does cooling help? Train schedules over the epochs of the rarest domain, and write a page of the outcome."""
-    from reproduction import cooling_page
-    from reproduction.cooling_study import study_cooling
+    """Write the page of evidence, its pictures and the advice from results; nothing is trained."""
+    from reproduction.evidence import read_evidence, save_page
 
-    with progress_bars() as progress:
-        evidence = study_cooling(data, folder, seeds=seeds, workers=workers, progress=progress)
-    console.print(cooling_page.conclusion(evidence), soft_wrap=True, highlight=False)
-    for path in cooling_page.save_page(evidence, folder):
+    for path in save_page(read_evidence(results), out, advice):
         console.print(f"wrote {path}", highlight=False)
 
 

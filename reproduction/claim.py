@@ -1,68 +1,48 @@
-"""Claims of papers, and the outcomes of testing them."""
+"""Claims of papers: what is measured of each, and the bounds that decide about it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-Verdict = Literal["reproduced", "not reproduced", "not testable here"]
+from pycooldown.mixture import Vector
+
+Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
 
 
 @dataclass(frozen=True)
-class Quantity:
-    """A measured number: the mean of ``count`` values (one for each seed) with their standard deviation.
+class ClaimPart:
+    """Something measured: one value for each seed, or a single exact one.
 
     Attributes:
-        mean: Mean of the values.
-        sd: Sample standard deviation of the values; 0 for a single exact number.
-        count: Number of values.
+        label: What is measured.
+        values: The values, (number of seeds,).
+        bound: What the mean must exceed for the claim to hold; ``None`` for a number that decides nothing.
     """
 
-    mean: float
-    sd: float = 0.0
-    count: int = 1
+    label: str
+    values: Vector
+    bound: float | None = 0.0
 
     @classmethod
-    def of(cls, values: npt.ArrayLike) -> Quantity:
-        """Return the quantity of one value for each seed; differences must be of paired seeds."""
-        x = np.asarray(values, dtype=np.float64)
-        return cls(float(x.mean()), float(x.std(ddof=1)) if x.size > 1 else 0.0, x.size)
+    def of(cls, label: str, values: npt.ArrayLike, bound: float | None = 0.0) -> ClaimPart:
+        """Return a part of a number or a sequence of numbers."""
+        return cls(label, np.atleast_1d(np.asarray(values, dtype=np.float64)), bound)
 
     @property
-    def standard_error(self) -> float:
-        """Standard error of the mean."""
-        return self.sd / math.sqrt(self.count)
-
-    @property
-    def is_positive(self) -> bool:
-        """Whether the mean is above 0 by more than two standard errors."""
-        return self.mean > 2 * self.standard_error
+    def mean(self) -> float:
+        """Mean of the values."""
+        return float(self.values.mean())
 
     def __str__(self) -> str:
-        return f"{self.mean:.4g} ± {self.sd:.2g}" if self.count > 1 else f"{self.mean:.4g}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a test of a claim found.
-
-    Attributes:
-        verdict: Verdict of the claim's rule.
-        measured: Measured numbers by name.
-        epochs: Passes through each domain, of each system that was trained.
-        note: What a reader must know beside the numbers.
-    """
-
-    verdict: Verdict
-    measured: Mapping[str, Quantity] = field(default_factory=dict)
-    epochs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    note: str = ""
+        if self.values.size == 1:
+            return f"{self.mean:.4g}"
+        return f"{self.mean:.4g} ± {self.values.std(ddof=1):.2g}"
 
 
 @dataclass(frozen=True)
@@ -72,7 +52,7 @@ class Bench:
     Attributes:
         folder: Folder in which it keeps its trainings.
         data: Folder of packed data, or ``None``.
-        seeds: Number of paired seeds, at least 4.
+        seeds: Number of paired seeds.
         workers: Number of processes.
     """
 
@@ -87,12 +67,13 @@ class Claim:
     """One claim, with the rule that decides it.
 
     Attributes:
-        name: R1 to R15.
+        name: R1 to R4, R12 to R15.
         item: Figure, table or theorem.
         statement: What the paper says.
-        rule: When it counts as reproduced; ``test`` implements this.
+        rule: What must hold, in words; ``test`` measures it.
         paper_scale: The paper's configuration, as far as it is known.
-        test: Run the scaled-down version.
+        test: Measure the parts.
+        note: What a reader must know beside the numbers.
         needs_text: Whether ``test`` needs ``Bench.data``.
     """
 
@@ -101,10 +82,6 @@ class Claim:
     statement: str
     rule: str
     paper_scale: str
-    test: Callable[[Bench], Outcome]
+    test: Callable[[Bench], Sequence[ClaimPart]]
+    note: str = ""
     needs_text: bool = False
-
-
-def verdict(holds: bool) -> Verdict:
-    """Return the verdict of a rule that could be applied."""
-    return "reproduced" if holds else "not reproduced"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 # To be raised with every change of code that changes outcomes, so that older ones are not taken for new.
-REVISION = 2
+REVISION = 3
 
 
 def read(path: Path, identity: Mapping[str, Any]) -> Any:
@@ -36,20 +36,18 @@ def read(path: Path, identity: Mapping[str, Any]) -> Any:
     )
 
 
-def read_if_same(path: Path, identity: Mapping[str, Any]) -> Any:
-    """Return the outcome in a file, or ``None`` if there is no file or it holds an outcome of another identity."""
-    if not path.exists():
-        return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return stored["outcome"] if _difference(stored, identity) is None else None
-
-
 def write(path: Path, identity: Mapping[str, Any], outcome: Any) -> None:
-    """Write an outcome; an interrupted process leaves no file that could be taken for a finished one."""
+    """Write an outcome."""
+    write_text(
+        path, json.dumps({"identity": _complete(identity), "versions": _versions(), "outcome": outcome}, indent=1)
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file; an interrupted process leaves none that could be taken for a finished one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"identity": _complete(identity), "versions": _versions(), "outcome": outcome}
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 

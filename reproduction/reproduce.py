@@ -1,41 +1,36 @@
-"""Test the claims of the papers and say which hold here.
-
-Every claim has a rule, fixed in code beside its test; a claim that fails its rule is reported as such.
-"""
+"""Measure the claims that need no regime: theorems, variance, DoReMi and noisy domains."""
 
 from __future__ import annotations
 
+import csv
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pycooldown.data.manifest import load_manifest
-from reproduction import claims_analytic, claims_noisy, claims_translation, claims_variance, kept
-from reproduction.claim import Bench, Claim, Outcome, Quantity
-from reproduction.texts import NUM_ROMANIAN
+import numpy as np
 
-CLAIMS: dict[str, Claim] = {
-    c.name: c
-    for c in (*claims_analytic.CLAIMS, *claims_variance.CLAIMS, *claims_translation.CLAIMS, *claims_noisy.CLAIMS)
-}
-NO_TEXT = Outcome("not testable here", note="needs packed data with German and Romanian: --data FOLDER")
+from reproduction import claims_analytic, claims_noisy, claims_variance, kept
+from reproduction.claim import Bench, Claim, ClaimPart
+
+CLAIMS: dict[str, Claim] = {c.name: c for c in (*claims_analytic.CLAIMS, *claims_variance.CLAIMS, *claims_noisy.CLAIMS)}
+RESULTS = Path(__file__).with_name("results") / "claims"
+_COLUMNS = ("claim", "quantity", "bound", "seed", "value", "cpu")
 
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of one claim.
+    """What was measured of one claim.
 
     Attributes:
         claim: Name of the claim.
-        outcome: What was found.
-        seconds: Wall-clock time of the test, without trainings that were there already.
+        parts: The measurements.
+        cpu_seconds: Time of the processor that it took in this process.
     """
 
     claim: str
-    outcome: Outcome
-    seconds: float
+    parts: Sequence[ClaimPart]
+    cpu_seconds: float
 
 
 def reproduce(
@@ -43,94 +38,68 @@ def reproduce(
     *,
     data: Path | None = None,
     claims: Sequence[str] = (),
-    seeds: int = 4,
+    seeds: int = 8,
     workers: int = 1,
+    results: Path | None = None,
     progress: Callable[[Result], None] | None = None,
 ) -> list[Result]:
-    """Test claims; a result that ``folder`` has of the same rule, seeds, data and setting is not computed again.
+    """Measure claims, and write a CSV of each.
 
     Args:
-        folder: Folder for trainings and results.
-        data: Packed data with German and Romanian, for R4 to R11.
-        claims: Names of claims; all by default.
-        seeds: Paired seeds of a comparison, at least 4.
+        folder: Folder that trainings are kept in.
+        data: Packed data with German and Romanian, for R4.
+        claims: Names of claims; by default all that need no data that are missing.
+        seeds: Paired seeds of R3, R4 and R12; R13 to R15 have their own numbers.
         workers: Processes that train at a time.
+        results: Folder of the CSV; ``folder / "results"`` by default.
         progress: Called with each result.
 
     Raises:
-        ValueError: If a name is unknown, ``seeds`` is too small, or ``folder`` has trainings that depend on other data
-            or another setting.
+        ValueError: If a name is unknown, ``seeds`` is too small, or R4 is asked for without data.
     """
     if unknown := [name for name in claims if name not in CLAIMS]:
         raise ValueError(f"claims contains {unknown[0]!r}; expected some of {', '.join(CLAIMS)}")
     if seeds < 4:
         raise ValueError(f"seeds = {seeds}; expected at least 4, for differences to have a spread")
-    bench = Bench(folder, data, seeds, workers)
-    results = []
+    if needing := [name for name in claims if CLAIMS[name].needs_text and data is None]:
+        raise ValueError(f"{needing[0]} needs packed data with German and Romanian: --data FOLDER")
+    found = []
     for claim in (CLAIMS[name] for name in (claims or CLAIMS)):
-        path = folder / f"{claim.name}.json"
-        identity: dict[str, object] = {"rule": claim.rule, "seeds": seeds}
-        if claim.needs_text:
-            setting = asdict(claims_translation.SETTING)
-            identity |= {"data": data and load_manifest(data).fingerprint, "setting": setting}
-        stored = kept.read_if_same(path, identity)
-        if stored is None:
-            start = time.perf_counter()
-            outcome = NO_TEXT if claim.needs_text and data is None else claim.test(bench)
-            result = Result(claim.name, outcome, round(time.perf_counter() - start, 1))
-            kept.write(path, identity, asdict(result))
-        else:
-            result = _result(stored)
-        results.append(result)
+        if claim.needs_text and data is None:
+            continue
+        start = time.process_time()
+        parts = claim.test(Bench(folder, data, seeds, workers))
+        found.append(Result(claim.name, parts, round(time.process_time() - start, 1)))
+        write_result(found[-1], (results or folder / "results") / f"{claim.name}.csv")
         if progress:
-            progress(result)
-    return results
+            progress(found[-1])
+    return found
 
 
-def page(results: Sequence[Result], pictures: Mapping[str, str] | None = None) -> str:
-    """Write a page in Markdown: verdicts first, then each claim with its rule, numbers and exposure.
-
-    Args:
-        results: Results of `reproduce`.
-        pictures: Paths of images, relative to the page, by caption.
-    """
-    lines = [
-        "# The papers' claims, tested",
-        "",
-        "Generated by `python -m reproduction reproduce`. Scaled down to minutes on a CPU; the rules were "
-        "fixed before the runs.",
-        "R4 to R11 train a Transformer of two layers for 400 steps of 32 samples on English-German, and",
-        f"English-Romanian cut to {NUM_ROMANIAN} pairs. Losses are nats a token on unseen pairs, far from convergence",
-        "after so few steps: they say what happens early in training, at the epochs printed beside them. Seconds are",
-        "wall clock, whatever else the machine did, and leave out trainings that an earlier claim had done. See also",
-        "[when cooling helps](cooldown.md).",
-        "",
-        "| | item | claim | verdict | seconds |",
-        "|---|---|---|---|---|",
-    ]
-    for r in results:
-        c = CLAIMS[r.claim]
-        lines.append(f"| {c.name} | {c.item} | {c.statement} | **{r.outcome.verdict}** | {r.seconds:.0f} |")
-    for caption, picture in (pictures or {}).items():
-        lines += ["", f"{caption}:", "", f"![{caption}]({picture})"]
-    for r in results:
-        c = CLAIMS[r.claim]
-        lines += ["", f"## {c.name}: {c.item}", "", f"{c.statement}.", "", f"*Rule:* {c.rule}.", ""]
-        lines += [f"*Verdict:* **{r.outcome.verdict}**.", "", f"*In the paper:* {c.paper_scale}.", ""]
-        if r.outcome.note:
-            lines += [r.outcome.note, ""]
-        if r.outcome.measured:
-            lines += ["| measured | mean ± sd |", "|---|---|"]
-            lines += [f"| {name} | {value} |" for name, value in r.outcome.measured.items()]
-        if r.outcome.epochs:
-            domains = list(next(iter(r.outcome.epochs.values())))
-            lines += ["", f"| epochs | {' | '.join(domains)} |", "|---" * (len(domains) + 1) + "|"]
-            for system, epochs in r.outcome.epochs.items():
-                lines.append(f"| {system} | " + " | ".join(f"{epochs[d]:.2f}" for d in domains) + " |")
-    return "\n".join(lines) + "\n"
+def write_result(result: Result, path: Path) -> None:
+    """Write a row for each value of each quantity."""
+    lines = [",".join(_COLUMNS)]
+    for part in result.parts:
+        bound = "" if part.bound is None else f"{part.bound:.9g}"
+        for seed, value in enumerate(part.values.tolist()):
+            quantity = '"' + part.label.replace('"', '""') + '"'
+            lines.append(f"{result.claim},{quantity},{bound},{seed},{value:.9g},{result.cpu_seconds:g}")
+    kept.write_text(path, "\n".join(lines) + "\n")
 
 
-def _result(stored: dict[str, Any]) -> Result:
-    outcome = stored["outcome"]
-    outcome["measured"] = {name: Quantity(**q) for name, q in outcome["measured"].items()}
-    return Result(stored["claim"], Outcome(**outcome), stored["seconds"])
+def read_results(folder: Path = RESULTS) -> Mapping[str, Result]:
+    """Read what `write_result` wrote, in the order of the claims."""
+    found = {}
+    for name in CLAIMS:
+        if (path := folder / f"{name}.csv").exists():
+            with open(path, encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            values: dict[tuple[str, str], list[float]] = {}
+            for row in rows:
+                values.setdefault((row["quantity"], row["bound"]), []).append(float(row["value"]))
+            parts = [
+                ClaimPart(label, np.array(found_values), float(bound) if bound else None)
+                for (label, bound), found_values in values.items()
+            ]
+            found[name] = Result(name, parts, float(rows[0]["cpu"]))
+    return found

@@ -1,7 +1,6 @@
 """Translations from packed data, as samples of the small Transformer.
 
-English-{German, Romanian}: German as it is, Romanian cut to ``NUM_ROMANIAN`` pairs, as skewed as English-Romanian is
-among the pairs of Li et al. (NAACL 2025).
+English to German, frequent, and to Romanian, rare: both cut to the sizes of a regime.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ import numpy as np
 from pycooldown.data import TarDataset
 from pycooldown.data.manifest import load_manifest
 from reproduction import kept
-from reproduction.model import MAX_LENGTH, Pair
+from reproduction.model import Pair
 
-HIGH, LOW = "de", "ro"
-NUM_ROMANIAN = 240
-VALIDATION = 300  # pairs of each language
+FREQUENT, RARE = "de", "ro"
+VALIDATION = 150  # pairs of each language
+SAMPLE_LENGTH = 32  # tokens of a sample, at most half of them English
 
 Sizes = dict[str, int]
 
@@ -55,22 +54,29 @@ class Texts:
         return kept.digest(parts())
 
 
-@cache
-def read_texts(folder: Path) -> Texts:
-    """Read packed data that hold both languages, once in a process.
+def choose_texts(folder: Path, sizes: Sizes, seed: int) -> Texts:
+    """Choose training pairs at random by ``seed``; the validation pairs are the same for all seeds.
 
     Raises:
-        ValueError: If a language is missing.
+        ValueError: If the data in ``folder`` have fewer pairs, or lack a language.
     """
-    high, low = (read_samples(folder, domain, "train") for domain in (HIGH, LOW))
-    low = spread(low, NUM_ROMANIAN)
-    validation = {d: spread(read_samples(folder, d, "validation"), VALIDATION) for d in (HIGH, LOW)}
-    vocabulary_size = load_manifest(folder).tokenizer.vocabulary_size
-    return Texts([*high, *low], {HIGH: len(high), LOW: len(low)}, validation, vocabulary_size)
+    rng = np.random.default_rng(seed)
+    train: list[Pair] = []
+    for domain, size in sizes.items():
+        samples = read_samples(folder, domain, "train")
+        if len(samples) < size:
+            raise ValueError(
+                f"{folder} has {len(samples):,} training pairs of {domain!r}; this regime needs {size:,}: expected a "
+                "lower skew, more passes, or fewer steps"
+            )
+        train += [samples[i] for i in rng.permutation(len(samples))[:size]]
+    validation = {d: spread(read_samples(folder, d, "validation"), VALIDATION) for d in sizes}
+    return Texts(train, dict(sizes), validation, load_manifest(folder).tokenizer.vocabulary_size)
 
 
-def read_samples(folder: Path, domain: str, split: str, max_length: int = MAX_LENGTH) -> list[Pair]:
-    """Read the samples of one language, cut to ``max_length`` tokens of which at most half are English.
+@cache
+def read_samples(folder: Path, domain: str, split: str) -> list[Pair]:
+    """Read the samples of one language, cut to ``SAMPLE_LENGTH`` tokens, once in a process.
 
     Raises:
         ValueError: If the packed data in ``folder`` do not have the language.
@@ -84,9 +90,9 @@ def read_samples(folder: Path, domain: str, split: str, max_length: int = MAX_LE
         source, target = (
             np.load(io.BytesIO(packed[f"{side}.npy"]), allow_pickle=False).astype(np.int64) for side in ("src", "tgt")
         )
-        source = source[: max_length // 2]
+        source = source[: SAMPLE_LENGTH // 2]
         # The start token of the target is left out: the end token of the source takes its place.
-        samples.append((np.concatenate([source, target[1:]])[:max_length], len(source)))
+        samples.append((np.concatenate([source, target[1:]])[:SAMPLE_LENGTH], len(source)))
     return samples
 
 

@@ -7,21 +7,27 @@ mean over the tokens of its translations, and a validation loss is the mean over
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PrinterCallback, TrainingArguments
 
 from pycooldown import Mixture, schedules
 from pycooldown.huggingface import MixtureTrainer
+from pycooldown.huggingface.callbacks import ResetAtStep
 from pycooldown.sampling import AllocationName
 from pycooldown.schedules import Schedule
 from reproduction import kept
 from reproduction.model import Decoder, DecoderConfig, Pair, collate
-from reproduction.texts import HIGH, Sizes, Texts
+from reproduction.texts import FREQUENT, Sizes, Texts
+
+ORDER_MATTERS = "order matters"
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,8 @@ class Setting:
             raise ValueError(f"evaluations = {self.evaluations}; expected a divisor of steps = {self.steps}")
 
 
-def systems(steps: int, batch_size: int, max_epochs: float = 10) -> dict[str, Callable[[Sizes], Schedule]]:
-    """Return the systems of the papers' tables, by name.
+def systems(steps: int, batch_size: int, max_epochs: float) -> dict[str, Callable[[Sizes], Schedule]]:
+    """Return the systems of the papers' tables, and "averaged": the passes of Cooldown without its order, by name.
 
     Args:
         steps: Steps of a training; schedules with a switch have it at half of them.
@@ -60,12 +66,18 @@ def systems(steps: int, batch_size: int, max_epochs: float = 10) -> dict[str, Ca
         max_epochs: UniMax's cap.
     """
     half = steps // 2
+    unimax = partial(schedules.unimax, budget=steps * batch_size, max_epochs=max_epochs)
 
     def temperature(tau: float) -> Callable[[Sizes], Schedule]:
         return lambda sizes: schedules.constant(Mixture.temperature_sampling(sizes, tau))
 
     def scalarization(tau: float) -> Callable[[Sizes], Schedule]:
         return lambda sizes: schedules.constant(Mixture.scalarization(sizes, tau))
+
+    def averaged(sizes: Sizes) -> Schedule:
+        proportional = Mixture.proportional(sizes)
+        warm = half / steps * Mixture.temperature_sampling(sizes, 5).sampling
+        return schedules.constant(proportional.reweighted(warm + (1 - half / steps) * proportional.sampling))
 
     return {
         "temperature 1": temperature(1),
@@ -76,9 +88,17 @@ def systems(steps: int, batch_size: int, max_epochs: float = 10) -> dict[str, Ca
         "cooldown": lambda sizes: schedules.cooldown(sizes, tau=5, final_tau=1, switch_step=half),
         "increase": lambda sizes: schedules.cooldown(sizes, tau=1, final_tau=5, switch_step=half),
         "linear": lambda sizes: schedules.anneal(sizes, tau=5, final_tau=1, num_steps=steps),
-        "unimax": lambda sizes: schedules.unimax(sizes, budget=steps * batch_size, max_epochs=max_epochs),
-        "order matters": lambda sizes: schedules.order_matters(sizes, high_resource=[HIGH], switch_step=half, tau=5),
+        "exponential": lambda sizes: schedules.anneal(sizes, tau=5, final_tau=1, num_steps=steps, shape="exponential"),
+        "averaged": averaged,
+        "unimax": unimax,
+        "unimax front-loaded": partial(unimax, mode="frontload", num_steps=steps),
+        ORDER_MATTERS: lambda sizes: schedules.order_matters(sizes, high_resource=[FREQUENT], switch_step=half, tau=5),
     }
+
+
+def restart(system: str, steps: int) -> ResetAtStep | None:
+    """Return what starts optimizer and learning rate again at the switch, for the system that does so."""
+    return ResetAtStep(steps // 2, optimizer=True, learning_rate=True) if system == ORDER_MATTERS else None
 
 
 @dataclass(frozen=True)
@@ -91,6 +111,7 @@ class TrainedSystem:
         steps: Steps after which validation losses were taken, the last one at the end.
         losses: Validation loss of each domain at these steps, in nats a token.
         epochs: Passes through each domain at the end.
+        cpu_seconds: Time of the processor that the training took, with its evaluations.
     """
 
     system: str
@@ -98,6 +119,7 @@ class TrainedSystem:
     steps: list[int]
     losses: dict[str, list[float]]
     epochs: dict[str, float]
+    cpu_seconds: float = 0.0
 
     def final(self, domain: str) -> float:
         """Return the last validation loss of a domain."""
@@ -153,57 +175,82 @@ def _by_length(samples: list[Pair]) -> list[Pair]:
     return sorted(samples, key=lambda sample: len(sample[0]))
 
 
-def train_system(
-    texts: Texts,
-    system: str,
-    seed: int,
-    folder: Path,
-    setting: Setting,
-    *,
-    allocation: AllocationName = "multinomial",
-    max_epochs: float = 10,
-    keep_weights: bool = False,
-) -> TrainedSystem:
-    """Train one system, unless ``folder`` has its training.
+class TrainingJob(NamedTuple):
+    """All that a training depends on.
 
-    Args:
+    Attributes:
         texts: Training and validation samples.
         system: One of `systems`.
         seed: Seed of initialization and data order.
-        folder: Folder that trainings are kept in.
         setting: What the trainings of a comparison share.
-        allocation: How slots of a batch are allocated to domains; see `pycooldown.DomainBatchSampler`.
         max_epochs: UniMax's cap.
-        keep_weights: Whether to keep the weights for `trained_model`.
-
-    Raises:
-        ValueError: If ``folder`` has a training of this name that depends on other data or another setting.
+        allocation: How slots of a batch are allocated to domains; see `pycooldown.DomainBatchSampler`.
     """
-    path = folder / f"{system.replace(' ', '-')}-{allocation}-{seed}.json"
-    schedule = systems(setting.steps, setting.batch_size, max_epochs)[system](texts.sizes)
-    identity = {
-        "system": system,
-        "seed": seed,
-        "setting": asdict(setting),
-        "schedule": schedule.describe(),
-        "sizes": texts.sizes,
-        "allocation": allocation,
-        "data": texts.fingerprint,
-    }
+
+    texts: Texts
+    system: str
+    seed: int
+    setting: Setting
+    max_epochs: float = 10
+    allocation: AllocationName = "multinomial"
+
+    @property
+    def schedule(self) -> Schedule:
+        """The system's mixtures by step."""
+        return systems(self.setting.steps, self.setting.batch_size, self.max_epochs)[self.system](self.texts.sizes)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this training from all others."""
+        return {
+            "system": self.system,
+            "seed": self.seed,
+            "setting": asdict(self.setting),
+            "schedule": self.schedule.describe(),
+            "restart": restart(self.system, self.setting.steps) is not None,
+            "sizes": self.texts.sizes,
+            "allocation": self.allocation,
+            "data": self.texts.fingerprint,
+        }
+
+    def path(self, folder: Path) -> Path:
+        """Return the file of the training: another one for another identity."""
+        return folder / f"{self.system.replace(' ', '-')}-{self.seed}-{identity_digest(self.identity)}.json"
+
+
+def identity_digest(identity: Mapping[str, Any]) -> str:
+    """Return a hash of everything in an identity and of the code's revision."""
+    return kept.digest([json.dumps({**identity, "revision": kept.REVISION}, sort_keys=True).encode()])
+
+
+def train_system(job: TrainingJob, folder: Path, *, keep_weights: bool = False) -> TrainedSystem:
+    """Train one system, unless ``folder`` has this very training.
+
+    Args:
+        job: The training.
+        folder: Folder that trainings are kept in.
+        keep_weights: Whether to keep the weights for `trained_model`.
+    """
+    path, identity = job.path(folder), job.identity
     weights = path.with_suffix(".model")
     found = kept.read(path, identity)
     if found is not None and (weights.exists() or not keep_weights):
         return TrainedSystem(**found)
-    trainer = build_trainer(texts, schedule, seed, setting, allocation)
+    trainer = build_trainer(job.texts, job.schedule, job.seed, job.setting, job.allocation)
+    if (callback := restart(job.system, job.setting.steps)) is not None:
+        trainer.add_callback(callback)
+    start = time.process_time()
     trainer.train()
+    seconds = time.process_time() - start
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    exposure = trainer.sampler.exposure(setting.steps)
+    exposure = trainer.sampler.exposure(job.setting.steps)
     training = TrainedSystem(
-        system,
-        seed,
+        job.system,
+        job.seed,
         [entry["step"] for entry in evaluations],
-        {domain: [entry[f"eval_loss/{domain}"] for entry in evaluations] for domain in texts.sizes},
+        {domain: [entry[f"eval_loss/{domain}"] for entry in evaluations] for domain in job.texts.sizes},
         dict(zip(exposure.domains, exposure.epochs.tolist(), strict=True)),
+        round(seconds, 2),
     )
     if keep_weights:
         trainer.model.save_pretrained(weights)
@@ -211,13 +258,7 @@ def train_system(
     return training
 
 
-def trained_model(system: str, seed: int, folder: Path) -> Decoder:
+def trained_model(job: TrainingJob, folder: Path) -> Decoder:
     """Return the model whose weights `train_system` kept."""
-    model: Decoder = Decoder.from_pretrained(folder / f"{system.replace(' ', '-')}-multinomial-{seed}.model")
+    model: Decoder = Decoder.from_pretrained(job.path(folder).with_suffix(".model"))
     return model
-
-
-def kept_trainings(folder: Path, system: str) -> list[TrainedSystem]:
-    """Return the trainings of a system, with multinomial batches, that a folder has."""
-    paths = sorted(folder.glob(f"{system.replace(' ', '-')}-multinomial-*.json"))
-    return [TrainedSystem(**json.loads(path.read_text(encoding="utf-8"))["outcome"]) for path in paths]

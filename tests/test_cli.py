@@ -193,7 +193,7 @@ def test_plan_shows_each_stage(recipe):
     assert "steps 0 to 29: tau = 5, F = 1.000" in result.output
     assert "steps 30 to 59: tau = 1, F = 1.000" in result.output
     assert "At tau = 5 the rarest domain, cc, would be passed through" in result.output
-    assert "docs/cooldown.md" in result.output
+    assert "docs/evidence.md" in result.output
     assert all(domain in result.output for domain in SIZES)
 
 
@@ -260,10 +260,10 @@ def test_names_are_shown_as_text():
 
 
 def test_former_names_of_commands(tmp_path, recipe):
-    for name in ("corpus", "reproduce", "study"):
+    for name, place in (("corpus", "corpus"), ("reproduce", "reproduce"), ("study", "regimes")):
         result = invoke(name, "x", "--seeds", "3")
         assert result.returncode == 1
-        assert f"is now `python -m reproduction {name}`" in result.stderr
+        assert f"is now `python -m reproduction {place}`" in result.stderr
     result = invoke("compare", recipe, "--seeds", "x")
     assert "`pycooldown compare` is now `pycooldown sweep`" in result.stderr
     assert "--seeds has 'x'" in result.stderr

@@ -17,15 +17,18 @@ def compare(recipes: Recipes, output: Output = Path("comparison"), seeds: Seeds 
     run_and_print(recipes, output, seeds, 1, override)
 
 
+_PLACES = {"corpus": "corpus", "reproduce": "reproduce", "study": "regimes"}  # in `python -m reproduction`
+
+
 def _moved(context: typer.Context) -> None:
-    name = context.info_name
+    name = str(context.info_name)
     raise ValueError(
-        f"`pycooldown {name}` is now `python -m reproduction {name}`, with the same arguments, in a clone of the "
-        "repository: it is no longer part of the installed package"
+        f"`pycooldown {name}` is now `python -m reproduction {_PLACES[name]}` in a clone of the repository: it is no "
+        "longer part of the installed package"
     )
 
 
-for _name in ("corpus", "reproduce", "study"):
+for _name in _PLACES:
     app.command(
         _name,
         hidden=True,

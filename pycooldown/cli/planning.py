@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from pycooldown.cli._app import app, console, right, split_arguments
+from pycooldown.cli._app import RecipeFile, app, console, right, split_arguments
 from pycooldown.recipes.sizes import Unit
 
 if TYPE_CHECKING:
@@ -82,6 +82,30 @@ def plan(
     console.print(advice, soft_wrap=True)
     if html is not None:
         console.print(f"The page: {html}", soft_wrap=True)
+
+
+@app.command()
+def proxy(
+    recipe: RecipeFile,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the proxy.")],
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of its step, if not the recipe's.")] = None,
+    output: Annotated[Path, typer.Option(help="File for the proxy's recipe.", metavar="FILE")] = Path("proxy.yaml"),
+) -> None:
+    """Write the recipe of a shorter run that passes through each domain as often as the whole one.
+
+    Its data are cut by its share of the draws, so that what repetition does to a mixture shows in the proxy, too.
+    """
+    from pycooldown._files import write_atomically
+    from pycooldown.recipes.proxy import proxy_recipe, proxy_sizes, proxy_text
+
+    whole, small = proxy_recipe(recipe, steps, batch_size)
+    share = small.training.steps * small.training.batch_size / (whole.training.steps * whole.training.batch_size)
+    table = Table("domain", right("size"), right("of the proxy"), title=f"share of the data: {share:.4g}")
+    for domain, (size, cut) in proxy_sizes(whole, small).items():
+        table.add_row(domain, f"{size:,}", f"{cut:,}")
+    console.print(table)
+    write_atomically(output, proxy_text(small))
+    console.print(f"wrote {output}")
 
 
 @app.command()

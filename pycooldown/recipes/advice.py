@@ -1,4 +1,4 @@
-"""Advice on cooling from the outcomes of a study at several exposures and skews."""
+"""Advice on a mixture from trainings at several exposures and skews, and none beyond their range."""
 
 from __future__ import annotations
 
@@ -13,21 +13,40 @@ import numpy as np
 from pycooldown.mixture import temperature
 
 STORED = Path(__file__).with_name("advice.json")
+# How far a setting may lie from a regime that was tried, as factors of passes and of skew. The rarest domain's share at
+# tau = 5 goes with the fifth root of the skew.
+NEAR_PASSES, NEAR_SKEW = 2.0, 3.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of the study in one setting.
+    """The outcome in one regime.
 
     Attributes:
-        exposure: Epochs of the rarest domain at tau = 5.
+        passes: Passes over the rarest domain at tau = 5.
         skew: Size of the largest domain over that of the rarest.
-        outcome: What cooling did there, in a sentence.
+        losses: Validation loss of each system: the mean over domains and seeds, in nats a token.
+        outcome: What was found there, in a sentence.
     """
 
-    exposure: float
+    passes: float
     skew: float
+    losses: Mapping[str, float]
     outcome: str
+
+    @property
+    def best(self) -> str:
+        """The system with the lowest loss."""
+        return min(self.losses, key=lambda system: self.losses[system])
+
+    def distance(self, passes: float, skew: float) -> float:
+        """Return how far a setting is from the regime, in logarithms of passes and of the fifth root of the skew."""
+        return math.hypot(math.log(self.passes / passes), math.log(self.skew / skew) / 5)
+
+    def is_near(self, passes: float, skew: float) -> bool:
+        """Return whether the regime can stand for a setting."""
+        ratios = ((self.passes / passes, NEAR_PASSES), (self.skew / skew, NEAR_SKEW))
+        return all(1 / factor <= ratio <= factor for ratio, factor in ratios)
 
 
 def load(path: Path = STORED) -> list[Finding]:
@@ -41,25 +60,13 @@ def save(findings: Sequence[Finding], path: Path) -> None:
     path.write_text(rows + "\n", encoding="utf-8")
 
 
-def nearest(findings: Sequence[Finding], exposure: float, skew: float) -> Finding | None:
-    """Return the finding that stands for a setting, or ``None`` outside the study's range.
-
-    The range of exposures ends with the study's. The rarest domain's share at tau = 5 goes with the fifth root of the
-    skew, so a skew stands for others up to twice as far.
-    """
-    exposures, skews = [f.exposure for f in findings], [f.skew for f in findings]
-    near = min(skews) / 2 <= skew <= 2 * max(skews)
-    if not (near and round(min(exposures)) <= exposure <= round(max(exposures))):
-        return None
-
-    def distance(finding: Finding) -> float:
-        return math.hypot(math.log(finding.exposure / exposure), math.log(finding.skew / skew) / 5)
-
-    return min(findings, key=distance)
+def nearest(findings: Sequence[Finding], passes: float, skew: float) -> Finding:
+    """Return the finding of the nearest regime, however far it is."""
+    return min(findings, key=lambda finding: finding.distance(passes, skew))
 
 
 def advise(sizes: Mapping[str, int], num_samples: int, findings: Sequence[Finding] | None = None) -> str:
-    """Say what the study found about cooling for domains like these.
+    """Say what was found for domains like these.
 
     Args:
         sizes: Training samples of each domain.
@@ -69,18 +76,21 @@ def advise(sizes: Mapping[str, int], num_samples: int, findings: Sequence[Findin
     findings = load() if findings is None else findings
     counts = np.array(list(sizes.values()), dtype=np.float64)
     i = int(counts.argmin())
-    exposure = float(temperature(counts, 5)[i] * num_samples / counts[i])
+    passes = float(temperature(counts, 5)[i] * num_samples / counts[i])
     skew = float(counts.max() / counts[i])
     found = (
-        f"At tau = 5 the rarest domain, {list(sizes)[i]}, would be passed through {exposure:.3g} times (sizes up to "
+        f"At tau = 5 the rarest domain, {list(sizes)[i]}, would be passed through {passes:.3g} times (sizes up to "
         f"{skew:.3g}:1). "
     )
-    exposures, skews = [f.exposure for f in findings], [f.skew for f in findings]
-    study = (
-        f"our study (docs/cooldown.md: {min(exposures):.0f} to {max(exposures):.0f} epochs, skews "
-        f"{min(skews):g} and {max(skews):g}, small models)"
+    near = [finding for finding in findings if finding.is_near(passes, skew)]
+    if not near:
+        tried = ", ".join(f"{f.passes:.0f} passes at {f.skew:g}:1" for f in sorted(findings, key=lambda f: f.passes))
+        return (
+            f"{found}That is outside our evidence (docs/evidence.md: {tried}; small models, two languages): no advice. "
+            "Try a few methods with `pycooldown sweep`."
+        )
+    finding = nearest(near, passes, skew)
+    return (
+        f"{found}The nearest of our trials (docs/evidence.md; small models, two languages) has {finding.passes:.0f} "
+        f"passes at {finding.skew:g}:1: {finding.outcome}"
     )
-    finding = nearest(findings, exposure, skew)
-    if finding is None:
-        return f"{found}That is outside of {study}: no advice."
-    return f"{found}Nearest in {study} is {finding.exposure:.0f} epochs at {finding.skew:g}:1: {finding.outcome}"

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pycooldown._files import read_bounded
-from pycooldown.data.manifest import load_manifest
+from pycooldown.data.manifest import Tokenizer, load_manifest
 from pycooldown.data.publish import MAX_MANIFEST
 from pycooldown.data.token_shards import FORMAT as TOKENS
 from pycooldown.recipes.documents import fingerprint, open_tokens
-from pycooldown.recipes.schema import Data
+from pycooldown.recipes.schema import Data, Shares
 
 if TYPE_CHECKING:
     from pycooldown.huggingface.batches import Collator, Samples
@@ -43,6 +43,7 @@ class Corpus(ABC):
         sizes: Training sequences by domain, in the order that a run lays them out.
         length: Most tokens of a sequence.
         token_ids: Of the tokenizer.
+        tokenizer: What turns ids back into text, of packed pairs.
     """
 
     data: Data
@@ -50,6 +51,7 @@ class Corpus(ABC):
     sizes: dict[str, int]
     length: int
     token_ids: TokenIds
+    tokenizer: Tokenizer | None = None
 
     @abstractmethod
     def train(self) -> Any:
@@ -89,7 +91,7 @@ class Pairs(Corpus):
         self.data = replace(data, max_length=self.length)
         self.fingerprint = self._manifest.fingerprint
         self.sizes = _chosen(data, self._manifest.sizes("train"))
-        tokenizer = self.tokenizer
+        tokenizer = self._manifest.tokenizer
         self.token_ids = TokenIds(tokenizer.vocabulary_size, tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id)
 
     def train(self) -> Any:
@@ -100,7 +102,7 @@ class Pairs(Corpus):
         """Return what cuts and pads pairs, or for a language model their targets."""
         from pycooldown.huggingface.batches import PackedPairs, PackedText
 
-        return PackedPairs(self.length, self.tokenizer.pad_id) if translates else PackedText(self.length)
+        return PackedPairs(self.length, self._manifest.tokenizer.pad_id) if translates else PackedText(self.length)
 
     def _validation_parts(self, domains: Iterable[str]) -> dict[str, Any]:
         return {domain: self._manifest.dataset("validation", [domain]) for domain in domains}
@@ -149,6 +151,51 @@ class Tokens(Corpus):
         return {domain: self._validation[domain] for domain in domains if domain in self._validation}
 
 
+class Cut(Corpus):
+    """A share of the training sequences of another corpus, spread evenly over each domain."""
+
+    def __init__(self, whole: Corpus, share: Shares) -> None:
+        self._whole, self.data, self.fingerprint = whole, whole.data, whole.fingerprint
+        self.length, self.token_ids, self.tokenizer = whole.length, whole.token_ids, whole.tokenizer
+        self.sizes = cut_sizes(whole.sizes, share)
+
+    def train(self) -> Any:
+        """Return a subset."""
+        from torch.utils.data import Subset
+
+        chosen: list[int] = []
+        begin = 0
+        for size, count in zip(self._whole.sizes.values(), self.sizes.values(), strict=True):
+            chosen += (begin + np.arange(count) * size // count).tolist()
+            begin += size
+        return Subset(self._whole.train(), chosen)
+
+    def collator(self, *, translates: bool) -> Collator:
+        """Return that of the whole corpus."""
+        return self._whole.collator(translates=translates)
+
+    def _validation_parts(self, domains: Iterable[str]) -> dict[str, Any]:
+        return self._whole._validation_parts(domains)
+
+
+def cut_sizes(sizes: Mapping[str, int], share: Shares) -> dict[str, int]:
+    """Return a share of each size, rounded.
+
+    Raises:
+        ValueError: If a domain is unknown, or nothing is left of one.
+    """
+    shares = share if isinstance(share, dict) else dict.fromkeys(sizes, share)
+    if unknown := sorted(set(shares) - set(sizes)):
+        raise ValueError(f"data.share has {unknown[0]!r}; expected some of {', '.join(sizes)}")
+    cut = {domain: round(size * shares.get(domain, 1.0)) for domain, size in sizes.items()}
+    if empty := [domain for domain, size in cut.items() if size < 1]:
+        raise ValueError(
+            f"data.share = {shares[empty[0]]:.4g} leaves nothing of the {sizes[empty[0]]} sequences of {empty[0]!r}; "
+            f"expected at least {1 / sizes[empty[0]]:.4g}"
+        )
+    return cut
+
+
 def open_corpus(data: Data) -> Corpus:
     """Open what a recipe's section ``data`` names.
 
@@ -156,7 +203,8 @@ def open_corpus(data: Data) -> Corpus:
         FileNotFoundError: If it is not there.
         ValueError: If it is damaged, lacks a domain, or does not take an option that is given.
     """
-    return Tokens(data) if data.path is None or _is_of_tokens(Path(data.path)) else Pairs(data)
+    whole = Tokens(data) if data.path is None or _is_of_tokens(Path(data.path)) else Pairs(data)
+    return whole if data.share == 1 else Cut(whole, data.share)
 
 
 def _is_of_tokens(folder: Path) -> bool:

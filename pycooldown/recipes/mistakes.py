@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -85,7 +85,7 @@ def _sentence(details: ErrorDetails, values: dict[str, Any]) -> str:
         return f"{where} is {shown(given)}; expected one of {choices}{near}"
     if kind in ("missing", "too_long"):  # in a list of a fixed length
         place = location[:-1] if kind == "missing" else location
-        length = len(get_args(_hint(place, values)))
+        length = len(get_args(_list_in(_hint(place, values))))
         return f"{_where(place)} is {shown(given)}; expected a list of {length} values"
     expected = _EXPECTED[kind].format(**context) if kind in _EXPECTED else details["msg"]
     hint = ""
@@ -113,7 +113,10 @@ def _section(location: Sequence[str | int], values: dict[str, Any]) -> Any:
         return model_kind(values.get("model"))
     if location == ("mixture", "proxy_model"):
         return model_kind(values["mixture"]["proxy_model"])
-    hint = get_type_hints(Recipe).get(str(location[0])) if len(location) == 1 else None
+    if len(location) == 1:
+        hint = get_type_hints(Recipe).get(str(location[0]))
+    else:
+        hint = _hint(location, values) if location[0] == "mixture" else None
     return next((part for part in (hint, *get_args(hint)) if dataclasses.is_dataclass(part)), None)
 
 
@@ -124,6 +127,11 @@ def _hint(location: Sequence[str | int], values: dict[str, Any]) -> Any:
         inner = get_args(hint)
         hint = inner[0] if inner[-1] is Ellipsis else inner[int(place)]
     return hint
+
+
+def _list_in(hint: Any) -> Any:
+    """Return the list among the alternatives of an annotation, or the annotation if it has none."""
+    return next((part for part in get_args(hint) if get_origin(part) is tuple), hint)
 
 
 def _names(section: Any) -> list[str]:

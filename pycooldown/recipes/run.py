@@ -25,7 +25,7 @@ from pycooldown.huggingface.callbacks import MetricsFile, MixtureProgress, Progr
 from pycooldown.huggingface.checkpoints import complete_checkpoint, discard_incomplete, valid_json
 from pycooldown.huggingface.trainer_logs import LOGGED_DOMAINS
 from pycooldown.recipes.build import RecipeTrainer, assemble
-from pycooldown.recipes.corpus import Corpus, Pairs, open_corpus
+from pycooldown.recipes.corpus import Corpus, open_corpus
 from pycooldown.recipes.history import METRICS, RECIPE, SUMMARY, TRANSLATIONS, Run
 from pycooldown.recipes.live import LiveTable
 from pycooldown.recipes.methods import MethodOptions
@@ -201,7 +201,7 @@ def _translations(trainer: RecipeTrainer, corpus: Corpus, recipe: Recipe) -> lis
         return []
     args = trainer.args
     mine = trainer.domains[args.process_index :: args.world_size]
-    assert isinstance(corpus, Pairs)  # as nothing else is for an encoder-decoder
+    assert corpus.tokenizer is not None  # packed pairs: nothing else is for an encoder-decoder
     pairs = corpus.validation(recipe.decoding.samples, mine)
     model = trainer.accelerator.unwrap_model(trainer.model)
     found: list[Translation] = gather_object(translate(model, pairs, corpus.tokenizer, corpus.length, recipe.decoding))

@@ -18,6 +18,7 @@ from pycooldown.recipes.fields import (
     Flag,
     Natural,
     Number,
+    Portion,
     Seed,
     Share,
     Steps,
@@ -27,6 +28,14 @@ from pycooldown.recipes.learning_rate import Decay
 from pycooldown.recipes.methods import MethodOptions, method_schemas, read_method
 from pycooldown.recipes.model_section import AnyModel, FolderModel, Model, read_model
 from pycooldown.sampling.sampler import AllocationName
+
+Shares = Portion | dict[Text, Portion]
+
+
+def _read_shares(value: Any) -> Shares:
+    kind: Any = dict[Text, Portion] if isinstance(value, dict) else Portion
+    read: Shares = TypeAdapter(kind).validate_python(value)
+    return read
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -45,6 +54,9 @@ class Data:
     """Number of token ids of `sources`."""
     domains: tuple[Text, ...] | None = None
     """The domains to train on; all that the data have by default."""
+    share: Annotated[Shares, PlainValidator(_read_shares, json_schema_input_type=Shares)] = 1.0
+    """Share of each domain's training sequences that is used, spread evenly over it, as `pycooldown proxy` sets it for
+    a shorter run with the same epochs; or a share by domain, and all of the others."""
     length: Count | None = None
     """Tokens of a sequence of documents; 1024 by default."""
     mode: Literal["concat", "document", "best_fit"] | None = None

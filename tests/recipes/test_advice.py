@@ -1,30 +1,55 @@
-"""Advice stays within what was studied."""
+"""Advice stays within what was tried."""
+
+import pytest
 
 from pycooldown.mixture import temperature
-from pycooldown.recipes.advice import Finding, advise, load, save
+from pycooldown.recipes.advice import Finding, advise, load, nearest, save
 
 
-def test_advice_stays_within_the_range_of_the_study():
-    findings = [Finding(e, s, f"{e:g} at {s}") for e in (5.2, 20, 300) for s in (10, 50)]
-    sizes = {"en": 100_000, "fr": 10_000, "sw": 2_000}
-    share = temperature(list(sizes.values()), 5)[2]
+def finding(passes, skew):
+    return Finding(passes, skew, {"temperature 5": 5.0, "cooldown": 4.0}, f"{passes:g} at {skew}")
 
-    def advice(epochs, n=sizes):
-        return advise(n, round(epochs * 2_000 / share), findings)
 
-    assert "the rarest domain, sw, would be passed through 83 times (sizes up to 50:1)" in advice(83)
-    assert "Nearest in our study (docs/cooldown.md: 5 to 300 epochs, skews 10 and 50, small models)" in advice(83)
-    assert "is 300 epochs at 50:1: 300 at 50" in advice(83)
-    assert "is 20 epochs at 50:1" in advice(70)
-    for outside in (
-        advice(4.9),
-        advice(301),
-        advice(20, {"en": 2_001, "sw": 2_000}),
-        advice(20, {"en": 10**7, "sw": 9}),
-    ):
-        assert outside.endswith("small models): no advice.")
+FINDINGS = [finding(e, s) for e in (5, 20, 300) for s in (10, 50)]
+SIZES = {"en": 100_000, "fr": 10_000, "sw": 2_000}
+
+
+def advice(passes, sizes=SIZES):
+    counts = list(sizes.values())
+    return advise(sizes, round(passes * min(counts) / temperature(counts, 5)[counts.index(min(counts))]), FINDINGS)
+
+
+def test_advice_is_that_of_the_nearest_regime():
+    assert "the rarest domain, sw, would be passed through 35 times (sizes up to 50:1)" in advice(35)
+    assert "has 20 passes at 50:1: 20 at 50" in advice(35)
+    assert "has 300 passes at 50:1" in advice(200)
+    assert "has 5 passes at 10:1" in advice(4, {"en": 16_000, "sw": 2_000})
+    assert nearest(FINDINGS, 83, 50).passes == 300  # however far
+    assert finding(1, 1).best == "cooldown"
+
+
+@pytest.mark.parametrize(
+    ("passes", "sizes"),
+    [
+        (2.4, SIZES),
+        (80, SIZES),  # between regimes, far from both
+        (650, SIZES),
+        (20, {"en": 6_000, "sw": 2_000}),  # 3:1
+        (20, {"en": 2_000 * 50 * 15, "sw": 2_000}),  # a skew 15 times as high as any that was tried
+    ],
+)
+def test_there_is_no_advice_outside_the_evidence(passes, sizes):
+    text = advice(passes, sizes)
+    assert "outside our evidence" in text
+    assert "5 passes at 10:1" in text  # what there is
+    assert "pycooldown sweep" in text
+
+
+def test_without_findings_there_is_no_advice():
+    assert "outside our evidence" in advise(SIZES, 1000, [])
 
 
 def test_findings_survive_their_file(tmp_path):
-    save(load(), tmp_path / "advice.json")
-    assert load(tmp_path / "advice.json") == load()
+    save(FINDINGS, tmp_path / "advice.json")
+    assert load(tmp_path / "advice.json") == FINDINGS
+    assert all(f.best in f.losses for f in load())

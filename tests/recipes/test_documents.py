@@ -23,6 +23,7 @@ from pycooldown.recipes.corpus import open_corpus  # noqa: E402
 from pycooldown.recipes.gradient_variance import RunGradients  # noqa: E402
 from pycooldown.recipes.history import Run  # noqa: E402
 from pycooldown.recipes.models import build_model, load_model  # noqa: E402
+from pycooldown.recipes.proxy import proxy_recipe  # noqa: E402
 from pycooldown.recipes.schema import Model  # noqa: E402
 from pycooldown.recipes.trainer_arguments import DECIDED  # noqa: E402
 
@@ -94,6 +95,37 @@ def test_three_commands(user):
     resolved = json.loads(Path("run/recipe.json").read_text())["data"]
     assert (resolved["mode"], resolved["intra_document_attention"]) == ("concat", True)
     assert "report" in invoke("report", "run", "--figures", "figures") or Path("figures").exists()
+
+
+def test_a_proxy_repeats_its_domains_as_often(user):
+    """A quarter of the draws of a quarter of the data, spread evenly over each domain."""
+    whole = load_recipe("recipe.yaml", ["training.steps=40", "data.domains=[large, middle]"])
+    Path("whole.yaml").write_text(json.dumps(whole.to_dict()))
+    assert "share of the data: 0.25" in invoke("proxy", "whole.yaml", "--steps", "10", "--output", "small.yaml")
+    small = load_recipe("small.yaml")
+    assert (small.data.share, small.training.steps) == (0.25, 10)
+    epochs = [plan(recipe)[-1].mixture.expected_epochs(4 * recipe.training.steps) for recipe in (whole, small)]
+    assert epochs[0] == pytest.approx(epochs[1], rel=0.05)
+    full, cut = open_corpus(whole.data), open_corpus(small.data)
+    dataset, everything = cut.train(), full.train()
+    assert len(dataset) == sum(cut.sizes.values())
+    size, count = full.sizes["middle"], cut.sizes["middle"]
+    assert count == round(size / 4)
+    for place in range(count):
+        taken, source = dataset[cut.sizes["large"] + place], everything[full.sizes["large"] + place * size // count]
+        assert np.array_equal(taken["input_ids"], source["input_ids"])
+    by_domain = load_recipe("whole.yaml", ["data.share={large: 0.5}"])
+    assert open_corpus(by_domain.data).sizes == {"large": round(full.sizes["large"] / 2), "middle": size}
+    Path("whole.yaml").write_text(json.dumps(by_domain.to_dict()))
+    assert proxy_recipe("whole.yaml", 10)[1].data.share == {"large": 0.125, "middle": 0.25}
+    with pytest.raises(ValueError, match=r"data.share has 'larg'; expected some of large, middle"):
+        open_corpus(load_recipe("whole.yaml", ["data.share={larg: 0.5}"]).data)
+    with pytest.raises(ValueError, match=r"data.share is 0; expected a number > 0"):
+        load_recipe("whole.yaml", ["data.share=0"])
+    with pytest.raises(ValueError, match="the proxy draws 164 samples, more than the 160"):
+        proxy_recipe("whole.yaml", 41)
+    with pytest.raises(ValueError, match=r"data.share = 0.001 leaves nothing of the 406 sequences of 'large'"):
+        open_corpus(load_recipe("whole.yaml", ["data.share=0.001"]).data)
 
 
 def test_plans_of_documents_need_no_torch(user):

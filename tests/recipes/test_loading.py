@@ -38,7 +38,11 @@ def load(tmp_path, text, overrides=()):
         ("steps: 100", "steps: 100, allocation: magic", "allocation is 'magic'.*expected one of 'multinomial'"),
         ("path: packed", "path: packed, domains: [de, no]", "domains.1. is False.*put it in quotes"),
         ("path: packed", "path: packed, domains: de", "data.domains is 'de'.*expected a list"),
-        ("method: cooldown", "method: magic", "mixture.method is 'magic'.*expected one of anneal, .*cooldown, doremi"),
+        (
+            "method: cooldown",
+            "method: magic",
+            "mixture.method is 'magic'.*expected one of ado, anneal, .*cooldown, .*doremi",
+        ),
         ("method: cooldown", "method: temperature", "mixture.tau is missing"),
         ("method: cooldown", "method: cooldown, taw: 3", "mixture.taw is unknown; expected tau, final_tau, switch_at"),
         ("method: cooldown", "method: cooldown, tau: high", "mixture.tau is 'high'.*expected a number"),
@@ -69,6 +73,11 @@ def load(tmp_path, text, overrides=()):
             "method: cooldown",
             "method: staircase, stages: [[0, 5], [0.5]]",
             r"mixture.stages\[1\] is \[0.5\].*expected a list of 2 values",
+        ),
+        (
+            "method: cooldown",
+            "method: staircase, stages: [[0, 5], {start: 0.5, tua: 1}]",
+            r"mixture.stages\[1\].tua is unknown; expected start, tau, domains, weights; did you mean tau\?",
         ),
         ("steps: 100", "steps: 100, steps: 200", "key 'steps' stands twice"),
         (GOOD, "- 1", "expected sections data"),
@@ -148,7 +157,8 @@ def test_one_error_lists_all_mistakes(tmp_path):
         load(tmp_path, text, ["mixture.tau=high"])
     lines = [line.strip() for line in str(error.value).splitlines()[1:]]
     expected = [
-        "data.domians is unknown; expected path, sources, validation_sources, vocabulary_size, domains, length, mode, "
+        "data.domians is unknown; expected path, sources, validation_sources, vocabulary_size, domains, share, length, "
+        "mode, "
         "intra_document_attention, max_length, eval_samples; did you mean domains?",
         "training.steps is missing",
         "training.warmup is -1; expected a number >= 0",
@@ -221,6 +231,8 @@ def test_infinite_values_are_valid_json(tmp_path):
 def test_recipes_of_the_repository_can_be_read(path):
     recipe = load_recipe(path)
     sizes = {"en": 2_700_000_000, "it": 160_000_000, "zh": 38_000_000, "sw": 1_000_000}
+    for stage in getattr(recipe.mixture, "stages", ()):  # stages may name domains
+        sizes = dict.fromkeys(getattr(stage, "domains", None) or sizes, 10**6)
     recipe.mixture.schedule(sizes, recipe.training.steps, recipe.training.batch_size)
     schema = path.read_text().splitlines()[0].partition("$schema=")[2]
     assert (path.parent / schema).resolve() == ROOT / "recipes/schema.json"

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("pydantic")
 
 from pycooldown import Mixture, schedules
-from pycooldown.adaptive import ERMA, FGLS, DoReMi, GroupDRO, OnlineDataMixing, VarianceAware
+from pycooldown.adaptive import ADO, ERMA, FGLS, DoReMi, GroupDRO, OnlineDataMixing, VarianceAware
 from pycooldown.adaptive.statistics import Statistics
 from pycooldown.recipes import load_recipe
 from pycooldown.recipes.fields import ProperShare
@@ -52,6 +52,22 @@ def load(tmp_path, text, overrides=()):
                 [(s, Mixture.temperature_sampling(SIZES, t)) for s, t in ((0, 5.0), (50, 2.0), (75, 1.0))]
             ),
         ),
+        (
+            "{method: staircase, "
+            "stages: [{start: 0, tau: 2, domains: [a]}, {start: 0.5, weights: {b: 3, a: 1}}, [0.75, 1]]}",
+            schedules.staircase(
+                [
+                    (0, Mixture(("a", "b"), [1000, 30], [1, 0], [1, 0])),
+                    (50, Mixture(("a", "b"), [1000, 30], [0.25, 0.75], [0.25, 0.75])),
+                    (75, Mixture.temperature_sampling(SIZES, 1.0)),
+                ]
+            ),
+        ),
+        (
+            "{method: cooldown_by_exposure, epochs: 4}",
+            schedules.cooldown_by_exposure(SIZES, batch_size=8, epochs=4),
+        ),
+        ("{method: ado, interval: 7, tau: 2}", ADO(_start(2), interval=7)),
         ("{method: unimax, max_epochs: 40}", schedules.unimax(SIZES, budget=800, max_epochs=40)),
         (
             "{method: unimax, max_epochs: 40, mode: frontload}",
@@ -77,6 +93,32 @@ def test_mixture_methods_make_their_schedules(tmp_path, mixture, expected):
     recipe = load(tmp_path, GOOD.replace("{method: cooldown}", mixture))
     assert recipe.mixture.schedule(SIZES, recipe.training.steps, 8).describe() == expected.describe()
     assert load(tmp_path, json.dumps(recipe.to_dict())) == recipe  # JSON is YAML
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ("{start: 0}", "expected tau or weights, one of the two"),
+        ("{start: 0, tau: 1, weights: {a: 1, b: 1}}", "expected tau or weights, one of the two"),
+        ("{start: 0, weights: {a: 1, b: 1}, domains: [a]}", "weights name their domains themselves"),
+        ("{start: 0, tau: 1, domains: [a, a]}", "expected at least one, each once"),
+        ("{start: 0, tau: 1, domains: [x]}", r"stages.domains names \['x'\], which the data lack"),
+        ("{start: 0, weights: {a: 1}}", "stages.weights are for other domains than the data"),
+    ],
+)
+def test_a_stage_has_a_temperature_or_weights(tmp_path, stage, message):
+    text = GOOD.replace("{method: cooldown}", f"{{method: staircase, stages: [{stage}]}}")
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, text).mixture.schedule(SIZES, 100, 8)
+
+
+def test_domains_that_join_late_are_not_drawn_before(tmp_path):
+    stages = "stages: [{start: 0, tau: 2, domains: [a]}, {start: 0.5, tau: 2}]"
+    schedule = load(tmp_path, GOOD.replace("method: cooldown", f"method: staircase, {stages}")).mixture.schedule(
+        SIZES, 100, 8
+    )
+    assert schedule.mixture(49).sampling.tolist() == [1, 0]
+    assert schedule.mixture(50) == Mixture.temperature_sampling(SIZES, 2.0)
 
 
 def test_weights_are_taken_by_name(tmp_path):

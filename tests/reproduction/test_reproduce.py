@@ -1,4 +1,4 @@
-"""The claims' machinery, and the small translation model that most of them use."""
+"""The claims that need no regime, and the small translation model that the others use."""
 
 import dataclasses
 import json
@@ -10,69 +10,62 @@ import torch
 from pycooldown import DomainBatchSampler, Mixture
 from pycooldown.gradients.variance import domain_moments, measure
 from reproduction import claims_variance, kept
-from reproduction import reproduce as module
-from reproduction.claim import Claim, Outcome, Quantity, verdict
+from reproduction.claim import Claim, ClaimPart
 from reproduction.model import collate, sample_losses
-from reproduction.reproduce import CLAIMS, page, reproduce
+from reproduction.reproduce import CLAIMS, read_results, reproduce
+from reproduction.rules import CLAIMS as TEXT_CLAIMS
 from reproduction.texts import Texts
-from reproduction.translation import Setting, build_trainer, initial_model, systems, train_system, trained_model
+from reproduction.translation import (
+    Setting,
+    TrainingJob,
+    build_trainer,
+    initial_model,
+    restart,
+    systems,
+    train_system,
+    trained_model,
+)
+from reproduction.verdicts import decide
 
 
-def test_every_target_has_a_claim():
-    assert sorted(CLAIMS, key=lambda name: int(name[1:])) == [f"R{i}" for i in range(1, 16)]
+def test_every_target_but_table_4_has_a_claim():
+    names = {*CLAIMS, *(claim.name.rstrip("bc") for claim in TEXT_CLAIMS)}
+    assert names == {f"R{i}" for i in range(1, 16) if i != 8} | {"O1", "O2"}
 
 
-def test_quantity():
-    q = Quantity.of([1.0, 2.0, 3.0, 2.0])
-    assert (q.mean, q.sd, q.count) == (2, pytest.approx(0.8165, abs=1e-4), 4)
-    assert q.is_positive
-    assert not Quantity.of([1.0, -1.0, 1.0, 0.0]).is_positive
-
-
-def test_results_are_kept_until_the_rule_changes(tmp_path, monkeypatch):
-    calls = []
-
-    def test(bench):
-        calls.append(bench.seeds)
-        return Outcome(verdict(False), {"x": Quantity.of([1.0, 2.0])}, {"s": {"de": 0.5}}, "a note")
-
-    claim = Claim("R1", "Fig. 0", "x is negative", "x < 0", "large", test)
-    monkeypatch.setitem(CLAIMS, "R1", claim)
-    first = reproduce(tmp_path, claims=["R1"])
-    assert first == reproduce(tmp_path, claims=["R1"])
-    assert calls == [4]
-    reproduce(tmp_path, claims=["R1"], seeds=5)
-    monkeypatch.setitem(CLAIMS, "R1", Claim("R1", "Fig. 0", "x is negative", "x < 1", "large", test))
-    reproduce(tmp_path, claims=["R1"], seeds=5)
-    assert calls == [4, 5, 5]
-    text = page(first)
-    assert "| R1 | Fig. 0 | x is negative | **not reproduced** | 0 |" in text
-    assert "a note" in text
-    assert "| x | 1.5 ± 0.71 |" in text
-    assert "| s | 0.50 |" in text
+def test_results_survive_their_file(tmp_path, monkeypatch):
+    parts = [
+        ClaimPart.of("x, with a comma", [1.0, 2.5, 1e-9]),
+        ClaimPart.of("exact", 3, None),
+        ClaimPart.of("y", [1.0, 2.0], -0.05),
+    ]
+    monkeypatch.setitem(CLAIMS, "R1", Claim("R1", "Fig. 0", "x is positive", "x > 0", "large", lambda bench: parts))
+    (result,) = reproduce(tmp_path, claims=["R1"])
+    read = read_results(tmp_path / "results")["R1"]
+    assert [(p.label, p.values.tolist(), p.bound) for p in read.parts] == [
+        (p.label, p.values.tolist(), p.bound) for p in parts
+    ]
+    assert read.cpu_seconds == result.cpu_seconds
+    assert [str(part) for part in parts] == ["1.167 ± 1.3", "3", "1.5 ± 0.71"]
 
 
 def test_theorems(tmp_path):
     """R3's rule fails as it should: the theorem does not hold as stated."""
-    found = {r.claim: r.outcome.verdict for r in reproduce(tmp_path, claims=["R1", "R3"])}
-    assert found == {"R1": "reproduced", "R3": "not reproduced"}
-
-
-def test_claims_on_text_need_text(tmp_path):
-    (result,) = reproduce(tmp_path, claims=["R7"])
-    assert result.outcome.verdict == "not testable here"
-    assert "--data" in result.outcome.note
-    identity = json.loads((tmp_path / "R7.json").read_text())["identity"]
-    assert identity["data"] is None  # with data it is tested anew
-    assert identity["setting"]["steps"] == 400
+    found = reproduce(tmp_path, claims=["R1", "R3"], seeds=4)
+    assert [verdict for verdict, *_ in decide([r.parts for r in found])] == ["reproduced", "not reproduced"]
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"claims": ["R99"]}, "'R99'; expected some of R1"), ({"seeds": 3}, "at least 4")]
+    ("options", "message"),
+    [
+        ({"claims": ["R99"]}, "'R99'; expected some of R1"),
+        ({"seeds": 3}, "at least 4"),
+        ({"claims": ["R4"]}, "R4 needs packed data with German and Romanian"),
+    ],
 )
 def test_errors(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        module.reproduce(tmp_path, **options)
+        reproduce(tmp_path, **options)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -110,21 +103,36 @@ def test_a_sample_has_the_loss_of_its_translation(texts):
     assert together[3].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:max_epochs = 10 binds for no domain")
-@pytest.mark.parametrize("system", systems(8, 8))
+@pytest.mark.parametrize("system", systems(8, 8, 1))
 def test_systems_train(texts, system, tmp_path):
-    run = train_system(texts, system, 0, tmp_path, SETTING)
+    run = train_system(TrainingJob(texts, system, 0, SETTING, max_epochs=1), tmp_path)
     assert run.steps == [4, 8]
     assert all(len(v) == 2 and np.isfinite(v).all() for v in run.losses.values())
     assert run.epochs["de"] * 600 + run.epochs["ro"] * 20 == pytest.approx(64)
+    assert run.cpu_seconds > 0
+
+
+def test_equal_passes_in_another_order():
+    """Averaged has the passes of Cooldown, and UniMax those of its front-loaded form: the order alone differs."""
+    build, sizes = systems(40, 32, 3), {"de": 600, "ro": 20}
+
+    def passes(system, first, last):
+        schedule = build[system](sizes)
+        return sum(schedule.mixture(step).sampling for step in range(first, last)) * 32 / np.array([600, 20])
+
+    for early, even in (("cooldown", "averaged"), ("unimax front-loaded", "unimax")):
+        assert passes(early, 0, 40) == pytest.approx(passes(even, 0, 40))
+        assert passes(early, 0, 10)[1] > 1.2 * passes(even, 0, 10)[1]
+    assert restart("order matters", 40).step == 20
+    assert restart("cooldown", 40) is None
 
 
 def test_the_packages_trainer_takes_the_steps_of_a_plain_loop(texts, tmp_path):
     """Same batches, loss weights, learning rates and clipping, written out for scalarization, up to rounding."""
     sizes = {"de": 200, "ro": 20}  # less skewed, for weights that are not far from each other
     texts = Texts([*texts.train[:200], *texts.train[600:]], sizes, texts.validation, 60)
-    found = train_system(texts, "scalarization 5", 3, tmp_path, SETTING, keep_weights=True)
-    schedule = systems(SETTING.steps, SETTING.batch_size)["scalarization 5"](sizes)
+    job = TrainingJob(texts, "scalarization 5", 3, SETTING)
+    found, schedule = train_system(job, tmp_path, keep_weights=True), job.schedule
     sampler = DomainBatchSampler(schedule, batch_size=8, seed=3, num_steps=8)
     model = initial_model(texts, SETTING, 3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=SETTING.learning_rate, betas=(0.9, 0.98), weight_decay=0)
@@ -139,7 +147,7 @@ def test_the_packages_trainer_takes_the_steps_of_a_plain_loop(texts, tmp_path):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     assert found.epochs == pytest.approx(dict(zip(sizes, sampler.exposure(8).epochs, strict=True)))
-    trained = trained_model("scalarization 5", 3, tmp_path)
+    trained = trained_model(job, tmp_path)
     for (name, expected), value in zip(model.named_parameters(), trained.parameters(), strict=True):
         if name == "attention.0.1.bias":  # that of the keys has gradient 0, of which Adam makes noise
             expected, value = (torch.cat([x[:16], x[32:]]) for x in (expected, value))
@@ -152,20 +160,21 @@ def test_the_packages_trainer_takes_the_steps_of_a_plain_loop(texts, tmp_path):
 
 
 def test_the_trainer_forms_no_logits(texts):
-    trainer = build_trainer(texts, systems(8, 8)["cooldown"](texts.sizes), 0, SETTING)
+    trainer = build_trainer(texts, systems(8, 8, 2)["cooldown"](texts.sizes), 0, SETTING)
     assert trainer.fused.obstacle is None
 
 
 def test_finished_trainings_are_read(texts, tmp_path):
-    first = train_system(texts, "cooldown", 0, tmp_path, SETTING, keep_weights=True)
-    path = tmp_path / "cooldown-multinomial-0.json"
+    job = TrainingJob(texts, "cooldown", 0, SETTING)
+    first = train_system(job, tmp_path, keep_weights=True)
+    path = job.path(tmp_path)
     stored = json.loads(path.read_text())
     stored["outcome"]["losses"]["ro"][-1] = 42.0
     path.write_text(json.dumps(stored))
-    assert train_system(texts, "cooldown", 0, tmp_path, SETTING).final("ro") == 42
+    assert train_system(job, tmp_path).final("ro") == 42
     path.unlink()
-    assert train_system(texts, "cooldown", 0, tmp_path, SETTING, keep_weights=True) == first
-    assert sample_losses(trained_model("cooldown", 0, tmp_path), texts.train[:2]).shape == (2,)
+    assert train_system(job, tmp_path, keep_weights=True).losses == first.losses
+    assert sample_losses(trained_model(job, tmp_path), texts.train[:2]).shape == (2,)
 
 
 def other_texts(texts):
@@ -176,47 +185,49 @@ def other_texts(texts):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        (lambda texts: (texts, SETTING, {"max_epochs": 0.9}), r"schedule is 'unimax\(budget=64.0, max_epochs=1.0"),
-        (lambda texts: (other_texts(texts), SETTING, {}), "data is '[0-9a-f]{16}' there and"),
-        (lambda texts: (texts, dataclasses.replace(SETTING, width=32), {}), "setting is .*'width': 16"),
-        (lambda texts: (texts, dataclasses.replace(SETTING, steps=6), {}), "setting is .*'steps': 8"),
+        lambda job: job._replace(max_epochs=0.9),
+        lambda job: job._replace(texts=other_texts(job.texts)),
+        lambda job: job._replace(setting=dataclasses.replace(SETTING, width=32)),
+        lambda job: job._replace(setting=dataclasses.replace(SETTING, steps=6)),
+        lambda job: job._replace(allocation="systematic"),
+        lambda job: job._replace(seed=1),
     ],
 )
-def test_a_training_is_read_only_for_all_that_it_depends_on(texts, tmp_path, change, message):
-    train_system(texts, "unimax", 0, tmp_path, SETTING, max_epochs=1.0)
-    other, setting, options = change(texts)
-    with pytest.raises(ValueError, match=message):
-        train_system(other, "unimax", 0, tmp_path, setting, **{"max_epochs": 1.0, **options})
+def test_a_training_is_read_only_for_all_that_it_depends_on(texts, tmp_path, change):
+    """UniMax's cap is part of it, so that another cap in one folder is another training."""
+    job = TrainingJob(texts, "unimax", 0, SETTING, 1.0)
+    assert change(job).path(tmp_path) != job.path(tmp_path)
+    assert job._replace(texts=dataclasses.replace(texts)).path(tmp_path) == job.path(tmp_path)
 
 
 def test_outcomes_of_older_code_are_not_taken_for_new(tmp_path, monkeypatch):
     kept.write(tmp_path / "a.json", {"x": 1}, [1, 2])
     assert kept.read(tmp_path / "a.json", {"x": 1}) == [1, 2]
     monkeypatch.setattr(kept, "REVISION", kept.REVISION + 1)
-    with pytest.raises(ValueError, match="another setting: revision is 2 there and 3 here"):
+    with pytest.raises(ValueError, match="another setting: revision is 3 there and 4 here"):
         kept.read(tmp_path / "a.json", {"x": 1})
-    assert kept.read_if_same(tmp_path / "a.json", {"x": 1}) is None
     (tmp_path / "old.json").write_text('{"run": {}}')  # the form of before
     with pytest.raises(ValueError, match="another setting"):
         kept.read(tmp_path / "old.json", {"x": 1})
 
 
-def test_gradients_are_kept_for_their_model_and_summed_up(texts, tmp_path):
-    train_system(texts, "temperature 5", 1, tmp_path, SETTING, keep_weights=True)
-    model, path = trained_model("temperature 5", 1, tmp_path), tmp_path / "gradients.json"
-    found = claims_variance.measure_model(path, model, texts, SETTING, 1)
-    assert claims_variance.measure_model(path, model, texts, SETTING, 1) == found
-    assert claims_variance.read_gradients(path) == found
-    with pytest.raises(ValueError, match=r"model is '[0-9a-f]{16}' there and"):
-        claims_variance.measure_model(path, initial_model(texts, SETTING, 1), texts, SETTING, 1)
-    assert found.norm_ratio.value > 1
-    assert set(found.batches) >= {"temperature sampling, quota", "scalarization, systematic"}
-    summary = claims_variance.summary([found, found])
-    name = "trace, systematic / multinomial, temperature sampling"
-    assert summary[f"{name}: low"].mean < summary[name].mean < summary[f"{name}: high"].mean
-    assert summary["trace, scalarization, multinomial: measured / predicted"].mean == pytest.approx(1, abs=0.5)
+def test_gradients_are_kept_for_their_model(texts, tmp_path):
+    job = TrainingJob(texts, "temperature 5", 1, SETTING)
+    train_system(job, tmp_path, keep_weights=True)
+    model, path = trained_model(job, tmp_path), tmp_path / "gradients.json"
+    options = {"batch_size": 16, "num_batches": 16}
+    found = claims_variance.measure_model(path, model, texts, 1, **options)
+    assert claims_variance.measure_model(path, model, texts, 1, **options) == found
+    assert set(found) == {"temperature sampling", "scalarization", "variance-aware"}
+    assert np.var(found["scalarization"].norms) > np.var(found["temperature sampling"].norms)
+    for other, seed, changed in (
+        (initial_model(texts, SETTING, 1), 1, options),
+        (model, 1, {**options, "batch_size": 8}),
+    ):
+        with pytest.raises(ValueError, match="holds an outcome of another setting"):
+            claims_variance.measure_model(path, other, texts, seed, **changed)
 
 
 def test_prediction_on_a_transformer(texts):

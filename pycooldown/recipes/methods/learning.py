@@ -150,6 +150,29 @@ class ProbingOptions(LearningOptions):
         return adaptive.VarianceAware(objective, allocation=allocation, least=least, **self._options())
 
 
+@register("ado")
+class ADOOptions(LearningOptions):
+    """Domains are drawn by the predicted fall of their loss. See `pycooldown.adaptive.ADO`."""
+
+    tau: Positive = 1.0
+    """The temperature of the prior."""
+    warmup: Natural = 1000
+    """Steps whose losses are not fitted."""
+    interval: Count = 1000
+    """Steps between two fits, and from the warm-up to the first one."""
+    least: FinitePositive = 0.01
+    """Floor of a domain's preference, at most 1 / (number of domains)."""
+    shared_count: Flag = False
+    """Count the tokens of all domains, as the public code does by default, in place of the domain's own."""
+    delay: Count = 4
+    """Steps from a statistic to the mixture that it decides."""
+
+    def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
+        """Return a learning schedule."""
+        options: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return adaptive.ADO(Mixture.temperature_sampling(sizes, options.pop("tau")), **options)
+
+
 @register("fgls")
 class FGLSOptions(ProbingOptions):
     """Losses weigh by the inverse of the domain's held-out error. See `pycooldown.adaptive.FGLS`."""

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import PlainValidator, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from pycooldown import schedules
 from pycooldown.mixture import Mixture
-from pycooldown.recipes.fields import Flag, NonNegative, Number, Positive, ProperShare, Share, Text
+from pycooldown.recipes.fields import (
+    CONFIG,
+    FinitePositive,
+    Flag,
+    NonNegative,
+    Number,
+    Positive,
+    ProperShare,
+    Share,
+    Text,
+)
 from pycooldown.recipes.methods.base import MethodOptions, register
 from pycooldown.schedules import Schedule, Shape
 
@@ -54,6 +67,23 @@ class CooldownOptions(MethodOptions):
         return schedules.cooldown(sizes, tau=self.tau, final_tau=self.final_tau, switch_step=switch_step)
 
 
+@register("cooldown_by_exposure")
+class CooldownByExposureOptions(MethodOptions):
+    """Cooldown that switches when the rarest domain has been passed through `epochs` times."""
+
+    epochs: FinitePositive = 15.0
+    """Passes through the rarest domain before the switch."""
+    tau: Positive = 5.0
+    """The temperature before the switch."""
+    final_tau: Positive = 1.0
+    """The temperature from the switch on."""
+
+    def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
+        """Return two stages."""
+        options = {"epochs": self.epochs, "tau": self.tau, "final_tau": self.final_tau}
+        return schedules.cooldown_by_exposure(sizes, batch_size=batch_size, num_steps=num_steps, **options)
+
+
 @register("anneal")
 class AnnealOptions(MethodOptions):
     """Temperature sampling whose temperature moves from `tau` to `final_tau` over all steps."""
@@ -70,19 +100,64 @@ class AnnealOptions(MethodOptions):
         return schedules.anneal(sizes, tau=self.tau, final_tau=self.final_tau, num_steps=num_steps, shape=self.shape)
 
 
+@dataclass(frozen=True, config=CONFIG)
+class Stage:
+    """A stage of `staircase`, with a temperature or with weights."""
+
+    start: Share
+    """Share of the steps at which the stage starts."""
+    tau: Positive | None = None
+    """The temperature."""
+    domains: tuple[Text, ...] | None = None
+    """The domains that are drawn with `tau`; all by default. Others wait for a later stage."""
+    weights: dict[Text, NonNegative] | None = None
+    """The probability of each domain in place of a temperature, scaled to sum to 1; 0 for a domain that waits."""
+
+    def __post_init__(self) -> None:
+        if (self.tau is None) == (self.weights is None):
+            raise ValueError("expected tau or weights, one of the two")
+        if self.domains is not None and self.weights is not None:
+            raise ValueError("domains are for tau; weights name their domains themselves")
+        if self.domains is not None and len(set(self.domains)) != max(1, len(self.domains)):
+            raise ValueError(f"domains is {list(self.domains)}; expected at least one, each once")
+
+    def mixture(self, sizes: Mapping[str, int]) -> Mixture:
+        """Return the stage's mixture over all domains."""
+        if self.weights is not None:
+            return _mixture(_shares(self.weights, sizes, "stages.weights"), sizes)
+        assert self.tau is not None  # or there were weights
+        if self.domains is None:
+            return Mixture.temperature_sampling(sizes, self.tau)
+        if unknown := sorted(set(self.domains) - set(sizes)):
+            raise ValueError(f"stages.domains names {unknown}, which the data lack; expected some of {list(sizes)}")
+        drawn = Mixture.temperature_sampling({d: n for d, n in sizes.items() if d in self.domains}, self.tau)
+        share = dict(zip(drawn.domains, drawn.sampling.tolist(), strict=True))
+        return _mixture([share.get(domain, 0.0) for domain in sizes], sizes)
+
+
+_Pair = tuple[Share, Positive]
+
+
+def _read_stage(value: Any) -> _Pair | Stage:
+    """Return a stage from a list or a mapping; a mistake in it is reported for its form alone."""
+    read: _Pair | Stage = TypeAdapter(Stage if isinstance(value, dict | Stage) else _Pair).validate_python(value)
+    return read
+
+
 @register("staircase")
 class StaircaseOptions(MethodOptions):
-    """Temperature sampling in stages."""
+    """One mixture after another; domains may join late."""
 
-    stages: tuple[tuple[Share, Positive], ...]
-    """Each [share of the steps at which the stage starts, its temperature]; the first starts at 0."""
+    stages: tuple[Annotated[_Pair | Stage, PlainValidator(_read_stage, json_schema_input_type=_Pair | Stage)], ...]
+    """Each [share of the steps at which the stage starts, its temperature], or a mapping with `start` and `tau` or
+    `weights`, and the `domains` that are drawn; the first starts at 0."""
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
         """Return one mixture for each stage."""
         return schedules.staircase(
             [
-                (_step_at("stages", start, num_steps, smallest=0), Mixture.temperature_sampling(sizes, tau))
-                for start, tau in self.stages
+                (_step_at("stages", stage.start, num_steps, smallest=0), stage.mixture(sizes))
+                for stage in (stage if isinstance(stage, Stage) else Stage(*stage) for stage in self.stages)
             ]
         )
 
@@ -148,13 +223,20 @@ class WeightsOptions(MethodOptions):
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
         """Return one mixture throughout."""
-        weights = dict(self.weights)
-        if set(weights) != set(sizes):
-            differ = sorted(set(weights) ^ set(sizes))
-            raise ValueError(f"weights are for other domains than the data: {differ} are only in one of the two")
-        total = sum(weights.values())
-        p = [weights[domain] / total if total > 0 else math.nan for domain in sizes]
-        return schedules.constant(Mixture(tuple(sizes), list(sizes.values()), p, p))  # type: ignore[arg-type]
+        return schedules.constant(_mixture(_shares(dict(self.weights), sizes, "weights"), sizes))
+
+
+def _mixture(p: list[float], sizes: Mapping[str, int]) -> Mixture:
+    return Mixture(tuple(sizes), list(sizes.values()), p, p)  # type: ignore[arg-type]
+
+
+def _shares(weights: Mapping[str, float], sizes: Mapping[str, int], name: str) -> list[float]:
+    """Return weights in the order of the domains, scaled to sum to 1."""
+    if set(weights) != set(sizes):
+        differ = sorted(set(weights) ^ set(sizes))
+        raise ValueError(f"{name} are for other domains than the data: {differ} are only in one of the two")
+    total = sum(weights.values())
+    return [weights[domain] / total if total > 0 else math.nan for domain in sizes]
 
 
 def _step_at(name: str, share: Number, num_steps: int, *, smallest: int) -> int:

@@ -1,0 +1,61 @@
+"""Proxies whose domains repeat as often as those of the run that they stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import yaml
+
+from pycooldown.recipes.corpus import open_corpus
+from pycooldown.recipes.loading import load_recipe
+from pycooldown.recipes.schema import Recipe, Shares
+
+
+def proxy_recipe(path: str | Path, steps: int, batch_size: int | None = None) -> tuple[Recipe, Recipe]:
+    """Return a recipe, and that of its proxy.
+
+    The proxy draws ``steps * batch_size`` samples, a share r of what the recipe draws, and each domain is cut to the
+    share r of its training sequences. So under any mixture each domain is passed through as often in both.
+
+    Args:
+        path: The recipe's file.
+        steps: Optimizer steps of the proxy.
+        batch_size: Samples of its step; those of the recipe by default.
+
+    Raises:
+        ValueError: If the proxy would draw more than the recipe.
+    """
+    whole = load_recipe(path)
+    batch_size = batch_size or whole.training.batch_size
+    share = steps * batch_size / (whole.training.steps * whole.training.batch_size)
+    if share > 1:
+        raise ValueError(
+            f"the proxy draws {steps * batch_size:,} samples, more than the {share**-1 * steps * batch_size:,.0f} of "
+            f"{path}; expected fewer steps"
+        )
+    before = whole.data.share
+    if isinstance(before, dict):
+        cut: Shares = {domain: share * before.get(domain, 1.0) for domain in open_corpus(whole.data).sizes}
+    else:
+        cut = share * before
+    data = dataclasses.replace(whole.data, share=cut)
+    training = dataclasses.replace(whole.training, steps=steps, batch_size=batch_size)
+    return whole, dataclasses.replace(whole, data=data, training=training)
+
+
+def proxy_sizes(whole: Recipe, small: Recipe) -> dict[str, tuple[int, int]]:
+    """Return the training sequences of each domain, in the whole run and in the proxy.
+
+    Raises:
+        FileNotFoundError: If the data are not there.
+        ValueError: If nothing is left of a domain.
+    """
+    sizes, cut = open_corpus(whole.data).sizes, open_corpus(small.data).sizes
+    return {domain: (size, cut[domain]) for domain, size in sizes.items()}
+
+
+def proxy_text(small: Recipe) -> str:
+    """Return a proxy's recipe as YAML."""
+    text: str = yaml.safe_dump(small.to_dict(), sort_keys=False)
+    return text

@@ -1,0 +1,91 @@
+"""The page of evidence: what the papers say, in which regimes it holds, and what we would advise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pycooldown.recipes import advice
+from pycooldown.recipes.advice import Finding
+from reproduction import evidence_figures, evidence_tables, kept, regimes, reproduce, rules
+from reproduction.reproduce import Result
+from reproduction.rules import MIN_SEEDS, TAU_5, Regime, Trainings
+from reproduction.verdicts import judge, mean_losses
+
+_TEXT = Path(__file__).with_name("evidence.md")  # what stands before the first table
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All results.
+
+    Attributes:
+        regimes: The trainings of each regime that has enough seeds of the map's systems.
+        claims: What was measured of the claims that need no regime.
+    """
+
+    regimes: Mapping[Regime, Trainings]
+    claims: Mapping[str, Result]
+
+    def findings(self) -> list[Finding]:
+        """Return the outcome of each regime, which `pycooldown plan` reads."""
+        return [
+            Finding(
+                regime.passes,
+                regime.skew,
+                {system: round(loss, 4) for system, loss in mean_losses(trainings).items()},
+                evidence_tables.describe(trainings),
+            )
+            for regime, trainings in self.regimes.items()
+        ]
+
+
+def read_evidence(folder: Path | None = None) -> Evidence:
+    """Read results from a folder with regimes/*.csv and claims/*.csv, by default the one beside this file."""
+    found = regimes.read_all(folder / "regimes" if folder else regimes.RESULTS)
+    complete = {
+        regime: trainings
+        for regime, trainings in found.items()
+        if len(rules.paired(trainings, rules.MAP_SYSTEMS)[TAU_5]) >= MIN_SEEDS
+    }
+    return Evidence(complete, reproduce.read_results(folder / "claims" if folder else reproduce.RESULTS))
+
+
+def save_page(evidence: Evidence, out: Path, advice_path: Path | None = None) -> list[Path]:
+    """Write evidence.md, its pictures and, if a path is given, the advice; return what was written."""
+    pictures = evidence_figures.draw(evidence.regimes, evidence.claims, out / "figures")
+    relative = {caption: f"figures/{path.name}" for caption, path in pictures.items()}
+    kept.write_text(out / "evidence.md", page(evidence, relative))
+    if advice_path is not None:
+        advice.save(evidence.findings(), advice_path)
+    return [out / "evidence.md", *pictures.values(), *([advice_path] if advice_path else [])]
+
+
+def page(evidence: Evidence, pictures: Mapping[str, str]) -> str:
+    """Write the page in Markdown.
+
+    Args:
+        evidence: All results.
+        pictures: Paths of images, relative to the page, by caption.
+    """
+    judged = {regime: judge(trainings) for regime, trainings in evidence.regimes.items()}
+    parts = [
+        _TEXT.read_text(encoding="utf-8").rstrip(),
+        evidence_tables.verdicts(judged),
+        evidence_tables.best_by_regime(evidence.regimes),
+        _images(pictures, evidence_figures.MAP),
+        evidence_tables.advice_and_regret(evidence.regimes, evidence.findings()),
+    ]
+    for regime, claims in sorted(judged.items(), key=lambda item: -len(item[0].systems)):
+        parts.append(evidence_tables.regime_section(regime, evidence.regimes[regime], claims))
+        if regime.is_paper:
+            parts.append(_images(pictures, *evidence_figures.LOSSES))
+    parts.append(evidence_tables.other_claims(evidence.claims))
+    parts.append(_images(pictures, *evidence_figures.THEORY))
+    parts.append(evidence_tables.method(evidence.regimes, evidence.claims))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _images(pictures: Mapping[str, str], *captions: str) -> str:
+    return "\n\n".join(f"{c}:\n\n![{c}]({pictures[c]})" for c in captions if c in pictures)

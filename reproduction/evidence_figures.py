@@ -1,0 +1,161 @@
+"""Pictures of the evidence: the map of regimes, losses by step, and figures 2, 3 and 5 of Li et al. (NAACL 2025)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pycooldown import Mixture, plots, theory
+from reproduction.claims_analytic import GOLDEN, zipf
+from reproduction.claims_variance import NORMS
+from reproduction.reproduce import Result
+from reproduction.rules import (
+    COOLDOWN,
+    EXPONENTIAL,
+    INCREASE,
+    LINEAR,
+    PAPER,
+    SCALARIZATION_5,
+    SCALARIZATION_100,
+    TAU_1,
+    TAU_5,
+    TAU_100,
+    UNIMAX,
+    Regime,
+    Trainings,
+)
+from reproduction.texts import FREQUENT, RARE
+from reproduction.translation import ORDER_MATTERS, systems
+from reproduction.verdicts import PARTS_OF_MAP, best_system
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAP = "The best of five systems by regime"
+# Which losses are drawn together: file, caption, systems.
+_LOSSES = (
+    ("temperatures", "Figure 1: temperatures and Cooldown", (TAU_1, TAU_5, TAU_100, COOLDOWN)),
+    (
+        "sampling_and_weighting",
+        "Figures 4 and 8: temperature sampling and scalarization",
+        (TAU_5, SCALARIZATION_5, TAU_100, SCALARIZATION_100),
+    ),
+    (
+        "schedules",
+        "Figures 6 and 7, and other orders of exposure",
+        (COOLDOWN, LINEAR, EXPONENTIAL, INCREASE, UNIMAX, ORDER_MATTERS),
+    ),
+)
+LOSSES = tuple(caption for _, caption, _ in _LOSSES)
+THEORY = (
+    "Figure 2: variance inflation of scalarization",
+    "Figure 3: norms of minibatch gradients after training",
+    "Figure 5: temperature by step",
+)
+
+
+def draw(regimes: Mapping[Regime, Trainings], claims: Mapping[str, Result], folder: Path) -> dict[str, Path]:
+    """Write PNGs and return their paths by caption.
+
+    Args:
+        regimes: The trainings of each regime.
+        claims: What was measured of the claims that need no regime.
+        folder: Folder for the pictures.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {("regimes", MAP): regime_map(regimes)} if regimes else {}
+    paper = next((trainings for regime, trainings in regimes.items() if regime.is_paper), {})
+    for name, caption, wanted in _LOSSES:
+        if shown := [system for system in wanted if system in paper]:
+            figures[name, caption] = losses_by_step({system: paper[system] for system in shown})
+    figures["variance_inflation", THEORY[0]] = _inflation()
+    if "R4" in claims:
+        parts = [part for part in claims["R4"].parts if part.label.startswith(NORMS)]
+        norms = {part.label.removeprefix(NORMS): part.values for part in parts}
+        figures["gradient_norms", THEORY[1]] = plots.gradient_norms(norms)
+    figures["temperature_by_step", THEORY[2]] = _temperatures()
+    written = {}
+    for (name, caption), figure in figures.items():
+        written[caption] = folder / f"{name}.png"
+        figure.savefig(written[caption])
+    return written
+
+
+def regime_map(regimes: Mapping[Regime, Trainings]) -> Figure:
+    """Draw the best system by passes and skew: a panel each for the rare language, the frequent one and their mean.
+
+    A filled dot is a clear best; a ring is the lowest mean, with others that the tests do not tell from it.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    figure = Figure(figsize=(10.2, 3.9), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(PARTS_OF_MAP), sharey=True)
+    shown = {}
+    for panel, (title, domain) in zip(panels, PARTS_OF_MAP.items(), strict=True):
+        for regime, trainings in regimes.items():
+            best = best_system(trainings, domain)
+            colour = (plots.line_style(best.system) or {"color": "0.5"})["color"]
+            shown[best.system] = colour
+            face = colour if best.clear else "white"
+            panel.plot(regime.passes, regime.skew, "o", color=colour, markerfacecolor=face, markersize=13, mew=2)
+            panel.annotate(
+                f"{best.margin.split(' ')[0]}",
+                (regime.passes, regime.skew),
+                textcoords="offset points",
+                xytext=(0, -17),
+                ha="center",
+                fontsize=7.5,
+            )
+        panel.set(xscale="log", yscale="log", xlim=(3, 500), ylim=(5, 900))
+        panel.set_xticks([5, 20, 80, 300], labels=["5", "20", "80", "300"])
+        panel.set_yticks([9, 25, 100, 500], labels=["9:1", "25:1", "100:1", "500:1"])
+        panel.minorticks_off()
+        panel.grid(alpha=0.25, linewidth=0.6)
+        panel.set_title(title, fontsize=10, fontweight="bold", loc="left")
+    figure.supxlabel("passes over the rare language at tau = 5 (nats to the next system below each dot)", fontsize=9)
+    figure.supylabel("skew of the sizes", fontsize=9)
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=colour, markersize=8, label=name)
+        for name, colour in shown.items()
+    ]
+    handles.append(
+        Line2D([], [], marker="o", linestyle="", color="0.4", markerfacecolor="white", mew=2, label="not clear")
+    )
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
+    return figure
+
+
+def losses_by_step(trainings: Trainings) -> Figure:
+    """Draw the validation losses by step: means over the seeds."""
+    curves = {
+        system: {
+            domain: plots.Curve(np.array(found[0].steps), np.mean([t.losses[domain] for t in found], axis=0))
+            for domain in (FREQUENT, RARE)
+        }
+        for system, found in trainings.items()
+    }
+    return plots.loss_curves(curves, x_label="step")
+
+
+def _inflation() -> Figure:
+    taus = np.geomspace(1, 100, 60)
+    curves = {}
+    for alpha in sorted(GOLDEN, reverse=True):
+        f = [theory.variance_inflation(Mixture.scalarization(zipf(alpha), tau)) for tau in taus]
+        curves[f"alpha = {alpha:g}"] = plots.Curve(taus, np.array(f))
+    return plots.inflation(curves)
+
+
+def _temperatures() -> Figure:
+    steps = np.arange(PAPER.steps, dtype=np.float64)
+    build = systems(PAPER.steps, 1, PAPER.steps)
+    curves = {}
+    for name in (COOLDOWN, LINEAR, EXPONENTIAL, INCREASE):
+        schedule = build[name](PAPER.sizes)
+        curves[name] = plots.Curve(steps, np.array([schedule.mixture(int(s)).tau or math.nan for s in steps]))
+    return plots.curves(curves, x_label="step", y_label="temperature")

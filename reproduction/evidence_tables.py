@@ -1,0 +1,230 @@
+"""The sections of the page of evidence, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pycooldown.recipes.advice import Finding, nearest
+from pycooldown.recipes.paired import paired_difference
+from reproduction import rules
+from reproduction.claims_variance import NORMS
+from reproduction.reproduce import CLAIMS, Result
+from reproduction.rules import CLAIMS as TEXT_CLAIMS
+from reproduction.rules import (
+    COOLDOWN,
+    MAP_SYSTEMS,
+    REGIMES,
+    TAU_5,
+    Regime,
+    Trainings,
+    final_losses,
+    unimax_cap,
+)
+from reproduction.texts import FREQUENT, RARE
+from reproduction.verdicts import PARTS_OF_MAP, Best, JudgedClaim, best_system, decide
+
+_SIGNS = {"reproduced": "yes", "not reproduced": "**no**", "inconclusive": "?"}
+
+
+def verdicts(judged: Mapping[Regime, Sequence[JudgedClaim]]) -> str:
+    """Return the table of claims by regime."""
+    found = {regime: {j.claim.name: j.verdict for j in claims} for regime, claims in judged.items()}
+    lines = [
+        "## The claims by regime",
+        "",
+        f'Skew and passes over the rare language at tau = 5; "yes" is *reproduced*, "{_SIGNS["not reproduced"]}" is '
+        '*not reproduced*, "?" is *inconclusive*; empty where the systems were not trained. O1 and O2 are ours.',
+        "",
+        _row("", "item", "claim", *(regime.name for regime in found)),
+        _rule(3 + len(found)),
+    ]
+    for claim in TEXT_CLAIMS:
+        signs = [_SIGNS.get(by_claim.get(claim.name, ""), "") for by_claim in found.values()]
+        lines.append(_row(claim.name, claim.item, claim.statement, *signs))
+    return "\n".join(lines)
+
+
+def best_by_regime(regimes: Mapping[Regime, Trainings]) -> str:
+    """Return the map as a table."""
+    lines = [
+        "## The map of regimes",
+        "",
+        "The system with the lowest validation loss of five (tau = 1, 5, 100, Cooldown, UniMax with a cap that binds), "
+        "and how far the next one is above it, with an interval of 95 % over the paired seeds. Bold where it is below "
+        "all others by the tests; else the systems that the tests do not tell from it are named. *Passes* are those "
+        "over the frequent language at tau = 5.",
+        "",
+        _row("regime", "passes", *PARTS_OF_MAP),
+        _rule(2 + len(PARTS_OF_MAP)),
+    ]
+    for regime, trainings in regimes.items():
+        passes = np.mean([t.epochs[FREQUENT] for t in trainings[TAU_5]])
+        cells = [_best(best_system(trainings, domain)) for domain in PARTS_OF_MAP.values()]
+        lines.append(_row(regime.name, f"{passes:.1f}", *cells))
+    missing = [r.name for r in REGIMES if not any((r.skew, r.passes) == (f.skew, f.passes) for f in regimes)]
+    if missing:
+        lines += ["", f"In the rules but not trained yet: {'; '.join(missing)}."]
+    return "\n".join(lines)
+
+
+def advice_and_regret(regimes: Mapping[Regime, Trainings], findings: Sequence[Finding]) -> str:
+    """Return what the advisor does, and its regret when each regime in turn is left out."""
+    lines = ["## What `pycooldown plan` advises", ""]
+    if len(findings) < 2:
+        return "\n".join([*lines, "Too few regimes to say how good its advice is."])
+    chosen = [nearest([f for f in findings if f is not left], left.passes, left.skew).best for left in findings]
+    choices = {"the advisor": chosen, **{f"always {system}": [system] * len(findings) for system in MAP_SYSTEMS}}
+    lines += [
+        "It looks up the nearest regime of the map and names the system with the lowest mean loss there; further than "
+        'a factor of 2 in passes or 3 in skew from all of them it says "outside our evidence". To see what such advice '
+        "is worth, each regime is left out in turn and the nearest of the others decides, however far it is. Regret is "
+        "how much higher the mean loss over both languages is than that of the best of the five systems, in nats:",
+        "",
+        _row("rule", "mean regret", "largest regret", "where"),
+        _rule(4),
+    ]
+    for name, systems in choices.items():
+        regrets = [f.losses[system] - f.losses[f.best] for f, system in zip(findings, systems, strict=True)]
+        worst = list(regimes)[int(np.argmax(regrets))].name
+        lines.append(_row(name, f"{np.mean(regrets):.3f}", f"{max(regrets):.3f}", worst))
+    return "\n".join(lines)
+
+
+def describe(trainings: Trainings) -> str:
+    """Describe the outcome of a regime in a few sentences."""
+    best = best_system(trainings, None)
+    sentences = [f"there {best.system} had the lowest mean loss over both languages{_ties(best)}."]
+    for name, domain in (("rare", RARE), ("frequent", FREQUENT)):
+        best = best_system(trainings, domain)
+        sentences.append(f"Lowest on the {name} one: {best.system}{_ties(best)}.")
+    changes = [
+        f"{_change(trainings, COOLDOWN, TAU_5, domain)} nats on the {name} one"
+        for name, domain in (("rare", RARE), ("frequent", FREQUENT))
+    ]
+    return " ".join([*sentences, f"Cooldown less tau = 5: {', '.join(changes)}."])
+
+
+def regime_section(regime: Regime, trainings: Trainings, claims: Sequence[JudgedClaim]) -> str:
+    """Return the losses of a regime, and each claim with its parts."""
+    sizes = ", ".join(f"{size:,} {domain}" for domain, size in regime.sizes.items())
+    lines = [
+        f"## {regime.name}{' (about the paper' + chr(39) + 's regime)' if regime.is_paper else ''}",
+        "",
+        f"{sizes}; {regime.steps} steps; UniMax's cap is {unimax_cap(regime):.3g} passes. Validation loss, mean ± "
+        "standard deviation over the seeds (passes), and the difference from tau = 5 with its 95 % interval:",
+        "",
+        _row("system", "seeds", FREQUENT, RARE, *(f"{name}, less tau = 5" for name in (FREQUENT, RARE, "mean"))),
+        _rule(7),
+    ]
+    for system in (name for name in rules.ALL_SYSTEMS if name in trainings):
+        found = trainings[system]
+        cells = [str(len(found))]
+        for domain in (FREQUENT, RARE):
+            losses, passes = final_losses(found, domain), np.mean([t.epochs[domain] for t in found])
+            deviation = f" ± {losses.std(ddof=1):.3f}" if len(losses) > 1 else ""
+            cells.append(f"{losses.mean():.3f}{deviation} ({passes:.3g})")
+        changes = [
+            "" if system == TAU_5 else _change(trainings, system, TAU_5, domain) for domain in (FREQUENT, RARE, None)
+        ]
+        lines.append(_row(system, *cells, *changes))
+    lines += ["", _row("", "part of the claim", "mean ± sd", "must exceed", "verdict (p for, against)"), _rule(5)]
+    for claim, parts, verdict, p_for, p_against in claims:
+        for i, part in enumerate(parts):
+            judgement = f"{verdict} ({_p(p_for)}, {_p(p_against)})" if i == 0 else ""
+            lines.append(_row(claim.name if i == 0 else "", part.label, str(part), f"{part.bound:g}", judgement))
+    return "\n".join(lines)
+
+
+def other_claims(results: Mapping[str, Result]) -> str:
+    """Return the claims that need no regime."""
+    if not results:
+        return ""
+    lines = [
+        "## Theorems, gradients, and the second paper",
+        "",
+        "R12 to R15 are small reconstructions on synthetic data or digits. Judged together, in the same way; a number "
+        "without a bound decides nothing.",
+        "",
+        _row("", "item", "claim", "verdict"),
+        _rule(4),
+    ]
+    judged = dict(zip(results, decide([result.parts for result in results.values()]), strict=True))
+    for name, (verdict, *_) in judged.items():
+        lines.append(_row(name, CLAIMS[name].item, CLAIMS[name].statement, f"**{verdict}**"))
+    for name, (verdict, p_for, p_against) in judged.items():
+        claim = CLAIMS[name]
+        lines += ["", f"### {name}: {claim.item}", "", f"{claim.statement}. *Rule:* {claim.rule}. *In the paper:* "]
+        lines[-1] += f"{claim.paper_scale}. **{verdict}** (p for it: {_p(p_for)}; against: {_p(p_against)})."
+        lines += ["", claim.note] if claim.note else []
+        lines += ["", _row("measured", "mean ± sd", "must exceed"), _rule(3)]
+        for part in (part for part in results[name].parts if not part.label.startswith(NORMS)):
+            lines.append(_row(part.label, str(part), "" if part.bound is None else f"{part.bound:.4g}"))
+    return "\n".join(lines)
+
+
+def method(regimes: Mapping[Regime, Trainings], results: Mapping[str, Result]) -> str:
+    """Return the rules, the commands and what they take."""
+    text = rules.__doc__ or ""
+    minutes = {
+        regime: sum(t.cpu_seconds for found in trainings.values() for t in found) / 60
+        for regime, trainings in regimes.items()
+    }
+    trainings = sum(len(found) for by_system in regimes.values() for found in by_system.values())
+    lines = [
+        "## The rules",
+        "",
+        "They stand in `reproduction/rules.py`, whose first commit precedes that of any result:",
+        "",
+        text.split("\n\n", 1)[1].strip(),
+        "",
+        f"LEVEL = {rules.LEVEL:g}; MARGIN = {rules.MARGIN:g} nats a token; MIN_SEEDS = {rules.MIN_SEEDS}. A validation "
+        f"loss that ends {rules.RISE:g} nats above its best has overfitted (R6).",
+        "",
+        "## Run it",
+        "",
+        "```",
+        "python -m reproduction corpus evidence/corpus --languages de,ro",
+        "pycooldown pack evidence/corpus evidence/packed",
+        "python -m reproduction regimes evidence/packed --folder evidence --results reproduction/results/regimes",
+        "python -m reproduction regimes evidence/packed --regime 50:100 --claim R7 --workers 2   # one of your own",
+        "python -m reproduction reproduce --data evidence/packed --results reproduction/results/claims",
+        "python -m reproduction page --advice pycooldown/recipes/advice.json   # this page, from reproduction/results",
+        "```",
+        "",
+        f"The {trainings} trainings behind this page took {sum(minutes.values()):.0f} minutes of a processor of an AMD "
+        "EPYC (Zen 5), which was shared: " + "; ".join(f"{r.name}: {m:.0f}" for r, m in minutes.items()) + ". "
+        f"The other claims took {sum(r.cpu_seconds for r in results.values()) / 60:.0f}. A claim in a regime of your "
+        "own, with 8 seeds of 2 to 5 systems, takes 3 to 9 minutes of a processor, half as long with two workers.",
+    ]
+    return "\n".join(lines)
+
+
+def _change(trainings: Trainings, system: str, over: str, domain: str | None) -> str:
+    shared = rules.paired(trainings, (system, over))
+    if len(shared[over]) < 2:
+        return ""
+    values, baseline = (final_losses(shared[name], domain).tolist() for name in (system, over))
+    return str(paired_difference(values, baseline))
+
+
+def _best(best: Best) -> str:
+    text = f"**{best.system}**" if best.clear else best.system
+    return f"{text} {best.margin}{_ties(best)}"
+
+
+def _ties(best: Best) -> str:
+    return "" if best.clear else f" (not told from {', '.join(best.ties)})"
+
+
+def _p(p: float) -> str:
+    return f"{p:.2g}" if p >= 1e-4 else "< 1e-4"
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _rule(columns: int) -> str:
+    return "|" + "---|" * columns

@@ -1,0 +1,45 @@
+"""Pictures of the demo, and its recipes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pycooldown.recipes import load_recipe
+from reproduction.demo import save_pictures
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "pair"
+
+
+def write_run(folder, sizes, epochs):
+    folder.mkdir(parents=True)
+    (folder / "recipe.json").write_text(json.dumps({"sizes": sizes, "mixture": {}}))
+    (folder / "summary.json").write_text(json.dumps({"domains": {d: {} for d in sizes}}))
+    lines = []
+    for step in (35, 70):
+        seen = {f"epochs/{d}": epochs * step / 70 for d in sizes}
+        lines += [
+            {"step": step, "loss": 1.0, **seen},
+            {"step": step, "eval_loss": 1.0, **{f"eval_loss/{d}": 2.0 for d in sizes}},
+        ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_pictures_of_both_languages(tmp_path):
+    for seed in (0, 1):
+        for name, epochs in (("cooldown", 39.0), ("temperature1", 2.5)):
+            write_run(tmp_path / f"seed-{seed}" / name, {"de": 5200, "ro": 52}, epochs)
+    rare, frequent = save_pictures(tmp_path, tmp_path / "out")
+    assert (rare.name, frequent.name) == ("demo_rare.png", "demo_frequent.png")
+    assert rare.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="has no finished runs"):
+        save_pictures(tmp_path / "out", tmp_path)
+
+
+def test_the_demos_recipes_differ_in_the_mixture_alone():
+    recipes = [load_recipe(path) for path in sorted(RECIPES.glob("*.yaml"))]
+    assert len(recipes) == 5
+    assert all(
+        (r.data, r.training, r.model) == (recipes[0].data, recipes[0].training, recipes[0].model) for r in recipes
+    )
+    assert len({str(r.mixture) for r in recipes}) == 5
