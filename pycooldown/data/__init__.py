@@ -8,8 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pycooldown.data.packing import Packed as Packed
-    from pycooldown.data.packing import pack_sequences as pack_sequences
+    from pycooldown.data.best_fit import Packed as Packed
+    from pycooldown.data.best_fit import pack_sequences as pack_sequences
     from pycooldown.data.pipeline import mix as mix
     from pycooldown.data.prefetch import DevicePrefetcher as DevicePrefetcher
     from pycooldown.data.shards import TarDataset as TarDataset
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "DevicePrefetcher": "prefetch",
-    "Packed": "packing",
+    "Packed": "best_fit",
     "TarDataset": "shards",
     "TokenDataset": "tokens",
     "mix": "pipeline",
-    "pack_sequences": "packing",
+    "pack_sequences": "best_fit",
 }
 
 __all__ = ["DevicePrefetcher", "Packed", "TarDataset", "TokenDataset", "mix", "pack_sequences"]

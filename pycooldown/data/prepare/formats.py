@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from pycooldown._extras import require
 from pycooldown.data.prepare.options import MAX_RECORD_BYTES, Options
-from pycooldown.data.prepare.ranges import READ_BYTES, Piece
+from pycooldown.data.prepare.parts import READ_BYTES, Piece
 from pycooldown.data.stores import open_binary
 
 require("prepare", "orjson")

@@ -17,11 +17,11 @@ from pycooldown._files import lock_file, sha256, write_atomically
 from pycooldown.data.prepare.engines import RunParts
 from pycooldown.data.prepare.inputs import InputFile, InputPaths, find_files
 from pycooldown.data.prepare.options import Options, TokenizerOptions
-from pycooldown.data.prepare.ranges import Part, divide
+from pycooldown.data.prepare.parts import Part, divide
 from pycooldown.data.prepare.records import WORK, Setup, part_key
 from pycooldown.data.prepare.split import choose, chosen_path, count_digests, validation_test
 from pycooldown.data.prepare.tokenizer import TokenizerSpec, prepare_tokenizer
-from pycooldown.data.prepare.training import balanced_sample, train_tokenizer
+from pycooldown.data.prepare.tokenizer_training import balanced_sample, train_tokenizer
 from pycooldown.data.publish import Progress
 
 TOKENIZER = "tokenizer"

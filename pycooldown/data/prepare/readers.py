@@ -12,7 +12,7 @@ from pycooldown._extras import require
 from pycooldown.data.prepare import formats
 from pycooldown.data.prepare.formats import Faults, Place, RowIterator, lines_before, shown
 from pycooldown.data.prepare.options import Options
-from pycooldown.data.prepare.ranges import READ_BYTES, Piece
+from pycooldown.data.prepare.parts import READ_BYTES, Piece
 from pycooldown.data.stores import open_binary
 
 try:

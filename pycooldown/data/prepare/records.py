@@ -11,7 +11,7 @@ from typing import Any
 
 from pycooldown._files import sha256
 from pycooldown.data.prepare.options import Options
-from pycooldown.data.prepare.ranges import Part
+from pycooldown.data.prepare.parts import Part
 from pycooldown.data.prepare.readers import hash_piece
 from pycooldown.data.prepare.tokenizer import TokenizerSpec
 from pycooldown.data.stores import is_url

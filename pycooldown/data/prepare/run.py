@@ -11,7 +11,7 @@ from pycooldown.data.prepare.engines import open_engine
 from pycooldown.data.prepare.inputs import InputPaths
 from pycooldown.data.prepare.options import Options, TokenizerOptions
 from pycooldown.data.prepare.plan import fingerprint, locked, make_plan, read_json
-from pycooldown.data.prepare.publish import MANIFEST, publish
+from pycooldown.data.prepare.finish import MANIFEST, publish
 from pycooldown.data.prepare.records import Record
 from pycooldown.data.prepare.work import make_shards
 from pycooldown.data.publish import Progress

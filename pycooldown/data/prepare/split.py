@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pycooldown.data.prepare.formats import Faults
 from pycooldown.data.prepare.options import Options
-from pycooldown.data.prepare.ranges import Part
+from pycooldown.data.prepare.parts import Part
 from pycooldown.data.prepare.readers import read_documents
 from pycooldown.data.prepare.records import WORK
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from pycooldown._files import write_atomically
 from pycooldown.data.prepare.formats import Faults
-from pycooldown.data.prepare.ranges import Part
+from pycooldown.data.prepare.parts import Part
 from pycooldown.data.prepare.readers import read_documents
 from pycooldown.data.prepare.records import (
     SPLITS,

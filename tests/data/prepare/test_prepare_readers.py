@@ -19,7 +19,7 @@ import pyarrow.parquet as pq  # noqa: E402
 from pycooldown.data.prepare.formats import Faults  # noqa: E402
 from pycooldown.data.prepare.inputs import find_files, parse_inputs  # noqa: E402
 from pycooldown.data.prepare.options import Options  # noqa: E402
-from pycooldown.data.prepare.ranges import Piece, divide  # noqa: E402
+from pycooldown.data.prepare.parts import Piece, divide  # noqa: E402
 from pycooldown.data.prepare.readers import hash_piece, read_documents, zstd  # noqa: E402
 
 TEXTS = [

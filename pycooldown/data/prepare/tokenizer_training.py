@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pycooldown._extras import require
 from pycooldown.data.prepare.formats import Faults
 from pycooldown.data.prepare.options import Options
-from pycooldown.data.prepare.ranges import Part, Piece
+from pycooldown.data.prepare.parts import Part, Piece
 from pycooldown.data.prepare.readers import read_documents
 from pycooldown.data.prepare.sentencepiece_training import train_sentencepiece
 from pycooldown.mixture import temperature
