@@ -31,13 +31,13 @@ _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://([^/]*)/?(.*)", re.DOTALL)
 _NO_CREDENTIALS = re.compile(r"latest/api/token|latest/meta-data|computeMetadata|metadata/identity|Account must be")
 _WAY_OUT = {
     errno.ENOENT: "look at the spelling of the bucket and the key",
-    errno.EACCES: "look at the credentials in the environment (AWS_..., GOOGLE_..., AZURE_...) and what they may read",
-    errno.EIO: "look at the endpoint, the region and the network, or copy the object to this machine",
+    errno.EACCES: "look at the credentials in the environment (AWS_..., GOOGLE_..., AZURE_...) and what they allow",
+    errno.EIO: "look at the endpoint, the region and the network, or work with a copy on this machine",
 }
 
 
 class StoreError(OSError):
-    """An object could not be read from its store; has `errno`, `strerror` and, as `filename`, the URL."""
+    """A store could not read or write an object; has `errno`, `strerror` and, as `filename`, the URL."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ def find_object(url: str) -> StoredObject | None:
         ValueError: If the URL is not one that can be read.
         StoreError: If the store does not answer, or refuses.
     """
-    client, _, key = _open(url)
+    client, _, key = open_store(url)
     if not key:
         return None
     try:
-        with _errors(url):
+        with store_errors(url):
             return _stored(url, client.head(key))
     except StoreError as error:
         if error.errno == errno.ENOENT:
@@ -84,12 +84,12 @@ def list_objects(url: str) -> list[StoredObject]:
 
     The errors are those of :func:`find_object`; http(s) has no lists.
     """
-    client, base, key = _open(url)
+    client, base, key = open_store(url)
     if base.startswith("http"):
         raise ValueError(
             f"{url} cannot be listed: http has no folders or patterns; name every file, as in en=https://host/x.jsonl"
         )
-    with _errors(url):
+    with store_errors(url):
         found = [item for batch in client.list(key.rstrip("/") or None) for item in batch]
     # An empty object with a slash behind its name is a folder that some web page has made.
     objects = (_stored(f"{base}/{item['path']}", item) for item in found if not item["path"].endswith("/"))
@@ -162,7 +162,7 @@ class ObjectReader(io.RawIOBase):
 
     def __init__(self, url: str, version: str = "", stop: int | None = None) -> None:
         self._url, self._version = url, version
-        self._get: Callable[..., Any] = _open(url)[0].get
+        self._get: Callable[..., Any] = open_store(url)[0].get
         found = find_object(url)
         if found is None:
             raise StoreError(errno.ENOENT, f"no such object; {_WAY_OUT[errno.ENOENT]}", url)
@@ -211,7 +211,7 @@ class ObjectReader(io.RawIOBase):
         self._start, self._block = start, memoryview(b"")
         if start >= stop:
             return
-        with _errors(self._url):
+        with store_errors(self._url):
             result = self._get(_split(self._url)[2], options={"range": (start, stop)})
             self._check(_version(result.meta))
             block = memoryview(result.bytes())
@@ -248,11 +248,11 @@ def _split(url: str) -> tuple[str, str, str]:
     return match[1], match[2], unquote(match[3]) if web else match[3]
 
 
-def _open(url: str) -> tuple[Any, str, str]:
-    """The client of a URL's store, the URL of the store, and the key."""
+def open_store(url: str) -> tuple[Any, str, str]:
+    """Return the client of a URL's store, the URL of the store, and the key."""
     scheme, place, key = _split(url)
     base = f"{scheme}://{place}"
-    with _errors(url):
+    with store_errors(url):
         return _client(base, os.getpid()), base, key
 
 
@@ -271,8 +271,8 @@ def _client(base: str, process: int) -> Any:
 
 
 @contextmanager
-def _errors(url: str) -> Iterator[None]:
-    """Errors of obstore as one line with the URL and the way out."""
+def store_errors(url: str) -> Iterator[None]:
+    """Turn errors of obstore into a `StoreError`: one line with the URL and the way out."""
     require("remote", "obstore")
     from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 

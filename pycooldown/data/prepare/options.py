@@ -6,8 +6,6 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from pycooldown.data.stores import is_url
-
 MAX_DOCUMENT_BYTES = 4_000_000
 MAX_RECORD_BYTES = 64 << 20  # of one line or text file, which is held in memory as a whole
 
@@ -76,7 +74,7 @@ class TokenizerOptions:
     """Which tokenizer, and its special tokens.
 
     Attributes:
-        source: Its file or folder (see :func:`prepare_tokenizer`); `None` to train one.
+        source: Its file or folder, a path or a URL (see :func:`prepare_tokenizer`); `None` to train one.
         train: `"bpe"` or `"sentencepiece"`, if there is no source.
         vocabulary_size: Of a tokenizer to be trained: number of token ids.
         tau: Temperature of its sample.
@@ -98,7 +96,5 @@ class TokenizerOptions:
     def __post_init__(self) -> None:
         if (self.source is None) == (self.train is None):
             raise ValueError("expected a tokenizer's file, or the kind of one to train ('bpe' or 'sentencepiece')")
-        if self.source is not None and is_url(self.source):
-            raise ValueError(f"source = {os.fspath(self.source)!r} is a URL; expected a local tokenizer: copy it here")
         if self.sample_bytes < 1:
             raise ValueError(f"sample_bytes = {self.sample_bytes}; expected at least 1")
