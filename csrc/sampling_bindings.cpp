@@ -232,9 +232,10 @@ void register_sampling(py::module_& m) {
 
   py::class_<BatchPlanner>(m, "BatchPlanner", "Plans batch after batch; knows how often each domain has been drawn.")
       .def(py::init([](const Input<std::int64_t>& sizes, Allocation allocation, std::int64_t batch_size,
-                       std::uint64_t seed,
-                       bool shuffle) { return BatchPlanner(view(sizes), allocation, batch_size, seed, shuffle); }),
-           "sizes"_a, "allocation"_a, py::kw_only(), "batch_size"_a, "seed"_a, "shuffle"_a)
+                       std::uint64_t seed, bool shuffle, bool homogeneous) {
+             return BatchPlanner(view(sizes), allocation, batch_size, seed, shuffle, homogeneous);
+           }),
+           "sizes"_a, "allocation"_a, py::kw_only(), "batch_size"_a, "seed"_a, "shuffle"_a, "homogeneous"_a = false)
       .def_property_readonly("counts", [](const BatchPlanner& p) { return to_array<std::int64_t>(p.counts()); })
       .def_property_readonly("credits", [](const BatchPlanner& p) { return to_array<std::int64_t>(p.credits()); })
       .def(

@@ -31,7 +31,14 @@ class Allocation(enum.Enum):
 
 class BatchPlanner:
     def __init__(
-        self, sizes: npt.ArrayLike, allocation: Allocation, *, batch_size: int, seed: int, shuffle: bool
+        self,
+        sizes: npt.ArrayLike,
+        allocation: Allocation,
+        *,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        homogeneous: bool = False,
     ) -> None: ...
     @property
     def counts(self) -> npt.NDArray[np.int64]: ...

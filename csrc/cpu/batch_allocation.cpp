@@ -36,7 +36,7 @@ void BatchPlanner::allocate_systematic(const AliasTable& table, std::uint64_t st
   // this interval has whole numbers. B * weight cannot overflow: B < 2^31 and weights sum to 2^32.
   std::uint64_t cumulative = random.word[0], filled = 0;
   for (std::uint64_t i = 0; i < num_domains; ++i) {
-    cumulative += batch_size() * weights[domain];
+    cumulative += slots() * weights[domain];
     take(domain, filled, cumulative >> 32);
     filled = cumulative >> 32;
     domain += multiplier;
@@ -53,7 +53,7 @@ void BatchPlanner::fill_systematic(const AliasTable& table, std::uint64_t step) 
 
 void BatchPlanner::skip_systematic(const AliasTable& table, std::uint64_t step) {
   allocate_systematic(table, step, [this](std::uint64_t domain, std::uint64_t begin, std::uint64_t end) {
-    advance(domain, end - begin);
+    advance(domain, (end - begin) * (batch_size_ / slots()));
   });
 }
 
@@ -69,9 +69,9 @@ void BatchPlanner::fill_quota(std::span<const MixtureSpan> spans, std::uint64_t 
   std::array<std::size_t, kBuckets> counts{};  // of claims, by the batches until their deadlines
   std::size_t filled = 0, num_claims = 0;
   for (std::size_t i = 0; i < weights.size(); ++i) {
-    credits[i] += static_cast<std::int64_t>(batch_size() * weights[i]);
+    credits[i] += static_cast<std::int64_t>(slots() * weights[i]);
     if (credits[i] >= kUnits) {  // due now
-      for (; credits[i] >= kUnits && filled < batch_size(); credits[i] -= kUnits)
+      for (; credits[i] >= kUnits && filled < slots(); credits[i] -= kUnits)
         domain_ids_[filled++] = static_cast<std::int32_t>(i);
       set_deadline(i, step + 1);
     }
@@ -82,13 +82,13 @@ void BatchPlanner::fill_quota(std::span<const MixtureSpan> spans, std::uint64_t 
   }
   // Credits sum to zero between batches, so there are at least as many claims as slots left, unless a domain that the
   // mixture lacks has some.
-  if (filled + num_claims < batch_size()) {
+  if (filled + num_claims < slots()) {
     throw std::invalid_argument("the credits of the mixture's domains at step " + std::to_string(step) +
                                 " do not sum to 0");
   }
-  if (filled < batch_size()) {
+  if (filled < slots()) {
     const std::size_t first = filled;
-    const std::uint64_t last = last_granted(claims.first(num_claims), counts, batch_size() - filled);
+    const std::uint64_t last = last_granted(claims.first(num_claims), counts, slots() - filled);
     for (const std::uint64_t claim : claims.first(num_claims)) {
       domain_ids_[filled] = static_cast<std::int32_t>(claim % AliasTable::kMaxOutcomes);
       filled += claim <= last;
@@ -124,9 +124,9 @@ bool BatchPlanner::follow_next(std::span<const MixtureSpan> spans, std::uint64_t
   for (std::size_t i = 0; i < next.size(); ++i) {
     if (open_needs_[i] == 0) continue;
     std::uint64_t earned;
-    const bool overflows = __builtin_mul_overflow(batch_size() * known[i], end - start, &earned);
+    const bool overflows = __builtin_mul_overflow(slots() * known[i], end - start, &earned);
     const std::uint64_t need = overflows || open_needs_[i] <= earned ? 0 : open_needs_[i] - earned;
-    const std::uint64_t rate = batch_size() * next[i];
+    const std::uint64_t rate = slots() * next[i];
     if (need > 0) deadlines_[i] = rate > 0 ? end + (need + rate - 1) / rate : kNever;
     open_needs_[i] = need;
   }
@@ -143,7 +143,7 @@ void BatchPlanner::set_deadline(std::size_t domain, std::uint64_t step) {
     const bool last = &span == &spans_.back();
     if (span.end <= step && !last) continue;
     if (last) open_needs_[domain] = need;
-    if (const std::uint64_t rate = batch_size() * span.table->weights()[domain]; rate > 0) {
+    if (const std::uint64_t rate = slots() * span.table->weights()[domain]; rate > 0) {
       const std::uint64_t batches = (need + rate - 1) / rate;
       if (last || batches <= span.end - step) {
         deadlines_[domain] = step + batches;
@@ -176,9 +176,9 @@ std::uint64_t BatchPlanner::last_granted(std::span<const std::uint64_t> claims, 
 // Fisher and Yates's shuffle, so that a slice of the batch is a random part of it.
 void BatchPlanner::shuffle_slots(std::uint64_t step) {
   const Segment& segment = segments_[segment_];
-  const std::uint64_t first_block = segment.first_block + (step - segment.first_step) * (batch_size() / 4 + 1);
-  Block random = random_block(seed_, Stream::slots, first_block + batch_size() / 4);
-  for (std::size_t left = batch_size(); left > 1; --left) {
+  const std::uint64_t first_block = segment.first_block + (step - segment.first_step) * (slots() / 4 + 1);
+  Block random = random_block(seed_, Stream::slots, first_block + slots() / 4);
+  for (std::size_t left = slots(); left > 1; --left) {
     if (left % 4 == 3) random = random_block(seed_, Stream::slots, first_block + left / 4);
     const std::size_t other = std::uint64_t{random.word[left % 4]} * left >> 32;
     std::swap(domain_ids_[left - 1], domain_ids_[other]);

@@ -226,6 +226,7 @@ class Planner:
             batch_size=job.batch_sizes.at(0),
             seed=self._seed,
             shuffle=job.shuffle,
+            homogeneous=job.homogeneous,
         )
         core.set_batch_sizes(self._job.batch_sizes.pairs)
         self._set_epoch_sizes(core)

@@ -150,6 +150,11 @@ class BatchSizes:
         """Return the first step after ``step`` from which batches have another size."""
         return next((first_step for first_step, _ in self.pairs if first_step > step), NEVER)
 
+    def slots(self, step: int, rank: int, world_size: int) -> tuple[int, int]:
+        """Return the first slot of a rank in the batch of a step, and the one behind its last."""
+        size = self.at(step)
+        return size * rank // world_size, size * (rank + 1) // world_size
+
     def samples_before(self, step: int) -> int:
         """Return the number of samples in the batches before ``step``."""
         ends = [first_step for first_step, _ in self.pairs[1:]] + [step]
@@ -168,6 +173,7 @@ class Job:
         seed: The seed of epoch 0.
         allocation: The name of the allocation.
         shuffle: Whether the samples of a domain are shuffled.
+        homogeneous: Whether each batch is of one domain.
     """
 
     history: ScheduleHistory
@@ -175,11 +181,12 @@ class Job:
     seed: int
     allocation: str
     shuffle: bool
+    homogeneous: bool = False
 
     def identity(self) -> dict[str, Any]:
         """Return what a state must be equal in, but for the changes, as JSON values."""
         first = self.history.changes[0]
-        return {
+        identity = {
             "sizes": first.sizes,
             "schedule": first.schedule.describe(),
             "batch_size": self.batch_sizes.at(0),
@@ -187,6 +194,7 @@ class Job:
             "allocation": self.allocation,
             "shuffle": self.shuffle,
         }
+        return identity | ({"homogeneous": True} if self.homogeneous else {})
 
     def copy(self) -> Job:
         """Return a job that later changes of this one do not reach."""

@@ -34,10 +34,11 @@ class DomainBatchSampler:
         world_size: Number of processes that share the batch.
         allocation: "multinomial" draws each slot's domain independently; "systematic" gives domain i floor(B q_i) or
             ceil(B q_i) slots, which is unbiased too and has less variance; "quota" carries the rounding error over, so
-            that after any number of steps each domain has been drawn within one sample of the sum of its B q_i. Where
-            the mixture changes at every step, this holds as far as the next 32 steps show; where it is learned or
-            changed by `set_schedule`, as far as it was known when a batch was planned.
+            that after any number of steps each domain has been drawn within one sample of the sum of its B q_i. This
+            holds as far as mixtures are known when a batch is planned: 32 steps ahead if they change at every step.
         shuffle: ``False`` takes each domain's samples in their own order.
+        homogeneous: ``True`` makes each batch of one domain, as losses with in-batch negatives need. The mixture then
+            says how often a domain gets a batch; what ``allocation`` says of samples holds for batches.
         stop: "first_exhausted" ends a pass before the first step that would repeat a sample, and sets ``num_steps`` to
             the number of steps before; the schedule must be known beforehand.
 
@@ -63,6 +64,7 @@ class DomainBatchSampler:
         world_size: int = 1,
         allocation: AllocationName = "multinomial",
         shuffle: bool = True,
+        homogeneous: bool = False,
         stop: Literal["first_exhausted"] | None = None,
     ) -> None:
         history = ScheduleHistory(schedule)
@@ -77,9 +79,11 @@ class DomainBatchSampler:
         self.world_size = world_size
         self.allocation = allocation
         self.shuffle = bool(shuffle)
-        self._job = Job(history, BatchSizes(batch_size_pairs(batch_size)), seed, allocation, self.shuffle)
+        self.homogeneous = bool(homogeneous)
+        sizes = BatchSizes(batch_size_pairs(batch_size))
+        self._job = Job(history, sizes, seed, allocation, self.shuffle, self.homogeneous)
         self._exclusive = Exclusive()
-        check_batches(schedule, self._job.batch_sizes, 0, num_steps, world_size)
+        self._check_batches(schedule, sizes, 0)
         self._planner = Planner(self._job)
         self._next_step = 0  # where iteration goes on
         self._pass_ended = False  # whether the last batch has been yielded, so that the next pass starts at step 0
@@ -111,10 +115,7 @@ class DomainBatchSampler:
         return self._job.history.newest.first.sizes
 
     def __len__(self) -> int:
-        """Return ``num_steps``, the length of a whole pass, wherever iteration stands.
-
-        A pass that goes on, after `load_state_dict` for example, has as many steps as are left of it.
-        """
+        """Return ``num_steps``, the length of a whole pass; one that goes on from a state has fewer steps left."""
         if self.num_steps is None:
             raise TypeError("the sampler has no end: give num_steps to have a length")
         return self.num_steps
@@ -133,7 +134,7 @@ class DomainBatchSampler:
             step = self._next_step
         while self.num_steps is None or step < self.num_steps:
             with self._exclusive.hold():
-                plan = self._planner.plan(step, *self._slice(step))
+                plan = self._planner.plan(step, *self._job.batch_sizes.slots(step, self.rank, self.world_size))
                 step += 1
                 self._next_step, self._pass_ended = step, step == self.num_steps
             yield plan.indices.tolist()
@@ -165,7 +166,7 @@ class DomainBatchSampler:
             self._check_not_yielded(from_step)
             check_stop(self._stop, None, schedule)
             change = self._job.history.next_change(schedule, from_step)
-            check_batches(schedule, self._job.batch_sizes, from_step, self.num_steps, self.world_size)
+            self._check_batches(schedule, self._job.batch_sizes, from_step)
             self._planner.forget_after(from_step)
             self._job.history.changes.append(change)
             self._planner.follow_changes()
@@ -193,7 +194,7 @@ class DomainBatchSampler:
             for change in self._job.history.changes:
                 if self._job.history.end(change.from_step) > from_step:
                     first_step = max(change.from_step, from_step)
-                    check_batches(change.schedule, sizes, first_step, self.num_steps, self.world_size)
+                    self._check_batches(change.schedule, sizes, first_step)
             self._planner.forget_after(from_step)
             self._job.batch_sizes.pairs = sizes.pairs
             self._planner.follow_changes()
@@ -282,9 +283,8 @@ class DomainBatchSampler:
         if self._stop == "first_exhausted":
             self.num_steps = self._planner.steps_without_repeats()
 
-    def _slice(self, step: int) -> tuple[int, int]:
-        size = self._job.batch_sizes.at(step)
-        return size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size
+    def _check_batches(self, schedule: Schedule, sizes: BatchSizes, from_step: int) -> None:
+        check_batches(schedule, sizes, from_step, self.num_steps, self.world_size, homogeneous=self.homogeneous)
 
     def _check_not_yielded(self, from_step: int) -> None:
         if from_step < (done := self._next_step):

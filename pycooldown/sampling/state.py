@@ -15,8 +15,8 @@ from pycooldown.sampling.batch_planner import MAX_DRAWS, Position
 from pycooldown.sampling.changes import BatchSizes, Job, ScheduleHistory
 
 VERSION = 1
-# Of states with batches of several sizes or another epoch, which an older reader would take for one size or epoch 0.
-LATER_VERSION, LATER_KEYS = 2, {"batch_sizes", "epoch"}
+# Of states with what an older reader would take for one batch size, epoch 0 or batches of all domains.
+LATER_VERSION, LATER_KEYS = 2, {"batch_sizes", "epoch", "homogeneous"}
 _UNITS = 2**32  # of credits, in a sample
 
 
@@ -48,6 +48,8 @@ def write_state(job: Job, step: int, epoch: int, position: Position) -> dict[str
         state |= {"version": LATER_VERSION, "batch_sizes": [list(pair) for pair in job.batch_sizes.pairs]}
     if epoch:
         state |= {"version": LATER_VERSION, "epoch": epoch}
+    if job.homogeneous:
+        state["version"] = LATER_VERSION
     if len(job.history.changes) > 1:
         state["changes"] = job.history.state()
     return state
@@ -63,17 +65,20 @@ def read_state(state: Any, job: Job) -> SavedPosition:
     Raises:
         ValueError: If the state is damaged, or belongs to another job, saying what differs.
     """
-    identity, history, batch_sizes = job.identity(), job.history, job.batch_sizes
+    identity = job.identity() | {"homogeneous": job.homogeneous}
+    history, batch_sizes = job.history, job.batch_sizes
     if not isinstance(state, Mapping):
         raise ValueError(f"state is a {type(state).__name__}; expected a value of DomainBatchSampler.state_dict()")
+    later = bool(LATER_KEYS & set(state))
+    state = {"homogeneous": False, **state}  # left out of states without it
     has_credits = job.allocation == "quota"
     needed = {"version", "step", "draws", *identity, *(["credits"] if has_credits else [])}
     if missing := needed - set(state):
         raise ValueError(f"state lacks {sorted(missing)}; expected a value of DomainBatchSampler.state_dict()")
-    if not _equal(state["version"], LATER_VERSION if LATER_KEYS & set(state) else VERSION):
+    if not _equal(state["version"], LATER_VERSION if later else VERSION):
         raise ValueError(
             f"state has version {_brief(state['version'])}; this pycooldown reads version {VERSION}, and "
-            f"{LATER_VERSION} where it has batch_sizes or an epoch"
+            f"{LATER_VERSION} where it has batch_sizes, an epoch or homogeneous batches"
         )
     for name, mine in identity.items():
         if not _equal(state[name], mine) or (name == "sizes" and list(state[name]) != list(mine)):
