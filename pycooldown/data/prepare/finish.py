@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
-from pycooldown.data.prepare.outputs import Output
+from pycooldown.data.prepare.outputs import ResultFolder
 from pycooldown.data.prepare.plan import MEANWHILE, PLAN, TOKENIZER, Plan, read_json
 from pycooldown.data.prepare.records import SPLITS, WORK, Record, record_name, shard_name
 from pycooldown.data.token_shards import ENDS_SUFFIX, FORMAT
@@ -20,7 +20,9 @@ MANIFEST = "manifest.json"
 _SHARD = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
 
 
-def finish(output: Output, plan: Plan, records: Mapping[tuple[str, int], Record], fingerprint: str) -> dict[str, Any]:
+def finish(
+    output: ResultFolder, plan: Plan, records: Mapping[tuple[str, int], Record], fingerprint: str
+) -> dict[str, Any]:
     """Write the manifest, after everything that it names.
 
     Raises:
@@ -72,14 +74,14 @@ def finish(output: Output, plan: Plan, records: Mapping[tuple[str, int], Record]
     return manifest
 
 
-def _content(output: Output, name: str) -> bytes | None:
+def _content(output: ResultFolder, name: str) -> bytes | None:
     try:
         return output.read(name)
     except FileNotFoundError:
         return None
 
 
-def _check_alone(output: Output, plan: Plan, records: Mapping[tuple[str, int], Record]) -> None:
+def _check_alone(output: ResultFolder, plan: Plan, records: Mapping[tuple[str, int], Record]) -> None:
     """Refuse to publish what another run has altered: stores have no locks."""
     stored = {name: version for record in records.values() for name, version in record.get("stored", {}).items()}
     found = output.versions()
@@ -95,7 +97,7 @@ def _empty_split() -> dict[str, Any]:
     return {"documents": 0, "tokens": 0, "characters": 0, "bytes": 0, "shards": {}}
 
 
-def _remove_others(output: Output, plan: Plan, manifest: dict[str, Any], tokenizer_files: set[str]) -> None:
+def _remove_others(output: ResultFolder, plan: Plan, manifest: dict[str, Any], tokenizer_files: set[str]) -> None:
     """Remove shards and records of earlier plans, and what killed processes left."""
     shards = {name for splits in manifest["domains"].values() for split in splits.values() for name in split["shards"]}
     records = {record_name(part) for part in plan.parts}

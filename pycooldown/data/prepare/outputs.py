@@ -191,10 +191,10 @@ class StoredFolder:
         return nullcontext()
 
 
-Output = Folder | StoredFolder
+ResultFolder = Folder | StoredFolder
 
 
-def open_output(location: str | os.PathLike[str]) -> Output:
+def open_output(location: str | os.PathLike[str]) -> ResultFolder:
     """Return the folder of a path or URL; it need not be there yet.
 
     Raises:

@@ -16,7 +16,7 @@ from typing import Any
 from pycooldown.data.prepare.engines import RunParts
 from pycooldown.data.prepare.inputs import InputFile, InputPaths, find_files
 from pycooldown.data.prepare.options import Options, TokenizerOptions
-from pycooldown.data.prepare.outputs import Output
+from pycooldown.data.prepare.outputs import ResultFolder
 from pycooldown.data.prepare.parts import Part, divide
 from pycooldown.data.prepare.records import WORK, Setup, part_key
 from pycooldown.data.prepare.split import choose, chosen_name, count_digests, validation_test
@@ -47,7 +47,7 @@ class Plan:
 
 
 def make_plan(
-    output: Output,
+    output: ResultFolder,
     inputs: InputPaths,
     tokenizer: TokenizerOptions,
     options: Options,
@@ -116,7 +116,7 @@ def fingerprint(plan: Plan) -> str:
     return hashlib.sha256(json.dumps(keys).encode()).hexdigest()
 
 
-def read_json(output: Output, name: str) -> dict[str, Any] | None:
+def read_json(output: ResultFolder, name: str) -> dict[str, Any] | None:
     """Return the JSON object in a file; nothing if there is none that can be read."""
     try:
         value = json.loads(output.read(name))
@@ -126,7 +126,7 @@ def read_json(output: Output, name: str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def locked(output: Output, *, shared: bool) -> Iterator[None]:
+def locked(output: ResultFolder, *, shared: bool) -> Iterator[None]:
     """Refuse to write where another process does; tasks of an array may do so together."""
     with ExitStack() as stack:
         try:
