@@ -5,7 +5,7 @@
 Documents are Python sources of the installed packages, in pieces of 4,000 characters; the tokenizer is a byte-level BPE
 of 8,000 ids, trained on some of them. CPU seconds are those of all processes. Contenders take turns, since single runs
 vary by half; ratios are medians over neighbouring runs. Peers run if they are installed: datatrove's DocumentTokenizer,
-and `datasets.map` without its cache. `PYCOOLDOWN_TOKENIZE_MB` is the size of the text; two workers of ours get it thrice.
+and `datasets.map` without its cache. `PYCOOLDOWN_TOKENIZE_MB` is the size of the text; our two workers get it thrice.
 """
 
 import json

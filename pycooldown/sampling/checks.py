@@ -149,15 +149,18 @@ def _check_batches_fit(
         draws = batch_size * (mixture.sampling > 0 if homogeneous else mixture.sampling)
         if (draws > mixture.sizes).any():
             i = int((draws / mixture.sizes).argmax())
+            largest = int(batch_size * mixture.sizes[i] / draws[i])
             if homogeneous:
                 raise ValueError(
                     f"batch_size = {batch_size}, but domain {mixture.domains[i]!r} has {mixture.sizes[i]} samples: a "
-                    "homogeneous batch of it would repeat some; use a smaller batch_size, or merge it with another"
+                    f"homogeneous batch would repeat some; use a batch_size of at most {largest}, or merge the domain with "
+                    "another"
                 )
             raise ValueError(
                 f"batch_size = {batch_size} would draw domain {mixture.domains[i]!r} {draws[i]:.1f} times on "
                 f"average in a batch at step {step}, but it has {mixture.sizes[i]} samples: every batch would repeat "
-                "some; use a smaller batch_size, a lower sampling probability, or merge the domain with another"
+                f"some; use a batch_size of at most {largest}, a lower sampling probability, or merge the domain with "
+                "another"
             )
 
 

@@ -33,7 +33,7 @@ def load(tmp_path, text, overrides=()):
         (
             "steps: 100",
             "max_tokens: 100",
-            "a budget in tokens is batch_size times data.length, as rows have one length",
+            "a budget in tokens is batch_size times data.length, as rows",
         ),
         ("steps: 100, ", "", "training.steps is missing"),
         ("steps: 100", "steps: 0", "training.steps is 0; expected a number >= 1"),

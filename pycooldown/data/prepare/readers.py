@@ -58,7 +58,7 @@ def read_documents(
             if len(data) > options.max_document_bytes and options.long_documents == "refuse":
                 reason = (
                     f"is a document of {len(data):,} bytes; expected at most {options.max_document_bytes:,}, or "
-                    "long_documents='split', which encodes it in pieces"
+                    "long_documents='split' (--long-documents split), which encodes it in pieces"
                 )
                 faults("long", lambda n=number: place(n), reason)  # type: ignore[misc]
                 continue
