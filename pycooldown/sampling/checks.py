@@ -153,7 +153,7 @@ def _check_batches_fit(
             if homogeneous:
                 raise ValueError(
                     f"batch_size = {batch_size}, but domain {mixture.domains[i]!r} has {mixture.sizes[i]} samples: a "
-                    f"homogeneous batch would repeat some; use a batch_size of at most {largest}, or merge the domain with "
+                    f"homogeneous batch would repeat some; use a batch_size of at most {largest}, or merge it with "
                     "another"
                 )
             raise ValueError(

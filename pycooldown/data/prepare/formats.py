@@ -39,9 +39,7 @@ class Faults:
     def __call__(self, kind: str, place: Callable[[], str], reason: str) -> None:
         """Report a record; `place` returns where it is."""
         if self._raise:
-            raise ValueError(
-                f"{place()} {reason}; mend it, or leave such records out: on_error='skip' (--on-error skip)"
-            )
+            raise ValueError(f"{place()} {reason}; mend it, or leave such out by on_error='skip' (--on-error skip)")
         self.skipped[kind] += 1
 
 
