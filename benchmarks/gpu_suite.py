@@ -5,12 +5,13 @@
 
 1. Builds from source, without network; tests on the device; memcheck and racecheck; CUDA graphs, waiting, streams; the
    cross-entropy against its peers and around its choices; draws.
-2. The output layer; feeding; steps of training.
-3. Gradient variance at batch 512; training under τ = 1, τ = 5 and Cooldown.
+2. The output layer; feeding from tars and tokens; steps of training.
+3. Gradient variance at batch 512; training under τ = 1, τ = 5 and Cooldown, 130 passes through the rarest domain.
 
 Each task is a process of its own, and every row is written at once, so nothing is lost when the machine goes: the same
-command goes on after the last task that was finished. Peers are measured where they are installed (gpu/peers.txt). A
-short table comes last; numbers, with the names and versions of what they were measured on, are in stage<N>.jsonl.
+command goes on after the last task that was finished. Peers are measured where they are installed (gpu/peers.txt and
+gpu/peers_quack.txt). A short table comes last; numbers, with the names and versions of what they were measured on, are
+in stage<N>.jsonl.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 MINUTES = 9.5  # for a stage, of the ten that a call has
-PACKAGES = ("torch", "triton", "numpy", "transformers", "liger-kernel", "cut-cross-entropy")
+PACKAGES = ("torch", "triton", "numpy", "transformers", "liger-kernel", "cut-cross-entropy", "quack-kernels")
 
 
 class Task(NamedTuple):

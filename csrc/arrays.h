@@ -9,7 +9,7 @@ namespace pycooldown {
 
 namespace py = pybind11;
 
-// Inputs are converted to contiguous arrays of the wanted type; a lossy conversion is an error of NumPy's.
+// An argument that is converted to a contiguous array of type T, as NumPy's astype would.
 template <class T>
 using Input = py::array_t<T, py::array::c_style | py::array::forcecast>;
 

@@ -1,5 +1,4 @@
-// The compiled module, and the Python side of the losses; with the other *_bindings.cpp all that knows
-// Python.
+// The compiled module, and the bindings of the losses. Only this file and *_bindings.cpp know Python.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -10,6 +9,7 @@
 
 #include "arrays.h"
 #include "dispatch.h"
+#include "integers.h"
 #include "pycooldown/cross_entropy.h"
 
 namespace py = pybind11;
@@ -23,7 +23,7 @@ void register_tokens(py::module_& m);    // in token_bindings.cpp
 
 namespace {
 
-// Rows of contiguous elements, at any distance from each other.
+// Returns the distance of rows of contiguous elements, in elements.
 std::int64_t row_stride(const py::array& rows, const char* name) {
   if (rows.ndim() != 2 || (rows.shape(1) > 1 && rows.size() > 0 && rows.strides(1) != rows.itemsize())) {
     throw std::invalid_argument(std::string(name) + " must have two dimensions, the last of them contiguous");
@@ -47,10 +47,11 @@ Format format_of(const py::array& logits) {
 
 py::tuple cross_entropy_of_arrays(const py::array& logits, std::optional<py::array> grad,
                                   const Input<std::int64_t>& target, const Input<float>& scale,
-                                  const std::optional<Input<std::int64_t>>& domain_ids, std::int64_t num_domains,
-                                  bool want_stats, std::int64_t ignore_index, double label_smoothing, double z_loss,
-                                  double softcap, int num_threads, const std::optional<Input<float>>& whole_lse,
-                                  std::int64_t num_whole_classes) {
+                                  const std::optional<Input<std::int64_t>>& domain_ids,
+                                  Int64<"num_domains"> num_domains, bool want_stats, Int64<"ignore_index"> ignore_index,
+                                  double label_smoothing, double z_loss, double softcap,
+                                  Integer<"num_threads", int> num_threads, const std::optional<Input<float>>& whole_lse,
+                                  Int64<"num_whole_classes"> num_whole_classes) {
   CrossEntropy job{};
   job.logits_stride = row_stride(logits, "logits");
   job.num_rows = logits.shape(0);
@@ -85,7 +86,7 @@ py::tuple cross_entropy_of_arrays(const py::array& logits, std::optional<py::arr
   py::array_t<float> loss(job.num_rows), lse(job.num_rows);
   job.loss = loss.mutable_data();
   job.lse = lse.mutable_data();
-  const std::int64_t sums = want_stats ? num_domains : 0;
+  const std::int64_t sums = want_stats ? num_domains.value : 0;
   py::array_t<double> loss_sum(sums);
   py::array_t<std::int64_t> token_count(sums), correct(sums);
   if (want_stats) {
@@ -104,14 +105,14 @@ void register_losses(py::module_& m) {
   m.def("cross_entropy", &cross_entropy_of_arrays, "logits"_a, "grad"_a, "target"_a, "scale"_a, "domain_ids"_a,
         "num_domains"_a, py::kw_only(), "want_stats"_a, "ignore_index"_a, "label_smoothing"_a, "z_loss"_a, "softcap"_a,
         "num_threads"_a, "whole_lse"_a = py::none(), "num_whole_classes"_a = 0,
-        "Writes the gradient of rows of logits; returns (loss, lse, loss_sum, token_count, correct).");
+        "Write the gradient of rows of logits; return (loss, lse, loss_sum, token_count, correct).");
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled core of pycooldown; private, use the public modules.";
-  m.def("isa", [] { return isa_name(active_isa()); }, "The instruction set in use: baseline, avx2 or avx512.");
+  m.def("isa", [] { return isa_name(active_isa()); }, "Return the instruction set in use: baseline, avx2 or avx512.");
   register_sampling(m);
   register_tar(m);
   register_tokens(m);

@@ -1,4 +1,4 @@
-// The Python side of random numbers, draws and batch plans.
+// The bindings of random numbers, draws and batch plans.
 #include <pybind11/native_enum.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "integers.h"
 #include "pycooldown/alias_table.h"
 #include "pycooldown/batch_plan.h"
 #include "pycooldown/device_draw.h"
@@ -29,8 +30,8 @@ namespace pycooldown {
 
 namespace {
 
-// (table, end) pairs: the mixture in force until step `end`.
-using SpanPairs = std::vector<std::pair<std::shared_ptr<const AliasTable>, std::uint64_t>>;
+// Pairs (table, end): a mixture, and the step before which it is in force.
+using SpanPairs = std::vector<std::pair<std::shared_ptr<const AliasTable>, UInt64<"end">>>;
 
 std::vector<MixtureSpan> spans_of(const SpanPairs& pairs) {
   if (pairs.empty()) throw std::invalid_argument("spans is empty; expected the mixture of the step at least");
@@ -43,7 +44,7 @@ std::vector<MixtureSpan> spans_of(const SpanPairs& pairs) {
 // what they raise.
 class SignalCheck {
  public:
-  // To be called at each turn, with the work done since the last call in about nanoseconds.
+  // Call it in each turn of the loop, with the work done since the last call, in nanoseconds by a rough estimate.
   void operator()(std::uint64_t work) {
     done_ += work;
     if (done_ < 20'000'000) return;
@@ -56,7 +57,7 @@ class SignalCheck {
   std::uint64_t done_ = 0;
 };
 
-// Draws a piece at a time, with a look for signals between them.
+// Draws piece by piece and looks for signals in between.
 void draw_interruptibly(const AliasTable& table, std::uint64_t seed, std::uint64_t offset, std::span<std::int32_t> out,
                         int num_threads) {
   constexpr std::size_t kPiece = std::size_t{1} << 25;
@@ -71,9 +72,9 @@ void draw_interruptibly(const AliasTable& table, std::uint64_t seed, std::uint64
 }
 
 // Moves past the batches of num_steps steps, each with a mixture of its own: row i of `sampling` is that of step
-// first_step + i. Rows beyond num_steps are seen ahead; the last row holds until step `end`.
-void skip_rows(BatchPlanner& planner, const Input<double>& sampling, std::uint64_t first_step, std::size_t num_steps,
-               std::size_t look_ahead, std::uint64_t end) {
+// first_step + i. The rows beyond num_steps are only looked ahead at. The last row holds until step `end`.
+void skip_rows(BatchPlanner& planner, const Input<double>& sampling, UInt64<"first_step"> first_step,
+               UInt64<"num_steps"> num_steps, UInt64<"look_ahead"> look_ahead, UInt64<"end"> end) {
   if (sampling.ndim() != 2 || static_cast<std::size_t>(sampling.shape(0)) < num_steps || look_ahead == 0) {
     throw std::invalid_argument("sampling must have a row for each of the " + std::to_string(num_steps) + " steps");
   }
@@ -95,19 +96,18 @@ void skip_rows(BatchPlanner& planner, const Input<double>& sampling, std::uint64
   }
 }
 
-// ---- random numbers ------------------------------------------------------------------------------------------------
-
 void register_philox(py::module_& m) {
   m.def(
       "philox4x32",
-      [](std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key) {
+      [](const std::array<Integer<"counter", std::uint32_t>, 4>& counter,
+         const std::array<Integer<"key", std::uint32_t>, 2>& key) {
         const Block out = philox(Block{{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
         return std::array<std::uint32_t, 4>{out.word[0], out.word[1], out.word[2], out.word[3]};
       },
-      "counter"_a, "key"_a, "One block of Philox4x32-10.");
+      "counter"_a, "key"_a, "Return one block of Philox4x32-10.");
   m.def(
       "permutation",
-      [](std::int64_t size, std::uint64_t seed, std::uint32_t domain, std::uint64_t epoch) {
+      [](Int64<"size"> size, UInt64<"seed"> seed, Integer<"domain", std::uint32_t> domain, UInt64<"epoch"> epoch) {
         if (size < 1) throw std::invalid_argument("size = " + std::to_string(size) + "; expected at least 1");
         py::array_t<std::int64_t> out(size);
         auto values = view(out);
@@ -120,34 +120,36 @@ void register_philox(py::module_& m) {
         }
         return out;
       },
-      "size"_a, py::kw_only(), "seed"_a, "domain"_a = 0, "epoch"_a = 0, "The order of a domain's samples in an epoch.");
+      "size"_a, py::kw_only(), "seed"_a, "domain"_a = 0, "epoch"_a = 0,
+      "Return the order of a domain's samples in an epoch.");
 }
 
-// ---- sampling ------------------------------------------------------------------------------------------------------
-
 constexpr const char* kAliasTableDoc =
-    R"(Draws outcomes with given probabilities in constant time (Walker's alias method).
+    R"(A table that draws outcomes with given probabilities in constant time (Walker's alias method).
 
 Draw number ``i`` is a pure function of ``(seed, i)``, the same on every instruction set, thread count and device.
 
 Args:
-    probabilities: shape (K,), finite and non-negative; need not sum to 1. They are rounded to multiples of 2^-32, and a
-        positive one to no less than that.
+    probabilities: Shape (K,), finite and not negative; they need not sum to 1. They are rounded to multiples of 2^-32,
+        and a positive one is never rounded to 0.
 
 Raises:
-    ValueError: if a probability is negative, NaN or infinite, or all are zero.
+    ValueError: If a probability is negative, NaN or infinite, or all are zero.
 )";
 
-constexpr const char* kDrawDoc = R"(Draws ``n`` outcomes.
+constexpr const char* kDrawDoc = R"(Draw ``n`` outcomes.
 
 Args:
-    n: number of draws.
-    seed: any integer in [0, 2^64).
-    offset: number of the first draw; ``draw(a + b)`` equals ``draw(a)`` followed by ``draw(b, offset=a)``.
-    num_threads: threads to use; ``None`` for one per processor.
+    n: Number of draws.
+    seed: An integer in [0, 2^64).
+    offset: Number of the first draw; ``draw(a + b)`` equals ``draw(a)`` followed by ``draw(b, offset=a)``.
+    num_threads: Number of threads; ``None`` for one per processor.
 
 Returns:
-    int32 array of shape (n,) with values in [0, K).
+    Outcomes in [0, K), int32 of shape (n,).
+
+Raises:
+    ValueError: If an argument is out of range, or a draw would have a number beyond 2^64 - 2.
 )";
 
 }  // namespace
@@ -167,8 +169,8 @@ void register_sampling(py::module_& m) {
            "probabilities"_a)
       .def(
           "draw",
-          [](const AliasTable& table, std::int64_t n, std::uint64_t seed, std::uint64_t offset,
-             std::optional<int> num_threads) {
+          [](const AliasTable& table, Int64<"n"> n, UInt64<"seed"> seed, UInt64<"offset"> offset,
+             std::optional<Integer<"num_threads", int>> num_threads) {
             if (n < 0) throw std::invalid_argument("n = " + std::to_string(n) + "; expected a number of draws >= 0");
             if (num_threads && *num_threads < 1) {
               throw std::invalid_argument("num_threads = " + std::to_string(*num_threads) +
@@ -177,7 +179,7 @@ void register_sampling(py::module_& m) {
             py::array_t<std::int32_t> out(n);
             const auto values = view(out);
             py::gil_scoped_release release;
-            draw_interruptibly(table, seed, offset, values, num_threads.value_or(0));
+            draw_interruptibly(table, seed, offset, values, num_threads ? num_threads->value : 0);
             return out;
           },
           "n"_a, py::kw_only(), "seed"_a, "offset"_a = 0, "num_threads"_a = py::none(), kDrawDoc)
@@ -190,7 +192,7 @@ void register_sampling(py::module_& m) {
               values[i] = static_cast<double>(table.weights()[i]) * 0x1p-32;
             return out;
           },
-          "float64 array of shape (K,): the probabilities that the draws have exactly, multiples of 2^-32.")
+          "The exact probabilities of the draws, multiples of 2^-32; float64 of shape (K,).")
       .def("__len__", [](const AliasTable& table) { return table.weights().size(); })
       .def("__repr__", [](const AliasTable& table) {
         return "AliasTable(num_outcomes=" + std::to_string(table.weights().size()) + ")";
@@ -198,7 +200,7 @@ void register_sampling(py::module_& m) {
 
   m.def(
       "draw_as_device",
-      [](const AliasTable& table, std::int64_t n, std::uint64_t seed, std::uint64_t offset) {
+      [](const AliasTable& table, Int64<"n"> n, UInt64<"seed"> seed, UInt64<"offset"> offset) {
         if (n < 0) throw std::invalid_argument("n = " + std::to_string(n) + "; expected a number of draws >= 0");
         if (static_cast<std::uint64_t>(n) > ~offset) throw std::invalid_argument("draws beyond number 2^64 - 2");
         py::array_t<std::int32_t> out(n);
@@ -208,20 +210,21 @@ void register_sampling(py::module_& m) {
         return out;
       },
       "table"_a, "n"_a, py::kw_only(), "seed"_a, "offset"_a,
-      "What the threads of the device kernel write, on the host.");
+      "Draw on the host what the threads of the device kernel write.");
 #ifdef PYCOOLDOWN_CUDA
   py::class_<DeviceAliasTable>(m, "DeviceAliasTable", "An alias table on the current CUDA device.")
       .def(py::init<const AliasTable&>(), "table"_a)
       .def_property_readonly("device", &DeviceAliasTable::device)
       .def(
           "draw",
-          [](const DeviceAliasTable& table, std::uintptr_t out, std::uint64_t n, std::uint64_t seed,
-             std::uint64_t offset, std::uintptr_t stream) {
+          [](const DeviceAliasTable& table, Integer<"out", std::uintptr_t> out, UInt64<"n"> n, UInt64<"seed"> seed,
+             UInt64<"offset"> offset, Integer<"stream", std::uintptr_t> stream) {
             py::gil_scoped_release release;
-            table.draw(reinterpret_cast<std::int32_t*>(out), n, seed, offset, reinterpret_cast<void*>(stream));
+            table.draw(reinterpret_cast<std::int32_t*>(out.value), n, seed, offset,
+                       reinterpret_cast<void*>(stream.value));
           },
           "out"_a, "n"_a, py::kw_only(), "seed"_a, "offset"_a = 0, "stream"_a = 0,
-          "Writes n draws as int32 to the device address `out` (of a tensor: data_ptr()), queued on a stream.");
+          "Write n draws as int32 to the device address `out` (of a tensor: data_ptr()), queued on a stream.");
 #endif
 
   py::native_enum<Allocation>(m, "Allocation", "enum.Enum")
@@ -230,9 +233,9 @@ void register_sampling(py::module_& m) {
       .value("quota", Allocation::quota)
       .finalize();
 
-  py::class_<BatchPlanner>(m, "BatchPlanner", "Plans batch after batch; knows how often each domain has been drawn.")
-      .def(py::init([](const Input<std::int64_t>& sizes, Allocation allocation, std::int64_t batch_size,
-                       std::uint64_t seed, bool shuffle, bool homogeneous) {
+  py::class_<BatchPlanner>(m, "BatchPlanner", "A planner of batches; it counts how often each domain is drawn.")
+      .def(py::init([](const Input<std::int64_t>& sizes, Allocation allocation, Int64<"batch_size"> batch_size,
+                       UInt64<"seed"> seed, bool shuffle, bool homogeneous) {
              return BatchPlanner(view(sizes), allocation, batch_size, seed, shuffle, homogeneous);
            }),
            "sizes"_a, "allocation"_a, py::kw_only(), "batch_size"_a, "seed"_a, "shuffle"_a, "homogeneous"_a = false)
@@ -240,21 +243,21 @@ void register_sampling(py::module_& m) {
       .def_property_readonly("credits", [](const BatchPlanner& p) { return to_array<std::int64_t>(p.credits()); })
       .def(
           "set_epoch_sizes",
-          [](BatchPlanner& planner, std::size_t domain,
-             const std::vector<std::pair<std::uint64_t, std::uint64_t>>& pairs) {
+          [](BatchPlanner& planner, UInt64<"domain"> domain,
+             const std::vector<std::pair<UInt64<"first_draw">, UInt64<"size">>>& pairs) {
             std::vector<EpochSize> sizes;
             for (const auto& [first_draw, size] : pairs) sizes.push_back({first_draw, size});
             planner.set_epoch_sizes(domain, std::move(sizes));
           },
-          "domain"_a, "sizes"_a, "(first_draw, size) pairs of a domain whose data grows: its size from an epoch on.")
+          "domain"_a, "sizes"_a, "Take pairs (first_draw, size) of a domain that grows: its size from this draw on.")
       .def(
           "set_batch_sizes",
-          [](BatchPlanner& planner, const std::vector<std::pair<std::uint64_t, std::uint64_t>>& pairs) {
+          [](BatchPlanner& planner, const std::vector<std::pair<UInt64<"first_step">, UInt64<"batch_size">>>& pairs) {
             std::vector<BatchSize> sizes;
             for (const auto& [first_step, size] : pairs) sizes.push_back({first_step, size});
             planner.set_batch_sizes(sizes);
           },
-          "sizes"_a, "(first_step, batch_size) pairs of batches whose size changes.")
+          "sizes"_a, "Take pairs (first_step, batch_size) of batches whose size changes.")
       .def(
           "seek",
           [](BatchPlanner& planner, const Input<std::int64_t>& counts, const Input<std::int64_t>& credits) {
@@ -263,7 +266,8 @@ void register_sampling(py::module_& m) {
           "counts"_a, "credits"_a)
       .def(
           "plan",
-          [](BatchPlanner& planner, const SpanPairs& spans, std::uint64_t step, std::size_t begin, std::size_t end) {
+          [](BatchPlanner& planner, const SpanPairs& spans, UInt64<"step"> step, UInt64<"begin"> begin,
+             UInt64<"end"> end) {
             if (begin > end) throw std::invalid_argument("begin is after end");
             py::array_t<std::int64_t> indices(static_cast<py::ssize_t>(end - begin)), epochs(indices.size());
             const auto to_indices = view(indices), to_epochs = view(epochs);
@@ -274,10 +278,11 @@ void register_sampling(py::module_& m) {
             return std::tuple(to_array(planner.domain_ids().subspan(begin, end - begin)), indices, epochs);
           },
           "spans"_a, "step"_a, "begin"_a, "end"_a,
-          "Plans a step and moves past it; returns (domain_ids, indices, epochs) of the slots in [begin, end).")
+          "Plan a step and move past it; return (domain_ids, indices, epochs) of the slots in [begin, end).")
       .def(
           "skip",
-          [](BatchPlanner& planner, const SpanPairs& pairs, std::uint64_t first_step, std::uint64_t last_step) {
+          [](BatchPlanner& planner, const SpanPairs& pairs, UInt64<"first_step"> first_step,
+             UInt64<"last_step"> last_step) {
             const auto spans = spans_of(pairs);
             py::gil_scoped_release release;
             SignalCheck check_signals;
@@ -286,9 +291,9 @@ void register_sampling(py::module_& m) {
               check_signals(planner.batch_size() + spans.front().table->weights().size());
             }
           },
-          "spans"_a, "first_step"_a, "last_step"_a, "Moves past the batches of steps [first_step, last_step).")
+          "spans"_a, "first_step"_a, "last_step"_a, "Move past the batches of steps [first_step, last_step).")
       .def("skip_rows", &skip_rows, "sampling"_a, py::kw_only(), "first_step"_a, "num_steps"_a, "look_ahead"_a, "end"_a,
-           "Moves past the batches of steps whose mixtures are the rows of sampling.");
+           "Move past the batches of steps whose mixtures are the rows of sampling.");
 }
 
 }  // namespace pycooldown

@@ -1,9 +1,8 @@
-// The Python side of the tar reader: samples are built here, by CPython's own interface, since this is the hot path.
+// The bindings of the tar reader. Building samples is the hot path, so it uses CPython's own interface.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cstring>
 #include <memory>
 #include <span>
 #include <string>
@@ -12,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "integers.h"
 #include "pycooldown/tar_index.h"
 #include "pycooldown/tar_reader.h"
 
@@ -27,7 +27,7 @@ py::object steal(PyObject* object) {
   return py::reinterpret_steal<py::object>(object);
 }
 
-// Names in a tar are bytes; like tarfile, what is not UTF-8 becomes surrogates.
+// Names in a tar are bytes. As in tarfile, bytes that are not UTF-8 become surrogates.
 py::object decode(std::string_view text) {
   return steal(PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "surrogateescape"));
 }
@@ -38,11 +38,10 @@ py::object interned(py::object text) {
   return py::reinterpret_steal<py::object>(object);
 }
 
-// TarReader with the Python strings that its samples share. Building samples is the hot path: it talks to CPython
-// itself.
+// A TarReader with the Python strings that its samples share.
 class PyTarReader {
  public:
-  explicit PyTarReader(std::size_t max_maps) : reader_(max_maps) {}
+  explicit PyTarReader(UInt64<"max_maps"> max_maps) : reader_(max_maps) {}
 
   void add(const std::string& path, py::str domain, std::shared_ptr<const TarIndex> index) {
     Names names{py::dict(), {}};
@@ -59,19 +58,20 @@ class PyTarReader {
 
   py::list getitems(const py::object& indices) {
     const auto places = find(indices);
-    reader_.begin_call();
+    TarReader::Batch batch(reader_);
     py::list out(places.size());
     for (std::size_t i = 0; i < places.size(); ++i) {
       prefetch(places, i);
-      PyList_SET_ITEM(out.ptr(), static_cast<Py_ssize_t>(i), sample(places[i]).release().ptr());
+      PyList_SET_ITEM(out.ptr(), static_cast<Py_ssize_t>(i), sample(batch, places[i]).release().ptr());
     }
+    batch.finish();
     return out;
   }
 
   // One member of each sample, end to end, and where each begins.
   py::tuple flat(const py::object& indices, const std::string& extension) {
     const auto places = find(indices);
-    reader_.begin_call();
+    TarReader::Batch batch(reader_);
     py::array_t<std::int64_t> offsets(static_cast<py::ssize_t>(places.size() + 1));
     std::int64_t* offset = offsets.mutable_data();
     offset[0] = 0;
@@ -86,8 +86,9 @@ class PyTarReader {
     for (std::size_t i = 0; i < places.size(); ++i) {
       if (i + kBytesAhead < places.size()) reader_.prefetch_bytes(places[i + kBytesAhead]);
       if (const std::size_t bytes = members[i]->size)
-        std::memcpy(out + offset[i], reader_.view(places[i].shard, members[i]->offset(), bytes), bytes);
+        batch.copy(batch.view(places[i].shard, members[i]->offset(), bytes), bytes, out + offset[i]);
     }
+    batch.finish();
     return py::make_tuple(buffer, offsets);
   }
 
@@ -95,7 +96,7 @@ class PyTarReader {
   static constexpr std::size_t kRowsAhead = 16, kBytesAhead = 8;
 
   struct Names {
-    py::dict common;  // what each sample of the shard starts from: copying it is cheaper than filling a new one
+    py::dict common;  // each sample of the shard starts as a copy of it, which is cheaper than filling a new one
     std::vector<py::object> extensions;
   };
 
@@ -104,11 +105,14 @@ class PyTarReader {
     std::vector<TarReader::Place> places(static_cast<std::size_t>(PySequence_Fast_GET_SIZE(items.ptr())));
     const auto size = static_cast<std::int64_t>(reader_.size());
     for (std::size_t i = 0; i < places.size(); ++i) {
-      const std::int64_t index = PyLong_AsLongLong(PySequence_Fast_GET_ITEM(items.ptr(), static_cast<Py_ssize_t>(i)));
-      if (index == -1 && PyErr_Occurred()) throw py::error_already_set();
-      if (index < -size || index >= size)
-        throw py::index_error("index " + std::to_string(index) + " is out of range: the dataset has " +
-                              std::to_string(size) + " samples");
+      PyObject* const item = PySequence_Fast_GET_ITEM(items.ptr(), static_cast<Py_ssize_t>(i));
+      const std::int64_t index = PyLong_AsLongLong(item);
+      const bool is_huge = index == -1 && PyErr_Occurred();
+      if (is_huge && !PyErr_ExceptionMatches(PyExc_OverflowError)) throw py::error_already_set();
+      if (is_huge) PyErr_Clear();
+      if (is_huge || index < -size || index >= size)
+        throw py::index_error("index " + (is_huge ? "beyond 2^63" : std::to_string(index)) +
+                              " is out of range: the dataset has " + std::to_string(size) + " samples");
       places[i] = reader_.find(static_cast<std::uint64_t>(index < 0 ? index + size : index));
     }
     return places;
@@ -119,7 +123,7 @@ class PyTarReader {
     if (i + kBytesAhead < places.size()) reader_.prefetch_bytes(places[i + kBytesAhead]);
   }
 
-  py::object sample(TarReader::Place place) {
+  py::object sample(TarReader::Batch& batch, TarReader::Place place) {
     const TarIndex& index = reader_.index(place.shard);
     const Names& names = names_[place.shard];
     py::object out = steal(PyDict_Copy(names.common.ptr()));
@@ -127,13 +131,16 @@ class PyTarReader {
     const std::span members(index.members.data() + index.samples[place.sample].member,
                             index.members.data() + index.samples[place.sample + 1].member);
     if (members.empty()) return out;
-    // Looked at only now: making a dictionary may run the garbage collector and so other threads, which may unmap the
-    // shard; making bytes and setting items never does.
+    // Only now: making a dictionary may run the garbage collector and so other threads, which may unmap the shard.
+    // Making bytes and setting items never does.
     const std::uint64_t begin = members.front().offset(), end = members.back().offset() + members.back().size;
-    const char* bytes = reader_.view(place.shard, begin, end - begin);
-    for (const TarMember& member : members)
-      set(out, names.extensions[member.extension],
-          steal(PyBytes_FromStringAndSize(bytes + (member.offset() - begin), static_cast<Py_ssize_t>(member.size))));
+    const char* bytes = batch.view(place.shard, begin, end - begin);
+    for (const TarMember& member : members) {
+      py::object value = steal(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(member.size)));
+      if (member.size > 0)  // all empty values are one object
+        batch.copy(bytes + (member.offset() - begin), member.size, PyBytes_AS_STRING(value.ptr()));
+      set(out, names.extensions[member.extension], value);
+    }
     return out;
   }
 
@@ -169,7 +176,7 @@ void register_tar(py::module_& m) {
       .def_static("scan", &scan_tar_file, "path"_a, py::call_guard<py::gil_scoped_release>())
       .def_static(
           "from_bytes",
-          [](const py::bytes& bytes, std::uint64_t shard_size, std::int64_t shard_mtime_ns) {
+          [](const py::bytes& bytes, UInt64<"shard_size"> shard_size, Int64<"shard_mtime_ns"> shard_mtime_ns) {
             const std::string_view view = bytes;
             const py::gil_scoped_release released;
             return index_from_bytes(view, shard_size, shard_mtime_ns);
@@ -177,7 +184,7 @@ void register_tar(py::module_& m) {
           "bytes"_a, "shard_size"_a, "shard_mtime_ns"_a)
       .def_static(
           "count",
-          [](const py::bytes& start, std::uint64_t shard_size, std::int64_t shard_mtime_ns) {
+          [](const py::bytes& start, UInt64<"shard_size"> shard_size, Int64<"shard_mtime_ns"> shard_mtime_ns) {
             return samples_in_index(std::string_view(start), shard_size, shard_mtime_ns);
           },
           "start"_a, "shard_size"_a, "shard_mtime_ns"_a)
@@ -191,7 +198,7 @@ void register_tar(py::module_& m) {
         return out;
       });
   py::class_<PyTarReader>(m, "TarReader")
-      .def(py::init<std::size_t>(), "max_maps"_a)
+      .def(py::init<UInt64<"max_maps">>(), "max_maps"_a)
       .def("add", &PyTarReader::add, "path"_a, "domain"_a, "index"_a)
       .def("__len__", &PyTarReader::size)
       .def("getitems", &PyTarReader::getitems, "indices"_a)

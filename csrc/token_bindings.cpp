@@ -1,4 +1,4 @@
-// The Python side of token streams: NumPy arrays for what the reader reads and fills.
+// The bindings of token streams: NumPy arrays for what the reader reads and fills.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -15,6 +15,7 @@
 
 #include "arrays.h"
 #include "file.h"
+#include "integers.h"
 #include "pycooldown/token_reader.h"
 
 namespace py = pybind11;
@@ -24,8 +25,8 @@ namespace pycooldown {
 
 namespace {
 
-// A whole file in memory, read-only, without an open file behind it.
-py::array map_file(const std::string& path, std::uint64_t size) {
+// Maps a whole file into memory, read-only. The file does not stay open.
+py::array map_file(const std::string& path, UInt64<"size"> size) {
   const File file(path);
   if (const File::Status status = file.status(); !status.regular || status.size != size)
     file.fail(ESTALE, " is no longer a file of " + std::to_string(size) + " bytes");
@@ -57,23 +58,24 @@ TokenType type_of(const std::string& dtype) {
   throw std::invalid_argument("tokens cannot be of dtype " + dtype);
 }
 
-// TokenReader with the arrays that it reads from.
+// A TokenReader with the arrays that it reads from.
 class PyTokenReader {
  public:
   void add(const std::string& path, Input<std::uint8_t> bytes, const std::string& dtype,
-           std::optional<std::uint64_t> vocabulary_size, Input<std::uint64_t> block_offsets,
+           std::optional<UInt64<"vocabulary_size">> vocabulary_size, Input<std::uint64_t> block_offsets,
            Input<std::uint64_t> block_ends, Input<std::uint64_t> ends, const std::optional<std::string>& ends_path) {
     const auto blocks = view(block_ends);
-    reader_.add(
-        {path, ends_path.value_or(""), std::as_bytes(view(bytes)), type_of(dtype), blocks.empty() ? 0 : blocks.back(),
-         vocabulary_size.value_or(std::numeric_limits<std::uint64_t>::max()), view(block_offsets), blocks, view(ends)});
+    reader_.add({path, ends_path.value_or(""), std::as_bytes(view(bytes)), type_of(dtype),
+                 blocks.empty() ? 0 : blocks.back(),
+                 vocabulary_size ? vocabulary_size->value : std::numeric_limits<std::uint64_t>::max(),
+                 view(block_offsets), blocks, view(ends)});
     kept_.push_back({std::move(bytes), std::move(block_offsets), std::move(block_ends), std::move(ends)});
   }
 
   std::int64_t size() const { return reader_.size(); }
 
   void fill(const Input<std::int64_t>& pieces, const Input<std::int64_t>& begins, const Input<std::int64_t>& limits,
-            bool whole_documents, bool across_documents, std::int64_t pad_id, py::array ids,
+            bool whole_documents, bool across_documents, Int64<"pad_id"> pad_id, py::array ids,
             std::optional<py::array> positions, std::optional<py::array> segments, std::optional<py::array> labels,
             std::optional<py::array> shift_labels) const {
     TokenRows rows{};
@@ -110,7 +112,7 @@ class PyTokenReader {
 }  // namespace
 
 void register_tokens(py::module_& m) {
-  m.def("map_file", &map_file, "path"_a, "size"_a, "The bytes of a file, mapped into memory.");
+  m.def("map_file", &map_file, "path"_a, "size"_a, "Map a file into memory and return its bytes.");
   py::class_<PyTokenReader>(m, "TokenReader")
       .def(py::init<>())
       .def("add", &PyTokenReader::add, "path"_a, py::kw_only(), "bytes"_a, "dtype"_a, "vocabulary_size"_a,

@@ -1,4 +1,4 @@
-"""Pages of the site that are made from the package: keys of recipes, the command line, the planner.
+"""Pages of the site that are made from the package: keys of recipes, the command line, the planner, examples.
 
 MkDocs calls the functions whose names begin with ``on_``. A page holds ``{{ recipe_keys }}`` or ``{{ command_line }}``
 where the generated part goes.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -33,6 +35,9 @@ def on_files(files: Files, config: Any) -> Files:
     recipes = {method["method"]: recipe_of({**run, "mixture": method}, "the site's planner") for method in methods}
     page = planner_page(recipes, sizes)
     files.append(File.generated(config, "planner.html", content=page))
+    for example in sorted(Path(config.config_file_path).parent.glob("examples/*.py")):
+        content = f"# {example.name}\n\n```python\n{example.read_text(encoding='utf-8')}```\n"
+        files.append(File.generated(config, f"examples/{example.stem}.md", content=content))
     return files
 
 
@@ -42,7 +47,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         mark = "{{ " + name + " }}"
         if mark in markdown:
             markdown = markdown.replace(mark, "\n".join(make()))
-    return markdown
+    return re.sub(r"\]\(\.\./examples/(\w+)\.py\)", r"](examples/\1.md)", markdown)  # links that hold in a clone
 
 
 def _recipe_keys() -> Iterator[str]:
@@ -51,9 +56,12 @@ def _recipe_keys() -> Iterator[str]:
     for section, reference in schema["properties"].items():
         if section == "mixture":
             continue
-        kind = next(part["$ref"] for part in [reference, *reference.get("anyOf", [])] if "$ref" in part)
-        definition = definitions[kind.rpartition("/")[2]]
-        yield from (f"## `{section}`", "", definition["description"], "", *_table(definition), "")
+        yield from (f"## `{section}`", "", *([text, ""] if (text := _plain(reference.get("description", ""))) else []))
+        kinds = [part["$ref"].rpartition("/")[2] for part in [reference, *reference.get("anyOf", [])] if "$ref" in part]
+        for kind in kinds:  # none where any key is taken
+            heading = [f"### `{section}`: {_plain(definitions[kind]['description'])}"] if len(kinds) > 1 else []
+            alone = [_plain(definitions[kind]["description"])] if len(kinds) == 1 else []
+            yield from (*heading, *alone, "", *_table(definitions[kind]), "")
     yield from ("## `mixture`", "", "`method` names the method; the other keys are its own.", "")
     for method in schema["properties"]["mixture"]["oneOf"]:
         yield from (f"### `{method['properties']['method']['const']}`", "", method["description"], "")
@@ -68,8 +76,13 @@ def _table(definition: dict[str, Any]) -> Iterator[str]:
     yield from ("| key | type | default | meaning |", "|---|---|---|---|")
     for key, value in keys.items():
         default = "needed" if key in definition.get("required", ()) else f"`{_yaml(value.get('default'))}`"
-        meaning = " ".join(value.get("description", "").split()).replace("|", "\\|")
+        meaning = _plain(value.get("description", "")).replace("|", "\\|")
         yield f"| `{key}` | {_type(value)} | {default} | {meaning} |"
+
+
+def _plain(text: str) -> str:
+    """Return a description as one line, with the marks of code as Markdown has them."""
+    return " ".join(text.replace("``", "`").split())
 
 
 def _yaml(value: Any) -> str:

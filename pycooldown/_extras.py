@@ -1,4 +1,4 @@
-"""A clear error where an optional dependency is missing or too old."""
+"""Clear errors for optional dependencies that are missing or too old."""
 
 import re
 from contextlib import suppress
@@ -10,22 +10,22 @@ def require(extra: str, *modules: str) -> None:
     """Check that modules are installed, without importing them.
 
     Raises:
-        ImportError: naming the extra of pycooldown that brings the first missing one.
+        ImportError: If one is missing. The message names the extra of pycooldown that installs it.
     """
     for module in modules:
         found = None
-        with suppress(ModuleNotFoundError):  # of the package around it
+        with suppress(ModuleNotFoundError):  # if the package that contains it is missing
             found = find_spec(module)
         if found is None:
             raise ImportError(f"{module} is not installed: run pip install 'pycooldown[{extra}]'", name=module)
 
 
 def shortcoming(module: str, minimum: tuple[int, int]) -> str | None:
-    """Return why a module will not do, or ``None`` if it will. It is not imported.
+    """Return why a module cannot be used, or ``None`` if it can. It is not imported.
 
     Args:
         module: The module, whose distribution has the same name. A build under another name counts as new enough.
-        minimum: The first version that will do, as (major, minor).
+        minimum: The oldest version that can be used, as (major, minor).
     """
     if find_spec(module) is None:
         return f"running without {module} installed"

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, hashes, locks and bounded reads."""
+"""Files that are complete or absent: atomic writes, hashes, locks and bounded reads."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _MAX_WRITERS = 1000  # of one file at a time
 def write_atomically(path: str | Path, content: str | bytes, *, durable: bool = True) -> None:
     """Write a file so that a reader finds all of the old content or all of the new.
 
-    The content goes to a temporary file in the same folder, which is then renamed. Temporary files that killed writers
-    of the same file left behind are used or removed.
+    The content goes to a temporary file in the same folder, which is then renamed. Temporary files that were left
+    behind by killed writers of the same file are used again or removed.
 
     Args:
         path: Where to write; a file that is there is replaced.
         content: Text, written as UTF-8, or bytes.
-        durable: Wait until the content is on the disk, so that the same holds if power fails. Leave it out for what can
-            be made again.
+        durable: Wait until the content is on the disk, so that this also holds if power fails. Use `False` for content
+            that can be made again.
 
     Raises:
         OSError: If the file cannot be written; what `path` held before is unchanged.
@@ -40,7 +40,7 @@ def write_atomically(path: str | Path, content: str | bytes, *, durable: bool = 
 
 @contextmanager
 def open_atomically(path: str | Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
-    """Open a file to be written piece by piece, which appears under its name when the block ends without an error.
+    """Open a file for writing piece by piece. It appears under its name when the block ends without an error.
 
     See `write_atomically`.
 
@@ -59,7 +59,7 @@ def open_atomically(path: str | Path, *, durable: bool = True) -> Iterator[IO[by
             file.flush()
             if durable:
                 os.fsync(descriptor)
-            os.replace(temporary, path)  # while the lock is held, or another writer would take it for a leftover
+            os.replace(temporary, path)  # while the lock is held, so that no other writer takes it for a leftover
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -80,7 +80,7 @@ def sync(path: str | Path) -> None:
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -88,7 +88,7 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def lock_folder(folder: str | Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a lock on a folder against other processes, which ends with this process at the latest.
+    """Hold a lock on a folder against other processes. It ends with this process at the latest.
 
     Args:
         folder: An existing folder. Nothing is written into it.
@@ -104,11 +104,11 @@ def lock_folder(folder: str | Path, *, wait: bool = True) -> Iterator[None]:
 
 @contextmanager
 def lock_file(path: str | Path, *, shared: bool = False, wait: bool = True) -> Iterator[int]:
-    """Hold a lock on a file, which is made if it is missing, and yield its descriptor. See `lock_folder`.
+    """Hold a lock on a file, which is created if it is missing, and yield its descriptor. See `lock_folder`.
 
     Args:
-        path: The file, in an existing folder. Its content is the caller's.
-        shared: Hold it together with others that ask for a shared lock.
+        path: The file, in an existing folder. Its content is left to the caller.
+        shared: Share the lock with other processes that ask for a shared one.
         wait: Wait for a process that holds the lock; otherwise raise an error.
 
     Raises:
@@ -145,34 +145,60 @@ def _close_in_child() -> None:
     _held.clear()
 
 
-# A lock lasts until every process that has its file open has ended. Workers that read data outlive a killed process for
-# a while, so they must not keep its locks.
+# A lock lasts until every process that has the file open has ended. Workers that read data live on for a while after
+# their parent was killed, so they must not keep its locks.
 os.register_at_fork(after_in_child=_close_in_child)
+
+
+def open_regular(path: str | Path, *, buffering: int = -1) -> IO[bytes]:
+    """Open a regular file for reading.
+
+    Pipes, devices and folders are refused at once, where reading them could wait or go on for ever.
+
+    Args:
+        path: The file.
+        buffering: As of `open`.
+
+    Raises:
+        OSError: If the file cannot be opened, is a folder (EISDIR) or otherwise no regular file (EINVAL).
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe would wait for its writer
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "this is a folder; expected a file", str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "this is no regular file", str(path))
+        return open(descriptor, "rb", buffering)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def regular_size(path: str | Path) -> int:
+    """Return the bytes of a regular file.
+
+    Raises:
+        OSError: If `open_regular` refuses the file.
+    """
+    with open_regular(path, buffering=0) as file:
+        return os.fstat(file.fileno()).st_size
 
 
 def read_bounded(path: str | Path, limit: int) -> bytes:
     """Read a regular file that is not larger than expected.
-
-    Pipes, devices and folders are refused at once, where reading them could wait or go on for ever.
 
     Args:
         path: The file.
         limit: The most bytes that it may hold.
 
     Raises:
-        OSError: If the file cannot be read, is no regular file (EINVAL) or holds more bytes (EFBIG).
+        OSError: If `open_regular` refuses the file, or it holds more bytes (EFBIG).
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe would wait for its writer
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "this is no regular file", str(path))
-        if status.st_size > limit:
-            raise OSError(errno.EFBIG, f"the file has {status.st_size} bytes, expected at most {limit}", str(path))
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(status.st_size)
-    finally:
-        os.close(descriptor)
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > limit:
+            raise OSError(errno.EFBIG, f"the file has {size} bytes, expected at most {limit}", str(path))
+        return file.read(size)
 
 
 def _temporary(path: Path, label: int | str) -> Path:

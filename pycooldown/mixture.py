@@ -1,4 +1,4 @@
-"""The triple that every mixing method reduces to: target, sampling and loss weights over named domains."""
+"""The triple that defines every mixing method: target, sampling and loss weights over named domains."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def temperature_of_logs(log_sizes: Vector, tau: float | Vector) -> Vector:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Mixture:
-    """A mixture over K named domains: what is descended, how often each domain is drawn, and how its loss is weighed.
+    """A mixture over K named domains: the objective, how often each domain is drawn, and how its loss is weighed.
 
     The objective is sum_i target_i L_i. Domain i is drawn with probability sampling_i, and its loss is multiplied by
     loss_weights_i = target_i / sampling_i, which keeps the stochastic gradient unbiased. Temperature sampling has
@@ -61,7 +61,7 @@ class Mixture:
         sizes: int64 (K,), number of samples of each domain, > 0.
         target: float64 (K,), on the simplex.
         sampling: float64 (K,), on the simplex, positive wherever ``target`` is.
-        tau: The temperature that ``target`` was made with, for logs; ``None`` where there is none.
+        tau: The temperature that ``target`` was made with, for logs; ``None`` if there is none.
 
     Raises:
         ValueError: If the lengths differ, a name repeats, a size is not a positive integer, a vector is not on the
@@ -89,7 +89,7 @@ class Mixture:
 
     @classmethod
     def temperature_sampling(cls, sizes: Mapping[str, int], tau: float) -> Mixture:
-        """Return a mixture that draws domains with p(i; tau), see `temperature`; all losses weigh the same."""
+        """Return a mixture that draws domains with p(i; tau) (see `temperature`). All losses have weight 1."""
         domains, n = _split(sizes)
         p = temperature(n, tau)
         return cls(domains, n, p, p, float(tau))
@@ -146,7 +146,7 @@ class Mixture:
 
     @property
     def loss_weights(self) -> Vector:
-        """float64 (K,): target / sampling, and 0 where a domain is not drawn."""
+        """float64 (K,): target / sampling; 0 for a domain that is not drawn."""
         return np.divide(self.target, self.sampling, out=np.zeros_like(self.target), where=self.sampling > 0)
 
     def expected_epochs(self, num_samples: float) -> Vector:

@@ -26,7 +26,7 @@ def run_all(function: Callable[[P], R], parts: Sequence[P], *, workers: int) -> 
     Raises:
         ValueError: If ``workers`` is not positive.
         RuntimeError: If a process was killed.
-        Exception: Whatever the function raises; no further part is begun then.
+        Exception: Any error of the function; no further part is begun then.
     """
     if workers < 1:
         raise ValueError(f"workers = {workers}; expected at least 1 process")
@@ -40,8 +40,8 @@ def run_all(function: Callable[[P], R], parts: Sequence[P], *, workers: int) -> 
             yield futures[future], future.result()
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "a worker process was killed, perhaps for want of memory; run it again to go on with what is unfinished, "
-            "with fewer workers if memory is short"
+            "a worker process was killed, perhaps because memory ran out; run it again to go on with the unfinished "
+            "parts, with fewer workers if memory is short"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -70,7 +70,7 @@ def _start_worker(threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process with its parent, even if that is killed: a new run could start while this one still writes."""
+    """End this process with its parent, even a killed one: otherwise a new run could start while this one writes."""
     if (parent := parent_process()) is not None:
         connection.wait([parent.sentinel])
         os._exit(1)

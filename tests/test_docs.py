@@ -61,6 +61,36 @@ def test_snippets_that_need_too_much_import_what_there_is(snippet):
     exec(compile(ast.Module(imports, []), "page", "exec"), {})
 
 
+def pages_of(entries):
+    for entry in entries:
+        target = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        yield from pages_of(target) if isinstance(target, list) else [target]
+
+
+def test_the_navigation_has_every_page():
+    yaml = pytest.importorskip("yaml")
+    listed = list(pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    assert sorted(listed) == sorted(str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md"))
+
+
+def test_generated_pages_name_every_key_and_command():
+    pytest.importorskip("mkdocs")
+    from pycooldown.cli import app
+    from pycooldown.recipes.schema import json_schema
+
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs/hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    keys = hooks.on_page_markdown("{{ recipe_keys }}")
+    for section in json_schema()["properties"]:
+        assert f"## `{section}`" in keys
+    for definition in json_schema()["$defs"].values():
+        assert all(f"| `{key}` |" in keys for key in definition.get("properties", {}) if key != "method")
+    commands = hooks.on_page_markdown("{{ command_line }}")
+    assert all(f"## `pycooldown {c.callback.__name__}`" in commands for c in app.registered_commands if not c.hidden)
+    assert hooks.on_page_markdown("[x](../examples/trl_sft.py)") == "[x](examples/trl_sft.md)"
+
+
 def test_pages_have_snippets():
     assert len(SNIPPETS[README]) >= 3
     assert sum(bool(found) for found in SNIPPETS.values()) >= 12

@@ -158,9 +158,11 @@ def test_reads_regular_files_up_to_a_limit(tmp_path):
         read_bounded(path, 4)
     assert caught.value.errno == errno.EFBIG
     os.mkfifo(tmp_path / "pipe")
-    for other in (tmp_path, tmp_path / "pipe", "/dev/zero"):
+    for other in (tmp_path / "pipe", "/dev/zero"):
         with pytest.raises(OSError, match="no regular file"):
             read_bounded(other, 5)
+    with pytest.raises(IsADirectoryError, match="this is a folder; expected a file"):
+        read_bounded(tmp_path, 5)
 
 
 def test_there_is_one_atomic_writer():

@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib")
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from pycooldown import plots
-from pycooldown.plots import Curve, line_style
+from pycooldown.plots import Curve, line_style, style
 
 METHODS = ["temperature 1", "temperature 5", "cooldown", "unimax", "my own"]
 
@@ -42,7 +42,7 @@ FIGURES = {
         {m: {d: Curve(np.arange(0, 200_001.0, 1000), np.full(201, 0.5)) for d in "ab"} for m in METHODS}
     ),
     "spread": lambda: plots.recipes_with_spread(
-        METHODS, {g: [(4.1, 0.2)] * 5 for g in ("all", "low-resource")}, "loss"
+        METHODS, {g: [(4.1, 0.2)] * 5 for g in ("high-resource", "mid-resource", "low-resource", "all")}, "loss"
     ),
     "gains": gains,
     "gains at two near places": lambda: gains((5.0, 5.2)),
@@ -69,13 +69,56 @@ def test_labels_do_not_overlap(name):
             assert not [a for a, b in itertools.pairwise(boxes) if a.overlaps(b)], (axes.get_title(loc="left"), axis)
 
 
+def rings(figure):
+    return [[line for line in axes.get_lines() if line.get_markersize() == 10] for axes in figure.axes]
+
+
+def test_the_best_has_a_ring_only_where_it_is_named():
+    values = {g: [(4.0, 0.2), (4.1, 0.2)] for g in ("rare", "all")}
+    figure = plots.recipes_with_spread(["cooldown", "unimax"], values, "loss", {"all": 0})
+    assert [len(found) for found in rings(figure)] == [0, 1]
+    assert rings(figure)[1][0].get_xydata().tolist() == [[4.0, 0.0]]
+    assert "ring" in figure.get_supxlabel()
+    assert "none is best" in plots.recipes_with_spread(["cooldown", "unimax"], values, "loss").get_supxlabel()
+    alone = plots.recipes_with_spread(["cooldown"], {"all": [(4.0, None)]}, "loss")
+    assert "the spread is unknown" in alone.get_supxlabel()
+
+
+def test_the_error_of_a_curve_is_a_band():
+    x = np.arange(1.0, 5.0)
+    for log_x in (False, True):
+        runs = {"cooldown": {"a": Curve(x, x, x / 10)}, "unimax": {"a": Curve(x, x)}}
+        panel = plots.loss_curves(runs, x_label="x", log_x=log_x).axes[0]
+        (band,) = panel.collections
+        heights = band.get_paths()[0].vertices
+        assert heights[:, 1].min() == pytest.approx(0.9)
+        assert heights[:, 1].max() == pytest.approx(4.4)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_are_no_wider_than_a_readme_shows_legibly(name):
+    assert FIGURES[name]().get_size_inches()[0] <= style.WIDTH
+
+
+def test_small_domains_are_drawn_as_one_and_shares_still_sum_to_one():
+    x = np.arange(0.0, 2_000.0)
+    runs = {"cooldown": {f"d{i}": Curve(x, np.full(2_000, 0.02)) for i in range(50)}}
+    panel = plots.sampling_over_time(runs).axes[0]
+    bands = panel.collections
+    assert len(bands) == 12
+    assert bands[-1].get_label() == "39 more"
+    tops = bands[-1].get_paths()[0].vertices[:, 1]
+    assert tops.max() == pytest.approx(1.0)
+    assert len(tops) < 2_000
+
+
 def test_a_method_has_one_style():
     assert line_style("cooldown") == line_style("Cooldown") == line_style("translation_cooldown")
     assert line_style("temperature 5") == line_style("temperature5") == line_style("translation_pair_temperature5")
     assert line_style("temperature 5")["color"] == line_style("scalarization 5")["color"]
     assert line_style("my own") is None
-    styles = [tuple(style) for style in plots._METHODS.values()]
-    same = {("scalarization", "scalarization5"), ("linear", "anneal")}
+    styles = [tuple(found) for found in style.METHODS.values()]
+    same = {("temperature5", "temperaturesampling"), ("scalarization", "scalarization5"), ("linear", "anneal")}
     assert len(set(styles)) == len(styles) - len(same)
 
 

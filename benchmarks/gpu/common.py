@@ -64,6 +64,15 @@ def missing(*modules: str) -> str | None:
     return next((f"{name} is not installed" for name in modules if importlib.util.find_spec(name) is None), None)
 
 
+def refusal(name: str, error: Exception) -> str:
+    """Return why a contender has no time: what a peer raised, or no memory. Errors of the package are raised."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    if name.startswith("pycooldown"):
+        raise error
+    return f"{type(error).__name__}: {error}"[:300]
+
+
 def synchronize() -> None:
     """Wait for the device."""
     if ON_GPU:

@@ -1,4 +1,4 @@
-"""The fused cross-entropy against torch, torch.compile and Liger: forward and backward of a mean loss and of domains.
+"""The fused cross-entropy against torch, torch.compile, Liger and quack: forward and backward, plain and by domains.
 
 ms is the median of interleaved runs, L2 flushed before each. Accesses are what a copy of the logits would have moved in
 that time, per logit: 2 at the speed of a copy; beside it is what the model of `gpu_traffic` predicts.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import DEVICE, ON_GPU, Run, close_to, median_ms, missing, parse, peak_mib
+from common import DEVICE, ON_GPU, Run, close_to, median_ms, missing, parse, peak_mib, refusal
 
 sys.path.append(str(Path(__file__).parents[1]))
 import gpu_traffic
@@ -44,6 +44,12 @@ def contenders(target: torch.Tensor, dry: bool) -> dict[str, Loss | str]:
         from liger_kernel.transformers.functional import liger_cross_entropy
 
         losses["liger-kernel"] = lambda x: liger_cross_entropy(x, target)
+    if absent := missing("quack") or (None if ON_GPU else "needs a GPU: it compiles for one"):
+        losses["quack"] = absent
+    else:
+        from quack.cross_entropy import cross_entropy as quack_cross_entropy
+
+        losses["quack"] = lambda x: quack_cross_entropy(x, target)
     return losses
 
 
@@ -70,7 +76,12 @@ def check(run: Run) -> None:
         for name, loss in contenders(target, run.dry).items():
             if isinstance(loss, str) or "domains" in name:
                 continue
-            error = close_to(both(loss, logits, copy="place" in name), exact, 1e-4 if dtype == torch.float32 else 5e-2)
+            try:
+                got = both(loss, logits, copy="place" in name)
+            except Exception as error:
+                run.write(check=name, dtype=str(dtype), skipped=refusal(name, error))
+                continue
+            error = close_to(got, exact, 1e-4 if dtype == torch.float32 else 5e-2)
             run.write(check=name, dtype=str(dtype), error=error)
 
 
@@ -98,8 +109,8 @@ def compare(run: Run, num_rows: int, num_classes: int, dtype: torch.dtype) -> No
         try:
             memory[name] = peak_mib(action)
             actions[name] = action
-        except torch.OutOfMemoryError:
-            run.write(**where, contender=name, skipped="out of memory")
+        except Exception as error:
+            run.write(**where, contender=name, skipped=refusal(name, error))
     if ON_GPU and not run.dry:
         actions["pycooldown, graph"] = graphed(actions["pycooldown"])
     actions["clone"] = logits.clone  # that "in place" is charged with

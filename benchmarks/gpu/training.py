@@ -18,12 +18,12 @@ MODELS = {
 DRY = {"tiny": (16, 32, 1, 2, 100, 4, 16)}
 
 
-def model(shape: tuple[int, ...]) -> Any:
+def model(shape: tuple[int, ...], seed: int = 0) -> Any:
     """A model of random weights."""
     import transformers
 
     hidden, intermediate, layers, heads, classes, _, length = shape
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = transformers.LlamaConfig(
         vocab_size=classes,
         hidden_size=hidden,

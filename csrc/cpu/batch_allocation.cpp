@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "dispatch.h"
+#include "draw_kernel.h"
 #include "pycooldown/batch_plan.h"
 
 namespace pycooldown {
@@ -44,24 +46,12 @@ void BatchPlanner::allocate_systematic(const AliasTable& table, std::uint64_t st
   }
 }
 
-void BatchPlanner::fill_systematic(const AliasTable& table, std::uint64_t step) {
-  allocate_systematic(table, step, [this](std::uint64_t domain, std::uint64_t slot, std::uint64_t end) {
-    domain_ids_[slot] = static_cast<std::int32_t>(domain);  // even if it gets none: a branch would be a coin toss
-    while (++slot < end) domain_ids_[slot] = static_cast<std::int32_t>(domain);
-  });
-}
-
-void BatchPlanner::skip_systematic(const AliasTable& table, std::uint64_t step) {
-  allocate_systematic(table, step, [this](std::uint64_t domain, std::uint64_t begin, std::uint64_t end) {
-    advance(domain, (end - begin) * (batch_size_ / slots()));
-  });
-}
-
-// Earliest deadline first. The j-th sample of a domain may be drawn once the domain has earned more than j - 1, and
-// must be by the end of the batch in which it has earned j. With all deadlines known, this order meets each of them,
-// since drawing fractions as they are earned would (Tijdeman, "The chairman assignment problem", 1980, has the bound of
-// one sample).
-void BatchPlanner::fill_quota(std::span<const MixtureSpan> spans, std::uint64_t step) {
+// Calls take(domain, begin, end) for slots [begin, end) that a domain gets, once or twice for each domain. Earliest
+// deadline first: the j-th sample of a domain may be drawn once the domain has earned more than j - 1, and must be by
+// the end of the batch in which it has earned j. With all deadlines known, this order meets each of them, since drawing
+// fractions as they are earned would (Tijdeman, "The chairman assignment problem", 1980, has the bound of one sample).
+template <class Take>
+void BatchPlanner::allocate_quota(std::span<const MixtureSpan> spans, std::uint64_t step, const Take& take) {
   follow(spans, step);
   const auto weights = spans.front().table->weights();
   const std::span credits(credits_);
@@ -71,8 +61,10 @@ void BatchPlanner::fill_quota(std::span<const MixtureSpan> spans, std::uint64_t 
   for (std::size_t i = 0; i < weights.size(); ++i) {
     credits[i] += static_cast<std::int64_t>(slots() * weights[i]);
     if (credits[i] >= kUnits) {  // due now
-      for (; credits[i] >= kUnits && filled < slots(); credits[i] -= kUnits)
-        domain_ids_[filled++] = static_cast<std::int32_t>(i);
+      const std::size_t due = std::min(static_cast<std::size_t>(credits[i] / kUnits), slots() - filled);
+      credits[i] -= static_cast<std::int64_t>(due) * kUnits;
+      take(i, filled, filled + due);
+      filled += due;
       set_deadline(i, step + 1);
     }
     const std::uint64_t batches = std::min(deadlines[i] - (step + 1), kMostBatches);
@@ -86,19 +78,40 @@ void BatchPlanner::fill_quota(std::span<const MixtureSpan> spans, std::uint64_t 
     throw std::invalid_argument("the credits of the mixture's domains at step " + std::to_string(step) +
                                 " do not sum to 0");
   }
-  if (filled < slots()) {
-    const std::size_t first = filled;
-    const std::uint64_t last = last_granted(claims.first(num_claims), counts, slots() - filled);
-    for (const std::uint64_t claim : claims.first(num_claims)) {
-      domain_ids_[filled] = static_cast<std::int32_t>(claim % AliasTable::kMaxOutcomes);
-      filled += claim <= last;
-    }
-    for (std::size_t slot = first; slot < filled; ++slot) {
-      const auto domain = static_cast<std::size_t>(domain_ids_[slot]);
-      credits_[domain] -= kUnits;
-      set_deadline(domain, step + 1);
-    }
+  if (filled == slots()) return;
+  const std::uint64_t last = last_granted(claims.first(num_claims), counts, slots() - filled);
+  std::size_t granted = 0;  // they come to the front, without a branch
+  for (std::size_t i = 0; i < num_claims; ++i) {
+    claims[granted] = claims[i];
+    granted += claims[i] <= last;
   }
+  for (const std::uint64_t claim : claims.first(granted)) {
+    const std::size_t domain = claim % AliasTable::kMaxOutcomes;
+    credits[domain] -= kUnits;
+    take(domain, filled, filled + 1);
+    ++filled;
+    set_deadline(domain, step + 1);
+  }
+}
+
+template <class Take>
+void BatchPlanner::allocate(std::span<const MixtureSpan> spans, std::uint64_t step, const Take& take) {
+  if (allocation_ == Allocation::systematic) allocate_systematic(*spans.front().table, step, take);
+  if (allocation_ == Allocation::quota) allocate_quota(spans, step, take);
+}
+
+void BatchPlanner::allocate_slots(std::span<const MixtureSpan> spans, std::uint64_t step) {
+  allocate(spans, step, [this](std::uint64_t domain, std::uint64_t slot, std::uint64_t end) {
+    domain_ids_[slot] = static_cast<std::int32_t>(domain);  // even if it gets none: a branch would be a coin toss
+    while (++slot < end) domain_ids_[slot] = static_cast<std::int32_t>(domain);
+  });
+  shuffle_slots(step);
+}
+
+void BatchPlanner::skip_slots(std::span<const MixtureSpan> spans, std::uint64_t step) {
+  allocate(spans, step, [this](std::uint64_t domain, std::uint64_t begin, std::uint64_t end) {
+    advance(domain, (end - begin) * (batch_size_ / slots()));
+  });
 }
 
 // Makes the deadlines those of `spans`. They stay valid while time passes and the spans that follow stay the same.
@@ -177,12 +190,10 @@ std::uint64_t BatchPlanner::last_granted(std::span<const std::uint64_t> claims, 
 void BatchPlanner::shuffle_slots(std::uint64_t step) {
   const Segment& segment = segments_[segment_];
   const std::uint64_t first_block = segment.first_block + (step - segment.first_step) * (slots() / 4 + 1);
-  Block random = random_block(seed_, Stream::slots, first_block + slots() / 4);
-  for (std::size_t left = slots(); left > 1; --left) {
-    if (left % 4 == 3) random = random_block(seed_, Stream::slots, first_block + left / 4);
-    const std::size_t other = std::uint64_t{random.word[left % 4]} * left >> 32;
-    std::swap(domain_ids_[left - 1], domain_ids_[other]);
-  }
+  words_.resize(slots() + 1);
+  PYCOOLDOWN_DISPATCH(random_words)(seed_, Stream::slots, first_block, words_);
+  for (std::size_t left = slots(); left > 1; --left)
+    std::swap(domain_ids_[left - 1], domain_ids_[std::uint64_t{words_[left]} * left >> 32]);
 }
 
 }  // namespace pycooldown

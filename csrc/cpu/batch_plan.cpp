@@ -180,16 +180,18 @@ std::uint64_t BatchPlanner::first_draw(std::uint64_t step) const {
   return segment.first_draw + (step - segment.first_step) * slots();
 }
 
+// Draws the domains of all slots independently.
+void BatchPlanner::draw_slots(const AliasTable& table, std::uint64_t step) {
+  draw(table.view(), seed_, first_draw(step), std::span(domain_ids_).first(slots()), 1);
+}
+
 void BatchPlanner::skip(std::span<const MixtureSpan> spans, std::uint64_t step) {
   begin(spans, step);
-  const AliasTable& table = *spans.front().table;
-  if (allocation_ == Allocation::systematic) {
-    skip_systematic(table, step);
+  if (allocation_ != Allocation::multinomial) {
+    skip_slots(spans, step);
     return;
   }
-  if (allocation_ == Allocation::quota) fill_quota(spans, step);
-  if (allocation_ == Allocation::multinomial)
-    draw(table.view(), seed_, first_draw(step), std::span(domain_ids_).first(slots()), 1);
+  draw_slots(*spans.front().table, step);
   for (const std::int32_t domain : domain_ids().first(slots()))
     advance(static_cast<std::size_t>(domain), batch_size_ / slots());
 }
@@ -202,13 +204,12 @@ void BatchPlanner::plan(std::span<const MixtureSpan> spans, std::uint64_t step, 
                                 std::to_string(first_slot + indices.size()) + ") of a batch of " +
                                 std::to_string(batch_size()));
   }
-  const AliasTable& table = *spans.front().table;
-  if (allocation_ == Allocation::multinomial)
-    draw(table.view(), seed_, first_draw(step), std::span(domain_ids_).first(slots()), 1);
-  if (allocation_ == Allocation::systematic) fill_systematic(table, step);
-  if (allocation_ == Allocation::quota) fill_quota(spans, step);
-  if (allocation_ != Allocation::multinomial) shuffle_slots(step);
-  std::fill(domain_ids_.begin() + static_cast<std::ptrdiff_t>(slots()), domain_ids_.end(), domain_ids_.front());
+  if (allocation_ == Allocation::multinomial) {
+    draw_slots(*spans.front().table, step);
+  } else {
+    allocate_slots(spans, step);
+  }
+  if (homogeneous_) std::ranges::fill(std::span(domain_ids_).first(batch_size_), domain_ids_.front());
 
   // Positions are permuted a group at a time, in place: those of the last `waiting` of the samples so far still are to.
   const auto permute = PYCOOLDOWN_DISPATCH(permute);

@@ -1,5 +1,5 @@
-// Cross-entropy of all rows: shares them out to threads, which run the kernel of cross_entropy_kernel.cpp, and sums by
-// domain in a fixed order.
+// Cross-entropy of all rows. Threads share the rows and run the kernel of cross_entropy_kernel.cpp on them. The sums by
+// domain are added up in a fixed order.
 #include "pycooldown/cross_entropy.h"
 
 #include <algorithm>
@@ -25,7 +25,8 @@ void check(const char* name, const std::int64_t* values, std::int64_t bound, std
                           " is not in [0, " + std::to_string(bound) + "), the number of " + what);
 }
 
-// A gradient is large and mostly fresh: with pages of 2 MiB the first write to it faults 512 times less often.
+// A gradient is large, and mostly memory that was never written to. With pages of 2 MiB instead of 4 KiB, the first
+// writes to it cause 512 times fewer page faults.
 void prefer_huge_pages([[maybe_unused]] void* begin, [[maybe_unused]] std::size_t bytes) {
 #if defined(__linux__)
   constexpr std::uintptr_t kHugePage = 2 << 20;
@@ -69,7 +70,8 @@ void cross_entropy(const CrossEntropy& job, int num_threads) {
   std::fill_n(job.loss_sum, job.num_domains, 0.0);
   std::fill_n(job.token_count, job.num_domains, std::int64_t{0});
   std::fill_n(job.correct, job.num_domains, std::int64_t{0});
-  for (std::int64_t row = 0; row < job.num_rows; ++row) {  // in the order of rows, so the same on any number of threads
+  for (std::int64_t row = 0; row < job.num_rows;
+       ++row) {  // in the order of the rows, so that the sums are the same on any number of threads
     if (job.target[row] == job.ignore_index) continue;
     const std::int64_t domain = job.domain_ids ? job.domain_ids[row] : 0;
     job.loss_sum[domain] += job.loss[row];

@@ -1,6 +1,7 @@
-// One sweep reads a row of logits, finds its log-sum-exp and keeps the exponentials, relative to a running reference,
-// in a scratch row that stays in cache. A second sweep scales them into the gradient, written past the caches, a few
-// elements after every few of the next row's first sweep: memory is read and written all the time, beside arithmetic.
+// A first sweep over a row of logits computes its log-sum-exp. It keeps the exponentials, relative to a running
+// reference, in a scratch row that stays in cache. A second sweep scales them into the gradient and writes it past the
+// caches. The second sweep of a row alternates with the first sweep of the next row, every few elements, so that memory
+// is read and written all the time, while arithmetic goes on.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -19,8 +20,8 @@ constexpr std::int64_t kStep = kUnroll * kWidth;
 constexpr std::int64_t kAhead = 8192;  // bytes that are prefetched ahead of a sweep
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// The exponentials of a later block stay relative to the reference of an earlier one while its largest logit exceeds
-// that by at most this: the relative error of exp(x - reference) grows with the distance.
+// A block keeps the reference of the block before it, unless its largest logit exceeds that by more than this: the
+// relative error of exp(x - reference) grows with the distance.
 constexpr float kMaxExcess = 2.0f;
 
 struct BlockSums {
@@ -40,8 +41,8 @@ float largest(const T* x, std::int64_t n) {
   return reduce_max(max(max(m[0], m[1]), max(m[2], m[3])));
 }
 
-// A row whose exponentials are known and whose gradient is still to be written: exponential[j] * factor + shift, times
-// 1 - (capped[j] / softcap)^2 if there is a cap.
+// A row whose exponentials are known and whose gradient must still be written. The gradient is
+// exponential[j] * factor + shift, times 1 - (capped[j] / softcap)^2 if there is a cap.
 template <class T>
 struct Pending {
   T* grad = nullptr;
@@ -83,7 +84,8 @@ struct Pending {
     return g * (splat(1.0f) - u * u);
   }
 
-  // Up to the end of the block, or, in a row's first block, up to where lines begin; then opens the next block.
+  // Writes up to the end of the block and opens the next block. Of a row's first block, it then writes the elements
+  // before the first whole cache line.
   __attribute__((noinline)) void finish_block() {
     write_up_to(block_end);
     if (written == num_classes) return;
@@ -105,7 +107,7 @@ struct Pending {
   }
 };
 
-// out[j] = exp(x[j] - reference), and sums over the block
+// Sets out[j] = exp(x[j] - reference), and returns the sums over the block.
 template <bool kKeep, bool kSumLogits, class S, class T>
 BlockSums exponentials(const S* x, std::int64_t n, float reference, float* out, Pending<T>& pending) {
   const Vec r = splat(reference);
@@ -141,21 +143,22 @@ BlockSums exponentials(const S* x, std::int64_t n, float reference, float* out, 
           reduce_add((s[0] + s[1]) + (s[2] + s[3]))};
 }
 
-// The log-sum-exp is reference + log_sum, kept apart: a large reference would absorb the other.
+// The log-sum-exp is reference + log_sum. The two are kept apart, since a large reference would absorb the other.
 struct RowSums {
   double reference, log_sum, logits;
   float largest;
 
   double lse() const { return reference + log_sum; }
 
-  // To be of more classes, whose log-sum-exp this is.
+  // Makes these the sums of more classes, whose log-sum-exp is `whole`.
   void rebase(double whole) {
     if (reference == -kInfinity) reference = 0;
     log_sum = whole - reference;
   }
 };
 
-// The first block is longer by `head`, so that the others begin where lines of the gradient do.
+// Sums a row block by block. The first block is longer by `head` elements, so that the others begin at cache lines of
+// the gradient.
 template <bool kKeep, bool kSumLogits, class S, class T>
 RowSums sum_row(const S* x, std::int64_t num_classes, std::int64_t head, Row& row, Pending<T>& pending) {
   float* out = row.exponential;
@@ -165,7 +168,7 @@ RowSums sum_row(const S* x, std::int64_t num_classes, std::int64_t head, Row& ro
   for (std::int64_t j = 0, end = 0; j < num_classes; j = end, ++index) {
     end = std::min(num_classes, head + static_cast<std::int64_t>(index + 1) * kBlock);
     float candidate = reference == -kInfinity ? largest(x + j, end - j) : reference;
-    // A block of -infinity alone has exponentials 0 relative to any number.
+    // If all logits of a block are -infinity, the exponentials are 0 relative to any number.
     const auto sweep = [&] {
       const float finite = candidate == -kInfinity ? 0.0f : candidate;
       return exponentials<kKeep, kSumLogits>(x + j, end - j, finite, out + j, pending);
@@ -206,7 +209,7 @@ void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* c
   const double smoothing = job.label_smoothing;
   const auto num_classes = static_cast<double>(job.whole_lse ? job.num_whole_classes : job.num_classes);
   const auto softcap = static_cast<float>(job.softcap);
-  std::vector<std::pair<T*, T>> at_target;  // written last, as streamed stores are not ordered with others
+  std::vector<std::pair<T*, T>> at_target;  // written last, since streamed stores are not ordered with others
   Pending<T> pending;
 
   for (std::int64_t row = begin; row < end; ++row) {
@@ -242,7 +245,7 @@ void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* c
     job.lse[row] = static_cast<float>(sums.lse());
     correct[row] = x_target >= static_cast<double>(sums.largest) && !std::isnan(loss);
     if (!differentiated) {
-      if (grad) std::fill_n(grad, job.num_classes, T{});  // now: these may be the logits
+      if (grad) std::fill_n(grad, job.num_classes, T{});  // only now, since these may be the logits
       continue;
     }
 
@@ -259,7 +262,7 @@ void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* c
                .softcap = softcap,
                .streamed = job.grad != job.logits};
     if (here) {
-      // At the target p - 1 as expm1, which does not cancel.
+      // At the target, p - 1 is computed by expm1, which does not suffer from cancellation.
       double g = std::expm1(-nll) + smoothing - shift;
       if (z != 0) g += z * std::exp(-nll);
       if (capped) {  // in float64, as 1 - tanh^2 cancels

@@ -5,7 +5,7 @@
 
 namespace pycooldown {
 
-// Rows [begin, end) of the job, without the sums by domain; sets correct[row].
+// Computes rows [begin, end) of the job, without the sums by domain, and sets correct[row].
 using CrossEntropyRows = void(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* correct);
 
 namespace baseline {

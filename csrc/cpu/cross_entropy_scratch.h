@@ -1,4 +1,4 @@
-// Where a thread keeps what it knows of two rows. Included by cross_entropy_kernel.cpp only.
+// The memory in which a thread keeps the values of two rows. Included by cross_entropy_kernel.cpp only.
 #pragma once
 
 #include <array>
@@ -10,14 +10,14 @@ namespace pycooldown::PYCOOLDOWN_ISA {
 
 constexpr std::int64_t kBlock = 2048;  // elements that share a reference
 
-// What is kept of a row until its gradient is written.
+// The values of a row that are kept until its gradient is written.
 struct Row {
   float* exponential;
   float* capped;
   std::vector<float> reference;  // of each block
 };
 
-// Two rows that take turns. It grows to the longest row seen, then is reused by the thread.
+// Two rows, used in turn. The memory grows to the longest row seen so far and is reused by its thread.
 struct Scratch {
   struct alignas(64) Line {
     float value[16];
@@ -26,8 +26,8 @@ struct Scratch {
   std::array<Row, 2> rows;
 
   void reserve(std::int64_t num_classes, bool with_capped) {
-    // The same place of the two rows lies half a page apart modulo pages: processors hold a load back after a store to
-    // an address with the same low 12 bits.
+    // Processors delay a load after a store to an address with the same low 12 bits. So the same place of the two rows
+    // is half a page apart, modulo the size of a page.
     const auto page = 4096 / sizeof(Line), pages = static_cast<std::size_t>(num_classes) / 1024 + 1;
     const auto pitch = pages * page + page / (with_capped ? 4 : 2);
     const auto needed = pitch * (with_capped ? 4 : 2);

@@ -1,4 +1,4 @@
-// Which instruction set the kernels use. Every kernel lives in the namespaces baseline, avx2 and avx512.
+// The instruction set that the kernels use. Every kernel is defined in the namespaces baseline, avx2 and avx512.
 #pragma once
 
 #include <string>

@@ -1,5 +1,7 @@
 #include "draw_kernel.h"
 
+#include <cstring>
+
 #include "pycooldown/philox.h"
 
 #if defined(PYCOOLDOWN_ISA_avx2) || defined(PYCOOLDOWN_ISA_avx512)
@@ -12,7 +14,9 @@ namespace {
 
 #if defined(PYCOOLDOWN_ISA_avx512)
 
-// Eight Philox blocks at a time, one per 64-bit lane (only the low half of a lane holds a word), then 32 draws.
+// Eight Philox blocks at a time, one per 64-bit lane (only the low half of a lane holds a word), for 32 draws. The
+// upper half of their numbers is the same in a call, so that the compiler takes what follows from it alone out of
+// loops.
 constexpr std::uint64_t kBlocks = 8;
 
 // Looks rows up in memory.
@@ -42,15 +46,20 @@ struct HeldRows {
   }
 };
 
-template <class Rows>
-void draw_blocks(AliasTableView table, const Rows& rows, std::uint64_t seed, std::uint64_t block, std::int32_t* out) {
-  const __m512i low = _mm512_set1_epi64(0xffffffff);
+using RoundKeys = std::uint64_t;  // the seed that they are made from
+
+// The words of eight Philox blocks in sequence.
+struct Words {
+  __m512i part[2];
+};
+
+inline __attribute__((always_inline)) Words random_blocks(std::uint64_t seed, Stream stream, std::uint32_t low,
+                                                          std::uint32_t high) {
   const __m512i multiplier0 = _mm512_set1_epi64(0xD2511F53), multiplier1 = _mm512_set1_epi64(0xCD9E8D57);
   // Lane order 0 4 1 5 2 6 3 7, so that the interleaving below puts the blocks in sequence.
-  const __m512i counter =
-      _mm512_add_epi64(_mm512_set1_epi64(static_cast<long long>(block)), _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7));
-  __m512i c0 = _mm512_and_si512(counter, low), c1 = _mm512_srli_epi64(counter, 32);
-  __m512i c2 = _mm512_set1_epi64(static_cast<long long>(Stream::draw)), c3 = _mm512_setzero_si512();
+  __m512i c0 = _mm512_add_epi64(_mm512_set1_epi64(low), _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7));
+  __m512i c1 = _mm512_set1_epi64(high);
+  __m512i c2 = _mm512_set1_epi64(static_cast<long long>(stream)), c3 = _mm512_setzero_si512();
   auto key0 = static_cast<std::uint32_t>(seed), key1 = static_cast<std::uint32_t>(seed >> 32);
   // The product's low half needs no masking: the multiplication reads only the low half of a lane, and the high half
   // that comes along is shifted out or masked at the end.
@@ -66,62 +75,119 @@ void draw_blocks(AliasTableView table, const Rows& rows, std::uint64_t seed, std
   const __mmask16 odd = 0xAAAA;
   const __m512i words01 = _mm512_mask_shuffle_epi32(c0, odd, c1, _MM_PERM_CCAA);  // w0 | w1 << 32
   const __m512i words23 = _mm512_mask_shuffle_epi32(c2, odd, c3, _MM_PERM_CCAA);
+  return {{_mm512_unpacklo_epi64(words01, words23), _mm512_unpackhi_epi64(words01, words23)}};
+}
+
+template <class Rows>
+void draw_blocks(AliasTableView table, const Rows& rows, const Words& random, std::int32_t* out) {
   const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(table.shift));
   const __m512i mask = _mm512_set1_epi32(static_cast<int>((1u << table.shift) - 1));
-  const auto pick = [&](__m512i random) {
-    const __m512i column = _mm512_srl_epi32(random, shift);
+  for (const __m512i part : random.part) {
+    const __m512i column = _mm512_srl_epi32(part, shift);
     const __m512i row = rows(column);
-    const __mmask16 keep = _mm512_cmplt_epu32_mask(_mm512_and_si512(random, mask), _mm512_and_si512(row, mask));
-    return _mm512_mask_mov_epi32(_mm512_srl_epi32(row, shift), keep, column);
-  };
-  _mm512_storeu_si512(out, pick(_mm512_unpacklo_epi64(words01, words23)));
-  _mm512_storeu_si512(out + 16, pick(_mm512_unpackhi_epi64(words01, words23)));
+    const __mmask16 keep = _mm512_cmplt_epu32_mask(_mm512_and_si512(part, mask), _mm512_and_si512(row, mask));
+    _mm512_storeu_si512(out, _mm512_mask_mov_epi32(_mm512_srl_epi32(row, shift), keep, column));
+    out += 16;
+  }
 }
 
 #elif defined(PYCOOLDOWN_ISA_avx2)
 
-// The same with four blocks and 16 draws.
-constexpr std::uint64_t kBlocks = 4;
+// The same by two groups of four blocks, which take turns: one alone would wait for its multiplications.
+constexpr std::uint64_t kBlocks = 8;
 
-void draw_blocks(AliasTableView table, std::uint64_t seed, std::uint64_t block, std::int32_t* out) {
-  const __m256i low = _mm256_set1_epi64x(0xffffffff);
-  const __m256i multiplier0 = _mm256_set1_epi64x(0xD2511F53), multiplier1 = _mm256_set1_epi64x(0xCD9E8D57);
-  const __m256i counter =
-      _mm256_add_epi64(_mm256_set1_epi64x(static_cast<long long>(block)), _mm256_setr_epi64x(0, 2, 1, 3));
-  __m256i c0 = _mm256_and_si256(counter, low), c1 = _mm256_srli_epi64(counter, 32);
-  __m256i c2 = _mm256_set1_epi64x(static_cast<long long>(Stream::draw)), c3 = _mm256_setzero_si256();
-  auto key0 = static_cast<std::uint32_t>(seed), key1 = static_cast<std::uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const __m256i a = _mm256_mul_epu32(multiplier0, c0), b = _mm256_mul_epu32(multiplier1, c2);
-    c0 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(b, 32), c1), _mm256_set1_epi64x(key0));
-    c2 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(a, 32), c3), _mm256_set1_epi64x(key1));
-    c1 = b;
-    c3 = a;
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
+struct Words {
+  __m256i part[4];
+};
+
+// The keys of all rounds, in each lane.
+struct RoundKeys {
+  __m256i key[10][2];
+  explicit RoundKeys(std::uint64_t seed) {
+    auto key0 = static_cast<std::uint32_t>(seed), key1 = static_cast<std::uint32_t>(seed >> 32);
+    for (auto& of_round : key) {
+      of_round[0] = _mm256_set1_epi64x(key0);
+      of_round[1] = _mm256_set1_epi64x(key1);
+      key0 += 0x9E3779B9u;
+      key1 += 0xBB67AE85u;
+    }
   }
-  const __m256i words01 = _mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xAA);
-  const __m256i words23 = _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xAA);
+};
+
+inline __attribute__((always_inline)) Words random_blocks(const RoundKeys& keys, Stream stream, std::uint32_t low,
+                                                          std::uint32_t high) {
+  const __m256i multiplier0 = _mm256_set1_epi64x(0xD2511F53), multiplier1 = _mm256_set1_epi64x(0xCD9E8D57);
+  __m256i c0[2], c1[2], c2[2], c3[2];
+  for (int group = 0; group < 2; ++group) {
+    c0[group] = _mm256_add_epi64(_mm256_set1_epi64x(low),
+                                 _mm256_setr_epi64x(4 * group, 4 * group + 2, 4 * group + 1, 4 * group + 3));
+    c1[group] = _mm256_set1_epi64x(high);
+    c2[group] = _mm256_set1_epi64x(static_cast<long long>(stream));
+    c3[group] = _mm256_setzero_si256();
+  }
+  for (const auto& key : keys.key) {
+    for (int group = 0; group < 2; ++group) {
+      const __m256i a = _mm256_mul_epu32(multiplier0, c0[group]), b = _mm256_mul_epu32(multiplier1, c2[group]);
+      c0[group] = _mm256_xor_si256(_mm256_srli_epi64(b, 32), _mm256_xor_si256(c1[group], key[0]));
+      c2[group] = _mm256_xor_si256(_mm256_srli_epi64(a, 32), _mm256_xor_si256(c3[group], key[1]));
+      c1[group] = b;
+      c3[group] = a;
+    }
+  }
+  Words words;
+  for (int group = 0; group < 2; ++group) {
+    const __m256i words01 = _mm256_blend_epi32(c0[group], _mm256_slli_epi64(c1[group], 32), 0xAA);
+    const __m256i words23 = _mm256_blend_epi32(c2[group], _mm256_slli_epi64(c3[group], 32), 0xAA);
+    words.part[2 * group] = _mm256_unpacklo_epi64(words01, words23);
+    words.part[2 * group + 1] = _mm256_unpackhi_epi64(words01, words23);
+  }
+  return words;
+}
+
+// Looks rows up one by one: gathering is slow on many processors that lack AVX-512.
+struct LoadedRows {
+  const std::uint32_t* rows;
+  explicit LoadedRows(AliasTableView table) : rows(table.rows) {}
+  __m256i operator()(__m256i columns) const {
+    alignas(32) std::uint32_t column[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(column), columns);
+    const auto row = [&](int i) { return static_cast<int>(rows[column[i]]); };
+    return _mm256_setr_epi32(row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7));
+  }
+};
+
+template <class Rows>
+void draw_blocks(AliasTableView table, const Rows& rows, const Words& random, std::int32_t* out) {
   const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(table.shift));
   const __m256i mask = _mm256_set1_epi32(static_cast<int>((1u << table.shift) - 1));
-  const auto pick = [&](__m256i random) {
-    const __m256i column = _mm256_srl_epi32(random, shift);
-    const __m256i row = _mm256_i32gather_epi32(reinterpret_cast<const int*>(table.rows), column, 4);
+  for (const __m256i part : random.part) {
+    const __m256i column = _mm256_srl_epi32(part, shift);
+    const __m256i row = rows(column);
     // Both sides are below 2^31 (there are at least two columns), so a signed comparison serves.
-    const __m256i keep = _mm256_cmpgt_epi32(_mm256_and_si256(row, mask), _mm256_and_si256(random, mask));
-    return _mm256_blendv_epi8(_mm256_srl_epi32(row, shift), column, keep);
-  };
-  auto* to = reinterpret_cast<__m256i*>(out);
-  _mm256_storeu_si256(to, pick(_mm256_unpacklo_epi64(words01, words23)));
-  _mm256_storeu_si256(to + 1, pick(_mm256_unpackhi_epi64(words01, words23)));
+    const __m256i keep = _mm256_cmpgt_epi32(_mm256_and_si256(row, mask), _mm256_and_si256(part, mask));
+    const __m256i drawn = _mm256_blendv_epi8(_mm256_srl_epi32(row, shift), column, keep);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), drawn);
+    out += 8;
+  }
 }
 
 #else
 
 constexpr std::uint64_t kBlocks = 1;
 
-void draw_blocks(AliasTableView table, std::uint64_t seed, std::uint64_t block, std::int32_t* out) {
-  const Block random = random_block(seed, Stream::draw, block);
+using Words = Block;
+using RoundKeys = std::uint64_t;  // the seed that they are made from
+
+inline __attribute__((always_inline)) Words random_blocks(std::uint64_t seed, Stream stream, std::uint32_t low,
+                                                          std::uint32_t high) {
+  return random_block(seed, stream, std::uint64_t{high} << 32 | low);
+}
+
+struct LoadedRows {
+  explicit LoadedRows(AliasTableView) {}
+};
+
+void draw_blocks(AliasTableView table, const LoadedRows&, const Words& random, std::int32_t* out) {
   for (int word = 0; word < 4; ++word) out[word] = static_cast<std::int32_t>(table.pick(random.word[word]));
 }
 
@@ -135,19 +201,41 @@ void draw_range(AliasTableView table, std::uint64_t seed, std::uint64_t begin, s
   };
   std::uint64_t i = begin;
   for (; i < end && i % 4 != 0; ++i) *out++ = single(i);
-  const auto whole_blocks = [&](const auto& draw) {
-    for (; end - i >= 4 * kBlocks; i += 4 * kBlocks, out += 4 * kBlocks) draw(i / 4);  // no sum, as it might wrap
+  const auto whole_blocks = [&](const auto& rows) {
+    if (end - i < 4 * kBlocks) return;
+    const RoundKeys keys(seed);
+    const auto high = static_cast<std::uint32_t>(i / 4 >> 32);
+    for (; end - i >= 4 * kBlocks; i += 4 * kBlocks, out += 4 * kBlocks)  // no sum, as it might wrap
+      draw_blocks(table, rows, random_blocks(keys, Stream::draw, static_cast<std::uint32_t>(i / 4), high), out);
   };
 #if defined(PYCOOLDOWN_ISA_avx512)
   if (table.shift >= 32 - 7) {
-    whole_blocks([&, rows = HeldRows(table)](std::uint64_t block) { draw_blocks(table, rows, seed, block, out); });
+    whole_blocks(HeldRows(table));
   } else {
-    whole_blocks([&, rows = GatheredRows(table)](std::uint64_t block) { draw_blocks(table, rows, seed, block, out); });
+    whole_blocks(GatheredRows(table));
   }
 #else
-  whole_blocks([&](std::uint64_t block) { draw_blocks(table, seed, block, out); });
+  whole_blocks(LoadedRows(table));
 #endif
   for (; i < end; ++i) *out++ = single(i);
+}
+
+void random_words(std::uint64_t seed, Stream stream, std::uint64_t block, std::span<std::uint32_t> out) {
+  const RoundKeys keys(seed);
+  const auto high = static_cast<std::uint32_t>(block >> 32);
+  const std::uint64_t blocks_of_high = (std::uint64_t{1} << 32) - (block & 0xffffffff);
+  std::size_t i = 0;
+  if (out.size() / 4 < blocks_of_high) {
+    for (; out.size() - i >= 4 * kBlocks; i += 4 * kBlocks, block += kBlocks) {
+      const Words words = random_blocks(keys, stream, static_cast<std::uint32_t>(block), high);
+      static_assert(sizeof words == 16 * kBlocks);
+      std::memcpy(out.data() + i, &words, sizeof words);
+    }
+  }
+  for (; i < out.size(); ++block) {
+    const Block words = random_block(seed, stream, block);
+    for (std::size_t word = 0; word < 4 && i < out.size(); ++word) out[i++] = words.word[word];
+  }
 }
 
 }  // namespace pycooldown::PYCOOLDOWN_ISA

@@ -1,12 +1,17 @@
-// out[i - begin] = draw number i, for i in [begin, end). One definition per instruction set.
+// out[i - begin] = draw number i, for i in [begin, end), a part of a range of 2^34 that begins at a multiple of 2^34;
+// and the words of a stream of random blocks from `block` on, in sequence. One definition per instruction set.
 #pragma once
 
-#include "pycooldown/alias_table.h"
+#include <span>
 
-#define PYCOOLDOWN_DECLARE(isa)                                                                     \
-  namespace isa {                                                                                   \
-  void draw_range(AliasTableView table, std::uint64_t seed, std::uint64_t begin, std::uint64_t end, \
-                  std::int32_t* out);                                                               \
+#include "pycooldown/alias_table.h"
+#include "pycooldown/philox.h"
+
+#define PYCOOLDOWN_DECLARE(isa)                                                                            \
+  namespace isa {                                                                                          \
+  void draw_range(AliasTableView table, std::uint64_t seed, std::uint64_t begin, std::uint64_t end,        \
+                  std::int32_t* out);                                                                      \
+  void random_words(std::uint64_t seed, Stream stream, std::uint64_t block, std::span<std::uint32_t> out); \
   }
 
 namespace pycooldown {

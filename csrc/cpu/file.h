@@ -36,13 +36,14 @@ class File {
   int descriptor() const { return descriptor_; }
 
   struct Status {
-    bool regular;
+    bool regular, folder;
     std::uint64_t size;           // bytes
     std::int64_t mtime_ns;        // nanoseconds since the epoch
     std::uint64_t device, inode;  // which file it is
 
     explicit Status(const struct stat& status)
         : regular(S_ISREG(status.st_mode)),
+          folder(S_ISDIR(status.st_mode)),
           size(static_cast<std::uint64_t>(status.st_size)),
           mtime_ns(modified_ns(status)),
           device(static_cast<std::uint64_t>(status.st_dev)),

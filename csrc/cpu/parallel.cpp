@@ -12,9 +12,9 @@ namespace pycooldown {
 
 namespace {
 
-// The entry point of an OpenMP runtime that the process has loaded already, as torch does: GCC's, Intel's and LLVM's
-// export it alike. Sharing its threads avoids a second pool, whose threads would compete for the processors with the
-// first's, which spin for milliseconds after each operation of torch.
+// The entry point of an OpenMP runtime that the process has already loaded, as torch does. The runtimes of GCC, Intel
+// and LLVM all export it. Sharing its threads avoids a second pool. Both pools would compete for the processors, since
+// OpenMP's threads spin for milliseconds after each operation of torch.
 using OmpParallel = void (*)(void (*)(void*), void*, unsigned num_threads, unsigned flags);
 
 OmpParallel loaded_openmp() {
@@ -29,7 +29,8 @@ OmpParallel loaded_openmp() {
 #endif
 }
 
-// Joined at the end, also if one cannot be started: std::jthread, which libc++ hides before version 20.
+// Threads that are joined at the end, even if one of them cannot be started. std::jthread would do the same, but libc++
+// hides it before version 20.
 struct JoiningThreads : std::vector<std::thread> {
   ~JoiningThreads() {
     for (std::thread& thread : *this) thread.join();

@@ -1,5 +1,5 @@
-// A vector of floats of the width of the instruction set that is compiled for: the few operations that the kernels
-// need, loads and stores of 16-bit formats among them. Included by *_kernel.cpp only.
+// A vector of floats as wide as the instruction set allows, with the few operations that the kernels need, loads and
+// stores of 16-bit formats included. Included by *_kernel.cpp only.
 #pragma once
 
 #include <array>
@@ -16,7 +16,7 @@
 
 namespace pycooldown::PYCOOLDOWN_ISA {
 
-// Native supports + - * / and comparisons through the compiler's vector extension on every instruction set.
+// The compiler's vector extension gives these + - * / and comparisons on every instruction set.
 #if defined(PYCOOLDOWN_ISA_avx512)
 constexpr int kWidth = 16;
 #elif defined(PYCOOLDOWN_ISA_avx2)
@@ -32,7 +32,7 @@ typedef std::uint16_t HalfVec __attribute__((vector_size(kWidth * sizeof(std::ui
 
 PYCOOLDOWN_INLINE Vec splat(float x) { return x - Vec{}; }
 
-// a * b + c
+// Returns a * b + c, rounded once where the instruction set can.
 PYCOOLDOWN_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #if defined(PYCOOLDOWN_ISA_avx512)
   return _mm512_fmadd_ps(a, b, c);
@@ -43,7 +43,7 @@ PYCOOLDOWN_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
-// b where the two do not compare, as when one is NaN
+// Returns the larger of each pair of elements; b if one of them is NaN.
 PYCOOLDOWN_INLINE Vec max(Vec a, Vec b) {
 #if defined(PYCOOLDOWN_ISA_avx512)
   return _mm512_max_ps(a, b);
@@ -54,8 +54,8 @@ PYCOOLDOWN_INLINE Vec max(Vec a, Vec b) {
 #endif
 }
 
-// e^x with a relative error of 1e-7, or of 2e-7 by the shorter polynomial, for x <= 88; 0 where it would be below
-// 2^-126, as for -infinity; NaN for NaN
+// Returns e^x, for x <= 88, with a relative error of 1e-7, or of 2e-7 by the shorter polynomial. The result is 0 if it
+// would be below 2^-126, as for -infinity, and NaN for NaN.
 template <bool kShort = false>
 PYCOOLDOWN_INLINE Vec exp(Vec x) {
   const Vec log2e = splat(1.44269504f);
@@ -64,8 +64,8 @@ PYCOOLDOWN_INLINE Vec exp(Vec x) {
   const Vec whole = _mm512_roundscale_ps(scaled, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const Vec f = scaled - whole;
 #else
-  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits, here with the bias of the exponent added:
-  // from -127 on these bits are 0, and so is the scale that they make.
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits. Here the bias of the exponent is added too,
+  // so that these bits, and the scale made of them, are 0 for -127 and below.
   const Vec magic = splat(0x1.8p23f + 127), bounded = max(splat(-88.1f), x);
   const Vec shifted = fma(bounded, log2e, magic);
   const Vec whole = shifted - magic;
@@ -85,7 +85,7 @@ PYCOOLDOWN_INLINE Vec exp(Vec x) {
 #endif
 }
 
-// tanh with a relative error of 2e-7
+// Returns tanh(x) with a relative error of 2e-7.
 PYCOOLDOWN_INLINE Vec tanh(Vec x) {
   const Vec z = x * x;
   Vec small = splat(-5.66078922e-3f);
@@ -147,7 +147,8 @@ PYCOOLDOWN_INLINE Vec load(const F16* p) {
 
 PYCOOLDOWN_INLINE Vec rounded(Vec v, const float*) { return v; }
 
-// Bits whose high half is the nearest number of the format; ties, one in 65,536, go away from zero. An infinity stays.
+// Returns bits whose high half is the nearest bfloat16. Ties, one in 65,536, are rounded away from zero. An infinity
+// stays one.
 PYCOOLDOWN_INLINE IntVec rounded_bits(Vec v) { return reinterpret_cast<IntVec>(v) + 0x8000; }
 
 PYCOOLDOWN_INLINE HalfVec rounded(Vec v, const Bf16*) {
@@ -214,7 +215,7 @@ PYCOOLDOWN_INLINE Pair rounded(Vec a, Vec b, const F16* p) {
 }
 #endif
 
-// Stores a and b one after the other past the caches; p must be aligned to 2 * kWidth elements.
+// Stores a and then b, past the caches; p must be aligned to 2 * kWidth elements.
 template <class T>
 PYCOOLDOWN_INLINE void stream(T* p, Vec a, Vec b) {
 #if defined(PYCOOLDOWN_ISA_avx512) || defined(PYCOOLDOWN_ISA_avx2)
@@ -230,7 +231,7 @@ PYCOOLDOWN_INLINE void stream(T* p, Vec a, Vec b) {
 #endif
 }
 
-// The first n < kWidth elements, the other lanes filled.
+// Loads the first n < kWidth elements and fills the other lanes.
 template <class T>
 PYCOOLDOWN_INLINE Vec load_first(const T* p, std::int64_t n, float fill) {
   T lanes[kWidth];

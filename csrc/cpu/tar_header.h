@@ -24,7 +24,7 @@ inline std::uint64_t padded(std::uint64_t size) { return (size + kBlock - 1) / k
 
 inline std::string_view text(const char* field, std::size_t size) { return {field, strnlen(field, size)}; }
 
-// A member's name for messages: control characters, which terminals obey, are spelt out.
+// Returns a member's name for messages. Control characters, which terminals obey, are written as \\x and two digits.
 inline std::string quoted(std::string_view name) {
   constexpr const char* kHex = "0123456789abcdef";
   std::string out = "'";
@@ -38,7 +38,8 @@ inline std::string quoted(std::string_view name) {
   return out + "'";
 }
 
-// A number field: octal text, or base-256 with the first byte 0x80 (0xff: negative). nullopt where it is neither.
+// Returns the number in a field: octal text, or base-256 after a first byte 0x80 (0xff for negative numbers). Returns
+// nullopt if the field is neither.
 inline std::optional<std::int64_t> number(const char* field, std::size_t size) {
   const auto first = static_cast<unsigned char>(field[0]);
   if (first == 0x80 || first == 0xff) {
@@ -61,7 +62,7 @@ inline std::optional<std::int64_t> number(const char* field, std::size_t size) {
   return value;
 }
 
-// A header block, checked as Python's tarfile checks it: where one field is damaged, the others are not trusted.
+// A header block, checked as Python's tarfile checks it: if one field is damaged, the others are not trusted.
 struct Header {
   const char* raw;
   std::uint64_t size;
@@ -105,7 +106,7 @@ struct Header {
   }
 };
 
-// What extended headers say of the member that follows them. The earliest header wins, as in tarfile.
+// The values that extended headers give for the member behind them. The first header counts, as in tarfile.
 struct Extended {
   std::optional<std::string> name;
   std::optional<std::uint64_t> size;

@@ -167,7 +167,8 @@ std::optional<TarIndex> index_from_bytes(std::string_view bytes, std::uint64_t s
 TarIndex scan_tar_file(const std::string& path) {
   const File file(path);
   const File::Status before = file.status();
-  if (!before.regular) file.fail(ESPIPE, " is no regular file");
+  if (before.folder) file.fail(EISDIR, ": expected a tar file");
+  if (!before.regular) file.fail(EINVAL, " is no regular file; expected a tar file");
   const ReadAt read = [&](std::uint64_t offset, char* out, std::size_t size) { return file.read(offset, out, size); };
   TarIndex index = scan_tar(read, before.size);
   index.shard_mtime_ns = before.mtime_ns;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 
 #include "file.h"
 
@@ -15,6 +16,7 @@ namespace {
 constexpr std::uint32_t kHot = 8;
 
 constexpr const char* kChanged = " has changed since it was indexed; make a new TarDataset";
+constexpr const char* kLost = " was truncated while it was mapped, or its disk fails; make a new TarDataset";
 
 bool is_indexed_state(const File::Status& status, const TarIndex& index) {
   return status.regular && status.size == index.shard_size && status.mtime_ns == index.shard_mtime_ns;
@@ -28,24 +30,28 @@ File::Status require_unchanged(const File& file, const TarIndex& index) {
 
 }  // namespace
 
-Map::Map(const std::string& path, const TarIndex& index) : size_(index.shard_size) {
+Map::Map(const std::string& path, const TarIndex& index) {
   const File file(path);
   const File::Status status = require_unchanged(file, index);
   device_ = status.device;
   inode_ = status.inode;
-  void* mapped = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, file.descriptor(), 0);
+  const std::size_t size = index.shard_size;
+  const void* mapped = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, file.descriptor(), 0);
   if (mapped == MAP_FAILED) file.fail(errno);
-  data_ = static_cast<char*>(mapped);
+  mapped_.bytes = {static_cast<const std::byte*>(mapped), size};
 }
 
-Map::~Map() { ::munmap(data_, size_); }
+Map::~Map() { ::munmap(const_cast<std::byte*>(mapped_.bytes.data()), mapped_.bytes.size()); }
 
 void Map::check(const std::string& path, const TarIndex& index) const {
   struct stat raw;
-  if (::stat(path.c_str(), &raw) != 0) return;
-  const File::Status status(raw);
-  if (status.device != device_ || status.inode != inode_) return;
-  if (!is_indexed_state(status, index)) throw std::system_error(ESTALE, std::generic_category(), path + kChanged);
+  if (::stat(path.c_str(), &raw) == 0) {
+    const File::Status status(raw);
+    const bool is_mapped_file = status.device == device_ && status.inode == inode_;
+    if (is_mapped_file && !is_indexed_state(status, index))
+      throw std::system_error(ESTALE, std::generic_category(), path + kChanged);
+  }
+  if (mapped_.lost) throw std::system_error(EIO, std::generic_category(), path + kLost);
 }
 
 TarReader::TarReader(std::size_t max_maps) : max_maps_(max_maps) {}
@@ -60,20 +66,48 @@ TarReader::Place TarReader::find(std::uint64_t i) const {
   return {static_cast<std::uint32_t>(next - starts_.begin() - 1), i - next[-1]};
 }
 
-const char* TarReader::view(std::uint32_t number, std::uint64_t offset, std::size_t size) {
-  Shard& shard = shards_[number];
+TarReader::Batch::~Batch() {
+  for (const std::uint32_t shard : read_) --reader_.shards_[shard].unfinished;
+}
+
+const char* TarReader::Batch::view(std::uint32_t number, std::uint64_t offset, std::size_t size) {
+  Shard& shard = reader_.shards_[number];
   shard.recent = true;
-  if (!shard.map && (mapped_.size() < max_maps_ || is_hot(shard))) map(number);
-  if (shard.map) {
-    if (shard.checked != call_) shard.map->check(shard.path, *shard.index);
-    shard.checked = call_;
-    return shard.map->data() + offset;
+  if (!shard.map && (reader_.mapped_.size() < reader_.max_maps_ || reader_.is_hot(shard))) reader_.map(number);
+  viewed_ = shard.map.get();
+  if (viewed_) {
+    if (shard.last_batch != number_) {
+      read_.push_back(number);
+      ++shard.unfinished;
+      shard.last_batch = number_;
+    }
+    return viewed_->data() + offset;
   }
-  if (buffer_.size() < size) buffer_.resize(size);
+  std::vector<char>& buffer = reader_.buffer_;
+  if (buffer.size() < size) buffer.resize(size);
   const File file(shard.path);
-  require_unchanged(file, *shard.index);
-  if (file.read(offset, buffer_.data(), size) != size) file.fail(EIO, " ends before its size");
-  return buffer_.data();
+  const std::size_t done = file.read(offset, buffer.data(), size);
+  require_unchanged(file, *shard.index);  // after the read, so that a change during it is noticed too
+  if (done != size) file.fail(EIO, " ends before its size");
+  return buffer.data();
+}
+
+void TarReader::Batch::copy(const char* from, std::size_t size, void* out) {
+  if (viewed_) {
+    MappedBytes* const map = viewed_->mapped();
+    guard_.watch({&map, 1});
+    std::memcpy(out, from, size);
+    guard_.watch({});
+  } else {
+    std::memcpy(out, from, size);
+  }
+}
+
+void TarReader::Batch::finish() const {
+  for (const std::uint32_t number : read_) {
+    const Shard& shard = reader_.shards_[number];
+    if (shard.map) shard.map->check(shard.path, *shard.index);  // else when it was unmapped
+  }
 }
 
 // Whether a shard, about to be read, has been read kHot times of the last kHot * max_maps reads of unmapped shards: no
@@ -95,11 +129,16 @@ void TarReader::map(std::uint32_t number) {
       shards_[mapped_[hand_]].recent = false;
       hand_ = (hand_ + 1) % mapped_.size();
     }
-    shards_[mapped_[hand_]].map.reset();
+    unmap(shards_[mapped_[hand_]]);
     mapped_[hand_] = number;
     hand_ = (hand_ + 1) % mapped_.size();
   }
   shards_[number].map = std::move(map);
+}
+
+void TarReader::unmap(Shard& shard) {
+  if (shard.unfinished > 0) shard.map->check(shard.path, *shard.index);  // which its batches can no longer do
+  shard.map.reset();
 }
 
 void TarReader::prefetch_row(Place place) const {

@@ -1,4 +1,4 @@
-// The inner loops of token streams. One definition per instruction set.
+// The inner loops of token streams. There is one definition per instruction set.
 #pragma once
 
 #include <cstddef>

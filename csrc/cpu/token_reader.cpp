@@ -68,7 +68,8 @@ std::size_t token_bytes(TokenType type) {
   return 8;
 }
 
-MappedState::MappedState(std::string name) : path(std::move(name)) {
+MappedState::MappedState(std::string name, std::span<const std::byte> mapped)
+    : MappedBytes(mapped), path(std::move(name)) {
   struct stat status;
   if (::stat(path.c_str(), &status) != 0) return;
   exists = true;
@@ -77,10 +78,13 @@ MappedState::MappedState(std::string name) : path(std::move(name)) {
 }
 
 void MappedState::check() const {
-  const MappedState now(path);
-  if (!exists || !now.exists || now.device != device || now.inode != inode) return;
-  if (now.size != size || now.mtime_ns != mtime_ns)
+  const MappedState now(path, {});
+  const bool is_mapped_file = exists && now.exists && now.device == device && now.inode == inode;
+  if (is_mapped_file && (now.size != size || now.mtime_ns != mtime_ns))
     throw std::system_error(ESTALE, std::generic_category(), path + " has changed since it was mapped");
+  if (lost)
+    throw std::system_error(EIO, std::generic_category(),
+                            path + " was truncated while it was mapped, or its disk fails");
 }
 
 // A place in the stream: a file, and tokens from its start.
@@ -96,7 +100,17 @@ class TokenReader::Filler {
       : reader_(reader),
         rows_(rows),
         width_(rows.wide ? sizeof(std::int64_t) : sizeof(std::int32_t)),
-        checked_(reader.files_.size()) {}
+        is_read_(reader.files_.size()) {
+    guard_.watch(reader.maps_);
+  }
+
+  // Throws std::system_error if a file that was read has changed since it was mapped. It is looked at after the read,
+  // so that a change in its middle is noticed too.
+  void check() const {
+    for (const std::size_t file : read_)
+      for (std::size_t map = reader_.first_maps_[file]; map < reader_.first_maps_[file + 1]; ++map)
+        reader_.mapped_[map].check();
+  }
 
   void fill(std::int64_t row) {
     first_ = row * rows_.length, at_ = 0, segment_ = 0;
@@ -145,7 +159,7 @@ class TokenReader::Filler {
   void mark_documents(Place place, std::size_t document, std::int64_t stop) {
     while (at_ < stop) {
       if (place.token == place.file->tokens) {
-        place = checked({place.file + 1, 0}), document = 0;
+        place = noted({place.file + 1, 0}), document = 0;
         continue;
       }
       const std::span ends = place.file->ends;
@@ -182,13 +196,13 @@ class TokenReader::Filler {
     }
   }
 
-  Place locate(std::int64_t token) { return checked(reader_.locate(token)); }
+  Place locate(std::int64_t token) { return noted(reader_.locate(token)); }
 
-  Place checked(Place place) {
+  // Notes that the file of a place is read.
+  Place noted(Place place) {
     const auto number = static_cast<std::size_t>(place.file - reader_.files_.data());
-    if (!checked_[number])
-      for (const MappedState& state : reader_.states_[number]) state.check();
-    checked_[number] = true;
+    if (!is_read_[number]) read_.push_back(number);
+    is_read_[number] = true;
     return place;
   }
 
@@ -213,7 +227,9 @@ class TokenReader::Filler {
   const TokenRows& rows_;
   const std::int64_t width_;  // bytes of an id
   const Kernels kernels_;
-  std::vector<bool> checked_;        // files that this call found unchanged
+  MapGuard guard_;
+  std::vector<bool> is_read_;        // by file
+  std::vector<std::size_t> read_;    // files
   std::int64_t first_ = 0, at_ = 0;  // the row's first element, and how much of the row is filled
   std::int32_t segment_ = 0;
 };
@@ -236,14 +252,22 @@ void TokenReader::add(TokenFile file) {
     throw std::invalid_argument(file.path + ": the blocks of tokens do not lie in the file, or are not its tokens");
   file.vocabulary_size = std::min(file.vocabulary_size, is_signed(file.type) ? num_ids(file.type) : ~std::uint64_t{0});
   starts_.push_back(starts_.back() + static_cast<std::int64_t>(file.tokens));
-  states_.emplace_back().emplace_back(file.path);
-  if (!file.ends_path.empty()) states_.back().emplace_back(file.ends_path);
+  mapped_.emplace_back(file.path, file.bytes);
+  if (!file.ends_path.empty()) mapped_.emplace_back(file.ends_path, std::as_bytes(file.ends));
+  for (std::size_t map = maps_.size(); map < mapped_.size(); ++map) maps_.push_back(&mapped_[map]);
+  first_maps_.push_back(maps_.size());
   files_.push_back(std::move(file));
 }
 
 void TokenReader::fill(const TokenRows& rows) const {
   Filler filler(*this, rows);
-  for (std::int64_t row = 0; row + 1 < static_cast<std::int64_t>(rows.pieces.size()); ++row) filler.fill(row);
+  try {
+    for (std::int64_t row = 0; row + 1 < static_cast<std::int64_t>(rows.pieces.size()); ++row) filler.fill(row);
+  } catch (const std::invalid_argument&) {
+    filler.check();  // that a file has changed is the better reason
+    throw;
+  }
+  filler.check();
 }
 
 }  // namespace pycooldown

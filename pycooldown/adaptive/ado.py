@@ -21,7 +21,7 @@ class PowerLaw(NamedTuple):
     """Loss of a domain after n tokens: epsilon + beta n^-alpha.
 
     Attributes:
-        epsilon: Loss that is never unlearned, >= 0.
+        epsilon: The part of the loss that never falls, >= 0.
         beta: Factor of the part that falls, >= 0.
         alpha: Exponent, in [0.01, 1].
     """
@@ -40,7 +40,7 @@ def fit_power_law(counts: Vector, losses: Vector, weights: Vector) -> PowerLaw:
     Args:
         counts: (T,) Tokens n > 0, T >= 3.
         losses: (T,) Mean losses at these numbers of tokens.
-        weights: (T,) Weights >= 0, three of them positive; a loss without weight is not looked at.
+        weights: (T,) Weights >= 0, three of them positive; losses of weight 0 are ignored.
     """
     used = weights > 0
     scale, unit = max(float(np.abs(losses[used]).max()), 1e-300), float(counts[used].max())

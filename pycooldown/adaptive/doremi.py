@@ -15,10 +15,10 @@ class DoReMi(LearnedSchedule):
     """Learn DoReMi's weights with a proxy: target_i <- target_i exp(eta * excess_i), normalised and smoothed.
 
     Xie et al., "DoReMi: Optimizing Data Mixtures Speeds Up Language Model Pretraining", NeurIPS 2023, algorithm 1. The
-    sampling stays that of the start. The excess of a domain is the mean over its tokens of
-    max(loss - reference loss, 0), clipped at each token. A domain that is as hard for the reference gains nothing. The
-    weights for the main model are the `average` over the steps, without the start. They are shares by name, so the
-    main model may have another size than the proxy.
+    sampling stays that of the start. The excess of a domain is the mean over its tokens of max(loss - reference loss,
+    0), clipped at each token. A domain that is equally hard for the reference gains nothing. The weights for the main
+    model are the `average` over the steps, without the start. They are shares by name, so the main model may have
+    another size than the proxy.
 
     The public code differs in two points. There a domain that is absent from a batch counts its last excess again (at
     first the logarithm of the vocabulary); here it keeps its target. There the target of a step is used in the next
@@ -26,7 +26,7 @@ class DoReMi(LearnedSchedule):
 
     Args:
         start: Mixture to begin with; uniform in the paper: ``Mixture.temperature_sampling(sizes, math.inf)``.
-        step_size: Eta > 0, in 1/nats. The paper has 1; 0.1 helps where the weights run to one domain.
+        step_size: Eta > 0, in 1/nats. The paper has 1; use 0.1 if the weights concentrate on one domain.
         smoothing: Share c of the uniform distribution in each step's target; the paper has 1e-3.
         decay: Decay of `moving_average`, in [0, 1).
         delay: See `LearnedSchedule`.
@@ -55,7 +55,7 @@ class DoReMi(LearnedSchedule):
 
     @property
     def moving_average(self) -> Mixture:
-        """The same for an exponential moving average. If it differs from `average`, the weights have not settled."""
+        """As `average`, with an exponential moving average. If the two differ, the weights have not settled."""
         mean = self._state["moving_average"] / self._state["moving_average"].sum()
         return self._mixture(mean, mean)
 

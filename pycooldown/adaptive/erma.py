@@ -1,4 +1,4 @@
-"""Empirical risk minimization with adaptation: domains with noisy losses weigh less."""
+"""Empirical risk minimization with adaptation: domains with noisy losses get smaller weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One-shot feasible generalized least squares: domains weigh by the inverse of their noise."""
+"""One-shot feasible generalized least squares: the weight of a domain is the inverse of its noise."""
 
 from __future__ import annotations
 
@@ -96,6 +96,6 @@ def _warn_unless_proportional(start: Mixture) -> None:
         warnings.warn(
             f"FGLS starts with a target of {start.target[i]:.3g} for domain {start.domains[i]!r}, which has "
             f"{shares[i]:.3g} of the samples. Weights of 1 / variance are those of generalized least squares only for "
-            "targets in proportion to the sizes; start with tau = 1 for that, or keep these importances knowingly",
+            "targets in proportion to the sizes; for that, start with tau = 1",
             stacklevel=3,
         )

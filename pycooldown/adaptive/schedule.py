@@ -64,7 +64,7 @@ class LearnedSchedule(ABC):
 
     @property
     def statistics(self) -> frozenset[str]:
-        """The names of all `Statistics` that `needs` ever gives, so that a job can check them before it starts.
+        """The names of all `Statistics` that `needs` may return, so that a job can check them before it starts.
 
         Raises:
             TypeError: If a subclass defines `needs` but not this.
@@ -74,11 +74,11 @@ class LearnedSchedule(ABC):
         return frozenset()
 
     def needs(self, step: int) -> frozenset[str]:
-        """Return the names of the `Statistics` that ``update(step, ...)`` reads beside the two of `DomainStatsLike`."""
+        """Return the names of the `Statistics` that ``update(step, ...)`` reads beyond those of `DomainStatsLike`."""
         return frozenset()
 
     def mixture(self, step: int) -> Mixture:
-        """Return the mixture of a step that is decided and not long past.
+        """Return the mixture of a step, if it is decided and not yet forgotten.
 
         Raises:
             LookupError: If the step lies more than ``delay`` beyond the last update, or before the last one.

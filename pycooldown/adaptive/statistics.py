@@ -1,4 +1,4 @@
-"""What the methods learn from: sums over the domains of one step."""
+"""The statistics that the methods learn from: sums over the domains of one step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NOT_NEGATIVE = ("token_count", "probe_loss_variance", "probe_gradient_variance"
 
 
 class DomainStatsLike(Protocol):
-    """What every update reads: vectors of K values in the order of the schedule's domains, as arrays or CPU tensors.
+    """The statistics that every update reads: K values in the order of the schedule's domains, arrays or CPU tensors.
 
     `pycooldown.losses.cross_entropy` with ``return_stats=True`` gives these two. Some methods read more: `Statistics`.
     """
@@ -67,7 +67,7 @@ def read_statistics(
     for name in ("token_count", "loss_sum", *sorted(names)):
         value = getattr(stats, name, None)
         if value is None:
-            raise ValueError(f"step {step} comes without the statistic {name!r}, which this method learns from")
+            raise ValueError(f"the statistics of step {step} lack {name!r}, which this method learns from")
         vector = np.array(value, dtype=np.float64)
         if vector.shape != (len(domains),):
             raise ValueError(f"{name} has shape {vector.shape}; expected one value for each of {len(domains)} domains")

@@ -1,4 +1,4 @@
-"""Variance-aware sampling: draw each domain as often as makes the minibatch gradient's variance least."""
+"""Variance-aware sampling: the sampling that minimises the variance of the minibatch gradient."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SamplerAllocation = Literal["multinomial", "systematic", "quota"]
 def best_sampling(target: Vector, moments: Vector, least: float = 0.0) -> Vector:
     """Return the sampling q that minimises sum_i target_i^2 moments_i / q_i with q_i >= least.
 
-    Without the floor, q_i is proportional to target_i * sqrt(moments_i). Which moment counts depends on how batches are
-    allocated (`pycooldown.theory.gradient_variance`). Where the number of samples of each domain is fixed, it is the
-    trace of the covariance of the gradient within the domain (Neyman, 1934). Where each sample's domain is drawn
+    Without the floor, q_i is proportional to target_i * sqrt(moments_i). Which moment is right depends on how batches
+    are allocated (`pycooldown.theory.gradient_variance`). If the number of samples of each domain is fixed, it is the
+    trace of the covariance of the gradient within the domain (Neyman, 1934). If each sample's domain is drawn
     independently, it is the second moment: the trace plus the squared length of the domain's mean gradient.
 
     Args:
@@ -73,7 +73,7 @@ class VarianceAware(LearnedSchedule):
             raise ValueError(f"delay = {delay}, but objective has {objective.delay}; expected the same")
         if not 0 < least <= 1 / start.num_domains:
             raise ValueError(f"least = {least}; expected a probability > 0, at most 1/K = {1 / start.num_domains:.4g}")
-        self._warned = True  # the objective warns where its target needs it
+        self._warned = True  # the objective itself warns of its target
         self.objective = objective
         self.allocation = allocation
         self.interval = interval
@@ -87,7 +87,7 @@ class VarianceAware(LearnedSchedule):
 
     @property
     def domain_means(self) -> bool:  # type: ignore[override]
-        """That of the objective; see `LearnedSchedule`."""
+        """As that of the objective; see `LearnedSchedule`."""
         return not isinstance(self.objective, Mixture) and self.objective.domain_means
 
     @property
@@ -120,7 +120,7 @@ class VarianceAware(LearnedSchedule):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `LearnedSchedule.load_state_dict`.
 
-        A job that version 0.1 began learns from the traces to its end, as that version did for every allocation.
+        A job that was begun with version 0.1 learns from the traces to its end, as that version always did.
         """
         before = self._moment, self._state
         if self.allocation == "multinomial" and isinstance(state, Mapping):
@@ -129,7 +129,7 @@ class VarianceAware(LearnedSchedule):
             self._learn_from("gradient_variance" if of_first_version else "gradient_second_moment")
         try:
             mine = self._read_state(state)
-            if not isinstance(self.objective, Mixture):  # first, as a state that is refused changes neither
+            if not isinstance(self.objective, Mixture):  # first, since a refused state must change neither
                 self.objective.load_state_dict(state["objective"])
         except ValueError:
             self._moment, self._state = before

@@ -43,7 +43,9 @@ def plan(
     unit: Annotated[Unit, typer.Option(help="What the sizes count.")] = "samples",
     sequence_length: Annotated[int | None, typer.Option(min=1, help="Tokens of a sample, for sizes in tokens.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the run, for methods without a recipe.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a step, likewise.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples of a step, for methods without a recipe.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[
         Path | None, typer.Option(help="Write a page with sliders that plans in the browser.", metavar="FILE")

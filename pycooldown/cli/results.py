@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.", metavar="RUN...")],
-    figures: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("report"),
+    figures: Annotated[
+        Path | None,
+        typer.Option(help="Folder for pictures as PNG.  [default: report, without --html]", show_default=False),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write tables, pictures and recipes as one page that needs no other file.", metavar="FILE"),
+    ] = None,
 ) -> None:
     """Compare finished runs: a table by domain, a sentence, and pictures."""
     from pycooldown.recipes import compare
@@ -26,8 +33,15 @@ def report(
     comparison = compare(runs)
     console.print(_comparison_table(comparison))
     console.print(comparison.sentence, soft_wrap=True)
-    for path in comparison.save_figures(figures):
-        console.print(f"wrote {path}")
+    if html is not None:
+        from pycooldown._files import write_atomically
+        from pycooldown.recipes.report_page import report_page
+
+        write_atomically(html, report_page(comparison))
+        console.print(f"wrote {html}")
+    if figures is not None or html is None:
+        for path in comparison.save_figures(figures or Path("report")):
+            console.print(f"wrote {path}")
 
 
 @app.command()

@@ -11,12 +11,10 @@ if TYPE_CHECKING:
     from pycooldown.data.best_fit import Packed as Packed
     from pycooldown.data.best_fit import pack_sequences as pack_sequences
     from pycooldown.data.pipeline import mix as mix
-    from pycooldown.data.prefetch import DevicePrefetcher as DevicePrefetcher
     from pycooldown.data.shards import TarDataset as TarDataset
     from pycooldown.data.tokens import TokenDataset as TokenDataset
 
 _HOMES = {
-    "DevicePrefetcher": "prefetch",
     "Packed": "best_fit",
     "TarDataset": "shards",
     "TokenDataset": "tokens",
@@ -24,7 +22,7 @@ _HOMES = {
     "pack_sequences": "best_fit",
 }
 
-__all__ = ["DevicePrefetcher", "Packed", "TarDataset", "TokenDataset", "mix", "pack_sequences"]
+__all__ = ["Packed", "TarDataset", "TokenDataset", "mix", "pack_sequences"]
 
 
 def __getattr__(name: str) -> Any:

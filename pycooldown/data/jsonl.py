@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
+from pycooldown._files import open_regular
+
 MAX_LINE = 1 << 24  # bytes; a longer line is no pair of texts, and would be held in memory whole
 
 
@@ -26,7 +28,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         ValueError: At a line that is longer than 16 MiB or not a UTF-8 JSON object with these three strings, or whose
             key could not be part of a member's name in a shard (letters, digits, `_` and `-` can).
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
             if len(line) > MAX_LINE:
                 raise ValueError(

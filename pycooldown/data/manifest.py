@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pycooldown._extras import require
 from pycooldown._files import read_bounded, sha256
-from pycooldown.data.publish import MAX_MANIFEST
+from pycooldown.data.publish import MAX_MANIFEST, check_sealed
 from pycooldown.data.shards import TarDataset
 
 require("data", "pydantic")
@@ -135,7 +135,8 @@ def load_manifest(folder: Path, *, verify_hashes: bool = False) -> Manifest:
     """Read `folder/manifest.json` and check that every file it names is there with the recorded size.
 
     Every value in it is checked: names of files stay inside the folder, counts are positive and agree with each other
-    and with the sizes of the files. `Manifest.dataset` compares the samples of each shard.
+    and with the sizes of the files, and all of them together with their checksum. `Manifest.dataset` compares the
+    samples of each shard.
 
     Args:
         folder: A folder that `pycooldown.data.pack.pack` wrote.
@@ -143,8 +144,8 @@ def load_manifest(folder: Path, *, verify_hashes: bool = False) -> Manifest:
 
     Raises:
         FileNotFoundError: If there is no manifest, as after an interrupted run, or a shard is missing.
-        ValueError: If the manifest is malformed or of another format version, or a file was truncated or changed; the
-            message names the entry or the file.
+        ValueError: If the manifest is malformed, of another format version or edited, or a file was truncated or
+            changed; the message names the entry or the file.
     """
     path = folder / FILENAME
     try:
@@ -167,6 +168,7 @@ def load_manifest(folder: Path, *, verify_hashes: bool = False) -> Manifest:
         raise ValueError(f"{path}: {where}{value}: {first['msg']}; {AGAIN}") from None
     if fault := _disagreement(content):
         raise ValueError(f"{path}: {fault}; {AGAIN}")
+    check_sealed(path, raw, AGAIN)
     for name, entry in content.files.items():
         _check_file(folder, name, entry, verify_hashes)
     return _manifest(folder, content)

@@ -13,13 +13,46 @@ from typing import Any
 
 from pycooldown._files import lock_folder, read_bounded, sha256, sync, write_atomically
 
-__all__ = ["Progress", "publish", "sha256", "staging", "write_atomically"]
+__all__ = ["Progress", "check_sealed", "publish", "seal", "sha256", "staging", "write_atomically"]
 
 STAGING = ".partial"  # exists only while a run is writing, or after one was killed
 
 MAX_MANIFEST = 1 << 28  # bytes: a million files take about half of it
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, total)
+
+
+def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest with a last entry `checksum`: the SHA-256 of all others, in their order."""
+    return {**manifest, "checksum": _checksum(manifest)}
+
+
+def check_sealed(path: Path, manifest: Mapping[str, Any], remedy: str) -> None:
+    """Check that a manifest is as it was written. One without a checksum passes, as versions up to 0.2 wrote them.
+
+    Args:
+        path: Where it is, for the error.
+        manifest: Its content.
+        remedy: What makes it again, for the error.
+
+    Raises:
+        ValueError: If an entry was changed, added, removed or moved since.
+    """
+    if _is_altered(manifest):
+        raise ValueError(
+            f"{path} has changed since it was written: its checksum does not fit its entries; {remedy}; if it was "
+            "edited on purpose, remove its entry 'checksum'"
+        )
+
+
+def _is_altered(manifest: Mapping[str, Any]) -> bool:
+    return "checksum" in manifest and manifest["checksum"] != _checksum(manifest)
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    # The order of the domains is that of their indices, so keys are not sorted.
+    content = {name: entry for name, entry in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 @contextmanager
@@ -62,8 +95,8 @@ def publish(
         write: Called with the staging folder; returns JSON entries for the manifest.
 
     Returns:
-        The manifest: `recipe`, its `fingerprint`, what `write` returned and `files`,
-        `{path: {"bytes": int, "sha256": str}}`.
+        The manifest: `recipe`, its `fingerprint`, what `write` returned, `files`,
+        `{path: {"bytes": int, "sha256": str}}`, and the `checksum` of all these.
 
     Raises:
         OSError: If a file cannot be written (full disk, missing permission); `folder` is then as before.
@@ -73,7 +106,7 @@ def publish(
         old = _read(folder / name)
         recorded = _files(folder, old)
         intact = (path.is_file() and sha256(path) == digest for path, digest in recorded.items())
-        if recorded and old.get("fingerprint") == fingerprint and all(intact):
+        if recorded and old.get("fingerprint") == fingerprint and not _is_altered(old) and all(intact):
             return old
         content = write(partial)
         files = {
@@ -81,7 +114,7 @@ def publish(
             for path in sorted(partial.rglob("*"))
             if path.is_file()
         }
-        manifest = {"fingerprint": fingerprint, "recipe": recipe, **content, "files": files}
+        manifest = seal({"fingerprint": fingerprint, "recipe": recipe, **content, "files": files})
 
         for path in recorded.keys() - {folder / file for file in files}:
             path.unlink(missing_ok=True)

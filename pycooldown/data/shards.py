@@ -46,8 +46,8 @@ class TarDataset:
     blocks, which webdataset does not read: two tars that were joined by `cat`, for example.
 
     A dataset can be pickled and used in forked or spawned workers. Shards must not be written to while they are read:
-    a shard that was changed or truncated is refused when the next batch is read. If that may happen during the read
-    itself, use `mmap=False`: the operating system kills a process that reads a mapped page that its file has lost.
+    each batch looks whether the shards that it has read are still as they were indexed, and raises an error otherwise.
+    That includes shards that are truncated while they are read, for which there is a handler of the signal SIGBUS.
 
     Args:
         shards: By domain, one or several uncompressed tar files: paths, or patterns with braces (`{000..099}`) or
@@ -57,12 +57,12 @@ class TarDataset:
         max_open: How many shards are mapped into memory at a time; no file stays open. Where there are more, those that
             are read most often are mapped, and each read of another one opens its file, which takes some microseconds.
             Pages of mapped shards count as resident memory, though the kernel can take them back.
-        mmap: Map shards into memory. With `False` each read opens its file: slower, and safe from shards that shrink.
+        mmap: Map shards into memory. With `False` each read opens its file, which is slower.
 
     Raises:
         ValueError: If a shard has faults and `on_error="raise"`, naming shard and offset; if a domain has no shards, or
             something that is no local path.
-        OSError: If a shard cannot be read.
+        OSError: If a shard cannot be read, or has changed since it was indexed.
     """
 
     def __init__(

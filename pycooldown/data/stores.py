@@ -21,6 +21,7 @@ from typing import IO, Any
 from urllib.parse import unquote
 
 from pycooldown._extras import require
+from pycooldown._files import open_regular
 
 SCHEMES = ("s3", "gs", "az", "http", "https")
 RANGE_BYTES = 8 << 20  # of one request: what it waits for the first byte is small beside that
@@ -144,7 +145,7 @@ def open_binary(path: str, version: str = "", *, stop: int | None = None, buffer
         buffered: Read ahead, so that lines and small reads are cheap.
     """
     if not is_url(path):
-        return open(path, "rb", buffering=-1 if buffered else 0)
+        return open_regular(path, buffering=-1 if buffered else 0)
     raw = ObjectReader(path, version, stop)
     return io.BufferedReader(raw, BUFFER_BYTES) if buffered else raw  # type: ignore[return-value]
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from urllib.parse import urlparse
 
 from pycooldown._extras import require
+from pycooldown._files import open_regular
 from pycooldown.data.index import TarIndex, TarReader, count_samples, load_index
 
 require("data", "webdataset")
@@ -227,7 +228,7 @@ def local_path(url: str) -> str | None:
 
 
 def _is_compressed(path: str) -> bool:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read(8).startswith(_COMPRESSED)
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pycooldown.data.publish import sha256
+from pycooldown._files import read_bounded
+from pycooldown.data.publish import MAX_MANIFEST, check_sealed, sha256
 from pycooldown.data.token_file import TokenFile
 from pycooldown.data.token_shards import ENDS_SUFFIX, FORMAT, open_token_shard
 
@@ -80,12 +81,13 @@ def load_token_manifest(folder: Path, *, verify_hashes: bool = False) -> TokenMa
 
     Raises:
         FileNotFoundError: If there is no manifest, or a shard is missing. A sidecar may be: it is made again.
-        ValueError: If the manifest is malformed, of another format or leads out of the folder, its sums are wrong, or a
-            file is not as recorded.
+        OSError: If the manifest cannot be read or is no regular file.
+        ValueError: If the manifest is malformed, of another format, edited or leads out of the folder, its sums are
+            wrong, or a file is not as recorded.
     """
     path = folder / "manifest.json"
     try:
-        raw = json.loads(path.read_bytes().decode("utf-8"))
+        raw = json.loads(read_bounded(path, MAX_MANIFEST).decode("utf-8"))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is missing: no complete folder of tokens here; {_AGAIN}") from error
     except (ValueError, RecursionError) as error:
@@ -104,6 +106,7 @@ def load_token_manifest(folder: Path, *, verify_hashes: bool = False) -> TokenMa
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} lacks an entry or has a wrong one ({error!r}); {_AGAIN}") from error
+    check_sealed(path, raw, _AGAIN)
     for splits in manifest.domains.values():
         for part in splits.values():
             for shard in part.shards:

@@ -50,7 +50,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pycooldown._files import write_atomically
+from pycooldown._files import regular_size, write_atomically
 from pycooldown.data.token_file import MappedEnds, Numbers, TokenFile, map_file
 
 __all__ = ["ENDS_SUFFIX", "FORMAT", "make_sidecar", "open_token_shard"]
@@ -74,9 +74,9 @@ def open_token_shard(path: str | os.PathLike[str]) -> TokenFile:
         ValueError: If the tar is no shard of tokens or was cut off, or the sidecar is damaged or another tar's.
     """
     path, sidecar = os.fspath(path), os.fspath(path) + ENDS_SUFFIX
-    size = os.stat(path).st_size
+    size = regular_size(path)
     try:
-        ends_size = os.path.getsize(sidecar)
+        ends_size = regular_size(sidecar)
         numbers = map_file(sidecar, ends_size)
     except FileNotFoundError:
         ends_size, numbers = 0, np.frombuffer(_make_again(path, sidecar), np.uint8)

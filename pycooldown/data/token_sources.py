@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pycooldown._files import read_bounded, regular_size
+from pycooldown.data.publish import MAX_MANIFEST
 from pycooldown.data.token_file import MappedEnds, Numbers, TokenFile, map_file, one_block
 
 __all__ = ["datatrove", "flat", "litdata", "llm_c", "megatron"]
@@ -37,7 +39,7 @@ def megatron(prefix: str | os.PathLike[str]) -> TokenFile:
     """
     prefix = os.fspath(prefix)
     path = prefix + ".bin"
-    size, index_size = os.path.getsize(path), os.path.getsize(prefix + ".idx")
+    size, index_size = regular_size(path), regular_size(prefix + ".idx")
     index = map_file(prefix + ".idx", index_size)
 
     def refuse(reason: str) -> ValueError:
@@ -87,10 +89,10 @@ def datatrove(path: str | os.PathLike[str], dtype: npt.DTypeLike | None = None) 
         ValueError: If the files do not fit each other, or the dtype is neither given nor in the metadata.
     """
     path = os.fspath(path)
-    size, index_size = os.path.getsize(path), os.path.getsize(path + ".index")
+    size, index_size = regular_size(path), regular_size(path + ".index")
     count = None
     if os.path.exists(path + ".metadata"):
-        lines = Path(path + ".metadata").read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = read_bounded(path + ".metadata", MAX_MANIFEST).decode("utf-8", "replace").split("\n")
         width = lines[0].rpartition("|")[2]
         if len(lines) < 2 or width not in ("2", "4") or not lines[1].isdecimal():
             raise ValueError(f"{path}.metadata is damaged; expected tokenizer|2 (or 4) and the number of tokens")
@@ -133,7 +135,7 @@ def flat(
     path = os.fspath(path)
     if eos_id is not None and bos_id is not None:
         raise ValueError("eos_id and bos_id are both given; expected the one that separates documents")
-    size, kind = os.path.getsize(path), _dtype(dtype)
+    size, kind = regular_size(path), _dtype(dtype)
     header = _numpy_header(path)
     if header is not None:
         shape, stored, begin = header
@@ -161,7 +163,7 @@ def llm_c(path: str | os.PathLike[str], *, eos_id: int | None = None, bos_id: in
         ValueError: If the header is not llm.c's or not of this file.
     """
     path = os.fspath(path)
-    size = os.path.getsize(path)
+    size = regular_size(path)
     header = np.fromfile(path, "<i4", 256)
     magic, version, tokens = header[:3].tolist() if len(header) == 256 else (0, 0, 0)
     if magic not in _LLM_C_DTYPES or version != 1:
@@ -182,7 +184,7 @@ def litdata(folder: str | os.PathLike[str]) -> list[TokenFile]:
     folder = Path(folder)
     index_path = folder / "index.json"
     try:
-        index = json.loads(index_path.read_bytes())
+        index = json.loads(read_bounded(index_path, MAX_MANIFEST))
         config, chunks = index["config"], [(str(c["filename"]), c["dim"], c["chunk_size"]) for c in index["chunks"]]
         serializer, _, code = config["data_format"][0].partition(":")
         leaves, compression = len(config["data_format"]), config.get("compression")
@@ -209,7 +211,7 @@ def _litdata_chunk(folder: Path, name: str, dtype: np.dtype[Any], tokens: int, i
     if Path(name).name != name:
         raise ValueError(f"{folder / 'index.json'} names the chunk {name!r}; expected a file in its own folder")
     path = str(folder / name)
-    size = os.path.getsize(path)
+    size = regular_size(path)
     head = np.fromfile(path, "<u4", 1)
     fits = len(head) == 1 and int(head[0]) == items and size >= 4 * (items + 2)
     offsets = np.fromfile(path, "<u4", items + 1, offset=4).astype(np.int64) if fits else head

@@ -197,10 +197,10 @@ class TokenDataset:
         wanted = np.asarray(indices)
         if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and wanted.size):
             raise TypeError(f"indices are {wanted.dtype} of shape {wanted.shape}; expected a list of integers")
-        wanted = wanted.astype(np.int64)
-        if wanted.size and not -len(self) <= wanted.min() <= wanted.max() < len(self):
-            wrong = wanted[(wanted < -len(self)) | (wanted >= len(self))][0]
+        if wanted.size and not -len(self) <= int(wanted.min()) <= int(wanted.max()) < len(self):
+            wrong = next(index for index in wanted.tolist() if not -len(self) <= index < len(self))
             raise IndexError(f"index {wrong} is out of range: the dataset has {len(self)} sequences")
+        wanted = wanted.astype(np.int64)  # after the check: large unsigned numbers would become negative
         pieces = self._index.pieces(np.where(wanted < 0, wanted + len(self), wanted))
         dtypes = {"position_ids": np.int32, "segment_ids": np.int32}
         batch: dict[str, npt.NDArray[Any]] = {

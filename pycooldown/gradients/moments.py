@@ -95,7 +95,7 @@ class CountSketch:
         self.seed = seed
 
     def __call__(self, tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
-        """Return (size,) float64 on the CPU; ``None`` counts as zeros."""
+        """Return the projection, (size,) float64 on the CPU; a tensor ``None`` counts as zeros."""
         total = torch.zeros(self.size, dtype=torch.float64)
         for index, tensor in enumerate(tensors):
             if tensor is None:

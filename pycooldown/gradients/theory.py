@@ -79,9 +79,9 @@ def variance_gap(mixture: Mixture, second_moments: npt.ArrayLike) -> float:
 def moment_thresholds(mixture: Mixture) -> npt.NDArray[np.float64]:
     """Return v_j / v_i, (K, K): the ratio M_i / M_j at which v_i M_i = v_j M_j.
 
-    If M_i / M_j stays below entry (i, j) for every pair with v_i < v_j, then v M rises with v and `variance_gap` is
-    not negative. For K = 2 this is also necessary. A domain with small gradients, as one that is being memorised, can
-    lie beyond it.
+    If M_i / M_j is below entry (i, j) for every pair with v_i < v_j, then v M rises with v and `variance_gap` is
+    not negative. For K = 2 this is also necessary. A domain with small gradients, such as one that is being
+    memorised, can exceed it.
     """
     v = mixture.loss_weights
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -188,9 +188,9 @@ class FusedLoss:
 
     def _checked(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Return the inputs, and look whether the model and they are what the examination has seen."""
-        name = type(self.model).__name__
         if inputs.get("output_router_logits") and not self._auxiliary:
-            raise ValueError(f"output_router_logits=True: what {name} then adds to its loss is not known; leave it out")
+            problem = f"what {type(self.model).__name__} then adds to its loss is not known without labels"
+            raise ValueError(f"output_router_logits=True: {problem}; leave it out")
         if output_module(self.model) != self._output_module:
             self._examine_again()
         return inputs

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from pycooldown.adaptive import Statistics
 from pycooldown.huggingface.fused_loss import fuse_loss, fused_loss_of
 from pycooldown.huggingface.probe import Probe
+from pycooldown.losses._statistics import sum_by_domain
 from pycooldown.schedules import AdaptiveSchedule
 
 _ROWS = (
@@ -76,8 +77,8 @@ class Learner(TrainerCallback):  # type: ignore[misc]
         with torch.no_grad():
             same = {name: value for name, value in inputs.items() if name != "domain_ids"}
             theirs = self.reference(**same, reduction="none", skip_logits=True).loss
-            excess = (losses - theirs).clamp(min=0).double()
-        self._sums[2].index_add_(0, domain_ids.flatten(), excess.flatten())
+            excess = (losses - theirs).clamp(min=0)
+        self._sums[2] += sum_by_domain(excess.flatten(), domain_ids.flatten(), self._sums.shape[1])
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Update the schedule with the step that ended."""

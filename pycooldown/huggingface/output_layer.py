@@ -70,6 +70,18 @@ def _active(module: Any) -> Any:
     return copies[active[0]] if active else module.original_module
 
 
+# Entries of a model's output that it may add to its loss, and what it multiplies them by: Mixtral's form, then that of
+# Switch Transformers, whose z-loss keeps the logits of routers small.
+ROUTER_LOSSES = {
+    "aux_loss": "router_aux_loss_coef",
+    "encoder_aux_loss": "router_aux_loss_coef",
+    "decoder_aux_loss": "router_aux_loss_coef",
+    "encoder_z_loss": "router_z_loss_coef",
+    "decoder_z_loss": "router_z_loss_coef",
+}
+_COEFFICIENTS = set(ROUTER_LOSSES.values())
+
+
 class Findings(NamedTuple):
     """What the examination of a model has found.
 
@@ -125,12 +137,19 @@ def examine(model: torch.nn.Module, forward: Callable[..., Any]) -> Findings:
             raise ValueError(
                 f"the loss of {type(model).__name__} is not the mean cross-entropy of its logits: that is "
                 f"{losses[0]:.6g}, or {losses[1]:.6g} for the next tokens, and its own {theirs.loss:.6g}. It must have "
-                "no further part but the aux_loss of its output, times router_aux_loss_coef; experts' other losses can "
-                "be left out with output_router_logits=False"
+                f"no further part but the losses of routers in its output ({', '.join(ROUTER_LOSSES)}) times "
+                "router_aux_loss_coef or router_z_loss_coef; other losses of experts can be left out with "
+                "output_router_logits=False"
+            )
+        if further is not None and not _is_same(further, auxiliary_loss(model, mine)):
+            raise ValueError(
+                f"{type(model).__name__} gives the losses of its routers only where it is given labels, so they cannot "
+                "be added to another loss; leave them out with output_router_logits=False"
             )
         auxiliary = further is not None
-        if further is None and hasattr(model.config, "output_router_logits"):
-            auxiliary = _adds_auxiliary_loss(model, forward, inputs, labels, shifts=fits[1])
+        if further is None and any(hasattr(model.config, name) for name in ("output_router_logits", *_COEFFICIENTS)):
+            targets = next_tokens(labels) if fits[1] else labels
+            auxiliary = _adds_auxiliary_loss(model, forward, bare, {**inputs, "labels": labels}, targets)
         if layer is not None:
             if len(states) != 1:
                 obstacle = f"it takes its output layer {len(states)} times"
@@ -145,30 +164,45 @@ def examine(model: torch.nn.Module, forward: Callable[..., Any]) -> Findings:
 
 
 def auxiliary_loss(model: Any, outputs: Any) -> torch.Tensor | None:
-    """Return what a model adds to the cross-entropy to balance its experts, or None if it adds nothing.
+    """Return what a model adds to the cross-entropy for the sake of its routers, or None if it adds nothing.
 
-    It is ``aux_loss`` of the model's output times the model's own ``router_aux_loss_coef``.
+    It is the sum of the losses in `ROUTER_LOSSES` that the model's output has, each times the model's own coefficient.
     """
-    loss = getattr(outputs, "aux_loss", None)
-    if loss is None:
-        return None
     config = model.config.get_text_config(decoder=True)
-    coefficient: float = getattr(model, "router_aux_loss_coef", getattr(config, "router_aux_loss_coef", 0.0))
-    return coefficient * torch.as_tensor(loss, device=model.device)
+    total: torch.Tensor | None = None
+    for name, coefficient in ROUTER_LOSSES.items():
+        if (loss := getattr(outputs, name, None)) is not None:
+            weight: float = getattr(model, coefficient, getattr(config, coefficient, 0.0))
+            part = weight * torch.as_tensor(loss, device=model.device)
+            total = part if total is None else total + part
+    return total
 
 
 def _adds_auxiliary_loss(
-    model: PreTrainedModel, forward: Callable[..., Any], inputs: dict[str, Any], labels: torch.Tensor, *, shifts: bool
+    model: PreTrainedModel,
+    forward: Callable[..., Any],
+    bare: dict[str, Any],
+    labelled: dict[str, Any],
+    targets: torch.Tensor,
 ) -> bool:
-    """Return whether calls with output_router_logits=True add `auxiliary_loss` to the cross-entropy, by trial."""
-    call = {**inputs, "labels": labels, "output_router_logits": True}
+    """Return whether calls with output_router_logits=True add `auxiliary_loss` to the cross-entropy, by trial.
+
+    It must be the same without labels, since that is how the model is called for another loss.
+    """
     try:
-        outputs, _ = _observe(model, None, _numbers, lambda: forward(**call))
+        outputs, _ = _observe(model, None, _numbers, lambda: forward(**labelled, output_router_logits=True))
+        without, _ = _observe(model, None, _numbers, lambda: forward(**bare, output_router_logits=True))
     except (TypeError, ValueError, AttributeError, RuntimeError):  # it has no such argument, or no experts
         return False
     further = auxiliary_loss(model, outputs)
-    loss = F.cross_entropy(outputs.logits.float().transpose(1, 2), next_tokens(labels) if shifts else labels)
-    return further is not None and _close(outputs.loss, loss + further, 1e-6)
+    if further is None or not _is_same(further, auxiliary_loss(model, without)):
+        return False
+    loss = F.cross_entropy(outputs.logits.float().transpose(1, 2), targets)
+    return _close(outputs.loss, loss + further, 1e-6)
+
+
+def _is_same(loss: torch.Tensor, other: torch.Tensor | None) -> bool:
+    return other is not None and _close(loss, other, 1e-6)
 
 
 def without_labels(model: Any, labels: torch.Tensor, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pycooldown.huggingface.sources import EndToEnd, by_domain
 from pycooldown.huggingface.statistics import DomainSums
 from pycooldown.huggingface.trainer import MixtureTrainerMixin
 from pycooldown.huggingface.trainer_loss import Inputs
+from pycooldown.losses._statistics import sum_by_domain
 
 
 class _CausalTargets:
@@ -108,9 +109,9 @@ class MixtureSFTMixin(MixtureTrainerMixin):
         def weigh(outputs: Any) -> torch.Tensor:
             domains = (ids if ids.shape == labels.shape else ids.unsqueeze(1).expand(labels.shape))[:, 1:]
             counted = outputs.label_mask & (real[:, 1:] != -100)
-            stats = torch.zeros(2, len(weights), dtype=torch.float64, device=labels.device)
-            stats[0].index_add_(0, domains.flatten(), -(outputs.log_probs.detach() * counted).double().flatten())
-            stats[1].index_add_(0, domains.flatten(), counted.double().flatten())
+            losses = -(outputs.log_probs.detach() * counted)
+            each = (sum_by_domain(values.flatten(), domains.flatten(), len(weights)) for values in (losses, counted))
+            stats = torch.stack(list(each))
             if sums is not None:
                 sums.add(stats, weights if training else None, step=step)
             if training and self._learner is not None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from pycooldown import domain_log
 from pycooldown.gradients.theory import variance_inflation
 from pycooldown.huggingface.checkpoints import finite
 from pycooldown.huggingface.checks import warn_of_lengths
+from pycooldown.huggingface.reporters import SHOWN_DOMAINS, group
 from pycooldown.huggingface.trainer_evaluation import EvaluationPart
-from pycooldown.mixture import Mixture, Vector
+from pycooldown.mixture import Vector
 
-# Up to so many domains are logged each; of more, those with the largest target, and all of them as arrays.
+# Up to so many domains are logged each; of more, those with the largest target, and all of them in a file of arrays.
 LOGGED_DOMAINS = 64
-_SHOWN = 16
 # So many samples of a domain tell its mean length well enough to warn of it.
 _FEW_SAMPLES = 32
 
@@ -25,22 +27,35 @@ class LogPart(EvaluationPart):
     """Logs; see `MixtureTrainerMixin`, which it is a part of.
 
     Attributes:
-        domain_values: The newest log of each domain, (K,) each, by the name before the slash; NaN where there is none.
+        domain_values: The newest log of each domain, of evaluations too, (K,) each, by the name before the slash; NaN
+            where there is none.
+        newest_values: The part of it that the newest log has: of training, of an evaluation, or nothing.
     """
 
     mixture_unit: str
     data_collator: Any
     eval_dataset: Any
     domain_values: dict[str, Vector]
+    newest_values: dict[str, Vector]
     _clipped: list[torch.Tensor]
     _names: dict[str, list[str]]  # of what is logged by domain: the same strings in each log
     _warned_of_lengths = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        group(self.callback_handler.callbacks, self)
+
+    def add_callback(self, callback: Any) -> None:
+        """Add a callback; those of TensorBoard and Weights & Biases group what is logged by domain."""
+        super().add_callback(callback)
+        group(self.callback_handler.callbacks, self)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and add to the logs of training what was seen of each domain.
 
         With more than 64 domains, what is logged by domain is that of the 16 with the largest target; `domain_values`
-        has all. A loss that is not finite, if it is allowed, is null in the history, which is JSON.
+        has all, and files in ``args.output_dir`` their history (`pycooldown.domain_log`). A loss that is not finite, if
+        it is allowed, is null in the log's history, which is JSON.
 
         Raises:
             FloatingPointError: If a loss was not finite, unless that is allowed.
@@ -48,6 +63,12 @@ class LogPart(EvaluationPart):
         if "loss" in logs and self.state.global_step > 0:
             self._check_finite(logs["loss"])
             logs |= self._domain_logs()
+            self._keep(domain_log.TRAINING, self.newest_values)
+        else:
+            self.newest_values = self._evaluated(logs)
+            if "eval_loss" in self.newest_values:
+                self._keep(domain_log.EVALUATION, {"eval_loss": self.newest_values["eval_loss"]})
+        self.domain_values |= self.newest_values
         self.state.epoch = self.state.global_step / self.args.max_steps  # Trainer's starts again on resuming
         shown = self._bounded(logs)
         super().log(shown, start_time)
@@ -79,7 +100,7 @@ class LogPart(EvaluationPart):
         tokens = self.sums.taken
         if self.mixture_unit == "samples" and not (self._domain_means or self._warned_of_lengths):
             self._warn_of_lengths(exposure.draws, tokens)
-        self.domain_values = {
+        values = {
             "loss": seen.means,
             "tokens": tokens,
             "samples": exposure.draws.astype(np.float64),
@@ -89,11 +110,13 @@ class LogPart(EvaluationPart):
             "target": mixture.target,
             "share": seen.shares,
         }
+        self.newest_values = values
         logs: dict[str, float] = {}
-        for name, values in self.domain_values.items():
-            entries = values.astype(np.int64) if name in ("tokens", "samples") else values
-            for i in self._logged(mixture):
-                if not (name == "loss" and np.isnan(values[i]) and not seen.tokens[i]):
+        logged = self._logged()
+        for name, found in values.items():
+            entries = _counted(name, found)
+            for i in logged:
+                if not (name == "loss" and np.isnan(found[i]) and not seen.tokens[i]):
                     logs[self._name(name, i)] = entries[i].item()
         if self._clipped:
             logs["clip_fraction"] = torch.stack(self._clipped).float().mean().item()
@@ -101,11 +124,33 @@ class LogPart(EvaluationPart):
         logs["effective_sample_fraction"] = 1 / variance_inflation(mixture)
         return logs if mixture.tau is None else {**logs, "tau": mixture.tau}
 
-    def _logged(self, mixture: Mixture) -> list[int]:
+    def _evaluated(self, logs: dict[str, float]) -> dict[str, Vector]:
+        """Return the losses of an evaluation, (K,), by the name before the slash."""
+        positions = {domain: i for i, domain in enumerate(self.domains)}
+        found: dict[str, Vector] = {}
+        for key, value in logs.items():
+            name, _, domain = key.partition("/")
+            if name.endswith("_loss") and domain in positions:
+                found.setdefault(name, np.full(len(self.domains), np.nan))[positions[domain]] = value
+        return found
+
+    def _keep(self, file: str, values: dict[str, Vector]) -> None:
+        """Append values of all domains to a file, if the log has not all of them."""
+        if len(self.domains) > LOGGED_DOMAINS and self.args.should_save:
+            folder = Path(self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            counted = {name: _counted(name, found) for name, found in values.items()}
+            domain_log.append(folder / file, self.state.global_step, counted)
+
+    def largest_domains(self, most: int) -> list[int]:
+        """Return the positions of the domains with the largest target, at most so many, in the mixture's order."""
+        target = self.sampler.mixture(max(self.state.global_step - 1, 0)).target
+        return sorted(np.argsort(-target, kind="stable")[:most].tolist())
+
+    def _logged(self) -> list[int]:
         """Return the positions of the domains that are logged each."""
-        if len(self.domains) <= LOGGED_DOMAINS:
-            return list(range(len(self.domains)))
-        return sorted(np.argsort(-mixture.target, kind="stable")[:_SHOWN].tolist())
+        most = len(self.domains) if len(self.domains) <= LOGGED_DOMAINS else SHOWN_DOMAINS
+        return self.largest_domains(most)
 
     def _name(self, name: str, position: int) -> str:
         if name not in self._names:
@@ -116,8 +161,7 @@ class LogPart(EvaluationPart):
         """Return logs, of an evaluation too, without those of single domains that are too many."""
         if len(self.domains) <= LOGGED_DOMAINS:
             return logs
-        step = max(self.state.global_step - 1, 0)
-        shown = {self.domains[i] for i in self._logged(self.sampler.mixture(step))}
+        shown = {self.domains[i] for i in self._logged()}
         hidden = set(self.domains) - shown
         return {name: value for name, value in logs.items() if name.partition("/")[2] not in hidden}
 
@@ -127,3 +171,8 @@ class LogPart(EvaluationPart):
         if len(known) > 1:
             samples = {self.domains[i]: int(draws[i]) for i in known}
             self._warned_of_lengths = warn_of_lengths(samples, {self.domains[i]: int(tokens[i]) for i in known})
+
+
+def _counted(name: str, values: Vector) -> Any:
+    """Return values as integers where they are counts."""
+    return values.astype(np.int64) if name in ("tokens", "samples") else values

@@ -13,6 +13,7 @@ import torch
 from torch.autograd import forward_ad
 
 from ._options import Layer, Weights
+from .backends.reference import has_autocast
 
 
 class Layout(NamedTuple):
@@ -212,8 +213,8 @@ def is_traced(tensor: torch.Tensor) -> bool:
 
 
 def autocast_enabled(device: torch.device) -> bool:
-    """Return whether autocast is on for a device; some, as meta, have none."""
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    """Return whether autocast is on for a device."""
+    return has_autocast(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def per_row(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:

@@ -1,9 +1,10 @@
 """Linear layer and losses as one operator of torch, `torch.ops.pycooldown.linear_cross_entropy`, with its formulas.
 
-One sweep over chunks of rows, and nothing is computed twice: a product gives the logits of a chunk, the kernel
-overwrites them with their gradient, as all weights are known by then, a second product takes it to the layer's input,
-and a third, of as many chunks at once as it can, to the weight. Backward multiplies those by a scalar and gives them
-away. A second backward over the same graph, and that of unreduced losses, sweeps again.
+There is one sweep over chunks of rows, and nothing is computed twice. A product gives the logits of a chunk. The kernel
+overwrites them with their gradient, since all weights are known then. A second product gives the gradient of the
+layer's input, and a third one, of as many chunks at once as possible, that of the weight. Backward multiplies these
+gradients by a scalar and hands them over. A second backward over the same graph, and that of unreduced losses, sweeps
+again.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from .backends import KernelOptions
 
 
 class LinearLosses(NamedTuple):
-    """The results of the operator; what is not wanted has no elements.
+    """The results of the operator; those that are not wanted have no elements.
 
     Attributes:
         total: (), sum of `losses`.
@@ -74,7 +75,7 @@ class Operands(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """The results to compute beside the losses: the gradients over input, weight and bias, and sums by domain."""
+    """The results to compute besides the losses: gradients over input, weight and bias, and sums by domain."""
 
     input_grad: bool
     weight_grad: bool
@@ -96,7 +97,7 @@ def linear_cross_entropy_rows(
     dtype: torch.dtype,
     chunk_size: int | None,
 ) -> LinearLosses:
-    """Call the operator, which torch.compile and autograd see as one.
+    """Call the operator, which is one node for torch.compile and autograd.
 
     Args:
         operands: Input and layer.
@@ -110,7 +111,7 @@ def linear_cross_entropy_rows(
 
 
 class Call(NamedTuple):
-    """The operator's arguments by name. Its schema takes no records: they are flattened there and rebuilt at once."""
+    """The operator's arguments by name. Its schema allows no records: they are flattened there and rebuilt at once."""
 
     operands: Operands
     rows: LossRows
@@ -137,7 +138,7 @@ class Call(NamedTuple):
     "int num_domains, ScalarType dtype, SymInt? chunk_size, bool want_input_grad, bool want_weight_grad, "
     f"bool want_bias_grad, bool want_stats, {OPTIONS_SCHEMA}) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=torch.Tag.cudagraph_unsafe,  # the host waits for the number of rows; graphs are made of what lies around it
+    tags=(torch.Tag.cudagraph_unsafe,),  # the host waits for the number of rows; graphs are made of what lies around it
 )
 def _linear_cross_entropy(*arguments: Any) -> tuple[torch.Tensor, ...]:
     call = Call.of(arguments)
@@ -248,7 +249,7 @@ def _(*arguments: Any) -> tuple[torch.Tensor, ...]:
 
 @register_flop_formula(torch.ops.pycooldown.linear_cross_entropy)
 def _flops(*arguments: Any, out_shape: Any = None, **_: Any) -> int:
-    """Of the products, as torch counts them: rows that take no part are counted, as their number is in no shape."""
+    """Count the operations of the products as torch does. Rows of weight 0 count too: no shape has their number."""
     call = Call.of(arguments)  # with shapes in place of tensors
     products = 1 + call.wanted.input_grad + call.wanted.weight_grad
     num_rows, num_classes = call.rows.target[0], call.operands.weight[0]

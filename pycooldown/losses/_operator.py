@@ -1,7 +1,7 @@
 """The losses of rows as one operator of torch, `torch.ops.pycooldown.cross_entropy`, with its autograd formula.
 
-The gradient is computed in the forward pass, as all weights are known by then; backward multiplies it by a scalar and
-gives it away. A second backward over the same graph, and that of unreduced losses, runs the kernel again.
+The gradient is computed in the forward pass, since all weights are known then. Backward multiplies it by a scalar and
+hands it over. A second backward over the same graph, and that of unreduced losses, runs the kernel again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OPTIONS_SCHEMA = ", ".join(f"{_SCHEMA_TYPES[hint]} {name}" for name, hint in get
 
 
 class Losses(NamedTuple):
-    """The results of the operator; what is not wanted has no elements.
+    """The results of the operator; those that are not wanted have no elements.
 
     Attributes:
         total: (), sum of `losses`.
@@ -46,7 +46,7 @@ class Losses(NamedTuple):
 
 
 class LossRows(NamedTuple):
-    """The operator's tensors but the logits.
+    """The tensors of the operator, except for the logits.
 
     Attributes:
         target: (N,) int64.
@@ -80,7 +80,7 @@ def compute(
 
 
 def scaled(outputs: Outputs, scale: torch.Tensor, z_loss: float) -> torch.Tensor:
-    """Return the losses of rows (N,) with z-loss and weight; 0 where the weight is."""
+    """Return the losses of rows (N,) with z-loss and weight; 0 if the weight is 0."""
     loss = outputs.loss
     if z_loss:
         loss = torch.addcmul(loss, outputs.lse, outputs.lse, value=z_loss)
@@ -90,7 +90,7 @@ def scaled(outputs: Outputs, scale: torch.Tensor, z_loss: float) -> torch.Tensor
 def cross_entropy_rows(
     logits: torch.Tensor, rows: LossRows, options: KernelOptions, *, want_grad: bool, want_stats: bool
 ) -> Losses:
-    """Call the operator, which torch.compile and autograd see as one.
+    """Call the operator, which is one node for torch.compile and autograd.
 
     Args:
         logits: (N, V) float32, bfloat16 or float16; with a group and "reference" float64 too.
@@ -120,7 +120,7 @@ def _run(
     mutates_args=(),
     schema="(Tensor logits, Tensor target, Tensor scale, Tensor? domain_ids, int num_domains, bool want_grad, "
     f"bool want_stats, {OPTIONS_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=torch.Tag.needs_exact_strides,  # of the logits: those of the gradient may depend on them
+    tags=(torch.Tag.needs_exact_strides,),  # of the logits: those of the gradient may depend on them
 )
 def _cross_entropy(
     logits: torch.Tensor,
@@ -161,7 +161,7 @@ def _(
 
 @torch.library.custom_op("pycooldown::scale_gradient_", mutates_args=("grad",))
 def scale_(grad: torch.Tensor, factor: torch.Tensor, backend: str) -> None:
-    """Multiply grad (N, V) by a scalar in place, without synchronization; free if that is 1."""
+    """Multiply grad (N, V) by a scalar in place, without synchronization. A factor of 1 costs nothing."""
     backends.load(backend).scale_(grad, factor)
 
 
@@ -208,7 +208,7 @@ def padded(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, 
 
 
 def refuse_tangents(*tensors: torch.Tensor | None) -> None:
-    """Raise if a forward-mode derivative would be lost: what torch.compile traced may be called with tangents later."""
+    """Raise if a forward-mode derivative would be lost: a compiled function may later be called with tangents."""
     try:
         lost = any(tensor is not None and has_tangent(tensor) for tensor in tensors)
     except RuntimeError:  # AOTAutograd hides tangents from operators; outside a dual_level none are looked for
@@ -220,29 +220,29 @@ def refuse_tangents(*tensors: torch.Tensor | None) -> None:
 
 
 def rescaled(scale: torch.Tensor, grad_total: torch.Tensor | None, grad_losses: torch.Tensor | None) -> torch.Tensor:
-    """Return the weights of rows, times what flows into the sum and into each loss."""
+    """Return the weights of rows, times the gradients of the sum and of each loss."""
     factor = sum(grad for grad in (grad_total, grad_losses) if grad is not None)
     return (scale * factor).detach().to(scale.dtype)
 
 
 class FirstDerivative(torch.autograd.Function):
-    """The gradient, as a function of what it depends on, that explains why it has no derivative."""
+    """The gradient as a function of its inputs. Its derivative raises an error that explains why there is none."""
 
     @staticmethod
     def forward(ctx: Any, grad: torch.Tensor, *depends_on: torch.Tensor | None) -> torch.Tensor:
-        """Return the gradient as it is."""
+        """Return the gradient unchanged."""
         return grad.view_as(grad)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        """Raise."""
+        """Raise an error: a fused backend has no second derivative."""
         raise NotImplementedError(
             "the fused backends have first derivatives only; for higher ones use backend='reference', no process_group"
         )
 
 
 class InplaceCrossEntropy(torch.autograd.Function):
-    """The operator with the gradient written over the logits, whose version is bumped."""
+    """The operator with the gradient written over the logits, whose version counter is incremented."""
 
     @staticmethod
     def forward(
@@ -260,7 +260,7 @@ class InplaceCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_total: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradient, times what flows into the sum."""
+        """Return the gradient, times the gradient of the sum."""
         grad, ctx.grad = ctx.grad, None
         if grad is None:
             raise RuntimeError(

@@ -21,7 +21,7 @@ CHOICES = {
 
 
 class LossKeywords(TypedDict, total=False):
-    """The options that all losses and their modules take as keyword arguments, besides ignore_index."""
+    """The keyword arguments of all losses and their modules, except for ignore_index."""
 
     reduction: Reduction
     label_smoothing: float
@@ -33,7 +33,7 @@ class LossKeywords(TypedDict, total=False):
 
 
 class CallKeywords(LossKeywords, total=False):
-    """The keyword arguments that both functions take, besides ignore_index and return_stats."""
+    """The keyword arguments of both functions, except for ignore_index and return_stats."""
 
     domain_ids: torch.Tensor | None
     domain_weights: torch.Tensor | None
@@ -53,7 +53,7 @@ class LossOptions(NamedTuple):
     process_group: ProcessGroup | None = None
 
     def check(self) -> None:
-        """Raise for an option that is not among, or not in the range of, the accepted values."""
+        """Raise for an option whose value or type is not accepted."""
         for name, accepted in CHOICES.items():
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {getattr(self, name)!r}")
@@ -62,6 +62,11 @@ class LossOptions(NamedTuple):
                 raise TypeError(
                     f"{name} must be a number, got a tensor: no gradient would flow into it; pass {name}.item()"
                 )
+        given: object = self.ignore_index
+        if not isinstance(given, int | torch.SymInt) and not hasattr(given, "__index__"):
+            raise TypeError(f"ignore_index must be an integer, got {self.ignore_index!r}")
+        if not -(2**63) <= self.ignore_index < 2**63:
+            raise ValueError(f"ignore_index must be in [-2^63, 2^63), as targets are, got {self.ignore_index}")
         if not 0.0 <= self.label_smoothing <= 1.0:
             raise ValueError(f"label_smoothing must be in [0, 1], got {self.label_smoothing}")
         if not 0.0 <= self.z_loss < float("inf"):

@@ -7,13 +7,13 @@ import math
 import torch
 
 SLICE = 2048  # classes of which logits, or a part of the gradient, are formed at a time
-# Elements of such a part on a GPU, at the least: in tiles of 128 x 256, 256 of them, two for each multiprocessor.
+# The least number of elements of such a part on a GPU: 256 tiles of 128 x 256, two for each multiprocessor.
 SLICE_ELEMENTS_GPU = 2048 * 4096
 
 CHUNK_BYTES = 20 << 20  # of logits
-# Rows of a chunk at the least. With fewer, the products wait for the weight to come from memory, which on a GPU allows
-# several hundred operations per byte. There, moreover, the gradient of 512 rows of 4,096 features has 64 tiles of
-# 128 x 256 for 132 multiprocessors, and that of 1,024 rows 128. See docs/gpu.md.
+# The least number of rows of a chunk. With fewer, the products wait for the weight to come from memory: in the time of
+# a byte, a GPU makes several hundred operations. On a GPU, moreover, the gradient of 512 rows of 4,096 features has 64
+# tiles of 128 x 256 for 132 multiprocessors, and that of 1,024 rows 128. See docs/gpu.md.
 MIN_ROWS_CPU, MIN_ROWS_GPU = 96, 1024
 ROW_BYTES_GPU = 128  # rows of logits begin at multiples of this, so that products write and kernels read them whole
 
@@ -27,7 +27,7 @@ def default_chunk_size(num_rows: int, num_classes: int, dtype: torch.dtype, devi
 
 
 def slice_size(num_features: int, device: torch.device) -> int:
-    """Return how many classes' part of a layer's gradient is formed at a time."""
+    """Return for how many classes the gradient of a layer is formed at a time."""
     if device.type == "cpu":
         return SLICE
     return max(SLICE, math.ceil(SLICE_ELEMENTS_GPU / max(num_features, 1) / 256) * 256)
@@ -43,7 +43,7 @@ def empty_logits(num_rows: int, num_classes: int, dtype: torch.dtype, device: to
 def linear(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the product input (N, D) @ weight (V, D).T + bias (V,); in out, if there is one."""
+    """Return input (N, D) @ weight (V, D).T + bias (V,), written to out if that is given."""
     dense = weight.is_contiguous() or weight.t().is_contiguous()
     if _has_onednn(input.device, input.dtype) and dense and weight.numel() and input.numel():
         if out is None:
@@ -61,7 +61,7 @@ def linear(
 
 
 def _has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN should multiply. torch leaves float32 to MKL: half as fast on AMD's processors with AVX-512."""
+    """Return whether oneDNN should multiply. torch takes MKL for float32: half as fast on AMD with AVX-512."""
     return (
         device.type == "cpu"
         and dtype == torch.float32
@@ -74,16 +74,16 @@ def _has_onednn(device: torch.device, dtype: torch.dtype) -> bool:
 class WeightGradient:
     """The sum of gradᵀ @ hidden over all rows, for gradients of logits (n, V) that come a chunk of rows at a time.
 
-    Many rows are multiplied faster than a few, and in half precision they spare sums in float32. So the gradients of
-    the logits of as many rows as fit wait in the memory of the result, each slice of classes where its own part will
-    be. Where the result is itself a running sum, it has no room, and each chunk is multiplied alone.
+    Many rows are multiplied faster than a few, and in half precision fewer sums in float32 are needed. So gradients of
+    logits wait in the memory of the result, as many rows as fit, each slice of classes at the place of its own part. If
+    the result is itself a running sum, it has no room for them, and each chunk is multiplied alone.
 
     Attributes:
-        rows_at_once: That are multiplied at once, a whole number of chunks unless it is all rows.
+        rows_at_once: Number of rows that are multiplied at once: all rows, or those of a whole number of chunks.
     """
 
     def __init__(self, weight: torch.Tensor, dtype: torch.dtype, num_rows: int, step: int):
-        """For num_rows rows in chunks of step, whose logits have dtype."""
+        """Prepare for num_rows rows in chunks of step rows, whose logits have this dtype."""
         self._result = torch.empty_like(weight, memory_format=torch.contiguous_format)
         self._slice = slice_size(weight.shape[1], weight.device)
         narrower = weight.dtype.itemsize < dtype.itemsize
@@ -100,7 +100,7 @@ class WeightGradient:
             self._result.zero_()
 
     def keep(self, grad: torch.Tensor, begin: int) -> None:
-        """Keep the gradient of the logits (n, V) of rows from begin on, counted among those multiplied at once."""
+        """Keep the gradient of the logits (n, V) of the rows from begin on, counted within those multiplied at once."""
         if not self._waits:
             self._grad = grad
             return
@@ -108,7 +108,7 @@ class WeightGradient:
             _waiting(part, grad.dtype, begin, len(grad)).copy_(columns)
 
     def add(self, hidden: torch.Tensor) -> None:
-        """Add the product of what was kept and the same rows' hidden (n, D)."""
+        """Add the product of the gradients that were kept and of the hidden states (n, D) of the same rows."""
         grad, self._grad = self._grad, None
         if grad is not None and self._sum.dtype == grad.dtype:
             self._add(self._sum, grad, hidden)
@@ -126,7 +126,7 @@ class WeightGradient:
         self._first = False
 
     def finish(self) -> torch.Tensor:
-        """The gradient (V, D), in the dtype of the weight."""
+        """Return the gradient (V, D), in the dtype of the weight."""
         if self._sum is not self._result:
             self._result.copy_(self._sum)
         return self._result
@@ -154,6 +154,6 @@ class WeightGradient:
 
 
 def _waiting(part: torch.Tensor, dtype: torch.dtype, begin: int, count: int) -> torch.Tensor:
-    """Where the gradients of count rows from begin on wait, (count, classes of the part)."""
+    """Return the memory in which the gradients of count rows from begin on wait, (count, classes of the part)."""
     classes = len(part)
     return part.view(-1).view(dtype)[begin * classes : (begin + count) * classes].view(count, classes)

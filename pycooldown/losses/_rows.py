@@ -14,7 +14,7 @@ from .backends.reference import RowLosses
 
 
 class Rows(NamedTuple):
-    """Everything about the rows but their logits.
+    """All that belongs to the rows, except for their logits.
 
     Attributes:
         shape: Of the rows before they were flattened.
@@ -42,7 +42,7 @@ class Rows(NamedTuple):
 
     @property
     def by_reference(self) -> bool:
-        """Whether plain torch operations compute the loss and its derivatives, instead of an operator of ours."""
+        """Whether plain torch operations compute the loss and its derivatives, not the package's own operator."""
         return self.options.backend == "reference" and not self.options.group
 
     def scale(self, reduction: Reduction) -> torch.Tensor:
@@ -62,7 +62,7 @@ class Rows(NamedTuple):
         total = losses.loss
         if self.options.z_loss:
             total = total + self.options.z_loss * losses.lse.square()
-        # Rows of weight 0 are left out, as their loss may be infinite, unless the derivative by the weight needs it.
+        # Rows of weight 0 are left out, since their loss may be infinite, unless the derivative by the weight needs it.
         counted = self.valid if self.differentiable_weight else self.weight != 0
         total = torch.where(counted, self.weight * total, 0)
         if reduction == "none":
@@ -85,7 +85,7 @@ def prepare(
 ) -> Rows:
     """Check all arguments of a call, flatten its rows and choose the backend.
 
-    The ranks of a process group must agree on all of them but the slice of classes.
+    The ranks of a process group must agree on all of them, except for the slice of classes.
 
     Args:
         input: Logits (V,) or (N, V, ...), or the layer's input (..., D).
@@ -131,7 +131,7 @@ def _flatten(
     layout: _checks.Layout,
     kernel: KernelOptions,
 ) -> Rows:
-    """Return the rows of arguments that are checked."""
+    """Return the rows of arguments that have been checked."""
     shape, class_dim, num_classes, dtype = layout
     ones = torch.ones(shape.numel(), dtype=torch.promote_types(input.dtype, torch.float32), device=input.device)
     probabilities = target.is_floating_point()

@@ -192,7 +192,7 @@ def _resolve(group: str) -> ProcessGroup:
 def _local(
     logits: torch.Tensor, counted: torch.Tensor, dtype: torch.dtype, options: KernelOptions
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-sum-exp and, for label smoothing, sum of the (capped) logits of the slice, (N,) each."""
+    """Return the log-sum-exp and, for label smoothing, the sum of the (capped) logits of the slice, (N,) each."""
     num_rows, num_classes = logits.shape
     zeros = torch.zeros(num_rows, dtype=dtype, device=logits.device)
     if num_classes == 0:

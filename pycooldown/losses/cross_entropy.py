@@ -1,4 +1,4 @@
-"""`cross_entropy`: torch's, with weights and statistics by domain."""
+"""`cross_entropy`: that of torch, with weights and statistics by domain."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def cross_entropy(
     backend: BackendName = "auto",
     process_group: ProcessGroup | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, DomainStats]:
-    """Return the cross-entropy of logits, as `F.cross_entropy`, with weights and statistics by domain.
+    """Return the cross-entropy of logits as `F.cross_entropy` does, with weights and statistics by domain.
 
     The loss of a token i of domain d is `domain_weights[d] * token_weights[i] * (ce + z_loss * lse²)`, where lse is the
     log-sum-exp of its logits and ce torch's loss of the token. Without the arguments that torch does not have, the
@@ -94,14 +94,14 @@ def cross_entropy(
         reduction: "mean", "sum" or "none".
         label_smoothing: Share of the uniform distribution in the target, in [0, 1].
         domain_ids: Integers of the shape of target, or (N,) for one domain per sequence.
-        domain_weights: (K,) weights, indexed by domain id; finite and not negative. Where they are
+        domain_weights: (K,) weights, indexed by domain id; finite and not negative. If they are
             differentiated, "auto" takes the reference backend.
-        token_weights: Weights of the shape of target, or (N,); finite and not negative. Likewise.
+        token_weights: Weights of the shape of target, or (N,); with the same rules as domain_weights.
         z_loss: Coefficient of lse², which keeps the logits from drifting (Chowdhery et al., PaLM, 2022).
         softcap: Replace logits x by softcap * tanh(x / softcap) first (Gemma 2, 2024).
         normalizer: What "mean" divides by: "count", the number of tokens that are not ignored (with class weights: the
             sum of theirs, as torch does), or "weight_sum", the sum of all their weights.
-        return_stats: Also return the sums of each domain; of one domain in all without domain_ids.
+        return_stats: Also return the sums of each domain; without domain_ids, all tokens are of one domain.
         inplace: Let the gradient overwrite the logits, so that no memory is needed. They must not be used afterwards;
             autograd raises if it has saved them for an earlier operation, or if they are written to before backward; a
             later operation that only reads them sees the gradient. Without effect on unreduced losses, while torch
@@ -110,11 +110,11 @@ def cross_entropy(
             torch operations, otherwise: for class weights, class probabilities, float64, other devices, torch.func
             transforms, forward-mode derivatives and derivatives by weights. A backend named here never falls back: what
             it does not cover raises an error. "cpp" is for the CPU, "triton" for GPUs.
-        process_group: Ranks that share the classes, as a tensor-parallel output layer leaves them: input has this
-            rank's slice, in the order of ranks, of any size. All else is the same on all ranks: target numbers all
-            classes, and loss and statistics are over all. The gradient is that of the slice. It takes two all-reduces
-            of a few numbers per row. On the CPU an all-gather of checksums shows whether the ranks agree. What takes
-            the reference backend (class weights, class probabilities, ...) raises an error.
+        process_group: Ranks that share the classes, as after a tensor-parallel output layer: input has this rank's
+            slice, of any size, in the order of ranks. All other arguments are the same on all ranks. target counts all
+            classes, and loss and statistics are over all of them; the gradient is that of the slice. There are two
+            all-reduces of a few numbers per row. On the CPU an all-gather of checksums shows whether the ranks agree.
+            Arguments that need the reference backend (class weights, class probabilities, ...) raise an error.
 
     Returns:
         The loss, a scalar or of the shape of target; with return_stats (loss, DomainStats).
@@ -155,7 +155,7 @@ def cross_entropy(
 
 
 def _two_dimensional(input: torch.Tensor) -> torch.Tensor:
-    """Logits (V,) or (N, V, ...) as (rows, V), a view where strides allow."""
+    """Return logits (V,) or (N, V, ...) as (rows, V), a view if strides allow."""
     if input.dim() == 2:
         return input
     if input.dim() == 1:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ._checks import has_tangent
 from ._linear_operator import Operands, Wanted, linear_cross_entropy_rows
 from ._operator import LossRows
 from ._options import BackendName, CallKeywords, Layer, LossOptions, Normalizer, Reduction, Weights
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class LinearKeywords(CallKeywords, total=False):
-    """The keyword arguments of `linear_cross_entropy` but return_stats."""
+    """The keyword arguments of `linear_cross_entropy`, except for return_stats."""
 
     linear_bias: torch.Tensor | None
     weight: torch.Tensor | None
@@ -110,12 +111,12 @@ def linear_cross_entropy(
             more product.
         ignore_index: Target whose tokens have loss and gradient 0 and are not counted; None for -100.
         label_smoothing: Share of the uniform distribution in the target, in [0, 1].
-        options: For torch's sake: its batch_chunk_size is taken as chunk_size. The rest chooses among torch's ways to
-            compute, and is without effect.
+        options: As in torch. Its batch_chunk_size is taken as chunk_size. Its other fields choose how torch computes
+            and have no effect here.
         domain_ids: Integers of the shape of target, or of its leading dimension for one domain per sequence.
-        domain_weights: (K,) weights, indexed by domain id; finite and not negative. Where they are
+        domain_weights: (K,) weights, indexed by domain id; finite and not negative. If they are
             differentiated, "auto" takes the reference backend.
-        token_weights: Weights of the shape of target, or of its leading dimension. Likewise.
+        token_weights: Weights of the shape of target, or of its leading dimension; with the same rules.
         z_loss: Coefficient of the squared log-sum-exp.
         softcap: Replace logits x by softcap * tanh(x / softcap) first.
         normalizer: What "mean" divides by, "count" or "weight_sum".
@@ -192,7 +193,7 @@ def check_chunk_size(chunk_size: int | None, options: torch.nn.LinearCrossEntrop
 
 
 def _reference_losses(hidden: torch.Tensor, layer: Layer, rows: Rows, weight: torch.Tensor | None) -> RowLosses:
-    """`reference.losses` of the layer's logits, which autograd computes again instead of keeping them.
+    """Return `reference.losses` of the layer's logits, which autograd computes again instead of keeping them.
 
     Each of the hidden states (M, D) has as many rows as the layer has outputs of a class: one, or d1 * ... * dK.
     """
@@ -210,5 +211,8 @@ def _reference_losses(hidden: torch.Tensor, layer: Layer, rows: Rows, weight: to
     if len(hidden) <= step:
         return chunk(hidden, target)
     chunks = zip(torch.split(hidden, step), torch.split(target, step), strict=True)
-    parts = [checkpoint(chunk, *pair, use_reentrant=False, preserve_rng_state=False) for pair in chunks]
+    if any(tensor is not None and has_tangent(tensor) for tensor in (hidden, layer.weight, layer.bias)):
+        parts = [chunk(*pair) for pair in chunks]  # torch 2.11 has no forward mode through checkpoints
+    else:
+        parts = [checkpoint(chunk, *pair, use_reentrant=False, preserve_rng_state=False) for pair in chunks]
     return RowLosses(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -1,4 +1,4 @@
-"""The module forms of `cross_entropy` and `linear_cross_entropy`: holders of their options."""
+"""`cross_entropy` and `linear_cross_entropy` as modules, which hold their options."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class CrossEntropyLoss(torch.nn.Module):
 
     Args:
         weight: (V,) class weights, as in torch.
-        ignore_index: Target that is left out.
+        ignore_index: Target whose tokens are ignored.
         domain_weights: (K,) default domain weights, e.g. `mixture.loss_weights`; a call may give others.
         return_stats: Whether a call returns (loss, DomainStats).
         inplace: Whether the logits may be overwritten by their gradient.
-        **options: `reduction` and all further options of `pycooldown.losses.cross_entropy`, which describes them. Each
-            is an attribute of the module, which may be changed.
+        **options: `reduction` and the other options of `pycooldown.losses.cross_entropy`, which describes them. Each of
+            them is an attribute of the module and may be changed.
     """
 
     weight: torch.Tensor | None

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pycooldown._files import read_bounded
 from pycooldown.data.manifest import load_manifest
+from pycooldown.data.publish import MAX_MANIFEST
 from pycooldown.data.token_shards import FORMAT as TOKENS
 from pycooldown.recipes.documents import fingerprint, open_tokens
 from pycooldown.recipes.schema import Data
@@ -160,7 +162,7 @@ def open_corpus(data: Data) -> Corpus:
 def _is_of_tokens(folder: Path) -> bool:
     path = folder / "manifest.json"
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(read_bounded(path, MAX_MANIFEST))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{path} is missing; expected a folder that `pycooldown tokenize` or `pycooldown pack` has finished"

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pycooldown._files import open_regular
 from pycooldown.data import token_sources
 from pycooldown.data.token_file import TokenFile
 from pycooldown.data.token_manifest import load_token_manifest
@@ -92,7 +93,7 @@ def fingerprint(data: Data, files: Mapping[str, list[TokenFile]], validation: Ma
 
 def edges(path: Path) -> bytes:
     """Return the first and last 64 KiB of a file."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         first = file.read(_EDGE)
         file.seek(max(0, path.stat().st_size - _EDGE))
         return first + file.read(_EDGE)

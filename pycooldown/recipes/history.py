@@ -8,6 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pycooldown import domain_log
+from pycooldown._files import open_regular
+from pycooldown.mixture import Vector
+
 RECIPE, METRICS, SUMMARY = "recipe.json", "metrics.jsonl", "summary.json"
 TRANSLATIONS = "translations.jsonl"
 
@@ -19,7 +25,8 @@ class Run:
     Attributes:
         path: Its folder.
         recipe: The recipe as resolved, with the data's ``fingerprint`` and the ``sizes`` of the domains.
-        train: What was logged of training, one mapping for each time: ``step``, ``loss``, ``loss/{domain}``, ...
+        train: What was logged of training, one mapping for each time: ``step``, ``loss``, ``loss/{domain}``, ...; of
+            more than 64 domains for some of them, while `series` has all.
         evaluations: The same for evaluation: ``step``, ``eval_loss``, ``eval_loss/{domain}``.
         summary: ``steps``, ``seconds``, ``eval_loss`` and for each of ``domains`` size, draws, tokens, epochs and loss,
             and BLEU and chrF where validation pairs were translated.
@@ -42,6 +49,31 @@ class Run:
         sizes: dict[str, int] = self.recipe["sizes"]
         return sizes
 
+    def series(self, name: str) -> tuple[Vector, dict[str, Vector]]:
+        """Return the steps of the logs, (n,), and what was logged of each domain, (n,), by domain.
+
+        Args:
+            name: ``q``, ``samples``, ``tokens``, ``epochs``, ``loss``, ``v``, ``target``, ``share`` or ``eval_loss``.
+
+        Returns:
+            The steps and the values; NaN where a domain has none. Without any log there are no values.
+
+        Raises:
+            ValueError: If the file of a run of many domains is damaged.
+        """
+        evaluated = name == "eval_loss"
+        path = self.path / (domain_log.EVALUATION if evaluated else domain_log.TRAINING)
+        if path.exists():
+            records = domain_log.read(path)
+            values = records[name].reshape(len(records), -1).astype(np.float64)
+            if values.shape[1] != len(self.sizes):
+                raise ValueError(f"{path} has {values.shape[1]} domains and {self.path / RECIPE} {len(self.sizes)}")
+            return records["step"].astype(np.float64), dict(zip(self.sizes, values.T, strict=True))
+        entries = self.evaluations if evaluated else self.train
+        steps = np.array([entry["step"] for entry in entries], dtype=np.float64)
+        known = [domain for domain in self.sizes if any(f"{name}/{domain}" in entry for entry in entries)]
+        return steps, {d: np.array([entry.get(f"{name}/{d}", math.nan) for entry in entries]) for d in known}
+
     @classmethod
     def read(cls, path: str | Path) -> Run:
         """Read a run.
@@ -57,7 +89,7 @@ class Run:
         recipe, summary = read_json(path / RECIPE, "sizes"), _with_nan(read_json(path / SUMMARY, "domains"))
         summary["domains"] = {domain: _with_nan(entry) for domain, entry in summary["domains"].items()}
         try:
-            lines = (path / METRICS).read_text(encoding="utf-8").splitlines()
+            lines = _text(path / METRICS).splitlines()
             logs = [_with_nan(json.loads(line)) for line in lines]
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path / METRICS} is damaged: {error}") from error
@@ -72,12 +104,17 @@ def read_json(path: Path, key: str | None = None) -> dict[str, Any]:
         ValueError: If the file holds something else, or the object lacks ``key``.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(_text(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(value, dict) or (key is not None and key not in value):
         raise ValueError(f"{path} is damaged: expected a JSON object" + (f" with {key!r}" if key else ""))
     return value
+
+
+def _text(path: Path) -> str:
+    with open_regular(path) as file:
+        return file.read().decode("utf-8")
 
 
 def _with_nan(entry: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A table of the domains that is drawn anew at each log, where a terminal shows it."""
+"""A table of the domains, which a terminal shows and each log renews."""
 
 from __future__ import annotations
 

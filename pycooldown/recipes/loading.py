@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pycooldown.recipes.bounded_yaml import parse_yaml, read_yaml
+from pycooldown._yaml import parse_yaml, read_yaml
 from pycooldown.recipes.mistakes import describe, shown
 from pycooldown.recipes.schema import Recipe
 
@@ -26,7 +26,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ValueError: For keys, types or values that are not accepted. The message names the file and lists every mistake:
             the key, what came, what is expected, and known keys of a similar name.
-        FileNotFoundError: If there is no such file.
+        OSError: If there is no such file, or it is a folder or a pipe.
     """
     try:
         values = read_yaml(path)

@@ -21,8 +21,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from pycooldown._files import read_bounded
+from pycooldown._yaml import MAX_BYTES, read_yaml
 from pycooldown.recipes.adapters import ADAPTER, load_adapted
-from pycooldown.recipes.bounded_yaml import read_yaml
 from pycooldown.recipes.corpus import Corpus, TokenIds
 from pycooldown.recipes.documents import edges
 from pycooldown.recipes.model_section import AnyModel, FolderModel, Model
@@ -138,7 +139,7 @@ def _config(given: str | dict[str, Any], corpus: Corpus) -> PretrainedConfig:
 
 
 def _read(path: str) -> dict[str, Any]:
-    values = json.loads(Path(path).read_text("utf-8")) if path.endswith(".json") else read_yaml(path)
+    values = json.loads(read_bounded(path, MAX_BYTES)) if path.endswith(".json") else read_yaml(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}; expected model_type and a configuration's values")
     return values

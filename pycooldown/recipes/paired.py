@@ -36,8 +36,30 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Pai
     mean = fmean(differences)
     if len(differences) < 2:
         return PairedDifference(mean, None, None)
-    half = t_quantile(len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
+    half = t_quantile(len(differences) - 1) * deviation(differences) / math.sqrt(len(differences))
     return PairedDifference(mean, mean - half, mean + half)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Return the sample standard deviation; NaN if a value is not finite, as the loss of a run that diverged."""
+    return stdev(values) if all(map(math.isfinite, values)) else math.nan
+
+
+def clear_best(values: Sequence[Sequence[float]], *, lowest: bool = True) -> int | None:
+    """Return the position of what is better than every other beyond the interval of their paired difference.
+
+    Args:
+        values: The measures of each candidate, one for each seed, in the same order of seeds.
+        lowest: Whether low values are good.
+
+    Returns:
+        The position; ``None`` where no candidate leads every other so clearly, or there is a single seed.
+    """
+    sign = 1 if lowest else -1
+    signed = [[sign * value for value in column] for column in values]
+    best = min(range(len(signed)), key=lambda i: fmean(signed[i]))
+    others = [paired_difference(column, signed[best]) for i, column in enumerate(signed) if i != best]
+    return best if others and all(other.low is not None and other.low > 0 for other in others) else None
 
 
 def t_quantile(degrees: int, coverage: float = 0.95) -> float:

@@ -10,7 +10,7 @@ from pycooldown.recipes.planning import domain_sizes
 from pycooldown.recipes.schema import Recipe
 
 _TEMPLATE = Path(__file__).with_name("planner.html")
-# Those whose arithmetic the page has. A method that learns is not known beforehand, one's own only in Python.
+# The methods whose arithmetic the page has. It cannot have those that learn, nor those that a user wrote in Python.
 PAGE_METHODS = ("temperature", "scalarization", "cooldown", "anneal", "unimax", "order_matters")
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from html import escape
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pycooldown import plots
 from pycooldown._html import table
 from pycooldown.recipes.history import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Smaller differences, in nats a token, count as none: seeds alone differ by about as much.
 _TIE = 0.005
@@ -81,26 +85,43 @@ class Comparison:
             f"<p>{escape(self.sentence)}</p>"
         )
 
-    def save_figures(self, folder: str | Path) -> list[Path]:
-        """Write ``loss_by_step.png``, ``loss_by_epoch.png`` and ``q_over_time.png``.
+    def figures(self) -> dict[str, Figure]:
+        """Return the pictures that there are logs for: losses by step and by epoch, and shares over time.
+
+        The shares are those planned (q), and those realised in samples and in tokens.
 
         Raises:
             ImportError: Without matplotlib.
         """
         domains = [row.name for row in self.rows]
-        figures = {
-            "loss_by_step": plots.loss_curves(
-                {run.name: {d: _curve(run, "steps", d) for d in domains} for run in self.runs}, x_label="step"
+        wanted: dict[str, tuple[Callable[..., Figure], Callable[[Run], dict[str, plots.Curve]], dict[str, Any]]] = {
+            "loss_by_step": (plots.loss_curves, _losses, {"x_label": "step"}),
+            "loss_by_epoch": (plots.loss_curves, _losses_by_epoch, {"x_label": "epochs of the domain", "log_x": True}),
+            "q_over_time": (plots.sampling_over_time, _sampling, {}),
+            "samples_over_time": (
+                plots.sampling_over_time,
+                partial(_drawn, name="samples"),
+                {"y_label": "share of samples so far"},
             ),
-            "loss_by_epoch": plots.loss_curves(
-                {run.name: {d: _curve(run, "epochs", d) for d in domains} for run in self.runs},
-                x_label="epochs of the domain",
-                log_x=True,
-            ),
-            "q_over_time": plots.sampling_over_time(
-                {run.name: {d: _sampling(run, d) for d in domains} for run in self.runs}
+            "tokens_over_time": (
+                plots.sampling_over_time,
+                partial(_drawn, name="tokens"),
+                {"y_label": "share of tokens so far"},
             ),
         }
+        return {
+            name: draw(curves, **options)
+            for name, (draw, read, options) in wanted.items()
+            if (curves := _by_run(self.runs, domains, read))
+        }
+
+    def save_figures(self, folder: str | Path) -> list[Path]:
+        """Write the `figures` as ``loss_by_step.png``, ``q_over_time.png``, ...
+
+        Raises:
+            ImportError: Without matplotlib.
+        """
+        figures = self.figures()
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{name}.png" for name in figures]
@@ -199,19 +220,43 @@ def _clause(runs: Sequence[Run], group: DomainRow) -> str:
     return f"{where} {runs[best].name} has the lowest loss, {group.cells[best].loss:.3f}, {lead}{epochs}"
 
 
-def _curve(run: Run, over: str, domain: str) -> plots.Curve:
-    """Return the validation loss of a domain over steps or over the domain's epochs."""
-    epochs = {entry["step"]: entry[f"epochs/{domain}"] for entry in run.train}
-    points = [
-        (entry["step"] if over == "steps" else epochs[entry["step"]], entry[f"eval_loss/{domain}"])
-        for entry in run.evaluations
-        if entry["step"] in epochs and f"eval_loss/{domain}" in entry
-    ]
-    x, y = np.array(points, dtype=np.float64).reshape(-1, 2).T
-    return plots.Curve(x, y)
+def _by_run(
+    runs: Sequence[Run], domains: Sequence[str], read: Callable[[Run], dict[str, plots.Curve]]
+) -> dict[str, dict[str, plots.Curve]]:
+    """Return curves by run and domain, largest domain first, of the runs and domains that have any."""
+    found = {run.name: read(run) for run in runs}
+    found = {name: curves for name, curves in found.items() if curves}
+    shown = [domain for domain in domains if all(domain in curves for curves in found.values())]
+    return {name: {domain: curves[domain] for domain in shown} for name, curves in found.items()} if shown else {}
 
 
-def _sampling(run: Run, domain: str) -> plots.Curve:
-    x = [0.0, *(entry["step"] for entry in run.train)]
-    q = [entry[f"q/{domain}"] for entry in run.train]
-    return plots.Curve(np.array(x, dtype=np.float64), np.array([*q, q[-1]], dtype=np.float64))
+def _losses(run: Run) -> dict[str, plots.Curve]:
+    """Return the validation loss over steps, by domain."""
+    steps, losses = run.series("eval_loss")
+    return {domain: plots.Curve(steps, y) for domain, y in losses.items()}
+
+
+def _losses_by_epoch(run: Run) -> dict[str, plots.Curve]:
+    """Return the validation loss over the domain's epochs, where both were logged at one step."""
+    at, epochs = run.series("epochs")
+    steps, losses = run.series("eval_loss")
+    both, of_epochs, of_losses = np.intersect1d(at, steps, return_indices=True)
+    if not len(both):
+        return {}
+    return {d: plots.Curve(epochs[d][of_epochs], y[of_losses]) for d, y in losses.items() if d in epochs}
+
+
+def _sampling(run: Run) -> dict[str, plots.Curve]:
+    """Return the sampling probability over steps; that of a log holds for the steps before it."""
+    steps, q = run.series("q")
+    x = np.concatenate([[0.0], steps])
+    return {domain: plots.Curve(x, np.append(y, y[-1])) for domain, y in q.items()}
+
+
+def _drawn(run: Run, name: str) -> dict[str, plots.Curve]:
+    """Return each domain's share of all samples, or tokens, so far."""
+    steps, counts = run.series(name)
+    total = np.sum(list(counts.values()), axis=0) if counts else np.zeros(0)
+    if not (len(total) > 1 and total[0] > 0):
+        return {}
+    return {domain: plots.Curve(steps, y / total) for domain, y in counts.items()}

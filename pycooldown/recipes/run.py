@@ -23,6 +23,7 @@ from transformers.integrations import TensorBoardCallback
 from pycooldown._files import write_atomically
 from pycooldown.huggingface.callbacks import MetricsFile, MixtureProgress, ProgressLines
 from pycooldown.huggingface.checkpoints import complete_checkpoint, discard_incomplete, valid_json
+from pycooldown.huggingface.trainer_logs import LOGGED_DOMAINS
 from pycooldown.recipes.build import RecipeTrainer, assemble
 from pycooldown.recipes.corpus import Corpus, Pairs, open_corpus
 from pycooldown.recipes.history import METRICS, RECIPE, SUMMARY, TRANSLATIONS, Run
@@ -120,12 +121,12 @@ def _train(
 
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model(str(output / "model"))
+        final = _final_losses(trainer)
     except FloatingPointError as error:
         raise FloatingPointError(f"{error}; in a recipe: training.allow_non_finite=true") from error
     finally:
         live.close()
-    trainer.save_model(str(output / "model"))
-    final = _final_losses(trainer)
     tokens = trainer.sums.tokens()
     translations = _translations(trainer, corpus, recipe)
     if args.should_save:
@@ -197,6 +198,9 @@ def _final_losses(trainer: RecipeTrainer) -> dict[str, float]:
     """Return the losses of the last evaluation, if it was at the last step, or of a new one."""
     logged = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     if logged and logged[-1]["step"] == trainer.state.global_step:
-        last: dict[str, float] = logged[-1]
-        return last
+        if len(trainer.domains) <= LOGGED_DOMAINS:
+            last: dict[str, float] = logged[-1]
+            return last
+        if (losses := trainer.domain_values.get("eval_loss")) is not None:  # the log has some of many domains
+            return logged[-1] | {f"eval_loss/{d}": x for d, x in zip(trainer.domains, losses.tolist(), strict=True)}
     return trainer.evaluate()

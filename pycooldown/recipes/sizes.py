@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from pycooldown._files import open_regular
+
 Unit = Literal["samples", "tokens"]
 
 _MAX_CHARACTERS = 1 << 20  # of a table of sizes
@@ -80,7 +82,7 @@ def _number(value: Any, what: str) -> float:
 
 def _yaml_rows(path: Path) -> list[tuple[str, Any]]:
     try:
-        from pycooldown.recipes.bounded_yaml import read_yaml  # YAML is not loaded for a command's help
+        from pycooldown._yaml import read_yaml  # YAML is not loaded for a command's help
 
         values = read_yaml(path)
     except ValueError as error:
@@ -94,7 +96,7 @@ def _yaml_rows(path: Path) -> list[tuple[str, Any]]:
 
 
 def _csv_rows(path: Path) -> list[tuple[str, Any]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
         text = file.read(_MAX_CHARACTERS + 1)
     if len(text) > _MAX_CHARACTERS:
         raise ValueError(f"{path} has more than {_MAX_CHARACTERS:,} characters; expected a line for each domain")

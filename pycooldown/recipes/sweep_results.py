@@ -7,13 +7,13 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from pycooldown import plots
 from pycooldown._files import write_atomically
 from pycooldown.huggingface.checkpoints import valid_json
-from pycooldown.recipes.paired import PairedDifference, paired_difference
+from pycooldown.recipes.paired import PairedDifference, clear_best, deviation, paired_difference
 from pycooldown.recipes.report import Comparison
 
 
@@ -48,6 +48,8 @@ class Sweep:
         tables: For "loss" and, if pairs were translated, "bleu" and "chrf": name, size and a `Spread` for each recipe,
             of each domain from the largest on, then of the groups.
         differences: In the same form, each recipe but the first less the first, over the same seeds.
+        best: The recipe that is better than every other beyond the 95 % interval of their paired difference, by measure
+            and row; rows without one are left out, and with a single seed there is none.
         rows: A mapping for each measure of each domain in each run: ``recipe``, the keys of the grid, ``seed``,
             ``domain``, ``size``, ``epochs``, ``measure`` and ``value``.
     """
@@ -56,6 +58,7 @@ class Sweep:
     seeds: tuple[int, ...]
     tables: Mapping[str, SpreadRows]
     differences: Mapping[str, DifferenceRows]
+    best: Mapping[str, Mapping[str, str]]
     rows: tuple[Mapping[str, Any], ...] = field(repr=False)
 
     @classmethod
@@ -76,6 +79,7 @@ class Sweep:
             tuple(seeds),
             {measure: _spreads(comparisons, measure) for measure in measures},
             {measure: _differences(comparisons, measure) for measure in measures} if len(settings) > 1 else {},
+            {measure: _clear_bests(comparisons, measure, tuple(settings)) for measure in measures},
             tuple(_tidy(comparisons, seeds, settings, measures)),
         )
 
@@ -114,9 +118,9 @@ class Sweep:
             groups = {name: cells for name, _, cells in rows if name.endswith("-resource") or name == "all"}
             figure = plots.recipes_with_spread(
                 self.recipes,
-                {name: [(cell.mean, cell.sd or 0.0) for cell in cells] for name, cells in groups.items()},
+                {name: [(cell.mean, cell.sd) for cell in cells] for name, cells in groups.items()},
                 MEASURES[measure],
-                best=min if measure == "loss" else max,
+                {name: self.recipes.index(best) for name, best in self.best[measure].items() if name in groups},
             )
             paths.append(folder / f"sweep-{measure}.png")
             figure.savefig(paths[-1])
@@ -147,7 +151,7 @@ def _values(
 def _spreads(comparisons: Sequence[Comparison], measure: str) -> SpreadRows:
     rows = []
     for name, size, values, epochs in _values(comparisons, measure):
-        deviations = [stdev(column) if len(column) > 1 else None for column in values]
+        deviations = [deviation(column) if len(column) > 1 else None for column in values]
         rows.append((name, size, tuple(map(Spread, map(fmean, values), deviations, epochs))))
     return tuple(rows)
 
@@ -157,6 +161,15 @@ def _differences(comparisons: Sequence[Comparison], measure: str) -> DifferenceR
         (name, size, tuple(paired_difference(column, values[0]) for column in values[1:]))
         for name, size, values, _ in _values(comparisons, measure)
     )
+
+
+def _clear_bests(comparisons: Sequence[Comparison], measure: str, recipes: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for name, _, values, _ in _values(comparisons, measure):
+        best = clear_best(values, lowest=measure == "loss")
+        if best is not None:
+            found[name] = recipes[best]
+    return found
 
 
 def _tidy(

@@ -1,4 +1,4 @@
-"""What a sampler returns: the samples of a batch, and how often each domain has been drawn."""
+"""The results of a sampler: the samples of a batch, and how often each domain has been drawn."""
 
 from __future__ import annotations
 

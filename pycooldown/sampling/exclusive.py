@@ -1,4 +1,4 @@
-"""One user at a time: threads wait for each other, forked processes start free, signal handlers are refused."""
+"""A lock for one user at a time: threads wait, forked processes start with it free, signal handlers are refused."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 
 class Exclusive:
-    """Lets one thread at a time into the blocks under `hold`.
+    """A lock that lets one thread at a time into the blocks under `hold`.
 
-    It pickles to a new, free one. A process forks only when no other thread holds one, so that the child finds all of
-    them free and what they guard in order.
+    Unpickling gives a new one that is free. A process forks only while no other thread holds one, so that in the child
+    all of them are free and the objects that they guard are in order.
     """
 
     def __init__(self) -> None:
@@ -26,10 +26,10 @@ class Exclusive:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Wait for other threads, and keep them out meanwhile.
+        """Wait for other threads, and keep them out until the block ends.
 
         Raises:
-            RuntimeError: If this thread holds it already. Only a signal handler or a finalizer gets there.
+            RuntimeError: If this thread already holds it, which can only happen in a signal handler or a finalizer.
         """
         with self._lock:
             if self._held:

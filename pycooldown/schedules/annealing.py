@@ -31,7 +31,7 @@ def anneal(
         sizes: Number of samples of each domain.
         tau: Temperature of step 0, finite and > 0.
         final_tau: Temperature from step ``num_steps`` on, finite and > 0; higher or lower than ``tau``.
-        num_steps: Length of the way, > 0.
+        num_steps: Number of steps from the first temperature to the last, > 0.
         shape: How the temperature moves: "linear", "cosine" (half a period, flat at both ends) or "exponential" (a
             constant factor for each step).
 
@@ -56,7 +56,7 @@ class Annealing:
         start: The mixture of step 0, whose domains and sizes have been checked.
         tau: Temperature of step 0.
         final_tau: Temperature from step ``num_steps`` on.
-        num_steps: Length of the way.
+        num_steps: Number of steps from the first temperature to the last.
         shape: A key of ``_SHAPES``.
     """
 

@@ -1,4 +1,4 @@
-"""Cooldown whose switch follows from how often the rarest domain has been passed through."""
+"""Cooldown that switches when the rarest domain has been passed through a number of times."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cooldown_by_exposure(
 
     It is `cooldown` with switch_step = ceil(epochs * n / (batch_size * p)), where n is the size of the rarest domain
     and p its probability under ``tau``. Li et al. (NAACL 2025) set the switch by hand, at half of the steps. Scarce
-    data in a mixture are reported to bear 15 to 20 passes before repeating them does harm (arXiv 2605.12715).
+    data in a mixture can reportedly be repeated 15 to 20 times before that does harm (arXiv 2605.12715).
 
     Args:
         sizes: Number of samples of each domain.
@@ -32,7 +32,7 @@ def cooldown_by_exposure(
         epochs: Passes through the rarest domain before the switch, > 0.
         tau: Temperature before the switch, > 0.
         final_tau: Temperature from the switch on, > 0.
-        num_steps: Length of the run, if a switch that it never reaches shall give a warning.
+        num_steps: Number of steps of the run; if it is given, a switch that the run never reaches gives a warning.
 
     Raises:
         ValueError: If a number is not positive and finite, or a temperature is not positive.

@@ -10,7 +10,7 @@ from pycooldown.mixture import Mixture, Vector
 
 @runtime_checkable
 class Schedule(Protocol):
-    """What a sampler asks of a schedule. All its mixtures have the same domains and sizes."""
+    """The methods that a sampler calls. All mixtures of a schedule have the same domains and sizes."""
 
     def mixture(self, step: int) -> Mixture:
         """Return the mixture of optimizer step ``step`` (from 0)."""
@@ -51,11 +51,11 @@ class AdaptiveSchedule(Schedule, Protocol):
 
     @property
     def statistics(self) -> frozenset[str]:
-        """All statistics that `needs` ever gives."""
+        """The names of all statistics that `needs` may return."""
         ...
 
     def needs(self, step: int) -> frozenset[str]:
-        """Return the names of the statistics that ``update(step, ...)`` reads beside losses and counts."""
+        """Return the names of the statistics that ``update(step, ...)`` reads, apart from losses and counts."""
         ...
 
     def update(self, step: int, stats: Any) -> None:

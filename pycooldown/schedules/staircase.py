@@ -67,7 +67,7 @@ def order_matters(
     """Return a schedule of two phases: high-resource domains alone, in proportion to size, then all domains.
 
     Source: Choi et al., "Order Matters in the Presence of Dataset Imbalance for Multilingual Learning", NeurIPS
-    2023. They also reset the optimizer and the learning rate at the switch; that is left to the trainer.
+    2023. They also reset the optimizer and the learning rate at the switch, which is left to the trainer.
 
     Args:
         sizes: Number of samples of each domain.

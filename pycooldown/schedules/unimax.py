@@ -23,14 +23,14 @@ def unimax(
     mode: Literal["static", "frontload"] = "static",
     num_steps: int | None = None,
 ) -> Schedule:
-    """Return a schedule that draws as evenly as it can, with at most ``max_epochs`` passes through each domain.
+    """Return a schedule that draws as evenly as possible, with at most ``max_epochs`` passes through each domain.
 
     `unimax_budgets` has the formula.
 
     Args:
         sizes: Number of samples of each domain.
         budget: Number of samples that the whole run draws: batch size times steps.
-        max_epochs: Cap on the number of passes through a domain; 1, 5 and 10 in the paper.
+        max_epochs: Largest number of passes through a domain; 1, 5 and 10 in the paper.
         mode: "static" keeps one mixture throughout (Chung et al., ICLR 2023); "frontload" draws uniformly and drops
             each domain when it reaches the cap, as Li et al. (NAACL 2025) describe UniMax: the same totals, the rare
             domains early.
@@ -65,7 +65,7 @@ def unimax(
 
 
 def unimax_budgets(sizes: npt.ArrayLike, *, budget: float, max_epochs: float) -> Vector:
-    """Return what each domain gets of ``budget``: U_i = min(level, max_epochs * n_i) with sum_i U_i = budget.
+    """Return the part of ``budget`` for each domain: U_i = min(level, max_epochs * n_i) with sum_i U_i = budget.
 
     Source: Chung et al., "UniMax: Fairer and more Effective Language Sampling for Large-Scale Multilingual
     Pretraining", ICLR 2023, algorithm 1 (water filling): from the smallest domain up, each gets an even share of what

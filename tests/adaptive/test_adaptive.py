@@ -173,7 +173,7 @@ class TestContract:
         schedule = METHODS[method](delay=1)
         for step in range(12):
             for name in schedule.needs(step):
-                with pytest.raises(ValueError, match=f"step {step} comes without the statistic '{name}'"):
+                with pytest.raises(ValueError, match=f"the statistics of step {step} lack '{name}'"):
                     schedule.update(step, Statistics(**{**vars(statistics(step)), name: None}))
             schedule.update(step, statistics(step))
 

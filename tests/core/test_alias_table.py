@@ -231,7 +231,7 @@ def test_bad_draw_arguments():
         table.draw(-1, seed=0)
     with pytest.raises(ValueError, match="num_threads = 0"):
         table.draw(1, seed=0, num_threads=0)
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="seed = -1"):
         table.draw(1, seed=-1)
 
 

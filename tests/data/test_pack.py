@@ -271,6 +271,42 @@ def test_damage_is_found_when_loading(corpus: Path, tmp_path: Path, change, erro
         load_manifest(out, verify_hashes=True)
 
 
+def remove_domain(manifest: dict) -> None:
+    del manifest["domains"]["fa"]
+
+
+def reorder_domains(manifest: dict) -> None:
+    manifest["domains"] = dict(reversed(manifest["domains"].items()))
+
+
+def add_token(manifest: dict) -> None:
+    manifest["domains"]["de"]["train"]["src_tokens"] += 1
+
+
+def change_fingerprint(manifest: dict) -> None:
+    manifest["fingerprint"] = "0" * 64
+
+
+@pytest.mark.parametrize("change", [remove_domain, reorder_domains, add_token, change_fingerprint])
+def test_an_edited_manifest_is_noticed_and_mended(corpus: Path, tmp_path: Path, change) -> None:
+    """Each of these agrees with itself and with the files; only the manifest's own checksum tells."""
+    out = tmp_path / "packed"
+    pack(corpus, out, **OPTIONS)
+    path = out / "manifest.json"
+    written = path.read_text(encoding="utf-8")
+    manifest = json.loads(written)
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"has changed since it was written.*`pycooldown pack` again.*'checksum'"):
+        load_manifest(out)
+    del manifest["checksum"]  # what the error says for edits on purpose, and what older versions wrote
+    path.write_text(json.dumps(manifest))
+    assert list(load_manifest(out).domains) == list(manifest["domains"])
+    path.write_text(json.dumps(manifest | {"checksum": "0" * 64}))
+    pack(corpus, out, **OPTIONS)
+    assert path.read_text(encoding="utf-8") == written
+
+
 def test_unknown_split(corpus: Path, tmp_path: Path) -> None:
     manifest = pack(corpus, tmp_path / "packed", **OPTIONS)
     with pytest.raises(ValueError, match="split = 'test'; expected 'train' or 'validation'"):

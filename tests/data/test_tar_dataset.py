@@ -50,6 +50,9 @@ def test_bad_indices_are_refused(shards):
     for index in (82, -83):
         with pytest.raises(IndexError, match=rf"index {index} is out of range: the dataset has 82 samples"):
             dataset[index]
+    for index in (2**63, -(2**63) - 1, 2**100):
+        with pytest.raises(IndexError, match=r"beyond 2\^63 is out of range: the dataset has 82 samples"):
+            dataset[index]
     with pytest.raises(TypeError):
         dataset["en/0/0"]
     assert keys(dataset.__getitems__(np.array([0, 81]))) == [KEYS[0], KEYS[81]]

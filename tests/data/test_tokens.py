@@ -262,7 +262,7 @@ def test_indices(tmp_path):
     rows = in_order(dataset)
     assert dataset[-1]["input_ids"][:2].tolist() == dataset[3]["input_ids"][:2].tolist() == rows[3]
     assert dataset.__getitems__([])["input_ids"].shape == (0, 6)
-    for index in (4, -5):
+    for index in (4, -5, 2**63, 2**64 - 1):
         with pytest.raises(IndexError, match=f"index {index} is out of range: the dataset has 4 sequences"):
             dataset[index]
     with pytest.raises(TypeError, match="expected a list of integers"):

@@ -38,10 +38,8 @@ def main() -> None:
     """Compiles and runs; a failure leaves a sanitizer's report and a non-zero status."""
     seconds = sys.argv[1] if len(sys.argv) > 1 else "60"
     with tempfile.TemporaryDirectory() as folder:
-        kernels = ("csrc/cpu/token_copy_kernel.cpp", "csrc/cpu/dispatch.cpp")
-        tokens = build(
-            Path(folder, "tokens"), "tests/fuzz/fuzz_token_reader.cpp", "csrc/cpu/token_reader.cpp", *kernels
-        )
+        parts = [f"csrc/cpu/{name}.cpp" for name in ("token_reader", "map_guard", "token_copy_kernel", "dispatch")]
+        tokens = build(Path(folder, "tokens"), "tests/fuzz/fuzz_token_reader.cpp", *parts)
         subprocess.run([tokens, seconds], check=True)
         tars = build(
             Path(folder, "tars"),

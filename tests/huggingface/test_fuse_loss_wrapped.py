@@ -246,6 +246,61 @@ EXPERTS = {
 }
 
 
+SEQ2SEQ = {"vocab_size": 61, "d_model": 16, "d_ff": 24, "decoder_start_token_id": 0, "pad_token_id": 0}
+
+
+def switch_transformers(**options):
+    layers = {"num_layers": 2, "num_decoder_layers": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1}
+    noise = {"router_jitter_noise": 0.0, "dropout_rate": 0.0}
+    sizes = {"d_kv": 8, "num_heads": 2, "num_experts": 4}
+    return t.SwitchTransformersForConditionalGeneration(
+        t.SwitchTransformersConfig(**SEQ2SEQ, **sizes, **layers, **noise, **options)
+    )
+
+
+def nllb_moe(**options):
+    sides = {"layers": 2, "attention_heads": 2, "ffn_dim": 24, "sparse_step": 2, "layerdrop": 0.0}
+    both = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in sides.items()}
+    return t.NllbMoeForConditionalGeneration(t.NllbMoeConfig(**SEQ2SEQ, **both, num_experts=4, dropout=0.0, **options))
+
+
+def test_the_losses_of_routers_of_switch_transformers_are_kept():
+    def build():
+        torch.manual_seed(0)
+        return switch_transformers(router_aux_loss_coef=0.3, router_z_loss_coef=0.2).train()
+
+    ids = torch.randint(3, 60, (3, 7), generator=torch.Generator().manual_seed(1))
+    inputs = {"input_ids": ids, "labels": ids.flip(1), "attention_mask": torch.ones_like(ids)}
+    theirs, ours = build(), build()
+    expected = theirs(**inputs, output_router_logits=True)
+    expected.loss.backward()
+    without = theirs(**inputs).loss
+    assert expected.loss.item() > without.item() + 0.1
+    fuse_loss(ours)
+    output = ours(**inputs, output_router_logits=True)
+    output.loss.backward()
+    assert output.logits is None
+    assert output.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+    assert ours(**inputs).loss.item() == pytest.approx(without.item(), rel=1e-5)
+    for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        if other.grad is not None:
+            assert (mine.grad - other.grad).abs().amax() <= 2e-5 * other.grad.abs().amax().clamp(min=0.01), name
+
+
+def test_losses_of_routers_that_need_labels_are_refused():
+    """NLLB-MoE computes them only beside its own loss, so that a fused loss would be without them."""
+    ids = torch.randint(3, 60, (3, 7), generator=torch.Generator().manual_seed(1))
+    model = nllb_moe().train()
+    fuse_loss(model)
+    assert model(input_ids=ids, labels=ids).loss > 0
+    with pytest.raises(
+        ValueError, match=r"what NllbMoeForConditionalGeneration then adds .* is not known without labels"
+    ):
+        model(input_ids=ids, labels=ids, output_router_logits=True)
+    with pytest.raises(ValueError, match="only where it is given labels"):
+        fuse_loss(nllb_moe(output_router_logits=True))
+
+
 @pytest.mark.parametrize("switch", ["configuration", "call"])
 @pytest.mark.parametrize("family", EXPERTS)
 def test_the_loss_of_routers_is_kept(family, switch):

@@ -82,10 +82,9 @@ def make_trainer(
         per_device_train_batch_size=batch_size // accumulation,
         gradient_accumulation_steps=accumulation,
         per_device_eval_batch_size=5,
-        report_to="none",
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
-        **{"logging_steps": 1, "save_strategy": "no", "learning_rate": 0.01, **options},
+        **{"report_to": "none", "logging_steps": 1, "save_strategy": "no", "learning_rate": 0.01, **options},
     )
     starts = dict(zip(SIZES, np.cumsum([0, *SIZES.values()])))
     return (kind or MixtureTrainer)(

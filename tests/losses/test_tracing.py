@@ -1,5 +1,8 @@
 """The losses on tensors without values, traced, and counted: fake, meta, make_fx, FlopCounterMode."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -105,3 +108,17 @@ def test_flops_of_unreduced_losses_count_the_logits_twice():
     with FlopCounterMode(display=False) as counter:
         linear_cross_entropy(hidden, weight, TARGET, reduction="none").sum().backward()
     assert counter.get_total_flops() == 4 * 2 * 4 * 3 * 6
+
+
+def test_operators_are_registered_as_torch_2_11_takes_them():
+    """Its `custom_op` unpacks the tags, and a single one is none."""
+    code = """
+import torch
+register = torch.library.custom_op
+def strict(*arguments, tags=(), **options):
+    return register(*arguments, tags=[*tags], **options)
+torch.library.custom_op = strict
+import pycooldown.losses
+assert torch.Tag.cudagraph_unsafe in torch.ops.pycooldown.linear_cross_entropy.default.tags
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

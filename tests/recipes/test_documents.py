@@ -109,6 +109,16 @@ def test_plans_of_documents_need_no_torch(user):
     assert json.loads(result.stdout) == list(open_corpus(load_recipe("recipe.yaml").data).sizes.values())
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_losses_that_are_not_finite_say_how_a_recipe_allows_them(user, steps):
+    """After one step only the evaluation at the end meets what the step has done."""
+    text = RECIPE.replace("{method: cooldown, tau: 5, final_tau: 1, switch_at: 0.5}", "{method: temperature, tau: 3}")
+    (user / "recipe.yaml").write_text(text)
+    changes = [f"training.steps={steps}", "training.learning_rate=1e38", "training.warmup=0"]
+    with pytest.raises(FloatingPointError, match=r"not finite.*in a recipe: training\.allow_non_finite=true"):
+        train(load_recipe("recipe.yaml", changes), "run", progress=False)
+
+
 @pytest.mark.parametrize("mode", ["concat", "document", "best_fit"])
 def test_resuming_is_exact(user, mode, monkeypatch):
     recipe = load_recipe("recipe.yaml", [f"data.mode={mode}", "data.length=64"])

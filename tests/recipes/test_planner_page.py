@@ -115,6 +115,17 @@ def test_one_small_file_without_links():
     assert page.count("</script>") == 2  # the name of a domain closes no script
 
 
+def test_methods_have_the_colours_of_the_pictures():
+    style = pytest.importorskip("pycooldown.plots.style")
+    page = planner_page({"one": recipe({"method": "cooldown"})}, SIZES)
+    colours = dict(re.findall(r"(\w+): \"(#\w{6})\"", re.search(r"METHOD_COLOURS = \{(.*?)\}", page).group(1)))
+    assert colours.keys() == set(PAGE_METHODS)
+    for name in ("cooldown", "anneal", "unimax"):
+        assert colours[name] == style.line_style(name)["color"]
+    assert colours["temperature"] == style.line_style("temperature 5")["color"]
+    assert len(set(colours.values())) == len(colours)
+
+
 def test_what_the_page_cannot_compute_is_refused():
     with pytest.raises(ValueError, match="the page cannot compute method 'odm'; expected one of temperature"):
         planner_page({"one": recipe({"method": "odm"})}, SIZES)

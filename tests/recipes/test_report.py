@@ -1,32 +1,54 @@
 """What a comparison says of runs whose losses are known."""
 
 import json
+import re
+from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
+from pycooldown import domain_log
 from pycooldown.recipes import compare
+from pycooldown.recipes.report_page import report_page
 
 SIZES = {"a": 10, "b": 4000, "c": 100, "d": 900}
 
 
+STEPS = (10, 20, 30)
+
+
 def write_run(folder, method, losses, **changes):
+    """A run that was logged at three steps; a domain's share of the samples is the same in all of them."""
     folder.mkdir()
     data = {"max_length": 32, "eval_samples": 10}
     recipe = {"mixture": {"method": method}, "data": data, "fingerprint": "f", "sizes": SIZES, **changes}
     (folder / "recipe.json").write_text(json.dumps(recipe))
-    step = {"step": 10, "loss": 1.0, **{f"{key}/{d}": 0.25 for key in ("epochs", "q") for d in SIZES}}
-    evaluation = {"step": 10, "eval_loss": 1.0, **{f"eval_loss/{d}": losses[d] for d in SIZES}}
-    (folder / "metrics.jsonl").write_text(f"{json.dumps(step)}\n{json.dumps(evaluation)}\n")
-    domains = {d: {"size": n, "draws": 5, "epochs": 5 / n, "loss": losses[d]} for d, n in SIZES.items()}
+    lines = []
+    for step in STEPS:
+        values = {"epochs": 0.025 * step, "q": 0.25, "target": 0.25, "samples": step, "tokens": 7 * step}
+        lines.append({"step": step, "loss": 1.0, **{f"{key}/{d}": x for key, x in values.items() for d in SIZES}})
+        lines.append({"step": step, "eval_loss": 1.0, **{f"eval_loss/{d}": losses[d] for d in SIZES}})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    domains = {d: {"size": n, "draws": 5, "tokens": 35, "epochs": 5 / n, "loss": losses[d]} for d, n in SIZES.items()}
     (folder / "summary.json").write_text(json.dumps({"domains": domains, "eval_loss": 1.0, "seconds": 1, "steps": 10}))
     return folder
 
 
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The report of three runs, which nothing changes."""
+    return report_page(compare(three_runs(tmp_path_factory.mktemp("runs"))))
+
+
 @pytest.fixture
 def three(tmp_path):
+    return three_runs(tmp_path)
+
+
+def three_runs(tmp_path):
     return [
         write_run(tmp_path / "flat", "temperature", {"a": 2.0, "b": 3.0, "c": 2.0, "d": 2.0}),
         write_run(tmp_path / "sized", "temperature", {"a": 6.0, "b": 1.0, "c": 2.0, "d": 1.0}),
@@ -91,5 +113,95 @@ def test_an_unfinished_run_is_refused(three):
 
 def test_figures(three, tmp_path):
     paths = compare(three).save_figures(tmp_path / "figures")
-    assert [path.name for path in paths] == ["loss_by_step.png", "loss_by_epoch.png", "q_over_time.png"]
+    assert [path.stem for path in paths] == [
+        *("loss_by_step", "loss_by_epoch", "q_over_time", "samples_over_time", "tokens_over_time")
+    ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_pictures_without_logs_are_left_out(three):
+    for run in three:
+        (run / "metrics.jsonl").write_text("")
+    assert compare(three).figures() == {}
+
+
+def test_shares_of_a_run_of_many_domains_come_from_its_file_of_arrays(tmp_path):
+    sizes = {f"d{i}": 100 - i for i in range(80)}
+    run = write_run(tmp_path / "many", "temperature", dict.fromkeys(SIZES, 1.0))
+    summary = {d: {"size": n, "draws": 5, "tokens": 9, "epochs": 5 / n, "loss": 2.0} for d, n in sizes.items()}
+    (run / "summary.json").write_text(json.dumps({"domains": summary, "eval_loss": 2.0, "seconds": 1, "steps": 30}))
+    recipe = json.loads((run / "recipe.json").read_text())
+    (run / "recipe.json").write_text(json.dumps({**recipe, "sizes": sizes}))
+    for step in STEPS:
+        counts = np.arange(1, 81) * step
+        values = {"samples": counts, "tokens": 3 * counts, "epochs": counts / 50, "q": counts / counts.sum()}
+        domain_log.append(run / domain_log.TRAINING, step, {**values, "target": values["q"]})
+        domain_log.append(run / domain_log.EVALUATION, step, {"eval_loss": 3 - counts / counts.sum()})
+    comparison = compare([run])
+    steps, samples = comparison.runs[0].series("samples")
+    assert steps.tolist() == list(STEPS)
+    assert samples["d79"].tolist() == [80.0 * step for step in STEPS]
+    figures = comparison.figures()
+    assert len(figures) == 5
+    assert figures["samples_over_time"].axes[0].collections[-1].get_label() == "69 more"
+    assert len(report_page(comparison).encode()) < 1_000_000
+
+
+class Page(HTMLParser):
+    """What a page shows and what it would fetch."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.sources, self.rows, self.text, self.open = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        self.sources += [value for name, value in attributes.items() if name in ("src", "href", "action", "data")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if "td" in self.open:
+            self.rows[-1].append((data, "b" in self.open))
+
+
+def test_the_page_is_one_small_file_that_loads_nothing(page, three):
+    text, page = page, Page(page)
+    assert page.open == []  # every element is closed
+    assert len(text.encode()) < 1_000_000
+    assert len(page.sources) == 5
+    assert all(source.startswith("data:image/") for source in page.sources)
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object")]
+    assert re.findall(r"url\(|@import", text) == []
+    assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
+    policies = [a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert report_page(compare(three)) == text  # the same runs, the same page
+
+
+def test_the_page_has_losses_shares_and_recipes(page, three):
+    page = Page(page)
+    text = " ".join(page.text)
+    for heading in ("Validation losses", "What was drawn", "Over time", "Configuration"):
+        assert heading in text
+    assert compare(three).sentence in text
+    assert [("b", False), ("4,000", False), ("3.000", False), ("1.000", True), ("1.500", False)] in page.rows
+    shares = [("25.00%", False)] * 3
+    assert [("b", False), ("4,000", False), *[*shares, ("0.00", False)] * 3] in page.rows
+    assert [("mixture.method", False), ("temperature", False), ("temperature", False), ("cooldown", False)] in page.rows
+    assert "max_length: 32" in text
+
+
+def test_names_of_runs_and_domains_are_text(tmp_path):
+    run = write_run(tmp_path / "<img src=x>", "temperature", dict.fromkeys(SIZES, 1.0))
+    page = Page(report_page(compare([run])))
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == 5
+    assert "<img src=x>" in "".join(page.text)

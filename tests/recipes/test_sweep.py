@@ -14,7 +14,7 @@ from scipy import stats
 from pycooldown.recipes.grid import GridPoint, expand_grid, split_values
 from pycooldown.recipes.history import Run
 from pycooldown.recipes.methods.static import TemperatureOptions
-from pycooldown.recipes.paired import paired_difference, t_quantile
+from pycooldown.recipes.paired import clear_best, paired_difference, t_quantile
 from pycooldown.recipes.schema import Data, Recipe, Training
 from pycooldown.recipes.sweep import run_sweep
 
@@ -145,6 +145,47 @@ def test_t_quantiles_are_scipys(degrees):
 
 def test_one_seed_has_a_difference_without_an_interval():
     assert str(paired_difference([1.0], [1.5])) == "-0.500"
+
+
+@pytest.mark.parametrize(
+    ("values", "lowest", "best"),
+    [
+        ([[1.0, 1.1, 1.2], [2.0, 2.1, 2.2], [3.0, 3.2, 3.1]], True, 0),
+        ([[1.0, 1.1, 1.2], [2.0, 2.1, 2.2], [3.0, 3.2, 3.1]], False, 2),
+        ([[1.0, 1.5, 1.2], [1.1, 1.3, 1.25], [3.0, 3.2, 3.1]], True, None),  # two are as good as each other
+        ([[5.0, 1.0, 3.0], [5.1, 1.1, 3.1]], True, 0),  # paired by seed, the difference is always the same
+        ([[1.0], [2.0]], True, None),  # one seed has no interval
+        ([[1.0, 1.1]], True, None),  # nor has it a rival
+        ([[1.0, float("nan")], [2.0, 2.1]], True, None),
+    ],
+)
+def test_the_best_is_named_only_beyond_the_interval(values, lowest, best):
+    assert clear_best(values, lowest=lowest) == best
+
+
+def test_a_run_that_diverged_is_shown(tmp_path):
+    def train(recipe, folder):
+        run = Trainings()(recipe, folder)
+        summary = json.loads((folder / "summary.json").read_text())
+        if recipe.mixture.tau == 5 and recipe.training.seed == 2:
+            summary["domains"]["a"]["loss"] = None
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return run
+
+    sweep = run_sweep(RECIPES, [0, 2], tmp_path, train)
+    assert "nan" in sweep.markdown()
+    assert "a" not in sweep.best["loss"]
+    assert sweep.best["loss"]["b"] == "sized"
+    assert json.loads((tmp_path / "sweep.json").read_text())["tables"]["loss"][2][2][0]["sd"] is None
+
+
+def test_a_sweep_names_its_clear_bests(tmp_path):
+    sweep = run_sweep(RECIPES, [0, 2], tmp_path / "two", Trainings(scores=True))
+    assert sweep.best["loss"] == dict.fromkeys(
+        [*SIZES, "high-resource", "mid-resource", "low-resource", "all"], "sized"
+    )
+    assert sweep.best["bleu"]["all"] == "flat"
+    assert run_sweep(RECIPES, [0], tmp_path / "one", Trainings()).best == {"loss": {}}
 
 
 def test_a_grid_has_every_combination(tmp_path):

@@ -177,13 +177,20 @@ def test_seed_and_shuffle():
     assert np.array_equal(seen[domain_of(seen) == 0], np.arange((domain_of(seen) == 0).sum()))
 
 
-@pytest.mark.parametrize("sizes", [SIZES, {"a": 10**7, "b": 3 * 10**4, "c": 5_000, "d": 63, "e": 3, "f": 1}])
+VARIED = {"a": 10**7, "b": 3 * 10**4, "c": 5_000, "d": 63, "e": 3, "f": 1}
+# Around where permutations take more rounds, and where the parts of an index have more bits or less.
+ROUND = {str(n): n for n in (2**61 - 1, 2**33 + 5, 2**32, 2**31 + 1, 2**31, 8193, 4097, 4096, 4095, 65, 64, 63, 5, 2)}
+
+
+@pytest.mark.parametrize("sizes", [SIZES, VARIED, ROUND], ids=["few", "varied", "round"])
 def test_same_batches_on_every_instruction_set(monkeypatch, sizes):
     """Domains of all sizes, whose permutations take different numbers of rounds; epochs begin within batches."""
-    schedule, steps = schedules.constant(Mixture.proportional(sizes)), range(40)
+    mixture = Mixture.temperature_sampling(sizes, math.inf) if sizes is ROUND else Mixture.proportional(sizes)
+    schedule, steps = schedules.constant(mixture), range(40)
 
     def plans():
-        sampler = DomainBatchSampler(schedule, batch_size=min(sum(sizes.values()), 5_001), seed=9, allocation="quota")
+        batch_size = min(sum(sizes.values()), 27 if sizes is ROUND else 5_001)
+        sampler = DomainBatchSampler(schedule, batch_size=batch_size, seed=9, allocation="quota")
         return [plan.indices.tolist() for plan in map(sampler.plan, steps)]
 
     by_isa = {}

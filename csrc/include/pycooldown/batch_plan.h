@@ -91,14 +91,19 @@ class BatchPlanner {
   std::size_t slots() const { return slots_of(batch_size_); }  // that the allocation decides
   void begin(std::span<const MixtureSpan> spans, std::uint64_t step);
   std::uint64_t first_draw(std::uint64_t step) const;
+  void draw_slots(const AliasTable& table, std::uint64_t step);
   void place(std::size_t domain, std::uint64_t draws);
   void advance(std::size_t domain, std::uint64_t draws);
 
   template <class Take>
   void allocate_systematic(const AliasTable& table, std::uint64_t step, const Take& take);
-  void fill_systematic(const AliasTable& table, std::uint64_t step);
-  void skip_systematic(const AliasTable& table, std::uint64_t step);
-  void fill_quota(std::span<const MixtureSpan> spans, std::uint64_t step);
+  template <class Take>
+  void allocate_quota(std::span<const MixtureSpan> spans, std::uint64_t step, const Take& take);
+  template <class Take>
+  void allocate(std::span<const MixtureSpan> spans, std::uint64_t step, const Take& take);
+  // For all allocations but multinomial: writes the domains of all slots, or only counts them.
+  void allocate_slots(std::span<const MixtureSpan> spans, std::uint64_t step);
+  void skip_slots(std::span<const MixtureSpan> spans, std::uint64_t step);
   void follow(std::span<const MixtureSpan> spans, std::uint64_t step);
   bool follow_next(std::span<const MixtureSpan> spans, std::uint64_t step);
   void set_deadline(std::size_t domain, std::uint64_t step);
@@ -113,6 +118,7 @@ class BatchPlanner {
   std::vector<std::int64_t> sizes_;
   std::vector<std::vector<EpochSize>> epoch_sizes_;
   std::vector<std::int64_t> credits_;
+  std::vector<std::uint32_t> words_;      // that slots are shuffled by
   std::vector<std::int32_t> domain_ids_;  // one slot more than the batch, so that writing needs no branch
   // For quota allocation: the spans that the deadlines were computed from, the step before which each domain's next
   // sample must be drawn, and claims to one more slot (the batches until the deadline, then the domain).

@@ -13,8 +13,9 @@ enum class Format { f32, bf16, f16 };
 //   grad = scale * d(loss + z_loss lse^2) / d logits
 // Ignored rows give 0 throughout, and so do rows of scale 0 unless sums are wanted.
 //
-// With whole_lse the logits are a slice of num_whole_classes classes, of which that is the lse: grad is the slice's
-// part of the gradient, target -1 is a class elsewhere, and loss and lse are undefined.
+// If whole_lse is given, the logits are a slice of num_whole_classes classes, and whole_lse is the lse of all of them.
+// Then grad is the slice's part of the gradient, target -1 is a class outside of the slice, and loss and lse are
+// undefined.
 struct CrossEntropy {
   std::int64_t num_rows, num_classes, num_domains;
   const void* logits;                       // of the format, num_classes contiguous elements a row
@@ -26,7 +27,7 @@ struct CrossEntropy {
   const std::int64_t* domain_ids;  // nullptr: every row is of domain 0
   std::int64_t ignore_index;
   double label_smoothing, z_loss, softcap;  // 0: without
-  const float* whole_lse;                   // nullptr: the logits are of all classes
+  const float* whole_lse;                   // nullptr: the logits are those of all classes
   std::int64_t num_whole_classes;
   float* loss;
   float* lse;
@@ -36,8 +37,8 @@ struct CrossEntropy {
   std::int64_t* correct;  // rows whose x_t is the largest, ties included
 };
 
-// On up to num_threads threads; the result does not depend on how many. Throws std::out_of_range for a target or domain
-// out of range, with nothing written.
+// Runs a job on up to num_threads threads; the result does not depend on their number. Throws std::out_of_range for a
+// target or domain out of range, before anything is written.
 void cross_entropy(const CrossEntropy& job, int num_threads);
 
 }  // namespace pycooldown

@@ -1,7 +1,7 @@
-// A keyed bijection on [0, n): a shuffle without memory. A Feistel network on pairs (high, low) with low < 2^b and high
-// < h, where h is the least number with h 2^b >= n; the few pairs beyond n walk on along their cycle (Black and
-// Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002). Since h need not be a power of two, hardly any value
-// walks.
+// A keyed bijection on [0, n): a shuffle without memory. It is a Feistel network on pairs (high, low) with low < 2^b
+// and high < h, where h is the least number with h 2^b >= n. For the few results beyond n, the network is applied again
+// (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002). Since h need not be a power
+// of two, such results are rare.
 #pragma once
 
 #include <cstdint>
@@ -46,7 +46,7 @@ struct alignas(64) Permutation {
     std::uint64_t low = i & low_mask, high = i >> low_bits;
     for (int round = 0; round < kRounds; round += 2) {
       high += (mix(low + key(round)) * high_size) >> 32;
-      const std::uint64_t wrapped = high - high_size;  // huge if there is nothing to wrap
+      const std::uint64_t wrapped = high - high_size;  // a huge number if high is below high_size
       high = wrapped < high ? wrapped : high;
       low ^= mix(high + key(round + 1)) & low_mask;
     }

@@ -3,9 +3,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <span>
 #include <string>
 #include <vector>
+
+#include "pycooldown/map_guard.h"
 
 namespace pycooldown {
 
@@ -26,11 +29,10 @@ struct TokenFile {
   std::span<const std::uint64_t> ends;           // of the documents, likewise; equal ones are documents of no tokens
 };
 
-// What a file was when it was mapped. Reading a page of a map that the file no longer has kills the process (SIGBUS),
-// so each call looks first whether the files that it reads are still what they were. A file that was deleted, or
-// replaced by another one of its name, is still there as it was mapped.
-struct MappedState {
-  explicit MappedState(std::string path);
+// A file that is mapped, and what it was then. A file that was deleted, or replaced by another one of its name, is
+// still there as it was mapped.
+struct MappedState : MappedBytes {
+  MappedState(std::string path, std::span<const std::byte> mapped);
   // Throws std::system_error if the file was written to or cut off since.
   void check() const;
 
@@ -64,8 +66,8 @@ class TokenReader {
 
   std::int64_t size() const { return starts_.back(); }
 
-  // Throws std::out_of_range where rows leave the stream, std::invalid_argument where a file is found to be damaged or
-  // an id does not fit, std::system_error where a file has changed since it was added.
+  // Throws std::out_of_range if rows leave the stream, std::invalid_argument where a file is found to be damaged or
+  // an id does not fit, std::system_error where a file has changed since it was added, even in the middle of the call.
   void fill(const TokenRows& rows) const;
 
  private:
@@ -74,8 +76,10 @@ class TokenReader {
   Place locate(std::int64_t token) const;
 
   std::vector<TokenFile> files_;
-  std::vector<std::vector<MappedState>> states_;  // of each file and that of its ends
-  std::vector<std::int64_t> starts_{0};           // of each file in the stream
+  std::deque<MappedState> mapped_;          // the files, and those of their ends
+  std::vector<MappedBytes*> maps_;          // the same, for the guard
+  std::vector<std::size_t> first_maps_{0};  // where those of each file begin
+  std::vector<std::int64_t> starts_{0};     // of each file in the stream
 };
 
 }  // namespace pycooldown

@@ -95,6 +95,8 @@ class _SentencePiece:
         import sentencepiece
 
         try:
+            if not content:  # which SentencePiece takes for no model at all
+                raise RuntimeError("it is empty")
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=content)
         except (RuntimeError, OSError) as error:
             raise ValueError(f"{path} is no SentencePiece model: {error}") from error

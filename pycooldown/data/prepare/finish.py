@@ -14,6 +14,7 @@ from typing import Any
 from pycooldown.data.prepare.outputs import ResultFolder
 from pycooldown.data.prepare.plan import MEANWHILE, PLAN, TOKENIZER, Plan, read_json
 from pycooldown.data.prepare.records import SPLITS, WORK, Record, record_name, shard_name
+from pycooldown.data.publish import seal
 from pycooldown.data.token_shards import ENDS_SUFFIX, FORMAT
 
 MANIFEST = "manifest.json"
@@ -67,6 +68,7 @@ def finish(
         "preview": preview,
     }
     del manifest["tokenizer"]["path"]
+    manifest = seal(manifest)
     _remove_others(output, plan, manifest, set(tokenizer_files))
     content = (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
     if _content(output, MANIFEST) != content:

@@ -1,4 +1,4 @@
-"""The records of a stream of bytes in each format that is read from front to back: lines, JSON, text and tars."""
+"""Read the records of files that are read from front to back: lines, JSON, text and tars."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Faults:
     """Raises at a record that is not as expected, or counts it.
 
     Attributes:
-        skipped: Number of records left out, by kind: "encoding", "malformed", "field" or "long".
+        skipped: The number of records that were left out, by kind: "encoding", "malformed", "field" or "long".
     """
 
     def __init__(self, on_error: str) -> None:
@@ -44,7 +44,7 @@ class Faults:
 
 
 def _lines(stream: IO[bytes], faults: Faults, place: Callable[[int], str]) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers, without those too long to be held in memory."""
+    """Yield lines with their numbers; those too long to be held in memory are reported and left out."""
     number = 0
     while line := stream.readline(MAX_RECORD_BYTES + 1):
         number += 1
@@ -63,7 +63,7 @@ def _line_place(file_range: FileRange) -> Callable[[int], str]:
 
 
 def lines_before(file_range: FileRange) -> int:
-    """Number of lines before the range: they are read only when an error must name its line."""
+    """Return the number of lines before the range; they are read only when an error must name its line."""
     left, count = file_range.start, 0
     with open_binary(file_range.path, file_range.version, stop=file_range.start) as file:
         while left and (block := file.read(min(left, READ_BYTES))):

@@ -35,11 +35,11 @@ class InputFile:
     """A file of documents.
 
     Attributes:
-        path: Where it is: a path or a URL.
+        path: A path or a URL.
         format: `"jsonl"`, `"json"`, `"text"`, `"parquet"`, `"arrow"` or `"tar"`.
         compression: `"gzip"`, `"zstd"` or `""`.
-        size: In bytes.
-        version: What changes with the content: the time of the last change in ns, or what the store says of an object.
+        size: The size in bytes.
+        version: A text that changes with the content: the time of the last change in ns, or an object's version.
     """
 
     path: str
@@ -235,12 +235,12 @@ def _from_yaml(path: Path) -> dict[str, list[str]]:
     from pycooldown._extras import require
 
     require("cli", "yaml")
-    import yaml
+    from pycooldown._yaml import read_yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not UTF-8 YAML: {error}") from error
+        content = read_yaml(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path} holds no mapping; expected domains with patterns of their files")
     patterns = {}

@@ -1,4 +1,4 @@
-"""Submit the parts as a Slurm array, and what finishes them behind it."""
+"""Submit a run to Slurm: an array of tasks, and a job behind it that finishes."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Choose the validation documents by a keyed hash of their text.
 
-What decides is the text alone, so a document that comes twice, in one domain or in two, is on one side only, whatever
-the order of the files and however they are divided. With a share, a document is for validation if its hash, taken as a
-number in [0, 1), is below the share. With a number n, each domain chooses the n documents of smallest hash, at most a
-quarter of its documents but at least one of two; what one domain chose is for validation in all. That needs a pass over
-all documents before they are tokenized.
+The text alone decides. So a document that occurs twice, in one domain or in two, is on one side only, whatever the
+order of the files and however they are divided. With a share, a document is for validation if its hash, as a number
+in [0, 1), is below the share. With a number n, each domain chooses its n documents of smallest hash: at most a quarter
+of its documents, but at least one of two. A document that one domain chose is for validation in all domains. This
+needs one pass over all documents before they are tokenized.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The pure function of preparation: a part of a domain becomes shards and a record.
+"""Make shards and a record of a part of a domain, by a pure function.
 
 What it writes depends on the part's bytes, the options and the tokenizer, and on nothing else: not on the engine, the
-number of workers or what ran before. The record tells what a shard was made from and what it is, by hashes, so a second
-call that finds both as recorded has nothing to do. Nothing else is trusted.
+number of workers or earlier runs. The record holds hashes of the input and of the shards. A second call that finds both
+as recorded has nothing to do. Nothing else is trusted.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Count:
 
 
 class _Tally:
-    """What is noted down while a part is read."""
+    """Counts, hashes and a preview, which are collected while a part is read."""
 
     def __init__(self, setup: Setup, part: Part) -> None:
         self.faults = Faults(setup.options.on_error)
@@ -87,7 +87,7 @@ def make_shards(setup: Setup, part: Part) -> Record:
         with _Spool(workspace) as validation:
 
             def train() -> Iterator[Ids]:
-                """The training documents; those for validation are laid aside meanwhile."""
+                """Yield the training documents, and put those for validation into a temporary file."""
                 for split, ids in _tokenized(setup, part, tally):
                     if split == "train":
                         yield ids
@@ -115,7 +115,7 @@ def make_shards(setup: Setup, part: Part) -> Record:
 
 
 def _tokenized(setup: Setup, part: Part, tally: _Tally) -> Iterator[tuple[str, Ids]]:
-    """The split and the tokens of every document."""
+    """Yield the split and the tokens of every document."""
     encoder = load_encoder(setup.tokenizer)
     is_validation = validation_test(setup.out, setup.options, setup.chosen)
     ends = (setup.tokenizer.bos_id, setup.tokenizer.eos_id)
@@ -158,7 +158,7 @@ def _write(
 
 
 def _batches(documents: Iterator[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
-    """Lists of documents bounded in bytes, so that memory does not grow with the documents."""
+    """Yield lists of documents that are bounded in bytes, so that memory does not grow with the input."""
     batch: list[tuple[str, bytes]] = []
     size = 0
     for document in documents:

@@ -16,9 +16,9 @@ FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the logits t
 def empty_gradient(logits: torch.Tensor) -> torch.Tensor:
     """Return uninitialized memory for the gradient of logits (N, V), in their dtype and on their device.
 
-    Where the logits' rows are padded by less than an eighth, as those of 50,257 classes in 50,304, so are its own: both
-    begin at the same place between two multiples of 16 bytes, and move in accesses of that width. Otherwise the rows
-    lie without gaps.
+    If the rows of the logits are padded by less than an eighth, such as 50,257 classes to 50,304, those of the gradient
+    are padded alike. Then rows of both begin at the same distance from a multiple of 16 bytes, so that they are read
+    and written 16 bytes at a time. Otherwise the rows follow each other without gaps.
     """
     num_rows, num_classes = logits.shape
     step, inner = logits.stride()
@@ -76,7 +76,7 @@ class Outputs(NamedTuple):
 
     @property
     def stats(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The sums by domain, where they were wanted."""
+        """The sums by domain, if they were wanted."""
         assert self.loss_sum is not None
         assert self.token_count is not None
         assert self.correct is not None
@@ -97,11 +97,11 @@ class SliceBackend(Protocol):
         *,
         inplace: bool,
     ) -> torch.Tensor:
-        """Return the gradient over a slice of the classes, where the log-sum-exp over all of them is known.
+        """Return the gradient over a slice of the classes, given the log-sum-exp over all of them.
 
         Args:
             logits: (N, V of the slice).
-            target: (N,) int64, counted from the slice's first class; -1 where the row's class is in another slice.
+            target: (N,) int64, counted from the slice's first class; -1 if the row's class is in another slice.
             scale: (N,) float32. The gradient of rows that are ignored or of scale 0 is 0.
             lse: (N,) float32, over all classes.
             num_whole_classes: () int64, the number of all classes.
@@ -152,6 +152,6 @@ class Backend(SliceBackend, Protocol):
             inplace: Whether to write the gradient over the logits.
 
         Raises:
-            IndexError: On the CPU, for a target out of range. On a GPU raising would take a synchronization: loss and
-                gradient of the row are NaN.
+            IndexError: On the CPU, for a target out of range. On a GPU, raising would need a synchronization: loss and
+                gradient of the row are NaN instead.
         """

@@ -76,20 +76,20 @@ def gradient(
 
 
 def scale_(grad: torch.Tensor, factor: torch.Tensor) -> None:
-    """Multiply grad by a scalar in place, free if that is 1."""
+    """Multiply grad by a scalar in place; a factor of 1 costs nothing."""
     if factor != 1:
         grad.mul_(factor)
 
 
 def _keywords(options: KernelOptions) -> dict[str, Any]:
-    """Return the kernel's own options by name; backend and group are no concern of it."""
+    """Return the kernel's options by name, without backend and group."""
     keywords = options._asdict()
     del keywords["backend"], keywords["group"]
     return {**keywords, "num_threads": torch.get_num_threads()}
 
 
 def _buffers(logits: torch.Tensor, want_grad: bool, inplace: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the logits with contiguous rows, and where their gradient is written."""
+    """Return the logits with contiguous rows, and the memory for their gradient."""
     x = logits.detach()
     if x.shape[1] > 1 and x.stride(1) != 1:
         x = x.contiguous()
@@ -99,7 +99,7 @@ def _buffers(logits: torch.Tensor, want_grad: bool, inplace: bool) -> tuple[torc
 
 
 def _placed(grad: torch.Tensor | None, logits: torch.Tensor, inplace: bool) -> torch.Tensor | None:
-    """Return the gradient, in the memory of the logits if inplace: these may have been copied for the kernel."""
+    """Return the gradient; if inplace, in the memory of the logits, which may have been copied for the kernel."""
     if grad is not None and inplace and grad.data_ptr() != logits.data_ptr():
         return logits.detach().copy_(grad)
     return grad

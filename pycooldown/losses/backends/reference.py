@@ -37,7 +37,7 @@ def losses(
         logits: (N, V), any floating dtype; half precision is computed in float32.
         target: (N,) int64 classes, or (N, V) class probabilities, for which no row is ignored.
         weight: (V,) class weights or None.
-        options: Those of the loss; z-loss is not part of what is returned.
+        options: Those of the loss; z-loss is not part of the result.
     """
     x = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if options.softcap:
@@ -96,8 +96,14 @@ def scale_(grad: torch.Tensor, factor: torch.Tensor) -> None:
     grad.mul_(factor)
 
 
+@torch.compiler.assume_constant_result  # torch.compile of 2.11 cannot trace the call in it
+def has_autocast(device_type: str) -> bool:
+    """Return whether a type of device has autocast; some, as meta, have none."""
+    return bool(torch.amp.is_autocast_available(device_type))
+
+
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return a context in which autocast is off, on devices that have it: meta tensors' has none."""
-    if not torch.amp.is_autocast_available(device.type):
+    """Return a context in which autocast is off, on devices that have it."""
+    if not has_autocast(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from pycooldown._extras import require
@@ -44,12 +43,6 @@ def check_version(version: str) -> None:
 check_version(triton.__version__)
 
 INTERPRETED = not isinstance(rows_kernel, triton.runtime.JITFunction)  # TRITON_INTERPRET=1: runs on the CPU, slowly
-
-if INTERPRETED and triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
-    raise ImportError(
-        f"the interpreter of triton {triton.__version__} cannot loop with numpy {np.__version__}, which takes no "
-        "arrays for integers; install 'triton>=3.7' or 'numpy<2.4', or unset TRITON_INTERPRET on a machine with a GPU"
-    )
 
 
 class Variant(NamedTuple):

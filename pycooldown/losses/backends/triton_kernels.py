@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from .triton_tiles import (
+    bound,
     capped,
     edges,
     fill_zero,
@@ -80,7 +81,7 @@ def _write_gradient(
             )  # fmt: skip
     else:
         tiles = tl.cdiv(words, LANES * 4)
-        for i in range(tiles):
+        for i in range(bound(tiles)):
             offset, mask = tile_of(tiles - 1 - i, words, LANES)
             tile = load_tile(logits + head, offset, mask, SAME_ALIGNMENT, "evict_first")
             _store_gradient(
@@ -109,7 +110,7 @@ def rows_kernel(
     VEC: tl.constexpr = 128 // DTYPE.primitive_bitwidth
     PARTS: tl.constexpr = VEC // 4
     POLICY: tl.constexpr = "evict_last" if GRAD and not TILES else "evict_first"
-    for n in range(tl.program_id(0), num_rows, tl.num_programs(0)):
+    for n in range(bound(tl.program_id(0)), bound(num_rows), bound(tl.num_programs(0))):
         row = logits + n * logits_stride
         grad_row = grad + n * grad_stride
         t = tl.load(target + n)
@@ -155,7 +156,7 @@ def rows_kernel(
                         x = capped(part_of(kept[i] | zero, k, DTYPE), mask, softcap, SOFTCAP)
                         lane_sum += tl.sum(tl.exp2((x - m) * LOG2_E), 1)
             else:
-                for first in range(0, tl.cdiv(words, LANES * 4), FLIGHT):
+                for first in range(0, bound(tl.cdiv(words, LANES * 4)), FLIGHT):
                     tiles = ()
                     for i in tl.static_range(FLIGHT):
                         offset, mask = tile_of(first + i, words, LANES)
@@ -258,7 +259,7 @@ def scale_kernel(grad, factor, stride: tl.int64, num_classes: tl.int32, LANES: t
         tl.store(grad + edge_column, edge.to(DTYPE), mask=edge_mask)
         pointer = tl.multiple_of((grad + head).to(tl.pointer_type(tl.int32)), 16)
         words = body // (VEC // 4)
-        for i in range(tl.cdiv(words, LANES * 4)):
+        for i in range(bound(tl.cdiv(words, LANES * 4))):
             offset, mask = tile_of(i, words, LANES)
             tile = tl.load(pointer + offset, mask=mask)
             parts = ()

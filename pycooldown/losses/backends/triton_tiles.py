@@ -18,6 +18,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+if triton.knobs.runtime.interpret:
+
+    def bound(n):
+        """A bound of a loop. `range` asks for an integer, which Triton 3.6 makes in a way that NumPy 2.4 refuses."""
+        return n.handle.data.item()
+
+else:
+
+    @triton.jit
+    def bound(n):
+        """A bound of a loop."""
+        return n
+
 
 @triton.jit
 def _tanh(z):
@@ -123,6 +136,6 @@ def fill_zero(row, num_classes, VEC: tl.constexpr, LANES: tl.constexpr):
     tl.store(row + edge_column, tl.zeros_like(edge_column).to(row.dtype.element_ty), mask=edge_mask)
     pointer = tl.multiple_of((row + head).to(tl.pointer_type(tl.int32)), 16)
     words = body // (VEC // 4)
-    for i in range(tl.cdiv(words, LANES * 4)):
+    for i in range(bound(tl.cdiv(words, LANES * 4))):
         offset, mask = tile_of(i, words, LANES)
         tl.store(pointer + offset, tl.zeros_like(offset), mask=mask)

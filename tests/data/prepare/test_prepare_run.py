@@ -101,6 +101,34 @@ def test_the_dataset_reads_it(run, tmp_path):
     assert dataset[0]["input_ids"].tolist() == first
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["domains"].pop("sw"),
+        lambda manifest: manifest.update(domains=dict(reversed(manifest["domains"].items()))),
+        lambda manifest: manifest["domains"]["de"]["train"].update(characters=1),
+        lambda manifest: manifest["tokenizer"].update(eos_id=2),
+    ],
+    ids=["a domain removed", "domains reordered", "a count", "the tokenizer"],
+)
+def test_an_edited_manifest_is_noticed_and_mended(run, tmp_path, change):
+    from pycooldown.data.token_manifest import load_token_manifest
+
+    run()
+    path = tmp_path / "out" / "manifest.json"
+    written = path.read_text(encoding="utf-8")
+    manifest = json.loads(written)
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"has changed since it was written.*`pycooldown tokenize` again.*'checksum'"):
+        load_token_manifest(tmp_path / "out")
+    run()
+    assert path.read_text(encoding="utf-8") == written
+    del manifest["checksum"]  # what the error says for edits on purpose, and what older versions wrote
+    path.write_text(json.dumps(manifest))
+    assert list(load_token_manifest(tmp_path / "out").domains) == list(manifest["domains"])
+
+
 def test_the_same_bytes_for_any_number_of_workers_tasks_and_a_second_run(run, tmp_path):
     first = run("one", validation=10)
     assert run("two", validation=10, engine={"workers": 2}) == first

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from pycooldown._files import open_regular
+
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
 MAX_NODES = 100_000
@@ -17,10 +19,10 @@ def read_yaml(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Any:
     """Return the value in a file.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        OSError: If there is no such file, or it is a folder or a pipe.
         ValueError: If it is too large, not UTF-8, or `parse_yaml` refuses its text.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise ValueError(f"it has more than {max_bytes:,} bytes; expected a small YAML file")

@@ -1,0 +1,72 @@
+"""What a run saw of each domain at each log, for any number of domains: one array in a file that grows.
+
+The file is NumPy's own format, a record for each log:
+
+    logs = np.load("run/domains.npy", mmap_mode="r")
+    logs["step"]                      # (n,)
+    logs["loss"][-1]                  # (K,) the newest loss of each domain, in the order of the mixture's domains
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+TRAINING, EVALUATION = "domains.npy", "domains-eval.npy"
+
+
+def append(path: Path, step: int, values: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Append a record; records of this step and later ones, of a process that was interrupted, are dropped first.
+
+    A reader sees either all of a record or nothing of it: its bytes are written before the count in the header.
+
+    Args:
+        path: The file. One with other fields, or of another number of domains, is begun anew.
+        step: The step of the log.
+        values: (K,) by name. Integers are kept as int64, others as float32.
+    """
+    record = np.zeros(
+        1, dtype=[("step", "<i8"), *((name, _kind(array), array.shape) for name, array in values.items())]
+    )
+    record["step"] = step
+    for name, array in values.items():
+        record[name] = array
+    kept = 0
+    if path.exists() and (before := read(path)).dtype == record.dtype:
+        kept = int(np.searchsorted(before["step"], step))
+    with open(path, "r+b" if kept else "wb") as file:
+        _write_header(file, record.dtype, kept)  # as long as the next, so that records need not move
+        file.seek(kept * record.dtype.itemsize, 1)
+        file.truncate()
+        file.write(record.tobytes())
+        file.flush()
+        file.seek(0)
+        _write_header(file, record.dtype, kept + 1)
+
+
+def read(path: Path) -> npt.NDArray[np.void]:
+    """Return the records, mapped into memory.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    try:
+        records: npt.NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if records.ndim != 1 or "step" not in (records.dtype.names or ()):
+        raise ValueError(f"{path} is damaged: expected records with a step")
+    return records
+
+
+def _kind(array: npt.NDArray[Any]) -> str:
+    return "<i8" if np.issubdtype(array.dtype, np.integer) else "<f4"
+
+
+def _write_header(file: Any, dtype: np.dtype[np.void], count: int) -> None:
+    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(file, description)

@@ -1,0 +1,127 @@
+"""Values of domains for TensorBoard and Weights & Biases: grouped by quantity, and histograms of many domains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback, WandbCallback
+
+from pycooldown.mixture import Vector
+
+# Of more domains, so many with the largest target are sent each, and all of them as histograms.
+SHOWN_DOMAINS = 16
+
+Values = dict[str, dict[str, float]]  # by quantity and domain
+
+
+class LoggingTrainer(Protocol):
+    """What the callbacks ask of the trainer whose logs they send.
+
+    Attributes:
+        domains: All domains.
+        newest_values: What the newest log has of all domains, (K,), by quantity.
+    """
+
+    domains: tuple[str, ...]
+    newest_values: dict[str, Vector]
+
+    def largest_domains(self, most: int) -> list[int]:
+        """Return the positions of the domains with the largest target, at most so many, in the mixture's order."""
+
+
+class _Grouped(TrainerCallback):  # type: ignore[misc]
+    """Send what is logged by domain as ``quantity/domain``, apart from Trainer's own ``train/...`` and ``eval/...``."""
+
+    source: LoggingTrainer
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Send a log."""
+        plain, values = split_logs(logs, self.source)
+        super().on_log(args, state, control, logs=plain, **kwargs)
+        if not (values and state.is_world_process_zero):
+            return
+        shown = {self.source.domains[i] for i in self.source.largest_domains(SHOWN_DOMAINS)}
+        scalars = {
+            f"{name}/{domain}": value
+            for name, found in values.items()
+            for domain, value in found.items()
+            if domain in shown
+        }
+        histograms = {}
+        if len(self.source.domains) > SHOWN_DOMAINS:
+            for name, found in self.source.newest_values.items():
+                if np.isfinite(found).any():
+                    histograms[f"{name}/all domains"] = found[np.isfinite(found)]
+        self.send(scalars, histograms, state.global_step)
+
+    def send(self, scalars: Mapping[str, float], histograms: Mapping[str, Vector], step: int) -> None:
+        """Send values by tag; what each tool has a way of its own for."""
+        raise NotImplementedError
+
+
+class GroupedTensorBoard(_Grouped, TensorBoardCallback):  # type: ignore[misc]
+    """TensorBoard's callback, with a group of charts for each quantity, and one chart of all its domains.
+
+    The latter are in the tab "Custom Scalars".
+    """
+
+    _laid_out: Any = None
+
+    def send(self, scalars: Mapping[str, float], histograms: Mapping[str, Vector], step: int) -> None:
+        """Write values by tag."""
+        writer = self.tb_writer
+        if writer is None:
+            return
+        if self._laid_out is not writer:
+            names = dict.fromkeys(tag.partition("/")[0] for tag in scalars)
+            writer.add_custom_scalars({"domains": {name: ["Multiline", [f"^{name}/.*"]] for name in names}})
+            self._laid_out = writer
+        for tag, value in scalars.items():
+            writer.add_scalar(tag, value, step)
+        for tag, values in histograms.items():
+            writer.add_histogram(tag, values, step)
+        writer.flush()
+
+
+class GroupedWandb(_Grouped, WandbCallback):  # type: ignore[misc]
+    """The callback of Weights & Biases, with a section for each quantity."""
+
+    def send(self, scalars: Mapping[str, float], histograms: Mapping[str, Vector], step: int) -> None:
+        """Log values by key."""
+        if self._wandb is not None:
+            pictures = {tag: self._wandb.Histogram(values) for tag, values in histograms.items()}
+            self._wandb.log({**scalars, **pictures, "train/global_step": step})
+
+
+_KINDS = {TensorBoardCallback: GroupedTensorBoard, WandbCallback: GroupedWandb}
+
+
+def group(callbacks: list[Any], source: LoggingTrainer) -> None:
+    """Put grouping callbacks in place of those of TensorBoard and Weights & Biases; subclasses of a user's are kept.
+
+    Args:
+        callbacks: Of a trainer; changed.
+        source: The trainer.
+    """
+    for i, callback in enumerate(callbacks):
+        if (kind := _KINDS.get(type(callback))) is not None:
+            grouped = kind.__new__(kind)
+            grouped.__dict__.update(callback.__dict__, source=source)
+            callbacks[i] = grouped
+
+
+def split_logs(logs: Mapping[str, float], source: LoggingTrainer) -> tuple[dict[str, float], Values]:
+    """Return what is logged of the whole run, and what of single domains, by quantity and domain."""
+    plain: dict[str, float] = {}
+    values: Values = {}
+    domains = set(source.domains)
+    for key, value in logs.items():
+        name, _, domain = key.partition("/")
+        if name in source.newest_values and domain in domains:
+            values.setdefault(name, {})[domain] = value
+        else:
+            plain[key] = value
+    return plain, values

@@ -1,0 +1,186 @@
+"""Mapped files that lose their pages while they are read: an error that names the file, where the system would kill."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+
+from pycooldown.data.token_writer import write_token_shard
+
+# Each case runs in a process of its own. The file is renamed and another one takes its name before the mapped one is
+# truncated, so that a look at the file's status finds nothing: only reading the map meets the missing pages.
+CASE = """
+import os, sys
+from pycooldown.data import TarDataset, TokenDataset, token_sources
+from pycooldown.data.token_shards import open_token_shard
+
+kind, path, lost = sys.argv[1:4]
+if kind in ("items", "flat"):
+    dataset = TarDataset({"a": path})
+else:
+    source = token_sources.flat(path, "uint16") if kind == "tokens" else open_token_shard(path)
+    dataset = TokenDataset({"a": source}, 64, mode="document" if kind == "ends" else "concat")
+get = dataset.__getitems__
+if kind == "flat":
+    get = lambda indices: dataset.flat(indices, "bin")
+
+def lose_pages():
+    os.rename(lost, lost + ".mapped")
+    open(lost, "wb").close()
+    os.truncate(lost + ".mapped", 0)
+
+def read():
+    try:
+        get(range(len(dataset)))
+    except OSError as error:
+        print(error)
+    else:
+        print("nothing was noticed")
+"""
+
+
+@pytest.fixture
+def shard(tmp_path):
+    path = tmp_path / "shard.tar"
+    with tarfile.open(path, "w") as tar:
+        for i in range(40):
+            info = tarfile.TarInfo(f"{i}.bin")
+            info.size = 5000
+            tar.addfile(info, io.BytesIO(bytes([i]) * 5000))
+    return str(path)
+
+
+@pytest.fixture
+def files(shard, tmp_path):
+    """By kind of read, the file that is opened and the one that loses its pages."""
+    tokens = str(tmp_path / "tokens.bin")
+    np.arange(40_000, dtype="<u2").tofile(tokens)
+    documents = str(tmp_path / "documents.tar")
+    write_token_shard(documents, ([7] * (1 + i % 60) for i in range(3000)), 100)
+    return {
+        "items": (shard, shard),
+        "flat": (shard, shard),
+        "tokens": (tokens, tokens),
+        "ends": (documents, documents + ".ends"),
+    }
+
+
+def run(code, *arguments):
+    command = [sys.executable, "-c", CASE + code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
+ALONE = """
+get([0, 1])
+lose_pages()
+read()
+read()  # and again: zeros are never handed out
+"""
+IN_A_THREAD = """
+import threading
+get([0, 1])
+lose_pages()
+for _ in range(2):
+    thread = threading.Thread(target=read)
+    thread.start()
+    thread.join()
+"""
+BESIDE_A_LATER_HANDLER = """
+import faulthandler
+get([0, 1])
+faulthandler.enable()  # it takes the place of our handler
+lose_pages()
+read()
+read()
+"""
+
+
+@pytest.mark.parametrize("kind", ["items", "flat", "tokens", "ends"])
+@pytest.mark.parametrize("code", [ALONE, IN_A_THREAD, BESIDE_A_LATER_HANDLER], ids=["alone", "thread", "handler"])
+def test_lost_pages_are_an_error_that_names_the_file(files, kind, code):
+    path, lost = files[kind]
+    child = run(code, kind, path, lost)
+    assert child.returncode == 0, child.stderr
+    lines = child.stdout.splitlines()
+    assert len(lines) == 2
+    assert all(f"{lost} was truncated while it was mapped" in line for line in lines)
+
+
+IN_A_WORKER = """
+import torch
+
+class Losing(torch.utils.data.Dataset):
+    def __len__(self):
+        return len(dataset)
+    def __getitems__(self, indices):
+        get([0, 1])
+        lose_pages()
+        return get(indices)
+
+try:
+    next(iter(torch.utils.data.DataLoader(Losing(), batch_size=len(dataset), num_workers=1)))
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("kind", ["items", "tokens"])
+def test_a_loaders_worker_which_has_a_handler_of_its_own(files, kind):
+    pytest.importorskip("torch")
+    path, lost = files[kind]
+    child = run(IN_A_WORKER, kind, path, lost)
+    assert child.returncode == 0, child.stderr
+    assert f"{lost} was truncated while it was mapped" in child.stdout
+
+
+FOREIGN = """
+import faulthandler, mmap
+if sys.argv[4] == "before":
+    faulthandler.enable()
+get([0, 1])
+if sys.argv[4] == "after":
+    faulthandler.enable()
+    get([0, 1])
+with open(lost, "rb") as file:
+    other = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+os.truncate(lost, 0)
+other[0]
+"""
+
+
+@pytest.mark.parametrize("handler", ["none", "before", "after"])
+def test_other_bus_errors_go_to_the_handler_before(shard, handler):
+    child = run(FOREIGN, "items", shard, shard, handler)
+    assert child.returncode == -signal.SIGBUS
+    assert ("Bus error" in child.stderr) == (handler != "none")
+
+
+SENT = """
+import signal
+signal.signal(signal.SIGBUS, lambda number, frame: print("got it"))
+get([0, 1])
+os.kill(os.getpid(), signal.SIGBUS)
+lose_pages()
+read()
+"""
+
+
+def test_a_signal_that_is_sent_reaches_pythons_handler(shard):
+    child = run(SENT, "items", shard, shard)
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.startswith(f"got it\n[Errno 5] {shard} was truncated while it was mapped")
+
+
+@pytest.mark.parametrize("kind", ["items", "flat", "tokens", "ends"])
+def test_a_file_that_is_truncated_within_a_page_is_noticed(files, kind):
+    """The rest of a page that its file still has in part reads as zeros without a signal."""
+    path, lost = files[kind]
+    size = os.path.getsize(lost)
+    child = run(f"get([0, 1])\nos.truncate(lost, {size - 1})\nread()", kind, path, lost)
+    assert child.returncode == 0, child.stderr
+    assert f"{lost} has changed since it was" in child.stdout
