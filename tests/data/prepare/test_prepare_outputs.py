@@ -189,3 +189,25 @@ def test_outputs_that_cannot_be(corpus, make_store, tokenizer_file):
         run("s3://no-such-bucket/out", inputs, tokenizer_file)
     with pytest.raises(ValueError, match=r"tokenizer 's3://no-such-bucket/tokenizer.json' is not there"):
         run("s3://no-such-bucket/out", inputs, "s3://no-such-bucket/tokenizer.json")
+
+
+def test_slurm_keeps_its_scripts_here_for_an_output_in_a_store(
+    corpus, make_store, tokenizer_file, tmp_path, monkeypatch
+):
+    testing = pytest.importorskip("typer.testing")
+    from pycooldown import cli
+
+    url = make_store("s3")
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text("#!/bin/sh\necho 7\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    words = ["tokenize", f"{url}/out", str(corpus), "--tokenizer", str(tokenizer_file), "--slurm", "", "--jobs", "3"]
+    result = testing.CliRunner().invoke(cli.app, words)
+    assert "submitted 7 (3 tasks) and 7, which finishes" in result.output
+    script = (tmp_path / "tokenize-slurm" / "tokenize.sh").read_text()
+    assert f"{url}/out" in script
+    assert '--task "$SLURM_ARRAY_TASK_ID/3"' in script
+    assert open_output(f"{url}/out").read(".prepare/plan.json")
