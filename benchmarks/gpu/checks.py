@@ -96,6 +96,7 @@ def every_kernel(run: Run) -> None:
             for inplace in (False, True):
                 loss = cross_entropy(logits * 1, target, backend="triton", inplace=inplace, **domains, **options)
                 torch.autograd.grad(loss * 2, logits)
+            cross_entropy(logits.detach(), target, backend="triton", **domains, **options)  # without a gradient
     synchronize()
     run.write(check="every kernel ran", passed=True)
 

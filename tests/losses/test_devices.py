@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-FILES = ["contract", "cross_entropy", "derivatives", "linear_cross_entropy", "tracing", "triton"]
+FILES = ["contract", "cross_entropy", "derivatives", "linear_cross_entropy", "tracing", "triton", "vocabulary"]
 HERE = Path(__file__).parent
 
 
@@ -57,6 +57,7 @@ def test_a_gpu_is_seen_by_torch_alone(tmp_path):
     for name in ("cross_entropy", "derivatives", "linear_cross_entropy", "tracing"):  # on both devices
         assert count(on_gpu, name, "cuda") >= 0.6 * count(without, name)
         assert count(on_gpu, name) == count(without, name) + count(on_gpu, name, "cuda")
+    assert count(on_gpu, "vocabulary", "cuda") > 0  # ranks that share the classes
 
 
 @pytest.mark.slow
