@@ -99,7 +99,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def ray(session: nox.Session) -> None:
     """`pycooldown tokenize` on a real Ray cluster of this machine; opt-in, since Ray is large."""
-    install(session, "ray", "test")
+    install(session, "ray", "remote", "test")
     session.run("pytest", "tests/data/prepare/test_prepare_ray.py", *session.posargs)
 
 

@@ -1,11 +1,11 @@
-"""What `pycooldown tokenize` costs beside the tokenizer alone, and peers, in CPU seconds and time.
+"""What `pycooldown tokenize` costs beside the tokenizer alone, with 2 workers, in memory, and what peers cost.
 
     pytest benchmarks/test_tokenize.py --benchmark-enable -s
 
 Documents are Python sources of the installed packages, in pieces of 4,000 characters; the tokenizer is a byte-level BPE
 of 8,000 ids, trained on some of them. CPU seconds are those of all processes. Contenders take turns, since single runs
-vary by half; `over_the_tokenizer` is the median of the ratios of neighbouring runs. Peers run if they are installed:
-datatrove's DocumentTokenizer, and `datasets.map` without its cache.
+vary by half; ratios are medians over neighbouring runs. Peers run if they are installed: datatrove's DocumentTokenizer,
+and `datasets.map` without its cache. `PYCOOLDOWN_TOKENIZE_MB` is the size of the text; our two workers get it thrice.
 """
 
 import json
@@ -14,6 +14,8 @@ import resource
 import shutil
 import site
 import statistics
+import subprocess
+import sys
 import time
 from functools import lru_cache
 from importlib.util import find_spec
@@ -24,14 +26,22 @@ import pytest
 tokenizers = pytest.importorskip("tokenizers")
 
 from pycooldown.data.prepare import Options, TokenizerOptions, tokenize  # noqa: E402
+from pycooldown.data.prepare.encoders import as_array  # noqa: E402
+from pycooldown.data.prepare.formats import Faults  # noqa: E402
+from pycooldown.data.prepare.inputs import find_files  # noqa: E402
+from pycooldown.data.prepare.parts import divide  # noqa: E402
+from pycooldown.data.prepare.readers import read_documents  # noqa: E402
+from pycooldown.data.prepare.split import validation_test  # noqa: E402
+from pycooldown.data.token_writer import write_token_shard  # noqa: E402
 
-MEGABYTES = int(os.environ.get("PYCOOLDOWN_TOKENIZE_MB", "40"))
+MEGABYTES = int(os.environ.get("PYCOOLDOWN_TOKENIZE_MB", "8"))
 ROUNDS = 5
+BATCH = 256  # documents, a megabyte
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Four files of JSON lines, and a tokenizer for them."""
+    """Four files of JSON lines, a tokenizer for them, and the documents."""
     folder = tmp_path_factory.mktemp("tokenize")
     documents, size = [], 0
     for path in sorted(Path(site.getsitepackages()[0]).rglob("*.py")):
@@ -58,11 +68,26 @@ def corpus(tmp_path_factory):
     return folder, documents
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+
+
 def cpu_seconds():
     return sum(
         usage.ru_utime + usage.ru_stime
         for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     )
+
+
+def clean(folder):
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    (folder / "out").mkdir()
+
+
+def report(benchmark, name, figures):
+    benchmark.extra_info.update(figures)
+    print(f"\n{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
 
 
 @lru_cache
@@ -74,15 +99,15 @@ def load(path):
 def alone(folder, documents):
     """The tokenizer alone, on batches of a megabyte from memory; returns the number of tokens."""
     tokenizer, tokens = load(str(folder / "tokenizer.json")), 0
-    for i in range(0, len(documents), 256):
-        tokens += sum(map(len, tokenizer.encode_batch_fast(documents[i : i + 256], add_special_tokens=False)))
+    for i in range(0, len(documents), BATCH):
+        tokens += sum(map(len, tokenizer.encode_batch_fast(documents[i : i + BATCH], add_special_tokens=False)))
     return tokens
 
 
-def ours(folder, workers):
-    options = Options(shard_bytes=(MEGABYTES << 20) // 8, validation=0.01)
-    inputs, tokenizer = {"code": str(folder / "data")}, TokenizerOptions(source=folder / "tokenizer.json")
-    tokenize(folder / "out", inputs, tokenizer, options, workers=workers)
+def ours(folder, workers, inputs="data", shard_bytes=(MEGABYTES << 20) // 8):
+    options = Options(shard_bytes=shard_bytes, validation=0.01)
+    asked = TokenizerOptions(source=folder / "tokenizer.json")
+    tokenize(folder / "out", {"code": str(folder / inputs)}, asked, options, workers=workers)
 
 
 def datatrove(folder, workers):
@@ -117,13 +142,57 @@ def datasets_map(folder, workers):
 CONTENDERS = {"pycooldown": (ours, None), "datatrove": (datatrove, "datatrove"), "datasets": (datasets_map, "datasets")}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+def test_components(benchmark, corpus):
+    """Each step of the work alone, in CPU seconds over those of the tokenizer: their sum is what ours costs."""
+    folder, documents = corpus
+    clean(folder)
+    options = Options(validation=0.01)
+    files, _ = find_files({"code": str(folder / "data")})
+    ranges = [file_range for part in divide("code", files["code"], options) for file_range in part.ranges]
+    is_validation = validation_test(str(folder / "out"), options, "")
+    tokenizer = load(str(folder / "tokenizer.json"))
+    contents = [text.encode() for text in documents]
+    encodings = tokenizer.encode_batch_fast(documents, add_special_tokens=False)
+    arrays = [as_array(encoding.ids) for encoding in encodings]
+
+    def read():
+        import hashlib
+
+        for file_range in ranges:
+            for _ in read_documents(file_range, options, Faults("raise"), hashlib.sha256()):
+                pass
+
+    steps = {
+        "tokenizer": lambda: alone(folder, documents),
+        "reading": read,
+        "splitting": lambda: sum(map(is_validation, contents)),
+        "arrays": lambda: [as_array(encoding.ids) for encoding in encodings],
+        "writing": lambda: write_token_shard(folder / "out" / "x.tar", arrays, 8000),
+    }
+    spent = {name: [] for name in steps}
+
+    def turn():
+        for name, step in steps.items():
+            start = time.process_time()
+            step()
+            spent[name].append(time.process_time() - start)
+
+    benchmark.pedantic(turn, rounds=ROUNDS, warmup_rounds=1)
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(seconds[1:], spent["tokenizer"][1:]))
+        for name, seconds in spent.items()
+        if name != "tokenizer"
+    }
+    figures = {f"{name} over the tokenizer": ratio for name, ratio in ratios.items()}
+    report(benchmark, "components", {**figures, "sum over the tokenizer": sum(ratios.values())})
+
+
 @pytest.mark.parametrize("name", CONTENDERS)
-def test_tokenize(benchmark, corpus, monkeypatch, name, workers):
+def test_one_worker(benchmark, corpus, name):
+    """Whole runs of one worker, each beside the tokenizer alone."""
     contender, module = CONTENDERS[name]
     if module and find_spec(module) is None:
         pytest.skip(f"{module} is not installed")
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     folder, documents = corpus
     ratios, seconds, tokens = [], [], 0
 
@@ -132,19 +201,67 @@ def test_tokenize(benchmark, corpus, monkeypatch, name, workers):
         start = cpu_seconds()
         tokens = alone(folder, documents)
         middle, clock = cpu_seconds(), time.perf_counter()
-        contender(folder, workers)
+        contender(folder, 1)
         seconds.append(time.perf_counter() - clock)
         ratios.append((cpu_seconds() - middle) / (middle - start))
 
-    def clean():
-        shutil.rmtree(folder / "out", ignore_errors=True)
-        (folder / "out").mkdir()
-
-    benchmark.pedantic(turn, setup=clean, rounds=ROUNDS, warmup_rounds=1)
+    benchmark.pedantic(turn, setup=lambda: clean(folder), rounds=ROUNDS if module is None else 3, warmup_rounds=1)
     figures = {
-        "over_the_tokenizer": statistics.median(ratios[1:]) - 1,
+        "CPU over the tokenizer": statistics.median(ratios[1:]) - 1,
         "seconds": statistics.median(seconds[1:]),
-        "tokens_per_second": tokens / statistics.median(seconds[1:]),
+        "tokens/s": tokens / statistics.median(seconds[1:]),
     }
-    benchmark.extra_info.update(figures)
-    print(name, workers, {key: round(value, 3) for key, value in figures.items()})
+    report(benchmark, f"{name}, 1 worker", figures)
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_two_workers(benchmark, corpus, name):
+    """The speed-up by a second worker, the start of processes included; ours also on three times the text."""
+    contender, module = CONTENDERS[name]
+    if module and find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+    folder, _ = corpus
+    seconds = {1: [], 2: []}
+    if module is None:
+        (folder / "thrice").mkdir(exist_ok=True)
+        for i, path in enumerate(sorted((folder / "data").iterdir()) * 3):
+            shutil.copyfile(path, folder / "thrice" / f"{i}.jsonl")
+
+    def turn():
+        for workers, times in seconds.items():
+            clean(folder)
+            clock = time.perf_counter()
+            if module is None:
+                ours(folder, workers, "thrice")
+            else:
+                contender(folder, workers)
+            times.append(time.perf_counter() - clock)
+
+    benchmark.pedantic(turn, rounds=3 if module is None else 1)
+    speedup = statistics.median(one / two for one, two in zip(seconds[1], seconds[2]))
+    report(benchmark, f"{name}, 2 workers", {"speed-up": speedup, "seconds": statistics.median(seconds[2])})
+
+
+def test_memory(benchmark, corpus):
+    """The peak of one worker on one compressed file whose documents are nearly as long as they may be."""
+    from pycooldown.data.prepare.readers import zstd
+
+    folder, documents = corpus
+    text = "".join(documents)
+    size = 3_500_000
+    lines = [json.dumps({"text": text[i : i + size]}) + "\n" for i in range(0, 4 * len(text) // 5, size)]
+    (folder / "big").mkdir(exist_ok=True)
+    (folder / "big" / "x.jsonl.zst").write_bytes(zstd.compress("".join(lines).encode()))
+    code = (
+        "import re, sys\nfrom pycooldown.data.prepare import *\nout, path, tokenizer = sys.argv[1:]\n"
+        "tokenize(out, {'a': path}, TokenizerOptions(source=tokenizer))\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
+    )
+    arguments = [sys.executable, "-c", code, str(folder / "out"), str(folder / "big"), str(folder / "tokenizer.json")]
+
+    def call():
+        clean(folder)
+        return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+
+    peak = int(benchmark.pedantic(call, rounds=1))
+    report(benchmark, "memory", {"peak MB": peak / 1000, "file MB": sum(map(len, lines)) / 1e6})

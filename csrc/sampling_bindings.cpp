@@ -235,9 +235,11 @@ void register_sampling(py::module_& m) {
 
   py::class_<BatchPlanner>(m, "BatchPlanner", "A planner of batches; it counts how often each domain is drawn.")
       .def(py::init([](const Input<std::int64_t>& sizes, Allocation allocation, Int64<"batch_size"> batch_size,
-                       UInt64<"seed"> seed, bool shuffle,
-                       bool once) { return BatchPlanner(view(sizes), allocation, batch_size, seed, shuffle, once); }),
-           "sizes"_a, "allocation"_a, py::kw_only(), "batch_size"_a, "seed"_a, "shuffle"_a, "once"_a = false)
+                       UInt64<"seed"> seed, bool shuffle, bool once, bool homogeneous) {
+             return BatchPlanner(view(sizes), allocation, batch_size, seed, shuffle, once, homogeneous);
+           }),
+           "sizes"_a, "allocation"_a, py::kw_only(), "batch_size"_a, "seed"_a, "shuffle"_a, "once"_a = false,
+           "homogeneous"_a = false)
       .def_property_readonly("counts", [](const BatchPlanner& p) { return to_array<std::int64_t>(p.counts()); })
       .def_property_readonly("credits", [](const BatchPlanner& p) { return to_array<std::int64_t>(p.credits()); })
       .def(

@@ -39,6 +39,7 @@ class BatchPlanner:
         seed: int,
         shuffle: bool,
         once: bool = False,
+        homogeneous: bool = False,
     ) -> None: ...
     @property
     def counts(self) -> npt.NDArray[np.int64]: ...

@@ -172,7 +172,7 @@ def test_missing_core_says_what_to_run():
         ("losses", "torch", "losses"),
         ("data.pack", "webdataset", "data"),
         ("data.manifest", "pydantic", "data"),
-        ("data.packing", "numba", "data"),
+        ("data.best_fit", "numba", "data"),
         ("data.prepare.formats", "orjson", "prepare"),
         ("data.prepare.columnar", "pyarrow", "prepare"),
         ("huggingface", "transformers", "train"),

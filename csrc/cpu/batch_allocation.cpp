@@ -38,7 +38,7 @@ void BatchPlanner::allocate_systematic(const AliasTable& table, std::uint64_t st
   // this interval has whole numbers. B * weight cannot overflow: B < 2^31 and weights sum to 2^32.
   std::uint64_t cumulative = random.word[0], filled = 0;
   for (std::uint64_t i = 0; i < num_domains; ++i) {
-    cumulative += batch_size() * weights[domain];
+    cumulative += slots() * weights[domain];
     take(domain, filled, cumulative >> 32);
     filled = cumulative >> 32;
     domain += multiplier;
@@ -59,9 +59,9 @@ void BatchPlanner::allocate_quota(std::span<const MixtureSpan> spans, std::uint6
   std::array<std::size_t, kBuckets> counts{};  // of claims, by the batches until their deadlines
   std::size_t filled = 0, num_claims = 0;
   for (std::size_t i = 0; i < weights.size(); ++i) {
-    credits[i] += static_cast<std::int64_t>(batch_size() * weights[i]);
+    credits[i] += static_cast<std::int64_t>(slots() * weights[i]);
     if (credits[i] >= kUnits) {  // due now
-      const std::size_t due = std::min(static_cast<std::size_t>(credits[i] / kUnits), batch_size() - filled);
+      const std::size_t due = std::min(static_cast<std::size_t>(credits[i] / kUnits), slots() - filled);
       credits[i] -= static_cast<std::int64_t>(due) * kUnits;
       take(i, filled, filled + due);
       filled += due;
@@ -74,12 +74,12 @@ void BatchPlanner::allocate_quota(std::span<const MixtureSpan> spans, std::uint6
   }
   // Credits sum to zero between batches, so there are at least as many claims as slots left, unless a domain that the
   // mixture lacks has some.
-  if (filled + num_claims < batch_size()) {
+  if (filled + num_claims < slots()) {
     throw std::invalid_argument("the credits of the mixture's domains at step " + std::to_string(step) +
                                 " do not sum to 0");
   }
-  if (filled == batch_size()) return;
-  const std::uint64_t last = last_granted(claims.first(num_claims), counts, batch_size() - filled);
+  if (filled == slots()) return;
+  const std::uint64_t last = last_granted(claims.first(num_claims), counts, slots() - filled);
   std::size_t granted = 0;  // they come to the front, without a branch
   for (std::size_t i = 0; i < num_claims; ++i) {
     claims[granted] = claims[i];
@@ -109,8 +109,9 @@ void BatchPlanner::allocate_slots(std::span<const MixtureSpan> spans, std::uint6
 }
 
 void BatchPlanner::skip_slots(std::span<const MixtureSpan> spans, std::uint64_t step) {
-  allocate(spans, step,
-           [this](std::uint64_t domain, std::uint64_t begin, std::uint64_t end) { advance(domain, end - begin); });
+  allocate(spans, step, [this](std::uint64_t domain, std::uint64_t begin, std::uint64_t end) {
+    advance(domain, (end - begin) * (batch_size_ / slots()));
+  });
 }
 
 // Makes the deadlines those of `spans`. They stay valid while time passes and the spans that follow stay the same.
@@ -136,9 +137,9 @@ bool BatchPlanner::follow_next(std::span<const MixtureSpan> spans, std::uint64_t
   for (std::size_t i = 0; i < next.size(); ++i) {
     if (open_needs_[i] == 0) continue;
     std::uint64_t earned;
-    const bool overflows = __builtin_mul_overflow(batch_size() * known[i], end - start, &earned);
+    const bool overflows = __builtin_mul_overflow(slots() * known[i], end - start, &earned);
     const std::uint64_t need = overflows || open_needs_[i] <= earned ? 0 : open_needs_[i] - earned;
-    const std::uint64_t rate = batch_size() * next[i];
+    const std::uint64_t rate = slots() * next[i];
     if (need > 0) deadlines_[i] = rate > 0 ? end + (need + rate - 1) / rate : kNever;
     open_needs_[i] = need;
   }
@@ -155,7 +156,7 @@ void BatchPlanner::set_deadline(std::size_t domain, std::uint64_t step) {
     const bool last = &span == &spans_.back();
     if (span.end <= step && !last) continue;
     if (last) open_needs_[domain] = need;
-    if (const std::uint64_t rate = batch_size() * span.table->weights()[domain]; rate > 0) {
+    if (const std::uint64_t rate = slots() * span.table->weights()[domain]; rate > 0) {
       const std::uint64_t batches = (need + rate - 1) / rate;
       if (last || batches <= span.end - step) {
         deadlines_[domain] = step + batches;
@@ -216,10 +217,10 @@ void BatchPlanner::give_away(const AliasTable& table, std::uint64_t step) {
 // Fisher and Yates's shuffle, so that a slice of the batch is a random part of it.
 void BatchPlanner::shuffle_slots(std::uint64_t step) {
   const Segment& segment = segments_[segment_];
-  const std::uint64_t first_block = segment.first_block + (step - segment.first_step) * (batch_size() / 4 + 1);
-  words_.resize(batch_size() + 1);
+  const std::uint64_t first_block = segment.first_block + (step - segment.first_step) * (slots() / 4 + 1);
+  words_.resize(slots() + 1);
   PYCOOLDOWN_DISPATCH(random_words)(seed_, Stream::slots, first_block, words_);
-  for (std::size_t left = batch_size(); left > 1; --left)
+  for (std::size_t left = slots(); left > 1; --left)
     std::swap(domain_ids_[left - 1], domain_ids_[std::uint64_t{words_[left]} * left >> 32]);
 }
 

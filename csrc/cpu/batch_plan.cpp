@@ -20,7 +20,7 @@ constexpr std::uint64_t kNoEpoch = ~std::uint64_t{0};
 }  // namespace
 
 BatchPlanner::BatchPlanner(std::span<const std::int64_t> sizes, Allocation allocation, std::int64_t batch_size,
-                           std::uint64_t seed, bool shuffle, bool once)
+                           std::uint64_t seed, bool shuffle, bool once, bool homogeneous)
     : batch_size_(static_cast<std::size_t>(batch_size)),
       sizes_(sizes.begin(), sizes.end()),
       credits_(sizes.size(), 0),
@@ -30,7 +30,8 @@ BatchPlanner::BatchPlanner(std::span<const std::int64_t> sizes, Allocation alloc
       allocation_(allocation),
       seed_(seed),
       shuffle_(shuffle),
-      once_(once) {
+      once_(once),
+      homogeneous_(homogeneous) {
   const BatchSize throughout{0, static_cast<std::uint64_t>(batch_size)};
   set_batch_sizes(std::span(&throughout, 1));
   const Permutation unused(seed, Stream::permutation, 0, 0, 1);
@@ -65,8 +66,8 @@ void BatchPlanner::set_batch_sizes(std::span<const BatchSize> sizes) {
       const Segment& before = segments.back();
       if (first_step <= before.first_step) throw std::invalid_argument("batch sizes: expected increasing first steps");
       const std::uint64_t steps = first_step - before.first_step;
-      segment.first_draw = before.first_draw + steps * before.batch_size;
-      segment.first_block = before.first_block + steps * (before.batch_size / 4 + 1);
+      segment.first_draw = before.first_draw + steps * slots_of(before.batch_size);
+      segment.first_block = before.first_block + steps * (slots_of(before.batch_size) / 4 + 1);
     }
     segments.push_back(segment);
     most = std::max(most, size);
@@ -177,12 +178,12 @@ void BatchPlanner::begin(std::span<const MixtureSpan> spans, std::uint64_t step)
 // The number of the first draw of multinomial allocation in a step of the present segment.
 std::uint64_t BatchPlanner::first_draw(std::uint64_t step) const {
   const Segment& segment = segments_[segment_];
-  return segment.first_draw + (step - segment.first_step) * segment.batch_size;
+  return segment.first_draw + (step - segment.first_step) * slots();
 }
 
 // Draws the domains of all slots independently.
 void BatchPlanner::draw_slots(const AliasTable& table, std::uint64_t step) {
-  draw(table.view(), seed_, first_draw(step), std::span(domain_ids_).first(batch_size_), 1);
+  draw(table.view(), seed_, first_draw(step), std::span(domain_ids_).first(slots()), 1);
 }
 
 void BatchPlanner::skip(std::span<const MixtureSpan> spans, std::uint64_t step) {
@@ -192,7 +193,8 @@ void BatchPlanner::skip(std::span<const MixtureSpan> spans, std::uint64_t step) 
     return;
   }
   choose_domains(spans, step);  // where each sample is drawn once, which slots are given away depends on their order
-  for (const std::int32_t domain : domain_ids()) advance(static_cast<std::size_t>(domain), 1);
+  for (const std::int32_t domain : domain_ids().first(slots()))
+    advance(static_cast<std::size_t>(domain), batch_size_ / slots());
 }
 
 void BatchPlanner::choose_domains(std::span<const MixtureSpan> spans, std::uint64_t step) {
@@ -213,6 +215,7 @@ void BatchPlanner::plan(std::span<const MixtureSpan> spans, std::uint64_t step, 
                                 std::to_string(batch_size()));
   }
   choose_domains(spans, step);
+  if (homogeneous_) std::ranges::fill(std::span(domain_ids_).first(batch_size_), domain_ids_.front());
 
   // Positions are permuted a group at a time, in place: those of the last `waiting` of the samples so far still are to.
   const auto permute = PYCOOLDOWN_DISPATCH(permute);

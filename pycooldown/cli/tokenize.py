@@ -17,7 +17,9 @@ Task = Annotated[str | None, typer.Option(metavar="I/N", help="Make the I-th of 
 @app.command()
 def tokenize(
     context: typer.Context,
-    out: Annotated[str, typer.Argument(help="Folder for the shards, the tokenizer and the manifest.")],
+    out: Annotated[
+        str, typer.Argument(help="Folder for the shards, the tokenizer and the manifest, also s3://, gs:// and az://.")
+    ],
     inputs: Annotated[
         list[str],
         typer.Argument(
@@ -27,7 +29,8 @@ def tokenize(
         ),
     ],
     tokenizer: Annotated[
-        str | None, typer.Option(help="tokenizer.json or its folder, SentencePiece .model, or .tiktoken file.")
+        str | None,
+        typer.Option(help="tokenizer.json or its folder, SentencePiece .model, or .tiktoken file; also a URL."),
     ] = None,
     train_tokenizer: Annotated[
         Literal["bpe", "sentencepiece"] | None,
@@ -100,11 +103,14 @@ def tokenize(
         shard_bytes=shard_bytes,
     )
     if slurm is not None:
+        from pycooldown.data.prepare.records import WORK
         from pycooldown.data.prepare.slurm import submit
+        from pycooldown.data.stores import is_url
 
         with progress_bars() as progress:
             parts = prepare_plan(out, files, asked, options, workers=workers, progress=progress)
-        array, finish = submit(Path(out), _again(context), jobs=min(jobs, parts), options=slurm)
+        folder = Path("tokenize-slurm").absolute() if is_url(out) else Path(out, WORK, "slurm")
+        array, finish = submit(folder, _again(context), jobs=min(jobs, parts), options=slurm)
         console.print(f"submitted {array} ({min(jobs, parts)} tasks) and {finish}, which finishes")
         return
     with progress_bars() as progress:

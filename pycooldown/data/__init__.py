@@ -1,4 +1,4 @@
-"""Data of many domains: tar shards and tokens at random access, streams and packing.
+"""Data of many domains: tar shards and tokens at random access, streams, packing and feeding.
 
 Each name is loaded when it is first used, so that `TarDataset` and `TokenDataset` need neither torch nor webdataset nor
 numba (but for what `TokenDataset` packs by best fit).
@@ -8,26 +8,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pycooldown.data.best_fit import Packed as Packed
+    from pycooldown.data.best_fit import pack_sequences as pack_sequences
     from pycooldown.data.byte_ranges import ByteRanges as ByteRanges
     from pycooldown.data.byte_ranges import Spans as Spans
     from pycooldown.data.byte_ranges import StoreRanges as StoreRanges
     from pycooldown.data.index_building import build_index as build_index
-    from pycooldown.data.packing import Packed as Packed
-    from pycooldown.data.packing import pack_sequences as pack_sequences
     from pycooldown.data.pipeline import mix as mix
     from pycooldown.data.shards import TarDataset as TarDataset
     from pycooldown.data.tokens import TokenDataset as TokenDataset
 
 _HOMES = {
     "ByteRanges": "byte_ranges",
-    "Packed": "packing",
+    "Packed": "best_fit",
     "Spans": "byte_ranges",
     "StoreRanges": "byte_ranges",
     "TarDataset": "shards",
     "TokenDataset": "tokens",
     "build_index": "index_building",
     "mix": "pipeline",
-    "pack_sequences": "packing",
+    "pack_sequences": "best_fit",
 }
 
 __all__ = [

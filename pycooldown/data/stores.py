@@ -32,13 +32,13 @@ _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://([^/]*)/?(.*)", re.DOTALL)
 _NO_CREDENTIALS = re.compile(r"latest/api/token|latest/meta-data|computeMetadata|metadata/identity|Account must be")
 _WAY_OUT = {
     errno.ENOENT: "look at the spelling of the bucket and the key",
-    errno.EACCES: "look at the credentials in the environment (AWS_..., GOOGLE_..., AZURE_...) and what they may read",
-    errno.EIO: "look at the endpoint, the region and the network, or copy the object to this machine",
+    errno.EACCES: "look at the credentials in the environment (AWS_..., GOOGLE_..., AZURE_...) and what they allow",
+    errno.EIO: "look at the endpoint, the region and the network, or work with a copy on this machine",
 }
 
 
 class StoreError(OSError):
-    """An object could not be read from its store; has `errno`, `strerror` and, as `filename`, the URL."""
+    """A store could not read or write an object; has `errno`, `strerror` and, as `filename`, the URL."""
 
 
 @dataclass(frozen=True)

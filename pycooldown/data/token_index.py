@@ -150,7 +150,7 @@ def _pieces(
 
 def _best_fit(lengths: Integers, length: int) -> tuple[Integers, Integers]:
     """Return the order in which pieces fill rows, and how many each row has."""
-    from pycooldown.data.packing import best_fit_decreasing  # needs numba, which the other modes do without
+    from pycooldown.data.best_fit import best_fit_decreasing  # needs numba, which the other modes do without
 
     # NumPy sorts integers of 16 bits by radix, in linear time.
     decreasing = np.argsort((length - lengths).astype(np.uint16 if length <= 1 << 16 else np.int64), kind="stable")

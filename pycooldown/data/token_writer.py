@@ -1,4 +1,4 @@
-"""Writes shards of tokens; `pycooldown.data.token_shards` says what they look like."""
+"""Write shards of tokens; `pycooldown.data.token_shards` says what they look like."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def write_token_shard(
 
     Args:
         path: Where to write the tar; its folder must exist. The sidecar is `path` with ".ends" behind it.
-        documents: Token ids of one document each, with whatever BOS or EOS they shall have.
+        documents: Token ids, one document each, BOS and EOS included.
         vocabulary_size: Number of token ids, which decides between uint16 and uint32.
         block_tokens: A block is closed when it has at least as many tokens.
 

@@ -11,7 +11,7 @@ import torch
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pycooldown.huggingface.packing import block_causal
+from pycooldown.huggingface.document_attention import block_causal
 from pycooldown.huggingface.sources import Samples
 
 Tensors = dict[str, torch.Tensor]

@@ -22,10 +22,10 @@ from pycooldown.huggingface.checks import (
     check_schedule,
     check_unit,
 )
+from pycooldown.huggingface.document_attention import for_packed, leak
 from pycooldown.huggingface.fused_loss import fuse_loss, fused_loss_of
 from pycooldown.huggingface.learning import Learner
 from pycooldown.huggingface.lengths import given_lengths, measure_lengths
-from pycooldown.huggingface.packing import for_packed, leak
 from pycooldown.huggingface.probe import Probe
 from pycooldown.huggingface.resuming import agree_on_checkpoint, unnumber_cpu
 from pycooldown.huggingface.sources import EndToEnd, by_domain, lay_out, resolve

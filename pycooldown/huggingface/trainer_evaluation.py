@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from pycooldown.huggingface.batches import EvaluationBatches
+from pycooldown.huggingface.document_attention import for_packed
 from pycooldown.huggingface.fused_forward import LossOutput
-from pycooldown.huggingface.packing import for_packed
 from pycooldown.huggingface.sources import by_domain
 from pycooldown.huggingface.statistics import DomainSums
 from pycooldown.huggingface.trainer_loss import Inputs, LossPart

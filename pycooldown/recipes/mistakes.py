@@ -60,7 +60,10 @@ def _sentence(details: ErrorDetails, values: dict[str, Any]) -> str:
     context = details.get("ctx", {})
     section, where = _section(location[:-1], values), _where(location)
     if kind == "unexpected_keyword_argument":
-        return f"{where} is unknown; expected {_keys(section)}{_nearest(location[-1], _names(section))}"
+        hint = _nearest(location[-1], _names(section))
+        if location[0] == "training" and "token" in str(location[-1]):
+            hint = "; a budget in tokens is batch_size times data.length, as rows have one length"
+        return f"{where} is unknown; expected {_keys(section)}{hint}"
     if kind == "missing" and isinstance(location[-1], str):
         missing = _section(location, values)
         return f"{where} is missing" + (f"; expected keys {_keys(missing)}" if missing else "")

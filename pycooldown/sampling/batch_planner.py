@@ -215,6 +215,7 @@ class Planner:
             seed=self._seed,
             shuffle=job.shuffle,
             once=job.once,
+            homogeneous=job.homogeneous,
         )
         core.set_batch_sizes(job.batch_sizes.all_pairs)
         self._set_epoch_sizes(core)

@@ -215,6 +215,7 @@ class Job:
         seed: The seed of epoch 0.
         allocation: The name of the allocation.
         shuffle: Whether the samples of a domain are shuffled.
+        homogeneous: Whether each batch is of one domain.
     """
 
     history: ScheduleHistory
@@ -222,6 +223,7 @@ class Job:
     seed: int
     allocation: str
     shuffle: bool
+    homogeneous: bool = False
 
     @property
     def once(self) -> bool:
@@ -231,7 +233,7 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """Return what a state must be equal in, but for the changes, as JSON values."""
         first = self.history.changes[0]
-        return {
+        identity = {
             "sizes": first.sizes,
             "schedule": first.schedule.describe(),
             "batch_size": self.batch_sizes.at(0),
@@ -239,6 +241,7 @@ class Job:
             "allocation": self.allocation,
             "shuffle": self.shuffle,
         }
+        return identity | ({"homogeneous": True} if self.homogeneous else {})
 
     def copy(self) -> Job:
         """Return a job that later changes of this one do not reach."""

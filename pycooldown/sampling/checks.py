@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from typing import Any, Literal, get_args
 
@@ -44,8 +44,16 @@ def batch_size_pairs(batch_size: int | Sequence[tuple[int, int]]) -> list[tuple[
     """Return batch sizes as (first step, size) pairs.
 
     Raises:
+        TypeError: If they are no integers, such as a budget in tokens or a size for each domain.
         ValueError: If the first steps do not increase from 0, or a size is out of range.
     """
+    if isinstance(batch_size, Mapping | str):
+        raise TypeError(
+            f"batch_size = {batch_size!r}; expected an integer, the samples of a batch. With a budget in tokens, or "
+            "a size for each domain, the samples before a step would depend on all batches before it, so no step could "
+            "be planned from its number. Rows of one length make a number of samples a number of tokens: "
+            "TokenDataset(mode='concat' or 'best_fit'), pack_sequences"
+        )
     if isinstance(batch_size, list | tuple):
         pairs = [(integer("first step of a batch_size", step), integer("batch_size", n)) for step, n in batch_size]
         starts = [step for step, _ in pairs]
@@ -76,7 +84,13 @@ def check_options(*, seed: int, num_steps: int | None, rank: int, world_size: in
 
 
 def check_batches(
-    schedule: Schedule, batch_sizes: BatchSizes, from_step: int, num_steps: int | None, world_size: int
+    schedule: Schedule,
+    batch_sizes: BatchSizes,
+    from_step: int,
+    num_steps: int | None,
+    world_size: int,
+    *,
+    homogeneous: bool,
 ) -> None:
     """Check that the batches from a step on can be shared by the ranks, and fit into the domains.
 
@@ -84,7 +98,7 @@ def check_batches(
 
     Raises:
         ValueError: If a batch has fewer samples than there are ranks, or would on average hold more samples of a domain
-            than the domain has.
+            than the domain has; if batches are homogeneous, one of a domain that is drawn.
     """
     for first_step, size in batch_sizes.all_pairs:
         end = batch_sizes.end(first_step)
@@ -98,10 +112,12 @@ def check_batches(
             continue
         if num_steps is not None:
             end = min(end, num_steps)
-        _check_batches_fit(schedule, size, max(first_step, from_step), None if end == NEVER else end)
+        _check_batches_fit(schedule, size, max(first_step, from_step), None if end == NEVER else end, homogeneous)
 
 
-def _check_batches_fit(schedule: Schedule, batch_size: int, first_step: int, num_steps: int | None) -> None:
+def _check_batches_fit(
+    schedule: Schedule, batch_size: int, first_step: int, num_steps: int | None, homogeneous: bool
+) -> None:
     """Check that batches from ``first_step`` on hold each sample at most once on average.
 
     Looks at the mixture of ``first_step``, at the first ones that follow a change, and at the last one. Of a schedule
@@ -115,13 +131,21 @@ def _check_batches_fit(schedule: Schedule, batch_size: int, first_step: int, num
             mixture = schedule.mixture(step)
         except LookupError:  # not decided yet by a schedule that learns
             continue
-        draws = batch_size * mixture.sampling
+        draws = batch_size * (mixture.sampling > 0 if homogeneous else mixture.sampling)
         if (draws > mixture.sizes).any():
             i = int((draws / mixture.sizes).argmax())
+            largest = int(batch_size * mixture.sizes[i] / draws[i])
+            if homogeneous:
+                raise ValueError(
+                    f"batch_size = {batch_size}, but domain {mixture.domains[i]!r} has {mixture.sizes[i]} samples: a "
+                    f"homogeneous batch would repeat some; use a batch_size of at most {largest}, or merge it with "
+                    "another"
+                )
             raise ValueError(
                 f"batch_size = {batch_size} would draw domain {mixture.domains[i]!r} {draws[i]:.1f} times on "
                 f"average in a batch at step {step}, but it has {mixture.sizes[i]} samples: every batch would repeat "
-                "some; use a smaller batch_size, a lower sampling probability, or merge the domain with another"
+                f"some; use a batch_size of at most {largest}, a lower sampling probability, or merge the domain with "
+                "another"
             )
 
 

@@ -36,10 +36,11 @@ class DomainBatchSampler:
         world_size: Number of processes that share the batch.
         allocation: "multinomial" draws each slot's domain independently; "systematic" gives domain i floor(B q_i) or
             ceil(B q_i) slots, which is unbiased too and has less variance; "quota" carries the rounding error over, so
-            that after any number of steps each domain has been drawn within one sample of the sum of its B q_i. Where
-            the mixture changes at every step, this holds as far as the next 32 steps show; where it is learned or
-            changed by `set_schedule`, as far as it was known when a batch was planned.
+            that after any number of steps each domain has been drawn within one sample of the sum of its B q_i. This
+            holds as far as mixtures are known when a batch is planned: 32 steps ahead if they change at every step.
         shuffle: ``False`` takes each domain's samples in their own order.
+        homogeneous: ``True`` makes each batch of one domain, as losses with in-batch negatives need. The mixture then
+            says how often a domain gets a batch; what ``allocation`` says of samples holds for batches.
         stop: A rule that ends a pass and sets ``num_steps``, by the names of `datasets.interleave_datasets`.
             "first_exhausted": before the first step that would repeat a sample, so that each is drawn at most once.
             "all_exhausted": after the first step by which each sample was drawn, so that small domains repeat. For
@@ -68,13 +69,14 @@ class DomainBatchSampler:
         world_size: int = 1,
         allocation: AllocationName = "multinomial",
         shuffle: bool = True,
+        homogeneous: bool = False,
         stop: StopRule | None = None,
     ) -> None:
         history = ScheduleHistory(schedule)
         seed, rank, world_size = integer("seed", seed), integer("rank", rank), integer("world_size", world_size)
         num_steps = None if num_steps is None else integer("num_steps", num_steps)
         check_options(seed=seed, num_steps=num_steps, rank=rank, world_size=world_size, allocation=allocation)
-        check_stop(stop, num_steps, schedule)
+        check_stop(stop, num_steps, schedule, homogeneous=homogeneous)
         self.seed = seed
         self.epoch = 0
         self.num_steps = num_steps
@@ -82,14 +84,15 @@ class DomainBatchSampler:
         self.world_size = world_size
         self.allocation = allocation
         self.shuffle = bool(shuffle)
+        self.homogeneous = bool(homogeneous)
+        self._stop = stop
         sizes = BatchSizes(batch_size_pairs(batch_size), history.newest.num_samples if stop == ONCE else None)
-        self._job = Job(history, sizes, seed, allocation, self.shuffle)
+        self._job = Job(history, sizes, seed, allocation, self.shuffle, self.homogeneous)
         self._exclusive = Exclusive()
-        check_batches(schedule, sizes, 0, num_steps, world_size)
+        self._check_batches(schedule, sizes, 0)
         self._planner = Planner(self._job)
         self._next_step = 0  # where iteration goes on
         self._pass_ended = False  # whether the last batch has been yielded, so that the next pass starts at step 0
-        self._stop = stop
         self._apply_stop()
 
     @property
@@ -117,7 +120,7 @@ class DomainBatchSampler:
         return self._job.history.newest.first.sizes
 
     def __len__(self) -> int:
-        """Return ``num_steps``, the length of a whole pass, of which one that goes on has a part left."""
+        """Return ``num_steps``, the length of a whole pass; one that goes on from a state has fewer steps left."""
         if self.num_steps is None:
             raise TypeError("the sampler has no end: give num_steps to have a length")
         return self.num_steps
@@ -164,13 +167,12 @@ class DomainBatchSampler:
                 the schedule drops, moves or shrinks a domain, or batches do not fit. Nothing is changed then.
         """
         from_step = integer("from_step", from_step)
-        num_steps = self.num_steps if self._stop is None else None
         with self._exclusive.hold():
             self._check_not_yielded(from_step)
             check_stop(self._stop, None, schedule)
             change = self._job.history.next_change(schedule, from_step, once=self._job.once)
             sizes = self._job.batch_sizes.of_pass(change.num_samples)
-            check_batches(schedule, sizes, from_step, num_steps, self.world_size)
+            self._check_batches(schedule, sizes, from_step)
             self._planner.forget_after(from_step)
             self._job.history.changes.append(change)
             self._job.batch_sizes.become(sizes.pairs, sizes.total)
@@ -193,7 +195,6 @@ class DomainBatchSampler:
                 of the batch size, or batches do not fit. Nothing is changed then.
         """
         from_step = integer("from_step", from_step)
-        num_steps = self.num_steps if self._stop is None else None
         with self._exclusive.hold():
             self._check_not_yielded(from_step)
             pairs = batch_size_pairs([*self._job.batch_sizes.pairs, (from_step, batch_size)])
@@ -201,7 +202,7 @@ class DomainBatchSampler:
             for change in self._job.history.changes:
                 if self._job.history.end(change.from_step) > from_step:
                     first_step = max(change.from_step, from_step)
-                    check_batches(change.schedule, sizes, first_step, num_steps, self.world_size)
+                    self._check_batches(change.schedule, sizes, first_step)
             self._planner.forget_after(from_step)
             self._job.batch_sizes.become(sizes.pairs, sizes.total)
             self._planner.follow_changes()
@@ -285,6 +286,10 @@ class DomainBatchSampler:
     def _apply_stop(self) -> None:
         if self._stop is not None:
             self.num_steps = steps_of_pass(self._stop, self._planner, self._job)
+
+    def _check_batches(self, schedule: Schedule, sizes: BatchSizes, from_step: int) -> None:
+        end = self.num_steps if self._stop is None else None
+        check_batches(schedule, sizes, from_step, end, self.world_size, homogeneous=self.homogeneous)
 
     def _check_not_yielded(self, from_step: int) -> None:
         if from_step < (done := self._next_step):

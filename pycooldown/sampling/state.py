@@ -15,9 +15,9 @@ from pycooldown.sampling.batch_planner import MAX_DRAWS, Position
 from pycooldown.sampling.changes import BatchSizes, Job, ScheduleHistory
 
 VERSION = 1
-# Of states with batches of several sizes, another epoch, or samples that are drawn once, which an older reader would
-# take for one size, epoch 0, and draws with repetition.
-LATER_VERSION, LATER_KEYS = 2, {"batch_sizes", "epoch", "once"}
+# Of states with what an older reader would take for one batch size, epoch 0, draws with repetition or batches of all
+# domains.
+LATER_VERSION, LATER_KEYS = 2, {"batch_sizes", "epoch", "homogeneous", "once"}
 _UNITS = 2**32  # of credits, in a sample
 
 
@@ -51,6 +51,8 @@ def write_state(job: Job, step: int, epoch: int, position: Position) -> dict[str
         state |= {"version": LATER_VERSION, "epoch": epoch}
     if job.once:
         state |= {"version": LATER_VERSION, "once": True}
+    if job.homogeneous:
+        state["version"] = LATER_VERSION
     if len(job.history.changes) > 1:
         state["changes"] = job.history.state()
     return state
@@ -66,14 +68,17 @@ def read_state(state: Any, job: Job) -> SavedPosition:
     Raises:
         ValueError: If the state is damaged, or belongs to another job, saying what differs.
     """
-    identity, history, batch_sizes = job.identity(), job.history, job.batch_sizes
+    identity = job.identity() | {"homogeneous": job.homogeneous}
+    history, batch_sizes = job.history, job.batch_sizes
     if not isinstance(state, Mapping):
         raise ValueError(f"state is a {type(state).__name__}; expected a value of DomainBatchSampler.state_dict()")
+    later = bool(LATER_KEYS & set(state))
+    state = {"homogeneous": False, **state}  # left out of states without it
     has_credits = job.allocation == "quota"
     needed = {"version", "step", "draws", *identity, *(["credits"] if has_credits else [])}
     if missing := needed - set(state):
         raise ValueError(f"state lacks {sorted(missing)}; expected a value of DomainBatchSampler.state_dict()")
-    if not _equal(state["version"], LATER_VERSION if LATER_KEYS & set(state) else VERSION):
+    if not _equal(state["version"], LATER_VERSION if later else VERSION):
         raise ValueError(
             f"state has version {_brief(state['version'])}; this pycooldown reads version {VERSION}, and "
             f"{LATER_VERSION} where it has {', '.join(sorted(LATER_KEYS))}"

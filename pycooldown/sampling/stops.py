@@ -21,7 +21,7 @@ ONCE: StopRule = "all_exhausted_without_replacement"
 _Condition = Callable[[int, Integers, Integers, Integers], bool]
 
 
-def check_stop(stop: str | None, num_steps: int | None, schedule: Schedule) -> None:
+def check_stop(stop: str | None, num_steps: int | None, schedule: Schedule, *, homogeneous: bool = False) -> None:
     """Check the rule that ends a pass.
 
     Raises:
@@ -33,6 +33,11 @@ def check_stop(stop: str | None, num_steps: int | None, schedule: Schedule) -> N
         raise ValueError(f"stop = {stop!r}; expected None or one of {', '.join(map(repr, STOP_RULES))}")
     if num_steps is not None:
         raise ValueError(f"stop = {stop!r} sets num_steps, which is {num_steps}; expected only one of them")
+    if homogeneous and stop == ONCE:
+        raise ValueError(
+            f"stop = {stop!r} gives slots of exhausted domains to others, so that batches are not of one domain; with "
+            "homogeneous=True use stop='first_exhausted' or 'all_exhausted'"
+        )
     if isinstance(schedule, AdaptiveSchedule) and stop != ONCE:
         raise ValueError(
             f"stop = {stop!r} needs a schedule that is known beforehand; give num_steps to one that learns, or stop = "

@@ -7,7 +7,7 @@ transformers = pytest.importorskip("transformers")
 
 from pycooldown import Mixture, schedules  # noqa: E402
 from pycooldown.huggingface import MixtureTrainer, Probe, fuse_loss  # noqa: E402
-from pycooldown.huggingface.packing import block_causal, for_packed, leak, restarts  # noqa: E402
+from pycooldown.huggingface.document_attention import block_causal, for_packed, leak, restarts  # noqa: E402
 
 SHAPES = {
     "llama": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},

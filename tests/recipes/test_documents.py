@@ -1,6 +1,7 @@
 """Recipes on documents: a user's folders, tokenized, planned and trained; and what the sections take."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -126,6 +127,15 @@ def test_a_proxy_repeats_its_domains_as_often(user):
         proxy_recipe("whole.yaml", 41)
     with pytest.raises(ValueError, match=r"data.share = 0.001 leaves nothing of the 406 sequences of 'large'"):
         open_corpus(load_recipe("whole.yaml", ["data.share=0.001"]).data)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tokenize.md"])
+def test_the_recipe_that_a_page_shows_fits_the_rarest_domain(user, page):
+    """A single row of 512 tokens: a batch of the recipe's size must not repeat it."""
+    text = (Path(__file__).parents[2] / page).read_text()
+    shown = re.search(r"```yaml\n(data: \{path: \w+, length: 512\}.*?)```", text, re.DOTALL)[1]
+    Path("shown.yaml").write_text(shown.replace("path: tokens", "path: out"))
+    assert plan(load_recipe("shown.yaml"))[0].mixture.sizes.tolist()[-1] == 1
 
 
 def test_plans_of_documents_need_no_torch(user):

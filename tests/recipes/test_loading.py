@@ -30,6 +30,11 @@ def load(tmp_path, text, overrides=()):
     ("old", "new", "message"),
     [
         ("steps: 100", "stepz: 100", "training.stepz is unknown; expected steps, batch_size"),
+        (
+            "steps: 100",
+            "max_tokens: 100",
+            "a budget in tokens is batch_size times data.length, as rows",
+        ),
         ("steps: 100, ", "", "training.steps is missing"),
         ("steps: 100", "steps: 0", "training.steps is 0; expected a number >= 1"),
         ("steps: 100", "steps: 1.5", r"training.steps is 1.5 \(float\); expected a whole number"),

@@ -41,9 +41,10 @@ struct BatchSize {
 class BatchPlanner {
  public:
   // `sizes` are in samples; sample indices count the domains laid end to end. With `once`, each sample is drawn at most
-  // once: the slots of a domain that has none left go to the others.
+  // once: the slots of a domain that has none left go to the others. A homogeneous batch is of one domain: the allocation
+  // decides one slot of each batch, and all others follow it. Not both.
   BatchPlanner(std::span<const std::int64_t> sizes, Allocation allocation, std::int64_t batch_size, std::uint64_t seed,
-               bool shuffle, bool once = false);
+               bool shuffle, bool once, bool homogeneous);
 
   // For a domain whose data grows: its sizes in the order of their first draws, the first of which is 0, none above the
   // size given to the constructor. By default a domain has that size throughout.
@@ -56,7 +57,7 @@ class BatchPlanner {
   std::size_t num_domains() const { return domains_.size(); }
   std::size_t batch_size() const { return batch_size_; }  // of the step last planned
 
-  // How often each domain has been drawn, and what quota allocation owes it, in units of 2^-32 samples.
+  // How often each domain has been drawn, and what quota allocation owes it, in units of 2^-32 slots.
   std::vector<std::int64_t> counts() const;
   std::span<const std::int64_t> credits() const { return credits_; }
   void seek(std::span<const std::int64_t> counts, std::span<const std::int64_t> credits);
@@ -87,6 +88,8 @@ class BatchPlanner {
     std::uint64_t first_draw;   // of multinomial allocation
     std::uint64_t first_block;  // of the shuffles of slots
   };
+  std::uint64_t slots_of(std::uint64_t batch_size) const { return homogeneous_ ? 1 : batch_size; }
+  std::size_t slots() const { return slots_of(batch_size_); }  // that the allocation decides
   void begin(std::span<const MixtureSpan> spans, std::uint64_t step);
   std::uint64_t first_draw(std::uint64_t step) const;
   void draw_slots(const AliasTable& table, std::uint64_t step);
@@ -131,6 +134,7 @@ class BatchPlanner {
   std::uint64_t seed_;
   bool shuffle_;
   bool once_;
+  bool homogeneous_;
 };
 
 }  // namespace pycooldown

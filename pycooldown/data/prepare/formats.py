@@ -1,4 +1,4 @@
-"""The records of a stream of bytes in each format that is read from front to back: lines, JSON, text and tars."""
+"""Read the records of files that are read from front to back: lines, JSON, text and tars."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from pycooldown._extras import require
 from pycooldown.data.prepare.options import MAX_RECORD_BYTES, Options
-from pycooldown.data.prepare.ranges import READ_BYTES, Piece
+from pycooldown.data.prepare.parts import READ_BYTES, FileRange
 from pycooldown.data.stores import open_binary
 
 require("prepare", "orjson")
@@ -29,7 +29,7 @@ class Faults:
     """Raises at a record that is not as expected, or counts it.
 
     Attributes:
-        skipped: Number of records left out, by kind: "encoding", "malformed", "field" or "long".
+        skipped: The number of records that were left out, by kind: "encoding", "malformed", "field" or "long".
     """
 
     def __init__(self, on_error: str) -> None:
@@ -39,12 +39,12 @@ class Faults:
     def __call__(self, kind: str, place: Callable[[], str], reason: str) -> None:
         """Report a record; `place` returns where it is."""
         if self._raise:
-            raise ValueError(f"{place()} {reason}; mend it, or leave such records out with on_error='skip'")
+            raise ValueError(f"{place()} {reason}; mend it, or leave such out by on_error='skip' (--on-error skip)")
         self.skipped[kind] += 1
 
 
 def _lines(stream: IO[bytes], faults: Faults, place: Callable[[int], str]) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers, without those too long to be held in memory."""
+    """Yield lines with their numbers; those too long to be held in memory are reported and left out."""
     number = 0
     while line := stream.readline(MAX_RECORD_BYTES + 1):
         number += 1
@@ -58,23 +58,23 @@ def _lines(stream: IO[bytes], faults: Faults, place: Callable[[int], str]) -> It
         yield number, line
 
 
-def _line_place(piece: Piece) -> Callable[[int], str]:
-    return lambda line: f"{piece.path}:{lines_before(piece) + line}"
+def _line_place(file_range: FileRange) -> Callable[[int], str]:
+    return lambda line: f"{file_range.path}:{lines_before(file_range) + line}"
 
 
-def lines_before(piece: Piece) -> int:
-    """Number of lines before the piece: read only when an error must name its line."""
-    left, count = piece.start, 0
-    with open_binary(piece.path, piece.version, stop=piece.start) as file:
+def lines_before(file_range: FileRange) -> int:
+    """Return the number of lines before the range; they are read only when an error must name its line."""
+    left, count = file_range.start, 0
+    with open_binary(file_range.path, file_range.version, stop=file_range.start) as file:
         while left and (block := file.read(min(left, READ_BYTES))):
             left -= len(block)
             count += block.count(b"\n")
     return count
 
 
-def read_jsonl(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
+def read_jsonl(file_range: FileRange, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
     """Yield the objects of lines; blank lines are passed over."""
-    place = _line_place(piece)
+    place = _line_place(file_range)
     for number, line in _lines(stream, faults, place):
         row = _parse(line, lambda n=number: place(n), faults)  # type: ignore[misc]
         if row is not None:
@@ -101,26 +101,26 @@ def _parse(content: bytes, place: Callable[[], str], faults: Faults) -> dict[str
     return row
 
 
-def read_json(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
+def read_json(file_range: FileRange, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
     """Yield the objects of one JSON list, or of lines in a `.json` file."""
     content = stream.read(MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:
-        raise ValueError(f"{piece.path} has more than {MAX_JSON_BYTES:,} bytes of JSON; write it as .jsonl")
+        raise ValueError(f"{file_range.path} has more than {MAX_JSON_BYTES:,} bytes of JSON; write it as .jsonl")
     content = content.removeprefix(BOM)
     if not content.lstrip().startswith(b"["):  # compressed lines, which the plan could not see
-        yield from read_jsonl(piece, io.BytesIO(content), options, faults)
+        yield from read_jsonl(file_range, io.BytesIO(content), options, faults)
         return
     try:
         rows = orjson.loads(content)
     except orjson.JSONDecodeError as error:
-        raise ValueError(f"{piece.path} is not a JSON list in UTF-8: {error}") from error
+        raise ValueError(f"{file_range.path} is not a JSON list in UTF-8: {error}") from error
     for number, row in enumerate(rows):
         if isinstance(row, dict):
             yield number, [row.get(field) for field in options.text_fields]
         else:
             faults(
                 "malformed",
-                lambda n=number: f"{piece.path}, item {n},",  # type: ignore[misc]
+                lambda n=number: f"{file_range.path}, item {n},",  # type: ignore[misc]
                 f"is {shown(row)}; expected a JSON object",
             )
 
@@ -133,28 +133,28 @@ def _decode(content: bytes, place: Callable[[], str], faults: Faults) -> str | N
         return None
 
 
-def read_text_file(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
+def read_text_file(file_range: FileRange, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
     """Yield the whole text as one document."""
     content = stream.read(MAX_RECORD_BYTES + 1)
     if len(content) > MAX_RECORD_BYTES:
         reason = f"has more than {MAX_RECORD_BYTES:,} bytes in one document; use text_documents='line' or 'paragraph'"
-        faults("long", lambda: piece.path, reason)
-    elif (text := _decode(content.removeprefix(BOM), lambda: piece.path, faults)) is not None:
+        faults("long", lambda: file_range.path, reason)
+    elif (text := _decode(content.removeprefix(BOM), lambda: file_range.path, faults)) is not None:
         yield 1, [text]
 
 
-def read_text_lines(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
+def read_text_lines(file_range: FileRange, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
     """Yield each line that is not empty."""
-    place = _line_place(piece)
+    place = _line_place(file_range)
     for number, line in _lines(stream, faults, place):
         content = line.rstrip(b"\r\n")
         if content and (text := _decode(content, lambda n=number: place(n), faults)) is not None:  # type: ignore[misc]
             yield number, [text]
 
 
-def read_text_paragraphs(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
+def read_text_paragraphs(file_range: FileRange, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
     """Yield the lines between blank ones."""
-    place = _line_place(piece)
+    place = _line_place(file_range)
     lines: list[bytes] = []
     first = size = 0
 
@@ -178,7 +178,7 @@ def read_text_paragraphs(piece: Piece, stream: IO[bytes], options: Options, faul
     yield from paragraph()
 
 
-def read_tar(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
+def read_tar(file_range: FileRange, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
     """The members that hold text: `.txt`, or `.json` with the fields. Others of their samples hold none."""
     watched = _Watched(stream)
     found = False
@@ -188,7 +188,7 @@ def read_tar(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) 
             if not member.isfile() or kind not in (".txt", ".json"):
                 continue
             found = True
-            place = lambda name=member.name: f"{piece.path}, member {name!r},"  # noqa: E731
+            place = lambda name=member.name: f"{file_range.path}, member {name!r},"  # noqa: E731
             if member.size > MAX_RECORD_BYTES:
                 faults("long", place, f"has {member.size:,} bytes; expected at most {MAX_RECORD_BYTES:,}")
                 continue
@@ -203,11 +203,11 @@ def read_tar(piece: Piece, stream: IO[bytes], options: Options, faults: Faults) 
         pass
     if watched.size < end + 1024 or watched.content > end:
         raise ValueError(
-            f"{piece.path} does not end where its tar ends, at byte {end} ({watched.size} bytes): it was cut off, or "
-            "several tars were put into one file"
+            f"{file_range.path} does not end where its tar ends, at byte {end} ({watched.size} bytes): it was cut off, "
+            "or several tars were put into one file"
         )
     if not found:
-        raise ValueError(f"{piece.path} has no members .txt or .json; expected text")
+        raise ValueError(f"{file_range.path} has no members .txt or .json; expected text")
 
 
 class _Watched:

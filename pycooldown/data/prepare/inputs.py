@@ -36,11 +36,11 @@ class InputFile:
     """A file of documents.
 
     Attributes:
-        path: Where it is: a path or a URL.
+        path: A path or a URL.
         format: `"jsonl"`, `"json"`, `"text"`, `"parquet"`, `"arrow"` or `"tar"`.
         compression: `"gzip"`, `"zstd"` or `""`.
-        size: In bytes.
-        version: What changes with the content: the time of the last change in ns, or what the store says of an object.
+        size: The size in bytes.
+        version: A text that changes with the content: the time of the last change in ns, or an object's version.
     """
 
     path: str

@@ -6,8 +6,6 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from pycooldown.data.stores import is_url
-
 MAX_DOCUMENT_BYTES = 4_000_000
 MAX_RECORD_BYTES = 64 << 20  # of one line or text file, which is held in memory as a whole
 
@@ -17,8 +15,8 @@ class Options:
     """What a document is and what becomes of it; everything here changes the shards.
 
     Attributes:
-        text_fields: Fields of a record that make the document, joined by a newline: one for documents, source and
-            target for pairs.
+        text_fields: The fields of a record whose texts, joined by a newline, are the document: one for documents,
+            source and target for pairs.
         text_documents: What a document is in a `.txt` file: the whole `"file"`, a `"line"`, or a `"paragraph"` (lines
             up to a blank one).
         on_error: `"raise"` stops at the first record that is not as expected; `"skip"` leaves such records out and
@@ -30,8 +28,8 @@ class Options:
             no document can contain an EOS by its spelling; `"parse"` as the special tokens.
         validation: A share of the documents below 1, or a number of distinct documents for each domain (see
             :mod:`pycooldown.data.prepare.split`).
-        seed: Of the hash that chooses the validation documents.
-        shard_bytes: Input for one shard, in bytes; compressed files count four times their size.
+        seed: The seed of the hash that chooses the validation documents.
+        shard_bytes: The input for one shard, in bytes; compressed files count four times their size.
 
     Raises:
         ValueError: If an option is not one of its values or out of range.
@@ -76,14 +74,14 @@ class TokenizerOptions:
     """Which tokenizer, and its special tokens.
 
     Attributes:
-        source: Its file or folder (see :func:`prepare_tokenizer`); `None` to train one.
+        source: Its file or folder, a path or a URL (see :func:`prepare_tokenizer`); `None` to train one.
         train: `"bpe"` or `"sentencepiece"`, if there is no source.
-        vocabulary_size: Of a tokenizer to be trained: number of token ids.
-        tau: Temperature of its sample.
-        sample_bytes: Text in its sample, in bytes; never more than the corpus has.
+        vocabulary_size: The number of token ids of a tokenizer to be trained.
+        tau: The temperature of its training sample.
+        sample_bytes: The size of that sample in bytes of text; never more than the corpus has.
         eos: The token behind every document: a name, an id, `None` for none, or `"auto"` for what the files say.
         bos: The token before every document, likewise.
-        pattern: Regular expression of the words, for a `.tiktoken` file.
+        pattern: The regular expression that divides a text into words, for a `.tiktoken` file.
     """
 
     source: str | os.PathLike[str] | None = None
@@ -98,7 +96,5 @@ class TokenizerOptions:
     def __post_init__(self) -> None:
         if (self.source is None) == (self.train is None):
             raise ValueError("expected a tokenizer's file, or the kind of one to train ('bpe' or 'sentencepiece')")
-        if self.source is not None and is_url(self.source):
-            raise ValueError(f"source = {os.fspath(self.source)!r} is a URL; expected a local tokenizer: copy it here")
         if self.sample_bytes < 1:
             raise ValueError(f"sample_bytes = {self.sample_bytes}; expected at least 1")

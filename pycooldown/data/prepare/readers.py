@@ -1,4 +1,4 @@
-"""Read the documents of a piece of a file, whatever its format; refuse or count what is not as expected."""
+"""Read the documents in a range of a file, whatever its format; refuse or count what is not as expected."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pycooldown._extras import require
 from pycooldown.data.prepare import formats
 from pycooldown.data.prepare.formats import Faults, Place, RowIterator, lines_before, shown
 from pycooldown.data.prepare.options import Options
-from pycooldown.data.prepare.ranges import READ_BYTES, Piece
+from pycooldown.data.prepare.parts import READ_BYTES, FileRange
 from pycooldown.data.stores import open_binary
 
 try:
@@ -30,21 +30,21 @@ class Hasher(Protocol):
 
 
 def read_documents(
-    piece: Piece, options: Options, faults: Faults, digest: Hasher | None = None
+    file_range: FileRange, options: Options, faults: Faults, digest: Hasher | None = None
 ) -> Iterator[tuple[str, bytes]]:
-    """Yield the documents of a piece, as text and as UTF-8.
+    """Yield the documents in a range of a file, as text and as UTF-8.
 
     Args:
-        piece: What to read.
+        file_range: The range to read.
         options: Which fields make a document, and how long it may be.
         faults: Called for records that are not as expected.
-        digest: Gets all bytes of the piece, by the time that the iterator is exhausted.
+        digest: Gets all bytes of the range, by the time that the iterator is exhausted.
 
     Raises:
         ValueError: If the file is damaged, lacks a column, or has changed since it was planned.
         OSError: If it cannot be read.
     """
-    place, rows = _open(piece, options, faults, digest)
+    place, rows = _open(file_range, options, faults, digest)
     fields = options.text_fields
     for number, values in rows:
         for field, value in zip(fields, values):
@@ -58,7 +58,7 @@ def read_documents(
             if len(data) > options.max_document_bytes and options.long_documents == "refuse":
                 reason = (
                     f"is a document of {len(data):,} bytes; expected at most {options.max_document_bytes:,}, or "
-                    "long_documents='split', which encodes it in pieces"
+                    "long_documents='split' (--long-documents split), which encodes it in pieces"
                 )
                 faults("long", lambda n=number: place(n), reason)  # type: ignore[misc]
                 continue
@@ -72,61 +72,65 @@ _TEXT: dict[str, Callable[..., RowIterator]] = {
 }
 
 
-def hash_piece(piece: Piece, digest: Hasher) -> None:
-    """Give `digest` all bytes of a piece.
+def hash_range(file_range: FileRange, digest: Hasher) -> None:
+    """Give `digest` all bytes of a range.
 
     Raises:
         OSError: If the file cannot be read.
         ValueError: If it is shorter than planned.
     """
-    with _Range(piece, digest) as stream:
+    with _RangeStream(file_range, digest) as stream:
         stream.drain()
 
 
-def _open(piece: Piece, options: Options, faults: Faults, digest: Hasher | None) -> tuple[Place, RowIterator]:
+def _open(file_range: FileRange, options: Options, faults: Faults, digest: Hasher | None) -> tuple[Place, RowIterator]:
     """What names a record's place, and the records: their numbers and fields."""
-    if piece.format in ("parquet", "arrow"):
+    if file_range.format in ("parquet", "arrow"):
         from pycooldown.data.prepare import columnar
 
         def place(row: int) -> str:
-            return f"{piece.path}, row {row}"
+            return f"{file_range.path}, row {row}"
 
         def skip(row: int, error: UnicodeDecodeError) -> None:
             faults("encoding", lambda: place(row), f"is not UTF-8: {error}")
 
-        if piece.format == "parquet":
-            rows = columnar.parquet_rows(piece.path, piece.version, piece.row_groups, options.text_fields, skip)
+        if file_range.format == "parquet":
+            rows = columnar.parquet_rows(
+                file_range.path, file_range.version, file_range.row_groups, options.text_fields, skip
+            )
         else:
-            rows = columnar.arrow_rows(piece.path, piece.version, options.text_fields, skip)
-        return place, _hashed_before(piece, digest, rows)
-    if piece.format == "tar":
-        return (lambda member: f"{piece.path}, member {member!r},"), _streamed(
-            piece, options, faults, digest, formats.read_tar
+            rows = columnar.arrow_rows(file_range.path, file_range.version, options.text_fields, skip)
+        return place, _hashed_before(file_range, digest, rows)
+    if file_range.format == "tar":
+        return (lambda member: f"{file_range.path}, member {member!r},"), _streamed(
+            file_range, options, faults, digest, formats.read_tar
         )
-    if piece.format == "json":
-        return (lambda item: f"{piece.path}, item {item},"), _streamed(
-            piece, options, faults, digest, formats.read_json
+    if file_range.format == "json":
+        return (lambda item: f"{file_range.path}, item {item},"), _streamed(
+            file_range, options, faults, digest, formats.read_json
         )
-    read = formats.read_jsonl if piece.format == "jsonl" else _TEXT[options.text_documents]
-    return (lambda line: f"{piece.path}:{lines_before(piece) + line}"), _streamed(piece, options, faults, digest, read)
+    read = formats.read_jsonl if file_range.format == "jsonl" else _TEXT[options.text_documents]
+    return (lambda line: f"{file_range.path}:{lines_before(file_range) + line}"), _streamed(
+        file_range, options, faults, digest, read
+    )
 
 
-def _hashed_before(piece: Piece, digest: Hasher | None, rows: RowIterator) -> RowIterator:
+def _hashed_before(file_range: FileRange, digest: Hasher | None, rows: RowIterator) -> RowIterator:
     if digest is not None:
-        hash_piece(piece, digest)
+        hash_range(file_range, digest)
     yield from rows
 
 
 def _streamed(
-    piece: Piece, options: Options, faults: Faults, digest: Hasher | None, read: Callable[..., RowIterator]
+    file_range: FileRange, options: Options, faults: Faults, digest: Hasher | None, read: Callable[..., RowIterator]
 ) -> RowIterator:
-    with _Range(piece, digest) as raw:
+    with _RangeStream(file_range, digest) as raw:
         buffered = io.BufferedReader(raw, READ_BYTES)
         try:
-            with _decompressed(buffered, piece.compression) as stream:
-                yield from read(piece, stream, options, faults)
+            with _decompressed(buffered, file_range.compression) as stream:
+                yield from read(file_range, stream, options, faults)
         except (EOFError, gzip.BadGzipFile, zstd.ZstdError, tarfile.TarError) as error:
-            raise ValueError(f"{piece.path} is damaged or was cut off: {error}") from error
+            raise ValueError(f"{file_range.path} is damaged or was cut off: {error}") from error
         raw.drain()
 
 
@@ -138,14 +142,14 @@ def _decompressed(stream: Any, compression: str) -> IO[bytes]:
     return cast(IO[bytes], stream)
 
 
-class _Range(io.RawIOBase):
-    """The bytes of a piece as a file of their own, which are hashed while they are read."""
+class _RangeStream(io.RawIOBase):
+    """The bytes of a range as a file of their own, which are hashed while they are read."""
 
-    def __init__(self, piece: Piece, digest: Hasher | None) -> None:
-        self._path = piece.path
-        self._file: Any = open_binary(piece.path, piece.version, stop=piece.stop, buffered=False)
-        self._file.seek(piece.start)
-        self._left = piece.stop - piece.start
+    def __init__(self, file_range: FileRange, digest: Hasher | None) -> None:
+        self._path = file_range.path
+        self._file: Any = open_binary(file_range.path, file_range.version, stop=file_range.stop, buffered=False)
+        self._file.seek(file_range.start)
+        self._left = file_range.stop - file_range.start
         self._digest = digest
 
     def readable(self) -> bool:

@@ -6,13 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from pycooldown._files import sha256
 from pycooldown.data.prepare.options import Options
-from pycooldown.data.prepare.ranges import Part
-from pycooldown.data.prepare.readers import hash_piece
+from pycooldown.data.prepare.outputs import open_output
+from pycooldown.data.prepare.parts import Part
+from pycooldown.data.prepare.readers import hash_range
 from pycooldown.data.prepare.tokenizer import TokenizerSpec
 from pycooldown.data.stores import is_url
 from pycooldown.data.token_shards import ENDS_SUFFIX, FORMAT
@@ -27,10 +26,10 @@ class Setup:
     """What all parts have in common.
 
     Attributes:
-        out: Folder of the result.
+        out: The folder of the result, a path or a URL.
         options: What a document is.
-        tokenizer: What it is encoded with.
-        chosen: SHA-256 of the file of digests that are for validation; empty if a share decides.
+        tokenizer: The tokenizer that encodes it.
+        chosen: The SHA-256 of the file of digests that are for validation; empty if a share decides.
     """
 
     out: str
@@ -44,9 +43,14 @@ def shard_name(part: Part, split: str) -> str:
     return f"{part.domain}/{split}-{part.index:06d}.tar"
 
 
-def record_path(out: str, part: Part) -> Path:
-    """Return where the record of a part is."""
-    return Path(out, WORK, "records", part.domain, f"{part.index:06d}.json")
+def record_name(part: Part) -> str:
+    """Return the name of a part's record, relative to the output."""
+    return f"{WORK}/records/{part.domain}/{part.index:06d}.json"
+
+
+def dump_record(record: Record) -> str:
+    """Return the content of a record's file."""
+    return json.dumps(record, ensure_ascii=False, indent=1)
 
 
 def part_key(setup: Setup, part: Part) -> str:
@@ -54,19 +58,19 @@ def part_key(setup: Setup, part: Part) -> str:
     tokenizer = asdict(setup.tokenizer)
     del tokenizer["path"]
     options = asdict(setup.options)
-    # What these two change is the pieces, or the records that were skipped.
+    # What these two change is the ranges, or the records that were skipped.
     del options["on_error"], options["shard_bytes"]
-    pieces = []
-    for piece in part.pieces:
-        described = asdict(piece) | {"path": "", "start": 0, "stop": piece.stop - piece.start}
+    ranges = []
+    for file_range in part.ranges:
+        described = asdict(file_range) | {"path": "", "start": 0, "stop": file_range.stop - file_range.start}
         del described["version"]  # like the path: a copy of the same bytes is the same input
-        pieces.append(described)
+        ranges.append(described)
     content = {
         "format": FORMAT,
         "options": options,
         "tokenizer": tokenizer,
         "chosen": setup.chosen,
-        "part": [part.domain, part.index, pieces],
+        "part": [part.domain, part.index, ranges],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -76,24 +80,30 @@ def trusted_record(out: str, part: Part, key: str) -> Record | None:
 
     The input is read for its hash, unless it is made of the very objects that were recorded.
     """
+    output = open_output(out)
     try:
-        record: Record = json.loads(record_path(out, part).read_bytes())
+        record: Record = json.loads(output.read(record_name(part)))
         if record["key"] != key:
             return None
+        known, found = record.get("stored", {}), dict[str, str]()
         for split in SPLITS:
-            shard, path = record["splits"][split]["shard"], Path(out, shard_name(part, split))
-            if shard["documents"]:
-                ends = path.with_name(path.name + ENDS_SUFFIX)
-                if sha256(path) != shard["sha256"] or sha256(ends) != shard["ends_sha256"]:
+            shard, name = record["splits"][split]["shard"], shard_name(part, split)
+            recorded = {name: ("bytes", "sha256"), name + ENDS_SUFFIX: ("ends_bytes", "ends_sha256")}
+            for file, (size, sha) in recorded.items() if shard["documents"] else ():
+                version = output.verify(file, shard[size], shard[sha], known.get(file, ""))
+                if version is None:
                     return None
-            elif path.exists():
-                return None
+                found |= {file: version} if version else {}
+        if found != known:  # the files were copied from elsewhere
+            record = {name: value for name, value in record.items() if name != "stored"}
+            record |= {"stored": found} if found else {}
+            output.write(record_name(part), dump_record(record))
         if (objects := objects_hash(part)) and record.get("objects") == objects:
             return record
-        digests = [hashlib.sha256() for _ in part.pieces]
-        for piece, digest in zip(part.pieces, digests):
-            hash_piece(piece, digest)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        digests = [hashlib.sha256() for _ in part.ranges]
+        for file_range, digest in zip(part.ranges, digests):
+            hash_range(file_range, digest)
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return record if combined(digests) == record["input"] else None
 
@@ -101,9 +111,9 @@ def trusted_record(out: str, part: Part, key: str) -> Record | None:
 def objects_hash(part: Part) -> str:
     """Return a hash of URLs, ranges and versions of a part's objects; nothing if there are others than such.
 
-    A version stands for the bytes where stores promise that, which servers of http(s) do not.
+    The version of an object stands for its bytes: object stores promise that, servers of http(s) do not.
     """
-    objects = [(piece.path, piece.start, piece.stop, piece.version) for piece in part.pieces]
+    objects = [(file_range.path, file_range.start, file_range.stop, file_range.version) for file_range in part.ranges]
     if not all(is_url(path) and not path.startswith("http") for path, *_ in objects):
         return ""
     return hashlib.sha256(json.dumps(objects).encode()).hexdigest()

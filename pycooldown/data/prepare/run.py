@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from pycooldown.data.prepare.engines import open_engine
+from pycooldown.data.prepare.finish import MANIFEST, finish
 from pycooldown.data.prepare.inputs import InputPaths
 from pycooldown.data.prepare.options import Options, TokenizerOptions
+from pycooldown.data.prepare.outputs import open_output
 from pycooldown.data.prepare.plan import fingerprint, locked, make_plan, read_json
-from pycooldown.data.prepare.publish import MANIFEST, publish
 from pycooldown.data.prepare.records import Record
 from pycooldown.data.prepare.work import make_shards
 from pycooldown.data.publish import Progress
@@ -37,14 +37,15 @@ def tokenize(
     removed first, and what only that run needed is removed in the end.
 
     Args:
-        out: Folder of the result, on this machine; made if missing.
+        out: The folder of the result, a path or a URL in an object store (`s3://`, `gs://`, `az://`); made if missing.
+            On the way to a store, each worker holds a shard in a temporary folder. Let one run at a time write there.
         inputs: Files, globs or folders of each domain, also in object stores (see
             :func:`pycooldown.data.prepare.inputs.find_files`).
-        tokenizer: Which tokenizer to use or to train.
+        tokenizer: The tokenizer to use or to train.
         options: What a document is and what becomes of it.
         workers: Processes, each of one core. On Ray: cores to use, 0 for all.
-        ray: Address of a Ray cluster whose machines share the file system, `"auto"` for the one of this machine, or
-            `"local"` to start one.
+        ray: The address of a Ray cluster, `"auto"` for the one of this machine, or `"local"` to start one. Its machines
+            must all reach the inputs, `out` and a tokenizer of one's own, in object stores or a shared file system.
         task: (i, n): make the i-th of n shares of the shards only, for jobs in an array. Each shard is made by one of
             them, i counts from 0. A call without it finishes: it makes what is missing and writes the manifest.
         progress: Called as `progress(phase, done, total)` with the phases "count", "tokenizer" and "tokenize".
@@ -55,16 +56,16 @@ def tokenize(
     Raises:
         ValueError: If an option is out of range, a domain is empty, or a record is not as expected; the message has its
             file and line.
-        BlockingIOError: If another process writes to `out`.
+        BlockingIOError: If another run writes to `out`, or has written there meanwhile.
         OSError: If a file cannot be read or written, or an object store does not answer.
         RuntimeError: If a worker process dies.
     """
     options = options or Options()
     if task is not None and not 0 <= task[0] < task[1]:
         raise ValueError(f"task = {task[0]}/{task[1]}; expected i/n with 0 <= i < n")
-    folder = _local_folder(out)
+    output = open_output(out)
     if ray is not None:  # its workers have a folder of their own
-        folder = folder.absolute()
+        output = open_output(out if is_url(out) else os.path.abspath(out))
         inputs = {
             domain: [
                 os.fspath(path) if is_url(path) else os.path.abspath(path)
@@ -73,11 +74,11 @@ def tokenize(
             for domain, files in inputs.items()
         }
     report = progress or (lambda phase, done, total: None)
-    with locked(folder, shared=task is not None), open_engine(workers=workers, ray=ray) as run:
-        plan = make_plan(folder, inputs, tokenizer, options, run, report, reuse=task is not None)
+    with locked(output, shared=task is not None), open_engine(workers=workers, ray=ray) as run:
+        plan = make_plan(output, inputs, tokenizer, options, run, report, reuse=task is not None)
         planned = fingerprint(plan)
-        if (read_json(folder / MANIFEST) or {}).get("fingerprint") != planned:
-            (folder / MANIFEST).unlink(missing_ok=True)
+        if (read_json(output, MANIFEST) or {}).get("fingerprint") != planned:
+            output.remove(MANIFEST)
         parts = plan.parts if task is None else plan.parts[task[0] :: task[1]]
         parts = sorted(parts, key=lambda part: -part.weight)
         records: dict[tuple[str, int], Record] = {}
@@ -85,7 +86,7 @@ def tokenize(
         for number, record in run(partial(make_shards, plan.setup), parts):
             records[parts[number].domain, parts[number].index] = record
             report("tokenize", len(records), len(parts))
-        return None if task is not None else publish(folder, plan, records, planned)
+        return None if task is not None else finish(output, plan, records, planned)
 
 
 def prepare_plan(
@@ -105,17 +106,6 @@ def prepare_plan(
         The number of parts, each of which becomes a shard; more tasks than that have nothing to do.
     """
     report = progress or (lambda phase, done, total: None)
-    folder = _local_folder(out)
-    with locked(folder, shared=True), open_engine(workers=workers) as run:
-        return len(make_plan(folder, inputs, tokenizer, options or Options(), run, report, reuse=True).parts)
-
-
-def _local_folder(out: str | os.PathLike[str]) -> Path:
-    """Return the path of an output; refuse a URL, which a path would make a folder named `s3:`."""
-    if is_url(out):
-        url = os.fspath(out)
-        raise ValueError(
-            f"out = {url!r} is a URL; expected a local folder: write there, then copy it, as by "
-            f"`aws s3 sync FOLDER {url}`"
-        )
-    return Path(out)
+    output = open_output(out)
+    with locked(output, shared=True), open_engine(workers=workers) as run:
+        return len(make_plan(output, inputs, tokenizer, options or Options(), run, report, reuse=True).parts)

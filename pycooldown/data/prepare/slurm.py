@@ -1,4 +1,4 @@
-"""Submit the parts as a Slurm array, and what finishes them behind it."""
+"""Submit a run to Slurm: an array of tasks, and a job behind it that finishes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pycooldown._files import write_atomically
-from pycooldown.data.prepare.records import WORK
 
 
-def submit(out: Path, command: Sequence[str], *, jobs: int, options: str = "") -> tuple[str, str]:
+def submit(folder: Path, command: Sequence[str], *, jobs: int, options: str = "") -> tuple[str, str]:
     """Submit `command --task I/jobs` as an array, and `command` to run once all of it has succeeded.
 
-    The scripts and the logs are kept in `out`.
-
     Args:
-        out: Folder of the result, on a file system that all nodes share.
+        folder: Where to keep the scripts and the logs, on a file system that all nodes share.
         command: The command without `--task`; it runs in the present folder.
-        jobs: Size of the array.
+        jobs: The size of the array.
         options: Further options of `sbatch`, as in `"--partition=cpu --time=2:00:00 --cpus-per-task=4"`.
 
     Returns:
@@ -31,7 +28,6 @@ def submit(out: Path, command: Sequence[str], *, jobs: int, options: str = "") -
     """
     if jobs < 1:
         raise ValueError(f"jobs = {jobs}; expected at least 1")
-    folder = out / WORK / "slurm"
     line = shlex.join(command)
     array, finish = folder / "tokenize.sh", folder / "finish.sh"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
 """Choose the validation documents by a keyed hash of their text.
 
-What decides is the text alone, so a document that comes twice, in one domain or in two, is on one side only, whatever
-the order of the files and however they are divided. With a share, a document is for validation if its hash, taken as a
-number in [0, 1), is below the share. With a number n, each domain chooses the n documents of smallest hash, at most a
-quarter of its documents but at least one of two; what one domain chose is for validation in all. That needs a pass over
-all documents before they are tokenized.
+The text alone decides. So a document that occurs twice, in one domain or in two, is on one side only, whatever the
+order of the files and however they are divided. With a share, a document is for validation if its hash, as a number
+in [0, 1), is below the share. With a number n, each domain chooses its n documents of smallest hash: at most a quarter
+of its documents, but at least one of two. A document that one domain chose is for validation in all domains. This
+needs one pass over all documents before they are tokenized.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import hashlib
 import heapq
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from pathlib import Path
 
 from pycooldown.data.prepare.formats import Faults
 from pycooldown.data.prepare.options import Options
-from pycooldown.data.prepare.ranges import Part
+from pycooldown.data.prepare.outputs import open_output
+from pycooldown.data.prepare.parts import Part
 from pycooldown.data.prepare.readers import read_documents
 from pycooldown.data.prepare.records import WORK
 
@@ -72,7 +72,7 @@ def count_digests(options: Options, part: Part) -> tuple[list[bytes], int]:
     """Return the smallest distinct digests of a part's documents, as many as may be chosen, and how many it has."""
     digest = keyed_hash(options.seed)
     faults = Faults(options.on_error)
-    documents = (document for piece in part.pieces for document in read_documents(piece, options, faults))
+    documents = (document for file_range in part.ranges for document in read_documents(file_range, options, faults))
     return smallest((digest(data) for _, data in documents if data), int(options.validation))
 
 
@@ -88,14 +88,15 @@ def validation_test(out: str, options: Options, chosen: str) -> Callable[[bytes]
     return lambda data: digest(data) in digests
 
 
-def chosen_path(out: str, name: str) -> Path:
-    """Return where the chosen digests are."""
-    return Path(out, WORK, f"validation-{name[:16]}")
+def chosen_name(chosen: str) -> str:
+    """Return the name of the file of chosen digests, relative to the output, from its SHA-256."""
+    return f"{WORK}/validation-{chosen[:16]}"
 
 
 @lru_cache(maxsize=1)
-def _chosen(out: str, name: str) -> frozenset[bytes]:
-    content = chosen_path(out, name).read_bytes()
-    if hashlib.sha256(content).hexdigest() != name:
-        raise ValueError(f"{chosen_path(out, name)} was changed; run again")
+def _chosen(out: str, chosen: str) -> frozenset[bytes]:
+    output, name = open_output(out), chosen_name(chosen)
+    content = output.read(name)
+    if hashlib.sha256(content).hexdigest() != chosen:
+        raise ValueError(f"{output.path(name)} was changed; run again")
     return frozenset(content[i : i + 16] for i in range(0, len(content), 16))

@@ -1,27 +1,22 @@
-"""Load a tokenizer of any of three kinds, and encode texts in batches into arrays of ids."""
+"""Find a tokenizer and its special tokens, and keep a copy of it with the result."""
 
 from __future__ import annotations
 
-import base64
-import binascii
+import hashlib
 import json
-import shutil
-from array import array
-from collections.abc import Sequence
+import os
+import posixpath
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from pycooldown.data.prepare.encoders import Encoder, open_encoder
+from pycooldown.data.prepare.outputs import open_output
+from pycooldown.data.stores import find_object, is_url, open_binary
 
-from pycooldown._extras import require
-from pycooldown._files import sha256
-
-Ids = npt.NDArray[np.uint32]
-KINDS = ("huggingface", "sentencepiece", "tiktoken")
+KINDS = {".json": "huggingface", ".model": "sentencepiece", ".tiktoken": "tiktoken"}  # by the suffix of the file
+EXTRAS = ("tokenizer_config.json", "special_tokens_map.json")
 # What tokenizers call the end of a document, where their files do not say which token it is.
 EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 EXPECTED = "a Hugging Face tokenizer.json or its folder, a SentencePiece .model, or a .tiktoken file"
@@ -32,15 +27,16 @@ class TokenizerSpec:
     """A tokenizer's file and how it is used.
 
     Attributes:
-        path: The file.
+        path: The path or URL of the file.
         kind: `"huggingface"`, `"sentencepiece"` or `"tiktoken"`.
-        sha256: Of the file.
-        library: What encodes with it, and its version, as in "tokenizers 0.23.3": another may give other ids.
-        vocabulary_size: Number of token ids.
-        eos_id: Id behind every document; `None` for none.
-        bos_id: Id before every document; `None` for none.
+        sha256: The SHA-256 of the file.
+        library: The library that encodes with it and its version, as in "tokenizers 0.23.3". Another one may give other
+            ids.
+        vocabulary_size: The number of token ids.
+        eos_id: The id behind every document; `None` for none.
+        bos_id: The id before every document; `None` for none.
         parse_special_tokens: Whether names of special tokens in a text become these tokens.
-        pattern: The regular expression that divides a text into words, of tiktoken.
+        pattern: Of tiktoken, the regular expression that divides a text into words.
     """
 
     path: str
@@ -54,26 +50,9 @@ class TokenizerSpec:
     pattern: str = ""
 
 
-class Encoder(Protocol):
-    """What every kind of tokenizer can do."""
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of token ids: one more than the largest."""
-
-    def encode(self, texts: list[str]) -> list[Ids]:
-        """Return the ids of each text, without BOS and EOS."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, special tokens included where the tokenizer can show them."""
-
-    def token_id(self, token: str) -> int | None:
-        """Return the id of a token; `None` if there is none of this name."""
-
-
 def prepare_tokenizer(
-    source: Path,
-    folder: Path,
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
     *,
     eos: str | int | None = "auto",
     bos: str | int | None = None,
@@ -84,8 +63,8 @@ def prepare_tokenizer(
 
     Args:
         source: A Hugging Face `tokenizer.json` or a folder with one, a SentencePiece `.model` (or a folder with
-            `tokenizer.model`), or a `.tiktoken` file.
-        folder: Where to put the copy; made if missing.
+            `tokenizer.model`), or a `.tiktoken` file; a path or a URL.
+        folder: Where to put the copy, a path or a URL; other files there are removed.
         eos: The token behind every document: its name, its id, `None` for none, or `"auto"` for what the tokenizer's
             files say, or else the one token with a usual name.
         bos: The token before every document: a name, an id, `None` for none, or `"auto"` for what the files say.
@@ -103,26 +82,41 @@ def prepare_tokenizer(
             if kind == "tiktoken"
             else f"pattern is for .tiktoken files; {file} is of kind {kind}"
         )
-    encoder = _load(str(file), kind, parse_special_tokens, pattern or "")
-    names: dict[str, Any] = {}
-    extras: list[Path] = []
-    if kind == "sentencepiece":
-        names = {role: id_ for role, id_ in _sentencepiece_specials(encoder).items() if id_ >= 0}
-    elif kind == "huggingface" and source.is_dir():
-        names = _declared(source)
-        extras = [source / extra for extra in ("tokenizer_config.json", "special_tokens_map.json")]
-    eos_id, bos_id = (_special(encoder, file, role, asked, names) for role, asked in (("eos", eos), ("bos", bos)))
-    target = folder / {"huggingface": "tokenizer.json", "sentencepiece": "tokenizer.model"}.get(kind, file.name)
-    if file.resolve() != target.resolve():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        for path in (file, *(extra for extra in extras if extra.is_file())):
-            shutil.copyfile(path, target if path == file else folder / path.name)
-    digest = sha256(target)
-    size = max(encoder.vocabulary_size, 1 + max(eos_id or 0, bos_id or 0))
+    content = _read(file)
+    encoder = open_encoder(content, file, kind, parse_special_tokens, pattern or "")
+    name = {"huggingface": "tokenizer.json", "sentencepiece": "tokenizer.model"}.get(kind, posixpath.basename(file))
+    contents = {name: content}
+    declared: dict[str, Any] = dict(encoder.specials)
+    if kind == "huggingface" and file != os.fspath(source):
+        extras = (posixpath.join(posixpath.dirname(file), extra) for extra in EXTRAS)
+        contents |= {posixpath.basename(extra): _read(extra) for extra in extras if _is_file(extra)}
+        declared = _declared(file, contents.get("tokenizer_config.json", b"{}"))
+    eos_id, bos_id = (_special(encoder, file, role, asked, declared) for role, asked in (("eos", eos), ("bos", bos)))
+    output = open_output(folder)
+    for other in set(output.names("")) - contents.keys():
+        output.remove(other)
+    for target, data in contents.items():
+        output.write(target, data)
     return TokenizerSpec(
-        str(target), kind, digest, _library(kind), size, eos_id, bos_id, parse_special_tokens, pattern or ""
+        path=output.path(name),
+        kind=kind,
+        sha256=hashlib.sha256(content).hexdigest(),
+        library=_library(kind),
+        vocabulary_size=max(encoder.vocabulary_size, 1 + max(eos_id or 0, bos_id or 0)),
+        eos_id=eos_id,
+        bos_id=bos_id,
+        parse_special_tokens=parse_special_tokens,
+        pattern=pattern or "",
     )
+
+
+def tokenizer_hash(source: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a tokenizer's file.
+
+    Raises:
+        ValueError: If it is not there or of no known kind.
+    """
+    return hashlib.sha256(_read(_find(source)[0])).hexdigest()
 
 
 @lru_cache(maxsize=2)
@@ -132,11 +126,12 @@ def load_encoder(spec: TokenizerSpec) -> Encoder:
     Raises:
         ValueError: If its file or library is not the one that was prepared.
     """
-    if (found := sha256(Path(spec.path))) != spec.sha256:
+    content = _read(spec.path)
+    if (found := hashlib.sha256(content).hexdigest()) != spec.sha256:
         raise ValueError(f"{spec.path} has SHA-256 {found}; expected {spec.sha256}: it was changed; run again")
     if (library := _library(spec.kind)) != spec.library:
         raise ValueError(f"this machine has {library}, but the run was planned with {spec.library}; install the same")
-    return _load(spec.path, spec.kind, spec.parse_special_tokens, spec.pattern)
+    return open_encoder(content, spec.path, spec.kind, spec.parse_special_tokens, spec.pattern)
 
 
 def _library(kind: str) -> str:
@@ -144,33 +139,31 @@ def _library(kind: str) -> str:
     return f"{name} {version(name)}"
 
 
-def _load(path: str, kind: str, parse_special_tokens: bool, pattern: str) -> Encoder:
-    if kind == "huggingface":
-        return _HuggingFace(path, parse_special_tokens)
-    if parse_special_tokens:
-        raise ValueError(f"special_tokens = 'parse' is for Hugging Face tokenizers; {path} is of kind {kind}")
-    return _SentencePiece(path) if kind == "sentencepiece" else _Tiktoken(path, pattern)
+def _find(source: str | os.PathLike[str]) -> tuple[str, str]:
+    """Return the path or URL of a tokenizer's file, and its kind."""
+    source = os.fspath(source)
+    for file in (source, posixpath.join(source, "tokenizer.json"), posixpath.join(source, "tokenizer.model")):
+        kind = KINDS.get(posixpath.splitext(file)[1])
+        if kind and _is_file(file):
+            return file, kind
+    raise ValueError(f"tokenizer {source!r} is not there or of no known kind; expected {EXPECTED}")
 
 
-def _find(source: Path) -> tuple[Path, str]:
-    candidates = [source / "tokenizer.json", source / "tokenizer.model"] if source.is_dir() else [source]
-    for file in candidates:
-        if file.is_file():
-            kind = {".json": "huggingface", ".model": "sentencepiece", ".tiktoken": "tiktoken"}.get(file.suffix)
-            if kind:
-                return file, kind
-    raise ValueError(f"tokenizer {str(source)!r} is not there or of no known kind; expected {EXPECTED}")
+def _is_file(path: str) -> bool:
+    return find_object(path) is not None if is_url(path) else os.path.isfile(path)
 
 
-def _declared(folder: Path) -> dict[str, str]:
-    """Return the special tokens that a Hugging Face folder names."""
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return {}
+def _read(path: str) -> bytes:
+    with open_binary(path) as file:
+        return file.read()
+
+
+def _declared(file: str, content: bytes) -> dict[str, str]:
+    """Return the special tokens that the `tokenizer_config.json` beside a file names."""
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(content)
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise ValueError(f"tokenizer_config.json beside {file} is not JSON: {error}") from error
     found = {}
     for role in ("eos", "bos"):
         token = config.get(f"{role}_token")
@@ -180,12 +173,7 @@ def _declared(folder: Path) -> dict[str, str]:
     return found
 
 
-def _sentencepiece_specials(encoder: Encoder) -> dict[str, int]:
-    assert isinstance(encoder, _SentencePiece)
-    return {"eos": encoder.processor.eos_id(), "bos": encoder.processor.bos_id()}
-
-
-def _special(encoder: Encoder, file: Path, role: str, asked: str | int | None, declared: dict[str, Any]) -> int | None:
+def _special(encoder: Encoder, file: str, role: str, asked: str | int | None, declared: dict[str, Any]) -> int | None:
     """Return the id that `asked` names."""
     if asked is None:
         return None
@@ -206,80 +194,3 @@ def _special(encoder: Encoder, file: Path, role: str, asked: str | int | None, d
     if (found := encoder.token_id(asked)) is None:
         raise ValueError(f"{role} = {asked!r} is no token of {file}; expected one of its tokens, or an id")
     return found
-
-
-class _HuggingFace:
-    def __init__(self, path: str, parse_special_tokens: bool) -> None:
-        require("prepare", "tokenizers")
-        from tokenizers import Tokenizer
-
-        try:
-            self.tokenizer = Tokenizer.from_file(path)
-        except Exception as error:  # of the Rust code, without a class of its own
-            raise ValueError(f"{path} is no tokenizer.json that `tokenizers` can read: {error}") from error
-        self.tokenizer.no_truncation()  # many files have these from the training of a model
-        self.tokenizer.no_padding()
-        self.tokenizer.encode_special_tokens = not parse_special_tokens
-        self.vocabulary_size = 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values())
-
-    def encode(self, texts: list[str]) -> list[Ids]:
-        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        # The quickest way out of a list of ints, 3 % of the time of encoding.
-        return [np.frombuffer(array("I", encoding.ids), np.uint32) for encoding in encodings]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
-
-    def token_id(self, token: str) -> int | None:
-        found = self.tokenizer.token_to_id(token)
-        return None if found is None else int(found)
-
-
-class _SentencePiece:
-    def __init__(self, path: str) -> None:
-        require("prepare", "sentencepiece")
-        import sentencepiece
-
-        try:
-            self.processor = sentencepiece.SentencePieceProcessor(model_file=path)
-        except (RuntimeError, OSError) as error:
-            raise ValueError(f"{path} is no SentencePiece model: {error}") from error
-        self.vocabulary_size = int(self.processor.get_piece_size())
-
-    def encode(self, texts: list[str]) -> list[Ids]:
-        return [np.frombuffer(array("I", ids), np.uint32) for ids in self.processor.encode(texts, num_threads=1)]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return str(self.processor.decode(list(map(int, ids))))
-
-    def token_id(self, token: str) -> int | None:
-        found = int(self.processor.piece_to_id(token))
-        return found if self.processor.id_to_piece(found) == token else None
-
-
-class _Tiktoken:
-    def __init__(self, path: str, pattern: str) -> None:
-        require("tiktoken", "tiktoken")
-        import tiktoken
-
-        ranks: dict[bytes, int] = {}
-        try:
-            for line in Path(path).read_bytes().splitlines():
-                if line:
-                    token, rank = line.split()
-                    ranks[base64.b64decode(token, validate=True)] = int(rank)
-            self.encoding = tiktoken.Encoding("pycooldown", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
-        except (ValueError, binascii.Error) as error:
-            raise ValueError(f"{path} is no .tiktoken file (base64 token and rank a line): {error}") from error
-        self._ranks = ranks
-        self.vocabulary_size = 1 + max(ranks.values(), default=-1)
-
-    def encode(self, texts: list[str]) -> list[Ids]:
-        return [np.asarray(self.encoding.encode_to_numpy(text, disallowed_special=()), np.uint32) for text in texts]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        known = [int(id_) for id_ in ids if id_ < self.vocabulary_size]
-        return self.encoding.decode_bytes(known).decode("utf-8", "replace")
-
-    def token_id(self, token: str) -> int | None:
-        return self._ranks.get(token.encode())

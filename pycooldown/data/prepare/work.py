@@ -1,41 +1,41 @@
-"""The pure function of preparation: a part of a domain becomes shards and a record.
+"""Make shards and a record of a part of a domain, by a pure function.
 
 What it writes depends on the part's bytes, the options and the tokenizer, and on nothing else: not on the engine, the
-number of workers or what ran before. The record tells what a shard was made from and what it is, by hashes, so a second
-call that finds both as recorded has nothing to do. Nothing else is trusted.
+number of workers or earlier runs. The record holds hashes of the input and of the shards. A second call that finds both
+as recorded has nothing to do. Nothing else is trusted.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pycooldown._files import write_atomically
+from pycooldown.data.prepare.encoders import Ids
 from pycooldown.data.prepare.formats import Faults
-from pycooldown.data.prepare.ranges import Part
+from pycooldown.data.prepare.outputs import name_errors, open_output
+from pycooldown.data.prepare.parts import Part
 from pycooldown.data.prepare.readers import read_documents
 from pycooldown.data.prepare.records import (
     SPLITS,
     Record,
     Setup,
     combined,
+    dump_record,
     objects_hash,
     part_key,
-    record_path,
+    record_name,
     shard_name,
     trusted_record,
 )
 from pycooldown.data.prepare.split import validation_test
-from pycooldown.data.prepare.tokenizer import Ids, load_encoder
+from pycooldown.data.prepare.tokenizer import load_encoder
 from pycooldown.data.token_shards import ENDS_SUFFIX
 from pycooldown.data.token_writer import write_token_shard
 
@@ -52,11 +52,11 @@ class _Count:
 
 
 class _Tally:
-    """What is noted down while a part is read."""
+    """Counts, hashes and a preview, which are collected while a part is read."""
 
     def __init__(self, setup: Setup, part: Part) -> None:
         self.faults = Faults(setup.options.on_error)
-        self.digests = [hashlib.sha256() for _ in part.pieces]
+        self.digests = [hashlib.sha256() for _ in part.ranges]
         self.counts = {split: _Count() for split in SPLITS}
         self.preview: list[dict[str, str]] = []
         self.empty = 0
@@ -67,33 +67,37 @@ def make_shards(setup: Setup, part: Part) -> Record:
 
     Returns:
         The record: `key`, `input` (SHA-256 of the input's bytes), `splits` with counts and the shard of each, `skipped`
-        and `empty` documents, a `preview`, and of objects in stores their hash, `objects`.
+        and `empty` documents and a `preview`. If the input is in object stores, also `objects`, a hash of its versions;
+        if the output is in one, also `stored`, the versions of the shard's files.
 
     Raises:
         ValueError: If a record or file is not as expected; the message names it.
         OSError: If a file cannot be read or written.
     """
+    output = open_output(setup.out)
     key = part_key(setup, part)
     record = trusted_record(setup.out, part, key)
     if record and not (record["skipped"] and setup.options.on_error == "raise"):
         return record
-    path = record_path(setup.out, part)
-    path.unlink(missing_ok=True)
+    output.remove(record_name(part))
     tally = _Tally(setup, part)
-    with _named_errors(setup.out):
-        Path(setup.out, part.domain).mkdir(parents=True, exist_ok=True)
-        with _Spool(setup.out) as validation:
+    with output.workspace() as workspace, name_errors(workspace):
+        Path(workspace, part.domain).mkdir(parents=True, exist_ok=True)
+        stored: dict[str, str] = {}
+        with _Spool(workspace) as validation:
 
             def train() -> Iterator[Ids]:
-                """The training documents; those for validation are laid aside meanwhile."""
+                """Yield the training documents, and put those for validation into a temporary file."""
                 for split, ids in _tokenized(setup, part, tally):
                     if split == "train":
                         yield ids
                     else:
                         validation.add(ids)
 
-            shards = {"train": _write(setup, part, "train", train())}
-            shards["validation"] = _write(setup, part, "validation", validation)
+            shards = {}
+            for split, documents in (("train", train()), ("validation", validation)):
+                shards[split], names = _write(setup, part, split, documents, workspace)
+                stored |= output.take(workspace, names)
         record = {
             "key": key,
             "input": combined(tally.digests),
@@ -104,21 +108,22 @@ def make_shards(setup: Setup, part: Part) -> Record:
         }
         if objects := objects_hash(part):
             record["objects"] = objects
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(record, ensure_ascii=False, indent=1))
+        if stored:
+            record["stored"] = stored
+        output.write(record_name(part), dump_record(record))
     return record
 
 
 def _tokenized(setup: Setup, part: Part, tally: _Tally) -> Iterator[tuple[str, Ids]]:
-    """The split and the tokens of every document."""
+    """Yield the split and the tokens of every document."""
     encoder = load_encoder(setup.tokenizer)
     is_validation = validation_test(setup.out, setup.options, setup.chosen)
     ends = (setup.tokenizer.bos_id, setup.tokenizer.eos_id)
     before, after = (np.array([] if id_ is None else [id_], np.uint32) for id_ in ends)
     documents = (
         document
-        for piece, digest in zip(part.pieces, tally.digests)
-        for document in read_documents(piece, setup.options, tally.faults, digest)
+        for file_range, digest in zip(part.ranges, tally.digests)
+        for document in read_documents(file_range, setup.options, tally.faults, digest)
     )
     for batch in _batches(documents):
         for (text, data), ids in zip(batch, _encode(encoder.encode, batch, setup.options.max_document_bytes)):
@@ -136,31 +141,24 @@ def _tokenized(setup: Setup, part: Part, tally: _Tally) -> Iterator[tuple[str, I
             yield split, np.concatenate((before, ids, after))
 
 
-def _write(setup: Setup, part: Part, split: str, documents: Iterable[Ids]) -> dict[str, Any]:
-    """Write a shard, or nothing where there are no documents."""
-    path = Path(setup.out, shard_name(part, split))
+def _write(
+    setup: Setup, part: Part, split: str, documents: Iterable[Ids], workspace: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Write a shard, or nothing where there are no documents; return its entry of the record and its files."""
+    name = shard_name(part, split)
+    names = [name, name + ENDS_SUFFIX]
+    path = Path(workspace, name)
     written = asdict(write_token_shard(path, documents, setup.tokenizer.vocabulary_size))
     del written["empty_documents"]
     if not written["documents"]:
-        for file in (path, path.with_name(path.name + ENDS_SUFFIX)):
-            file.unlink()
-    return written
-
-
-@contextmanager
-def _named_errors(folder: str) -> Iterator[None]:
-    """A failed write, as on a full disk, does not know its file."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None or error.errno is None:
-            raise
-        reason = f"{error.strerror}; finished shards are kept: run the same command again to go on"
-        raise OSError(error.errno, reason, folder) from error
+        for file in names:
+            Path(workspace, file).unlink()
+        names = []
+    return written, names
 
 
 def _batches(documents: Iterator[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
-    """Lists of documents bounded in bytes, so that memory does not grow with the documents."""
+    """Yield lists of documents that are bounded in bytes, so that memory does not grow with the input."""
     batch: list[tuple[str, bytes]] = []
     size = 0
     for document in documents:

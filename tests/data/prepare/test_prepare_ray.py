@@ -39,3 +39,24 @@ def test_a_failing_task_is_the_error_of_its_line(corpus, tokenizer_file, tmp_pat
     tokenize(tmp_path / "out", *arguments, workers=2, ray="local")
     tokenize(tmp_path / "one", *arguments)
     assert contents(tmp_path / "out") == contents(tmp_path / "one")
+
+
+def test_objects_on_both_sides(corpus, make_store, tokenizer_file, tmp_path):
+    """Workers share nothing but the store: inputs, tokenizer, validation documents and results are there."""
+    obstore = pytest.importorskip("obstore")
+    from pycooldown.data.prepare.outputs import open_output
+
+    url = make_store("s3")
+    store = obstore.store.from_url(url)
+    for path in corpus.rglob("*.jsonl"):
+        obstore.put(store, path.relative_to(tmp_path).as_posix(), path.read_bytes())
+    obstore.put(store, "tokenizer.json", tokenizer_file.read_bytes())
+    options = Options(shard_bytes=6000, validation=10)
+    asked = TokenizerOptions(source=f"{url}/tokenizer.json")
+    manifest = tokenize(f"{url}/out", parse_inputs([f"{url}/data"]), asked, options, workers=2, ray="local")
+    local = tokenize(tmp_path / "one", parse_inputs([str(corpus)]), TokenizerOptions(source=tokenizer_file), options)
+    assert manifest == local
+    output, here = open_output(f"{url}/out"), open_output(tmp_path / "one")
+    names = [name for name in here.names("") if not name.startswith(".prepare/")]
+    assert [name for name in output.names("") if not name.startswith(".prepare/")] == names
+    assert all(output.read(name) == here.read(name) for name in names)

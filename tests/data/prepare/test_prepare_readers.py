@@ -19,8 +19,8 @@ import pyarrow.parquet as pq  # noqa: E402
 from pycooldown.data.prepare.formats import Faults  # noqa: E402
 from pycooldown.data.prepare.inputs import find_files, parse_inputs  # noqa: E402
 from pycooldown.data.prepare.options import Options  # noqa: E402
-from pycooldown.data.prepare.ranges import Piece, divide  # noqa: E402
-from pycooldown.data.prepare.readers import hash_piece, read_documents, zstd  # noqa: E402
+from pycooldown.data.prepare.parts import FileRange, divide  # noqa: E402
+from pycooldown.data.prepare.readers import hash_range, read_documents, zstd  # noqa: E402
 
 TEXTS = [
     "first",
@@ -86,34 +86,37 @@ FORMATS = {
 }
 
 
-def pieces_of(path, options):
+def ranges_of(path, options):
     found, _ = find_files({"d": str(path)})
-    return [piece for part in divide("d", found["d"], options) for piece in part.pieces]
+    return [file_range for part in divide("d", found["d"], options) for file_range in part.ranges]
 
 
-def read(pieces, options=None, faults=None):
+def read(ranges, options=None, faults=None):
     options = options or Options()
     faults = faults or Faults(options.on_error)
-    return [text for piece in pieces for text, _ in read_documents(piece, options, faults)]
+    return [text for file_range in ranges for text, _ in read_documents(file_range, options, faults)]
 
 
 @pytest.mark.parametrize("shard_bytes", [1, 700, 1 << 30])
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same_documents_in_ranges_of_any_size(tmp_path, name, shard_bytes):
     FORMATS[name](tmp_path / name)
-    pieces = pieces_of(tmp_path / name, Options(shard_bytes=shard_bytes))
-    assert read(pieces) == TEXTS
+    ranges = ranges_of(tmp_path / name, Options(shard_bytes=shard_bytes))
+    assert read(ranges) == TEXTS
     # The ranges are the file, once, and reading them gives the hash that reading their bytes does.
-    assert [piece.start for piece in pieces] == [0, *(piece.stop for piece in pieces[:-1])]
-    assert pieces[-1].stop == (tmp_path / name).stat().st_size
-    for piece in pieces:
-        while_read, alone = hashlib.sha256(), hashlib.sha256((tmp_path / name).read_bytes()[piece.start : piece.stop])
-        list(read_documents(piece, Options(), Faults("raise"), while_read))
+    assert [file_range.start for file_range in ranges] == [0, *(file_range.stop for file_range in ranges[:-1])]
+    assert ranges[-1].stop == (tmp_path / name).stat().st_size
+    for file_range in ranges:
+        while_read, alone = (
+            hashlib.sha256(),
+            hashlib.sha256((tmp_path / name).read_bytes()[file_range.start : file_range.stop]),
+        )
+        list(read_documents(file_range, Options(), Faults("raise"), while_read))
         again = hashlib.sha256()
-        hash_piece(piece, again)
+        hash_range(file_range, again)
         assert while_read.digest() == again.digest() == alone.digest()
     if shard_bytes < 1000 and name in ("a.jsonl", "crlf.jsonl", "lines.json", "a.parquet"):
-        assert len(pieces) > 5
+        assert len(ranges) > 5
 
 
 def test_hugging_face_dataset_folder(tmp_path):
@@ -123,7 +126,7 @@ def test_hugging_face_dataset_folder(tmp_path):
     found, ignored = find_files({"d": str(tmp_path / "d")})
     assert len(found["d"]) == 3
     assert ignored == []
-    assert read(pieces_of(tmp_path / "d", Options())) == TEXTS[::-1]
+    assert read(ranges_of(tmp_path / "d", Options())) == TEXTS[::-1]
     datasets.DatasetDict({"train": dataset}).save_to_disk(tmp_path / "splits")
     with pytest.raises(ValueError, match="several splits; name one of train"):
         find_files({"d": str(tmp_path / "splits")})
@@ -141,7 +144,7 @@ def test_hugging_face_dataset_folder(tmp_path):
 def test_text_documents(tmp_path, unit, expected, shard_bytes):
     (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\n\n \nthree\n\nfour")
     options = Options(text_documents=unit, shard_bytes=shard_bytes)
-    assert read(pieces_of(tmp_path / "a.txt", options), options) == expected
+    assert read(ranges_of(tmp_path / "a.txt", options), options) == expected
 
 
 @given(st.lists(st.text(max_size=30), max_size=40), st.integers(1, 200))
@@ -149,13 +152,13 @@ def test_ranges_of_lines_lose_and_repeat_nothing(tmp_path_factory, texts, shard_
     path = tmp_path_factory.mktemp("ranges") / "a.jsonl"
     rows = [json.dumps({"text": t}, ensure_ascii=False) for t in texts]
     path.write_bytes("\n\n".join(rows).encode("utf-8", "surrogatepass"))
-    assert read(pieces_of(path, Options(shard_bytes=shard_bytes))) == texts
+    assert read(ranges_of(path, Options(shard_bytes=shard_bytes))) == texts
 
 
 def test_pairs_are_one_document(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"key": "k", "src": "Hello", "tgt": "Hallo"}\n')
     options = Options(text_fields=("src", "tgt"))
-    assert read(pieces_of(tmp_path / "a.jsonl", options), options) == ["Hello\nHallo"]
+    assert read(ranges_of(tmp_path / "a.jsonl", options), options) == ["Hello\nHallo"]
 
 
 BAD_LINES = {
@@ -179,9 +182,9 @@ def test_a_bad_line_is_named_or_counted_and_loses_no_other(tmp_path, line, shard
     path.write_bytes(jsonl(["a", "b"]) + line + b"\n" + jsonl(["c"]))
     options = Options(max_document_bytes=100, shard_bytes=shard_bytes)
     with pytest.raises(ValueError, match=rf"a\.jsonl:3 {message}.*on_error='skip'"):
-        read(pieces_of(path, options), options)
+        read(ranges_of(path, options), options)
     faults = Faults("skip")
-    assert read(pieces_of(path, options), options, faults) == ["a", "b", "c"]
+    assert read(ranges_of(path, options), options, faults) == ["a", "b", "c"]
     assert faults.skipped == {kind: 1}
 
 
@@ -190,7 +193,7 @@ def test_a_latin_1_file_loses_its_bad_lines_only(tmp_path):
     good = [f"good {i}" for i in range(20)]
     path.write_bytes(jsonl(good[:10]) + '{"text": "é"}\n'.encode("latin-1") + jsonl(good[10:]))
     faults = Faults("skip")
-    assert read(pieces_of(path, Options()), Options(), faults) == good
+    assert read(ranges_of(path, Options()), Options(), faults) == good
     assert faults.skipped == {"encoding": 1}
 
 
@@ -199,15 +202,15 @@ def test_bad_rows_of_columns(tmp_path):
     values = pa.array([b"good", b"caf\xe9", b"fine"]).cast(pa.string(), safe=False)
     pq.write_table(pa.table({"text": pa.concat_arrays([values, pa.array([None, "end"])])}), path)
     with pytest.raises(ValueError, match=r"a\.parquet, row 1 is not UTF-8"):
-        read(pieces_of(path, Options()))
+        read(ranges_of(path, Options()))
     faults = Faults("skip")
-    assert read(pieces_of(path, Options()), Options(), faults) == ["good", "fine", "end"]
+    assert read(ranges_of(path, Options()), Options(), faults) == ["good", "fine", "end"]
     assert faults.skipped == {"encoding": 1, "field": 1}
     pq.write_table(pa.table({"text": [17]}), path)
     with pytest.raises(ValueError, match="column 'text' of type int64; expected strings"):
-        read(pieces_of(path, Options()))
+        read(ranges_of(path, Options()))
     with pytest.raises(ValueError, match="has no column 'body'; expected one of 'text'"):
-        read(pieces_of(path, Options()), Options(text_fields=("body",)))
+        read(ranges_of(path, Options()), Options(text_fields=("body",)))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet", "stream.arrow", "file.arrow", "text.tar"])
@@ -221,22 +224,22 @@ def test_cut_off_files_are_refused(tmp_path, name, cut):
         length = content.rstrip(b"\0").__len__() // 512 * 512 - 1024  # between two members
     path.write_bytes(content[:length])
     with pytest.raises(ValueError, match=name):
-        read(pieces_of(path, Options()))
+        read(ranges_of(path, Options()))
 
 
 def test_tars_in_one_file_are_refused(tmp_path):
     write_tar_of_text(tmp_path / "a.tar")
     (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes() * 2)
     with pytest.raises(ValueError, match="several tars were put into one file"):
-        read(pieces_of(tmp_path / "a.tar", Options()))
+        read(ranges_of(tmp_path / "a.tar", Options()))
 
 
 def test_a_file_that_shrinks_is_noticed(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl())
-    piece = Piece(str(path), "jsonl", "", 0, path.stat().st_size + 1)
+    file_range = FileRange(str(path), "jsonl", "", 0, path.stat().st_size + 1)
     with pytest.raises(ValueError, match="1 bytes shorter than planned"):
-        read([piece])
+        read([file_range])
 
 
 def test_inputs_by_argument_folder_and_yaml(tmp_path):

@@ -2,18 +2,12 @@
 
 import errno
 import gzip
-import hashlib
 import http.server
 import json
 import os
 import pickle
 import shutil
-import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
 
 import pytest
 
@@ -22,55 +16,17 @@ pytest.importorskip("orjson")
 obstore = pytest.importorskip("obstore")
 
 from obstore.store import from_url  # noqa: E402
+from store_servers import use_s3  # noqa: E402
 
 from pycooldown.data.prepare import Options, TokenizerOptions, parse_inputs, tokenize  # noqa: E402
 from pycooldown.data.prepare.inputs import find_files  # noqa: E402
 from pycooldown.data.stores import RANGE_BYTES, StoreError, find_object, is_url, open_binary  # noqa: E402
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def s3_server():
-    """The address of an S3 server in memory."""
-    pytest.importorskip("moto.server")
-    port = free_port()
-    code = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(600):
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except ConnectionError:
-                assert process.poll() is None
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def use_endpoint(monkeypatch, address):
-    values = {"ENDPOINT_URL": address, "ALLOW_HTTP": "true", "REGION": "us-east-1"}
-    values |= {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}
-    for name, value in values.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
 @pytest.fixture
-def bucket(s3_server, monkeypatch, request):
-    """The URL of an empty bucket of this test's own."""
-    # A client reads the environment once, so the address is that of all tests with buckets.
-    use_endpoint(monkeypatch, s3_server)
-    name = "b" + hashlib.sha256(request.node.name.encode()).hexdigest()[:20]
-    urllib.request.urlopen(urllib.request.Request(f"{s3_server}/{name}", method="PUT")).close()
-    return f"s3://{name}"
+def bucket(make_store):
+    """The URL of an empty bucket."""
+    return make_store("s3")
 
 
 def put(bucket, key, content):
@@ -328,7 +284,7 @@ def test_files_of_a_web_server_give_the_bytes_of_the_same_files(formats, web, to
 @pytest.mark.parametrize(("scheme", "fetched"), [("s3", set()), ("http", {("GET", "/recorded/x.jsonl")})])
 def test_recorded_objects_are_not_fetched_again(scheme, fetched, web, corpus, tokenizer_file, tmp_path, monkeypatch):
     address, files = web
-    use_endpoint(monkeypatch, address)
+    use_s3(monkeypatch, address)
     files["/recorded/x.jsonl"] = (corpus / "en" / "a.jsonl").read_bytes()
     inputs = {"en": "s3://recorded/x.jsonl" if scheme == "s3" else f"{address}/recorded/x.jsonl"}
     first = run(tmp_path / "out", inputs, tokenizer_file, shard_bytes=1 << 20)
@@ -367,7 +323,7 @@ def test_names_in_urls_are_decoded_once(web):
 
 
 def test_credentials_that_are_wrong_or_missing_are_named(web, monkeypatch):
-    use_endpoint(monkeypatch, web[0])
+    use_s3(monkeypatch, web[0])
     for pattern in ("x.jsonl", "*.jsonl"):
         with pytest.raises(StoreError, match=r"Errno 13.*look at the credentials in the environment.*s3://forbidden"):
             find_files({"en": f"s3://forbidden/{pattern}"})
@@ -393,13 +349,6 @@ def test_errors_come_back_from_workers():
 def test_other_urls_are_refused(url):
     with pytest.raises(ValueError, match="cannot be read; expected a local path, or a bucket or host behind s3://"):
         find_files({"en": url})
-
-
-def test_results_and_tokenizers_are_local(corpus, tokenizer_file):
-    with pytest.raises(ValueError, match=r"out = 's3://b/out' is a URL; expected a local folder: .*aws s3 sync"):
-        run("s3://b/out", parse_inputs([str(corpus)]), tokenizer_file)
-    with pytest.raises(ValueError, match=r"source = 's3://b/tokenizer.json' is a URL; expected a local tokenizer"):
-        TokenizerOptions(source="s3://b/tokenizer.json")
 
 
 def test_paths_are_no_urls():

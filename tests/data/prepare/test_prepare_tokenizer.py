@@ -11,10 +11,10 @@ tokenizers = pytest.importorskip("tokenizers")
 
 from pycooldown.data.prepare.inputs import find_files  # noqa: E402
 from pycooldown.data.prepare.options import Options, TokenizerOptions  # noqa: E402
-from pycooldown.data.prepare.ranges import divide  # noqa: E402
+from pycooldown.data.prepare.parts import divide  # noqa: E402
 from pycooldown.data.prepare.sentencepiece_training import train_sentencepiece  # noqa: E402
 from pycooldown.data.prepare.tokenizer import load_encoder, prepare_tokenizer  # noqa: E402
-from pycooldown.data.prepare.training import balanced_sample, train_tokenizer  # noqa: E402
+from pycooldown.data.prepare.tokenizer_training import balanced_sample, train_tokenizer  # noqa: E402
 
 TEXTS = ["Feuer und wasser 12", "  spaces\n\n and 水 🎉", "a </s> that is text", ""]
 PATTERN = r"\s*\S+|\s+"
@@ -140,7 +140,7 @@ def test_training_is_deterministic_and_spells_everything(tmp_path, make_text, ki
     texts = [make_text(i) for i in range(200)]
     path = train_tokenizer(kind, texts, 500, tmp_path)
     code = (
-        "import json, pathlib, sys; from pycooldown.data.prepare.training import train_tokenizer\n"
+        "import json, pathlib, sys; from pycooldown.data.prepare.tokenizer_training import train_tokenizer\n"
         "train_tokenizer(sys.argv[1], json.load(sys.stdin), 500, pathlib.Path(sys.argv[2]))"
     )
     other = tmp_path / "other"

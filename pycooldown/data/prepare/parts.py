@@ -1,4 +1,4 @@
-"""Divide the files of a domain into parts: what one call of the pure function turns into a shard."""
+"""Divide the files of a domain into parts. A part is a list of ranges of files; one call makes a shard of it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pycooldown.data.prepare.options import Options
 from pycooldown.data.stores import is_url, open_binary
 
 COMPRESSED_WEIGHT = 4  # bytes of text for a byte of gzip or zstd, roughly
-MAX_PIECES = 4096
+MAX_RANGES = 4096
 READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Piece:
+class FileRange:
     """A range of a file.
 
     Attributes:
         path: The file, or the URL of an object.
         format: As of :class:`InputFile`; a `.json` file of lines has become `"jsonl"`.
         compression: As of :class:`InputFile`.
-        start: First byte.
-        stop: Byte behind the last one.
-        row_groups: First row group and the one behind the last, of Parquet.
-        footer: SHA-256 of the footer that explains the bytes, of Parquet.
-        version: As of :class:`InputFile`, of an object; empty for a file.
+        start: The first byte.
+        stop: The byte behind the last one.
+        row_groups: Of Parquet, the first row group and the one behind the last.
+        footer: Of Parquet, the SHA-256 of the footer that explains the bytes.
+        version: Of an object, as of :class:`InputFile`; empty for a file.
     """
 
     path: str
@@ -43,28 +43,28 @@ class Piece:
 
     @property
     def weight(self) -> int:
-        """Bytes of text, by estimate."""
+        """Estimated bytes of text."""
         return (self.stop - self.start) * (COMPRESSED_WEIGHT if self.compression else 1)
 
 
 @dataclass(frozen=True)
 class Part:
-    """The pieces whose documents make one shard for each split.
+    """The ranges whose documents make one shard for each split.
 
     Attributes:
-        domain: Name of the domain.
-        index: Number of the part within the domain; also that of its shards.
-        pieces: In order.
+        domain: The name of the domain.
+        index: The number of the part within the domain; also that of its shards.
+        ranges: The ranges, in order.
     """
 
     domain: str
     index: int
-    pieces: tuple[Piece, ...]
+    ranges: tuple[FileRange, ...]
 
     @property
     def weight(self) -> int:
-        """Bytes of text, by estimate."""
-        return sum(piece.weight for piece in self.pieces)
+        """Estimated bytes of text."""
+        return sum(file_range.weight for file_range in self.ranges)
 
 
 def divide(domain: str, files: list[InputFile], options: Options) -> list[Part]:
@@ -77,19 +77,19 @@ def divide(domain: str, files: list[InputFile], options: Options) -> list[Part]:
         OSError: If a file cannot be read.
     """
     parts: list[Part] = []
-    pieces: list[Piece] = []
+    ranges: list[FileRange] = []
     weight = 0
     for file in files:
-        for piece in _pieces(file, options):
-            if pieces and (weight + piece.weight > options.shard_bytes or len(pieces) == MAX_PIECES):
-                parts.append(Part(domain, len(parts), tuple(pieces)))
-                pieces, weight = [], 0
-            pieces.append(piece)
-            weight += piece.weight
-    return [*parts, Part(domain, len(parts), tuple(pieces))] if pieces else parts
+        for file_range in _ranges(file, options):
+            if ranges and (weight + file_range.weight > options.shard_bytes or len(ranges) == MAX_RANGES):
+                parts.append(Part(domain, len(parts), tuple(ranges)))
+                ranges, weight = [], 0
+            ranges.append(file_range)
+            weight += file_range.weight
+    return [*parts, Part(domain, len(parts), tuple(ranges))] if ranges else parts
 
 
-def _pieces(file: InputFile, options: Options) -> Iterator[Piece]:
+def _ranges(file: InputFile, options: Options) -> Iterator[FileRange]:
     if not file.size:
         return
     version = file.version if is_url(file.path) else ""
@@ -101,13 +101,13 @@ def _pieces(file: InputFile, options: Options) -> Iterator[Piece]:
         return
     lines = kind == "jsonl" or (kind == "text" and options.text_documents == "line")
     if not lines or file.compression or file.size <= options.shard_bytes:
-        yield Piece(file.path, kind, file.compression, 0, file.size, version=version)
+        yield FileRange(file.path, kind, file.compression, 0, file.size, version=version)
         return
     start = 0
     with open_binary(file.path, version) as stream:
         while start < file.size:
             stop = min(_next_line(stream, start + options.shard_bytes), file.size)
-            yield Piece(file.path, kind, "", start, stop, version=version)
+            yield FileRange(file.path, kind, "", start, stop, version=version)
             start = stop
 
 
@@ -128,7 +128,7 @@ def _first_character(path: str, version: str) -> bytes:
     return b""
 
 
-def _row_groups(path: str, version: str, size: int, shard_bytes: int) -> Iterator[Piece]:
+def _row_groups(path: str, version: str, size: int, shard_bytes: int) -> Iterator[FileRange]:
     from pycooldown.data.prepare.columnar import open_parquet
 
     with open_binary(path, version) as stream, open_parquet(path, version) as file:
@@ -145,7 +145,7 @@ def _row_groups(path: str, version: str, size: int, shard_bytes: int) -> Iterato
             offsets.append(min(min(c.dictionary_page_offset or c.data_page_offset, c.data_page_offset) for c in chunks))
             weights.append(sum(c.total_uncompressed_size for c in chunks))
     if offsets != sorted(offsets):
-        yield Piece(path, "parquet", "", 0, size, (0, len(offsets)), footer, version)
+        yield FileRange(path, "parquet", "", 0, size, (0, len(offsets)), footer, version)
         return
     first, weight = 0, 0
     for i in range(len(offsets)):
@@ -153,5 +153,5 @@ def _row_groups(path: str, version: str, size: int, shard_bytes: int) -> Iterato
         last = i + 1 == len(offsets)
         if last or weight + weights[i + 1] > shard_bytes:
             start, stop = offsets[first] if first else 0, size if last else offsets[i + 1]
-            yield Piece(path, "parquet", "", start, stop, (first, i + 1), footer, version)
+            yield FileRange(path, "parquet", "", start, stop, (first, i + 1), footer, version)
             first, weight = i + 1, 0

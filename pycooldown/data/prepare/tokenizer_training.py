@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pycooldown._extras import require
 from pycooldown.data.prepare.formats import Faults
 from pycooldown.data.prepare.options import Options
-from pycooldown.data.prepare.ranges import Part, Piece
+from pycooldown.data.prepare.parts import FileRange, Part
 from pycooldown.data.prepare.readers import read_documents
 from pycooldown.data.prepare.sentencepiece_training import train_sentencepiece
 from pycooldown.mixture import temperature
@@ -69,13 +69,13 @@ def balanced_sample(
     """
     shares = temperature([sum(part.weight for part in domain) for domain in parts.values()], tau)
     for domain, share in zip(parts.values(), shares):
-        pieces = [piece for part in domain for piece in part.pieces]
+        ranges = [file_range for part in domain for file_range in part.ranges]
         left = max(round(num_bytes * float(share)), 1)
         while left > 0:
             before = left
-            for number, piece in enumerate(pieces):
-                quota = -(-left // (len(pieces) - number))
-                for text in _training_documents(piece, options, is_validation):
+            for number, file_range in enumerate(ranges):
+                quota = -(-left // (len(ranges) - number))
+                for text in _training_documents(file_range, options, is_validation):
                     size = len(text.encode("utf-8"))
                     yield text if size <= quota else text[:quota]
                     left, quota = left - min(size, quota), quota - size
@@ -87,8 +87,10 @@ def balanced_sample(
                 break  # nothing to train on here
 
 
-def _training_documents(piece: Piece, options: Options, is_validation: Callable[[bytes], bool]) -> Iterator[str]:
-    for text, data in read_documents(piece, options, Faults(options.on_error)):
+def _training_documents(
+    file_range: FileRange, options: Options, is_validation: Callable[[bytes], bool]
+) -> Iterator[str]:
+    for text, data in read_documents(file_range, options, Faults(options.on_error)):
         if data and not is_validation(data):
             yield text
 
