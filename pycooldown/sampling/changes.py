@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from pycooldown.mixture import Mixture
+from pycooldown.sampling.block_shuffle import BlockShuffle
 from pycooldown.schedules import AdaptiveSchedule, ContinuousSchedule, Schedule
 
 NEVER = 2**64 - 1  # a step that is not reached
@@ -167,14 +168,14 @@ class Job:
         batch_sizes: The sizes of batches.
         seed: The seed of epoch 0.
         allocation: The name of the allocation.
-        shuffle: Whether the samples of a domain are shuffled.
+        shuffle: Whether the samples of a domain are shuffled, or how they are by blocks.
     """
 
     history: ScheduleHistory
     batch_sizes: BatchSizes
     seed: int
     allocation: str
-    shuffle: bool
+    shuffle: bool | BlockShuffle
 
     def identity(self) -> dict[str, Any]:
         """Return what a state must be equal in, but for the changes, as JSON values."""
@@ -185,8 +186,15 @@ class Job:
             "batch_size": self.batch_sizes.at(0),
             "seed": self.seed,
             "allocation": self.allocation,
-            "shuffle": self.shuffle,
+            "shuffle": self.shuffle.describe() if isinstance(self.shuffle, BlockShuffle) else self.shuffle,
         }
+
+    def next_change(self, schedule: Schedule, from_step: int) -> ScheduleChange:
+        """Return a change that may be appended to the history; see `ScheduleHistory.next_change`."""
+        change = self.history.next_change(schedule, from_step)
+        if isinstance(self.shuffle, BlockShuffle):
+            self.shuffle.check(change.first)
+        return change
 
     def copy(self) -> Job:
         """Return a job that later changes of this one do not reach."""

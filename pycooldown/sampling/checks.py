@@ -96,6 +96,19 @@ def check_stop(stop: str | None, num_steps: int | None, schedule: Schedule) -> N
         )
 
 
+def check_not_yielded(from_step: int, next_step: int) -> None:
+    """Check that iteration has yielded no batch that a change would decide.
+
+    Raises:
+        ValueError: If it has.
+    """
+    if from_step < next_step:
+        raise ValueError(
+            f"from_step = {from_step}, but batches before step {next_step} have been handed out; expected a step >= "
+            f"{next_step}, or load an earlier state first"
+        )
+
+
 def check_batches(
     schedule: Schedule, batch_sizes: BatchSizes, from_step: int, num_steps: int | None, world_size: int
 ) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pycooldown.mixture import Integers, Mixture
+from pycooldown.sampling import checks
 from pycooldown.sampling.batch_planner import Planner, epoch_seed
 from pycooldown.sampling.batches import BatchPlan, Exposure
+from pycooldown.sampling.block_shuffle import BlockShuffle, ShuffleName, check_shuffle
 from pycooldown.sampling.changes import BatchSizes, Job, ScheduleHistory
 from pycooldown.sampling.checks import AllocationName as AllocationName
-from pycooldown.sampling.checks import batch_size_pairs, check_batches, check_options, check_stop, integer, step_number
+from pycooldown.sampling.checks import check_batches, check_options, check_stop, integer, step_number
 from pycooldown.sampling.exclusive import Exclusive
 from pycooldown.sampling.state import read_state, write_state
 from pycooldown.schedules import Schedule
@@ -37,14 +39,16 @@ class DomainBatchSampler:
             that after any number of steps each domain has been drawn within one sample of the sum of its B q_i. Where
             the mixture changes at every step, this holds as far as the next 32 steps show; where it is learned or
             changed by `set_schedule`, as far as it was known when a batch was planned.
-        shuffle: ``False`` takes each domain's samples in their own order.
+        shuffle: ``False`` takes each domain's samples in their own order. "blocks" permutes blocks of ``block`` samples
+            (64 by default) of the shards whose ``shard_sizes`` are given by domain, as in ``dataset.shard_sizes``, and
+            then the samples within each ``group`` of blocks (16), so that few blocks are in use at a time.
+        shard_sizes, block, group: Of the shuffle by blocks.
         stop: "first_exhausted" ends a pass before the first step that would repeat a sample, and sets ``num_steps`` to
             the number of steps before; the schedule must be known beforehand.
 
     A sampler may be used from several threads and can be pickled; a signal handler that uses it while its own thread
-    does gets a RuntimeError. In loaders that slice batches by rank themselves (Accelerate's ``prepare`` with
-    ``split_batches=True``), leave ``world_size`` at 1; where they would wrap it (Lightning), let them not
-    (``use_distributed_sampler=False``).
+    does gets a RuntimeError. Where a loader slices batches itself (Accelerate's ``split_batches=True``), leave
+    ``world_size`` at 1; where it would wrap the sampler, let it not (Lightning's ``use_distributed_sampler=False``).
 
     Raises:
         TypeError: If a number is not an integer.
@@ -62,7 +66,10 @@ class DomainBatchSampler:
         rank: int = 0,
         world_size: int = 1,
         allocation: AllocationName = "multinomial",
-        shuffle: bool = True,
+        shuffle: bool | ShuffleName = True,
+        shard_sizes: Mapping[str, Sequence[int]] | None = None,
+        block: int | None = None,
+        group: int | None = None,
         stop: Literal["first_exhausted"] | None = None,
     ) -> None:
         history = ScheduleHistory(schedule)
@@ -70,19 +77,18 @@ class DomainBatchSampler:
         num_steps = None if num_steps is None else integer("num_steps", num_steps)
         check_options(seed=seed, num_steps=num_steps, rank=rank, world_size=world_size, allocation=allocation)
         check_stop(stop, num_steps, schedule)
-        self.seed = seed
-        self.epoch = 0
-        self.num_steps = num_steps
-        self.rank = rank
-        self.world_size = world_size
-        self.allocation = allocation
-        self.shuffle = bool(shuffle)
-        self._job = Job(history, BatchSizes(batch_size_pairs(batch_size)), seed, allocation, self.shuffle)
+        self.seed, self.epoch = seed, 0
+        self.num_steps, self.allocation = num_steps, allocation
+        self.rank, self.world_size = rank, world_size
+        order = check_shuffle(shuffle, shard_sizes, block, group, history.newest.first)
+        self.shuffle = "blocks" if isinstance(order, BlockShuffle) else order
+        self._job = Job(history, BatchSizes(checks.batch_size_pairs(batch_size)), seed, allocation, order)
         self._exclusive = Exclusive()
         check_batches(schedule, self._job.batch_sizes, 0, num_steps, world_size)
         self._planner = Planner(self._job)
         self._next_step = 0  # where iteration goes on
         self._pass_ended = False  # whether the last batch has been yielded, so that the next pass starts at step 0
+        self._listeners: list[Callable[[int], None]] = []
         self._stop = stop
         self._apply_stop()
 
@@ -111,10 +117,7 @@ class DomainBatchSampler:
         return self._job.history.newest.first.sizes
 
     def __len__(self) -> int:
-        """Return ``num_steps``, the length of a whole pass, wherever iteration stands.
-
-        A pass that goes on, after `load_state_dict` for example, has as many steps as are left of it.
-        """
+        """Return ``num_steps``, the length of a whole pass, also where one goes on in its middle."""
         if self.num_steps is None:
             raise TypeError("the sampler has no end: give num_steps to have a length")
         return self.num_steps
@@ -136,10 +139,16 @@ class DomainBatchSampler:
                 plan = self._planner.plan(step, *self._slice(step))
                 step += 1
                 self._next_step, self._pass_ended = step, step == self.num_steps
+            for listener in self._listeners:
+                listener(step - 1)
             yield plan.indices.tolist()
         with self._exclusive.hold():
             if self._next_step >= self.num_steps:  # not if a state was loaded meanwhile
                 self._next_step, self._pass_ended = 0, False
+
+    def watch(self, listener: Callable[[int], None]) -> None:
+        """Call a function with each step that iteration comes to, before its batch is yielded; copies do not."""
+        self._listeners.append(listener)
 
     def set_schedule(self, schedule: Schedule, *, from_step: int) -> None:
         """Mix by another schedule from a step on, in a running job.
@@ -162,9 +171,9 @@ class DomainBatchSampler:
         """
         from_step = integer("from_step", from_step)
         with self._exclusive.hold():
-            self._check_not_yielded(from_step)
+            checks.check_not_yielded(from_step, self._next_step)
             check_stop(self._stop, None, schedule)
-            change = self._job.history.next_change(schedule, from_step)
+            change = self._job.next_change(schedule, from_step)
             check_batches(schedule, self._job.batch_sizes, from_step, self.num_steps, self.world_size)
             self._planner.forget_after(from_step)
             self._job.history.changes.append(change)
@@ -188,8 +197,8 @@ class DomainBatchSampler:
         """
         from_step = integer("from_step", from_step)
         with self._exclusive.hold():
-            self._check_not_yielded(from_step)
-            sizes = BatchSizes(batch_size_pairs([*self._job.batch_sizes.pairs, (from_step, batch_size)]))
+            checks.check_not_yielded(from_step, self._next_step)
+            sizes = BatchSizes(checks.batch_size_pairs([*self._job.batch_sizes.pairs, (from_step, batch_size)]))
             for change in self._job.history.changes:
                 if self._job.history.end(change.from_step) > from_step:
                     first_step = max(change.from_step, from_step)
@@ -211,8 +220,7 @@ class DomainBatchSampler:
     def exposure(self, step: int | None = None, *, estimate: bool = False) -> Exposure:
         """Return how often the steps before ``step`` draw each domain: a count, and a forecast for steps to come.
 
-        The forecast is exact, as the steps between are counted one by one. It can be interrupted (Ctrl-C), after which
-        the sampler goes on as if it had not begun.
+        The forecast is exact, as the steps between are counted one by one. It can be interrupted (Ctrl-C).
 
         Args:
             step: The end of the count; by default ``num_steps``, or the current step if there is no end.
@@ -261,16 +269,15 @@ class DomainBatchSampler:
     def set_epoch(self, epoch: int) -> None:
         """Number the next pass, for loops that think in passes: each number has an order of its own.
 
-        A pass of another number starts at step 0. The number of the pass that goes on, as after `load_state_dict`,
-        changes nothing. Without a call, all passes have number 0.
+        A pass of another number starts at step 0. That of the pass that goes on changes nothing. The first one is 0.
 
         Args:
             epoch: Integer in [0, 2^64). It has nothing to do with passes through a domain.
         """
-        if not 0 <= integer("epoch", epoch) < 2**64:
+        if not 0 <= (epoch := integer("epoch", epoch)) < 2**64:
             raise ValueError(f"epoch = {epoch}; expected an integer in [0, 2^64)")
         with self._exclusive.hold():
-            self._begin_epoch(integer("epoch", epoch))
+            self._begin_epoch(epoch)
 
     def _begin_epoch(self, epoch: int) -> None:
         if epoch != self.epoch:
@@ -279,22 +286,15 @@ class DomainBatchSampler:
             self._apply_stop()
 
     def _apply_stop(self) -> None:
-        if self._stop == "first_exhausted":
+        if self._stop is not None:
             self.num_steps = self._planner.steps_without_repeats()
 
     def _slice(self, step: int) -> tuple[int, int]:
         size = self._job.batch_sizes.at(step)
         return size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size
 
-    def _check_not_yielded(self, from_step: int) -> None:
-        if from_step < (done := self._next_step):
-            raise ValueError(
-                f"from_step = {from_step}, but batches before step {done} have been handed out; expected a step >= "
-                f"{done}, or load an earlier state first"
-            )
-
     def __getstate__(self) -> dict[str, Any]:
         with self._exclusive.hold():  # copies, which other threads do not change while they are pickled
             job = self._job.copy()
             planner = self._planner.copy(job)
-            return self.__dict__ | {"_job": job, "_planner": planner}
+            return self.__dict__ | {"_job": job, "_planner": planner, "_listeners": []}

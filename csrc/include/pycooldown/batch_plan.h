@@ -4,10 +4,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "pycooldown/alias_table.h"
+#include "pycooldown/block_order.h"
 #include "pycooldown/permutation.h"
 
 namespace pycooldown {
@@ -52,6 +54,9 @@ class BatchPlanner {
   // they have the size given to the constructor throughout.
   void set_batch_sizes(std::span<const BatchSize> sizes);
 
+  // For a domain that is shuffled by blocks, whose shards have its samples; see block_order.h.
+  void set_blocks(std::size_t domain, BlockLayout layout);
+
   std::size_t num_domains() const { return domains_.size(); }
   std::size_t batch_size() const { return batch_size_; }  // of the step last planned
 
@@ -73,12 +78,17 @@ class BatchPlanner {
   void skip(std::span<const MixtureSpan> spans, std::uint64_t step);
 
  private:
+  struct Blocks {
+    BlockLayout layout;
+    std::optional<BlockOrder> order = std::nullopt;  // of `permuted_epoch`
+  };
   struct Domain {
     std::uint64_t size, first_index;  // size in the running epoch
     std::uint64_t epoch, position;    // position within the epoch, < size
     std::uint64_t epoch_start;        // draws before the epoch
     std::uint64_t permuted_epoch;     // the epoch that `permutation` belongs to
-    Permutation permutation;
+    Permutation permutation;          // of the epoch, or of a group of blocks
+    std::unique_ptr<Blocks> blocks = nullptr;
   };
   // The steps from `first_step` on, whose batches have one size, and the random numbers used before.
   struct Segment {
@@ -88,6 +98,7 @@ class BatchPlanner {
   };
   void begin(std::span<const MixtureSpan> spans, std::uint64_t step);
   std::uint64_t first_draw(std::uint64_t step) const;
+  void permute_from(std::uint32_t lane);
   void place(std::size_t domain, std::uint64_t draws);
   void advance(std::size_t domain, std::uint64_t draws);
 
