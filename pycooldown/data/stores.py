@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import IO, Any
 from urllib.parse import unquote
@@ -67,71 +66,16 @@ def find_object(url: str) -> StoredObject | None:
         ValueError: If the URL is not one that can be read.
         StoreError: If the store does not answer, or refuses.
     """
-    client, _, key = _open(url)
+    client, _, key = open_store(url)
     if not key:
         return None
     try:
-        with _errors(url):
-            return _stored(url, client.head(key))
+        with store_errors(url):
+            return stored_object(url, client.head(key))
     except StoreError as error:
         if error.errno == errno.ENOENT:
             return None
         raise
-
-
-def list_objects(url: str) -> list[StoredObject]:
-    """Return the objects below a URL, taken as a folder, ordered by URL.
-
-    The errors are those of :func:`find_object`; http(s) has no lists.
-    """
-    client, base, key = _open(url)
-    if base.startswith("http"):
-        raise ValueError(
-            f"{url} cannot be listed: http has no folders or patterns; name every file, as in en=https://host/x.jsonl"
-        )
-    with _errors(url):
-        found = [item for batch in client.list(key.rstrip("/") or None) for item in batch]
-    # An empty object with a slash behind its name is a folder that some web page has made.
-    objects = (_stored(f"{base}/{item['path']}", item) for item in found if not item["path"].endswith("/"))
-    return sorted(objects, key=lambda item: item.url)
-
-
-def glob_objects(url: str) -> tuple[list[StoredObject], dict[str, list[StoredObject]]]:
-    """Return the objects that a pattern matches, and the folders that it matches with all objects below each.
-
-    As of files: `*`, `?` and `[...]` stay within a name, `**` is any depth, and names with a dot in front need one in
-    the pattern. The errors are those of :func:`list_objects`.
-    """
-    folders: dict[str, list[StoredObject]] = {}
-    if (match := re.search(r"[*?[]", url)) is None:
-        if found := list_objects(url):
-            folders[url.rstrip("/")] = found
-        return [], folders
-    root = url[: url.rindex("/", 0, match.start())]
-    if not is_url(root):
-        raise ValueError(f"{url} has a pattern as its bucket or host; expected a name")
-    pattern = url[len(root) + 1 :].rstrip("/").split("/")
-    files = []
-    for item in list_objects(root):
-        names = item.url[len(root) + 1 :].split("/")
-        if _matches(names, pattern):
-            files.append(item)
-        for depth in range(1, len(names)):
-            if _matches(names[:depth], pattern):
-                folders.setdefault("/".join((root, *names[:depth])), []).append(item)
-    return files, folders
-
-
-def _matches(names: list[str], pattern: list[str]) -> bool:
-    if not pattern:
-        return not names
-    if pattern[0] == "**" and _matches(names, pattern[1:]):
-        return True
-    if not names or (names[0].startswith(".") and not pattern[0].startswith(".")):
-        return False
-    if pattern[0] == "**":
-        return _matches(names[1:], pattern)
-    return fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
 
 
 def open_binary(path: str, version: str = "", *, stop: int | None = None, buffered: bool = True) -> IO[bytes]:
@@ -162,7 +106,7 @@ class ObjectReader(io.RawIOBase):
 
     def __init__(self, url: str, version: str = "", stop: int | None = None) -> None:
         self._url, self._version = url, version
-        self._get: Callable[..., Any] = _open(url)[0].get
+        self._get: Callable[..., Any] = open_store(url)[0].get
         found = find_object(url)
         if found is None:
             raise StoreError(errno.ENOENT, f"no such object; {_WAY_OUT[errno.ENOENT]}", url)
@@ -211,9 +155,9 @@ class ObjectReader(io.RawIOBase):
         self._start, self._block = start, memoryview(b"")
         if start >= stop:
             return
-        with _errors(self._url):
+        with store_errors(self._url):
             result = self._get(_split(self._url)[2], options={"range": (start, stop)})
-            self._check(_version(result.meta))
+            self._check(version_of(result.meta))
             block = memoryview(result.bytes())
         if len(block) != stop - start:
             reason = f"the store sent {len(block)} of {stop - start} bytes; run again"
@@ -225,13 +169,15 @@ class ObjectReader(io.RawIOBase):
             raise ValueError(f"{self._url} has changed since it was planned ({self._version} to {version}); run again")
 
 
-def _version(item: Any) -> str:
+def version_of(item: Any) -> str:
+    """Return what changes with the content of an object, by its metadata."""
     # Azure has quotes around it in some answers and none in others.
     return item["e_tag"].strip('"') if item["e_tag"] else str(item["last_modified"].isoformat())
 
 
-def _stored(url: str, item: Any) -> StoredObject:
-    return StoredObject(url, item["size"], _version(item))
+def stored_object(url: str, item: Any) -> StoredObject:
+    """Return an object as the store describes it."""
+    return StoredObject(url, item["size"], version_of(item))
 
 
 def _split(url: str) -> tuple[str, str, str]:
@@ -248,12 +194,32 @@ def _split(url: str) -> tuple[str, str, str]:
     return match[1], match[2], unquote(match[3]) if web else match[3]
 
 
-def _open(url: str) -> tuple[Any, str, str]:
-    """The client of a URL's store, the URL of the store, and the key."""
+def open_store(url: str) -> tuple[Any, str, str]:
+    """Return the client of a URL's store, the URL of the store, and the key.
+
+    Raises:
+        ValueError: If the URL is not one that can be read.
+        RuntimeError: If a process reads that was forked from one that had read before.
+    """
     scheme, place, key = _split(url)
     base = f"{scheme}://{place}"
-    with _errors(url):
+    _require_unforked()
+    with store_errors(url):
         return _client(base, os.getpid()), base, key
+
+
+_runtime_process: int | None = None  # where obstore has its threads
+
+
+def _require_unforked() -> None:
+    """Refuse what would wait for ever: a forked process has no copy of obstore's threads."""
+    global _runtime_process
+    if _runtime_process not in (None, os.getpid()):
+        raise RuntimeError(
+            "this process was forked from one that had read from an object store, whose client does not survive that; "
+            "let workers be spawned, as by DataLoader(..., multiprocessing_context='spawn')"
+        )
+    _runtime_process = os.getpid()
 
 
 @lru_cache(maxsize=64)
@@ -271,8 +237,8 @@ def _client(base: str, process: int) -> Any:
 
 
 @contextmanager
-def _errors(url: str) -> Iterator[None]:
-    """Errors of obstore as one line with the URL and the way out."""
+def store_errors(url: str) -> Iterator[None]:
+    """Turn errors of obstore into a `StoreError` of one line with the URL and the way out."""
     require("remote", "obstore")
     from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 

@@ -63,7 +63,7 @@ void test(std::string_view input) {
   }
 }
 
-// The checksum of index files (tar_index_file.cpp), so that crafted ones get past it.
+// The checksum of index files (tar_index_former.cpp), so that crafted ones get past it.
 void seal(std::string& bytes) {
   constexpr std::size_t kHeader = 64;
   if (bytes.size() < kHeader) return;

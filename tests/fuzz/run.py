@@ -46,8 +46,8 @@ def main() -> None:
         tars = build(
             Path(folder, "tars"),
             "tests/fuzz/fuzz_tar_index.cpp",
-            "csrc/cpu/tar_index.cpp",
-            "csrc/cpu/tar_index_file.cpp",
+            "csrc/cpu/tar_scan.cpp",
+            "csrc/cpu/tar_index_former.cpp",
         )
         corpus = Path(folder, "corpus")
         corpus.mkdir()

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pycooldown.data.stores import StoredObject, find_object, glob_objects, is_url, list_objects, open_binary
+from pycooldown.data.store_lists import glob_objects, list_objects
+from pycooldown.data.stores import StoredObject, find_object, is_url, open_binary
 
 InputPaths = Mapping[str, "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"]
 
