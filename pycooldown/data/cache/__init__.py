@@ -1,0 +1,1 @@
+"""A cache of object stores that knows the future: the sampler's plan says what is read, and when."""
