@@ -17,11 +17,12 @@ using namespace py::literals;
 
 namespace pycooldown {
 
-void register_cache(py::module_& m);     // in cache_bindings.cpp
-void register_random(py::module_& m);    // in random_bindings.cpp
-void register_sampling(py::module_& m);  // in sampling_bindings.cpp
-void register_tar(py::module_& m);       // in tar_bindings.cpp
-void register_tokens(py::module_& m);    // in token_bindings.cpp
+void register_cache(py::module_& m);       // in cache_bindings.cpp
+void register_random(py::module_& m);      // in random_bindings.cpp
+void register_sampling(py::module_& m);    // in sampling_bindings.cpp
+void register_tar_index(py::module_& m);   // in tar_index_bindings.cpp
+void register_tar_reader(py::module_& m);  // in tar_bindings.cpp
+void register_tokens(py::module_& m);      // in token_bindings.cpp
 
 namespace {
 
@@ -117,7 +118,8 @@ PYBIND11_MODULE(_core, m) {
   register_cache(m);
   register_random(m);
   register_sampling(m);
-  register_tar(m);
+  register_tar_index(m);
+  register_tar_reader(m);
   register_tokens(m);
   register_losses(m);
 }

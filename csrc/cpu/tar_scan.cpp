@@ -1,9 +1,11 @@
-#include "pycooldown/tar_index.h"
-
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <unordered_map>
 
+#include "file.h"
+#include "pycooldown/tar_index.h"
+#include "pycooldown/tar_index_writer.h"
 #include "tar_header.h"
 
 namespace pycooldown {
@@ -55,7 +57,7 @@ class Source {
 // Builds samples out of members, by webdataset's rules (webdataset.tariterators, base_plus_ext and group_by_keys).
 class Grouper {
  public:
-  explicit Grouper(TarIndex& index) : index_(index) {}
+  explicit Grouper(TarShardBuilder& builder) : builder_(builder) {}
 
   // `what`, where given, says why the member cannot be read; its sample is dropped and counted as a fault.
   void add(std::string_view path, std::uint64_t header, std::uint64_t data, std::uint64_t size,
@@ -64,27 +66,26 @@ class Grouper {
     const std::size_t dot = key_length(path);
     if (dot == 0) return;
     const std::string_view key = path.substr(0, dot);
-    if (!open_ || key != std::string_view(index_.keys).substr(index_.samples.back().key)) {
+    if (!open_ || key != key_) {
       close();
-      index_.keys.append(key);
+      key_ = key;
       open_ = true;
       ++ordinal_;
     }
     const auto label = [&] { return quoted(path) + " "; };
     if (what) return drop(header, label() + what);
     const std::uint32_t extension = extension_id(path.substr(dot + 1));
-    const std::string& spelled = index_.extensions[extension];
-    if (spelled == "__key__" || spelled == "__url__" || spelled == "__domain__")
-      return drop(header, label() + "has the extension " + spelled + ", which is reserved");
+    if (spelling_ == "__key__" || spelling_ == "__url__" || spelling_ == "__domain__")
+      return drop(header, label() + "has the extension " + spelling_ + ", which is reserved");
     if (last_sample_[extension] == ordinal_)
-      return drop(header, label() + "repeats the extension " + quoted(spelled) + " of its sample");
+      return drop(header, label() + "repeats the extension " + quoted(spelling_) + " of its sample");
     last_sample_[extension] = ordinal_;
-    index_.members.push_back({static_cast<std::uint32_t>(data / kBlock), extension, size});
+    members_.push_back({data, size, extension});
   }
 
   // Gives up the open sample, which counts as one fault however many of its members are at fault.
   void drop(std::uint64_t header, const std::string& what) {
-    if (!dropped_) index_.faults.push_back({header, what});
+    if (!dropped_) builder_.add_fault({header, what});
     dropped_ = true;
   }
 
@@ -96,12 +97,8 @@ class Grouper {
   }
 
   void close() {
-    if (dropped_) {
-      index_.keys.resize(index_.samples.back().key);
-      index_.members.resize(index_.samples.back().member);
-    } else if (open_) {
-      index_.samples.push_back({index_.members.size(), index_.keys.size()});
-    }
+    if (open_ && !dropped_) builder_.add_sample(key_, members_);
+    members_.clear();
     open_ = dropped_ = false;
   }
 
@@ -127,16 +124,18 @@ class Grouper {
     spelling_.assign(suffix);
     for (char& c : spelling_)
       if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-    const auto [entry, is_new] = ids_.try_emplace(spelling_, static_cast<std::uint32_t>(index_.extensions.size()));
+    const auto [entry, is_new] = ids_.try_emplace(spelling_, static_cast<std::uint32_t>(ids_.size()));
     if (is_new) {
-      index_.extensions.push_back(spelling_);
+      builder_.add_extension(spelling_);
       last_sample_.push_back(0);
     }
     return entry->second;
   }
 
-  TarIndex& index_;
+  TarShardBuilder& builder_;
   bool open_ = false, dropped_ = false;
+  std::string key_;  // of the open sample, as are its members
+  std::vector<TarMember> members_;
   std::uint64_t ordinal_ = 0;  // of the open sample, the dropped ones counted
   std::string spelling_;
   std::unordered_map<std::string, std::uint32_t> ids_;
@@ -242,17 +241,27 @@ void scan(Source& source, Grouper& grouper) {
 
 }  // namespace
 
-TarIndex scan_tar(const ReadAt& read, std::uint64_t shard_size) {
-  TarIndex index;
-  index.shard_size = shard_size;
+std::shared_ptr<TarIndex> scan_tar(const ReadAt& read, std::uint64_t shard_size,
+                                   std::optional<std::int64_t> shard_mtime_ns) {
+  TarShardBuilder builder(shard_size, shard_mtime_ns.value_or(0));
   Source source(read, shard_size);
-  Grouper grouper(index);
+  Grouper grouper(builder);
   try {
     scan(source, grouper);
   } catch (const Broken& fault) {
     grouper.stop(fault);
   }
   grouper.close();
+  return builder.finish(shard_mtime_ns ? &read : nullptr);
+}
+
+std::shared_ptr<TarIndex> scan_tar_file(const std::string& path) {
+  const File file(path);
+  const File::Status before = file.status();
+  if (!before.regular) file.fail(ESPIPE, " is no regular file");
+  const ReadAt read = [&](std::uint64_t offset, char* out, std::size_t size) { return file.read(offset, out, size); };
+  auto index = scan_tar(read, before.size, before.mtime_ns);
+  if (file.status() != before) file.fail(EBUSY, " changed while it was being indexed");
   return index;
 }
 

@@ -13,7 +13,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -23,7 +23,7 @@ import numpy as np
 from pycooldown.data.stores import RANGE_BYTES, StoredObject, StoreError, open_store, store_errors, version_of
 from pycooldown.mixture import Integers
 
-__all__ = ["ByteRanges", "Spans", "StoreRanges"]
+__all__ = ["ByteRanges", "Spans", "StoreRanges", "read_range"]
 
 Buffer = bytes | memoryview
 # Versions that a store cannot be asked for: times, where it has no ETags, and weak ETags. Answers have them all.
@@ -138,7 +138,13 @@ class StoreRanges:
 
         async def fetch(request: _Request) -> memoryview:
             async with slots:
-                return await self._fetch(self.objects[request.number], request)
+                return await read_range(
+                    self.objects[request.number],
+                    request.start,
+                    request.end,
+                    timeout=self.timeout,
+                    patience=self.patience,
+                )
 
         tasks = [asyncio.ensure_future(fetch(request)) for request in requests]
         try:
@@ -146,28 +152,6 @@ class StoreRanges:
         finally:  # the first error ends the others
             for task in tasks:
                 task.cancel()
-
-    async def _fetch(self, item: StoredObject, request: _Request) -> memoryview:
-        deadline = time.monotonic() + self.patience
-        attempt = 0
-        while True:
-            try:
-                return await asyncio.wait_for(_get(item, request), self.timeout)
-            except asyncio.TimeoutError:
-                error = StoreError(errno.EIO, f"the store did not answer within {self.timeout:g} seconds", item.url)
-            except StoreError as caught:
-                if caught.errno != errno.EIO:
-                    raise
-                error = caught
-            pause = min(30.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0)  # spreads the readers
-            attempt += 1
-            if time.monotonic() + pause > deadline:
-                reason = (
-                    f"bytes {request.start} to {request.end} could not be read in {attempt} tries and "
-                    f"{self.patience:g} seconds: {error.strerror}"
-                )
-                raise StoreError(errno.EIO, reason, item.url) from error
-            await asyncio.sleep(pause)
 
 
 @dataclass(frozen=True)
@@ -203,12 +187,58 @@ def _coalesce(spans: Spans, gap: int) -> tuple[list[_Request], list[tuple[int, i
     return requests, members
 
 
-async def _get(item: StoredObject, request: _Request) -> memoryview:
+async def read_range(
+    item: StoredObject,
+    start: int,
+    end: int,
+    *,
+    timeout: float,
+    patience: float,
+    on_retry: Callable[[StoreError], None] | None = None,
+) -> memoryview:
+    """Return the bytes [start, end) of an object, whole and of its version; what fails in passing is tried again.
+
+    Args:
+        item: The object.
+        start: First byte.
+        end: Exclusive last byte.
+        timeout: Seconds that one request may take, its body included.
+        patience: Seconds after which the range is given up.
+        on_retry: Called with what went wrong before it is tried again.
+
+    Raises:
+        StoreError: If the object is missing, was changed (`errno.ESTALE`), or its store does not answer in time.
+    """
+    deadline = time.monotonic() + patience
+    attempt = 0
+    while True:
+        try:
+            return await asyncio.wait_for(_get(item, start, end), timeout)
+        except asyncio.TimeoutError:
+            error = StoreError(errno.EIO, f"the store did not answer within {timeout:g} seconds", item.url)
+        except StoreError as caught:
+            if caught.errno != errno.EIO:
+                raise
+            error = caught
+        pause = min(30.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0)  # spreads the readers
+        attempt += 1
+        if time.monotonic() + pause > deadline:
+            reason = (
+                f"bytes {start} to {end} could not be read in {attempt} tries and {patience:g} seconds: "
+                f"{error.strerror}"
+            )
+            raise StoreError(errno.EIO, reason, item.url) from error
+        if on_retry is not None:
+            on_retry(error)
+        await asyncio.sleep(pause)
+
+
+async def _get(item: StoredObject, start: int, end: int) -> memoryview:
     """One try."""
     import obstore
     from obstore.exceptions import PreconditionError
 
-    options: dict[str, Any] = {"range": (request.start, request.end)}
+    options: dict[str, Any] = {"range": (start, end)}
     if not _NO_STRONG_ETAG.match(item.version):
         options["if_match"] = f'"{item.version}"'
     client, _, key = open_store(item.url)
@@ -220,8 +250,8 @@ async def _get(item: StoredObject, request: _Request) -> memoryview:
         if (found := version_of(reply.meta)) != item.version or reply.meta["size"] != item.size:
             raise _changed(item, f"{found} of {reply.meta['size']} bytes")
         content = memoryview(await reply.bytes_async())
-    if len(content) != request.end - request.start:
-        reason = f"the store sent {len(content)} of {request.end - request.start} bytes"
+    if len(content) != end - start:
+        reason = f"the store sent {len(content)} of {end - start} bytes"
         raise StoreError(errno.EIO, reason, item.url)
     return content
 

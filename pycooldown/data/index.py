@@ -13,15 +13,16 @@ from pycooldown._files import read_bounded, write_atomically
 __all__ = ["TarIndex", "TarReader", "count_samples", "load_index"]
 
 _OURS = b"pycdidx"  # any version of it
-_HEADER = 64  # bytes of an index file that say how many samples it lists
+_HEADER = 80  # bytes of an index file that say how many samples it lists
 
 
 def load_index(shard: str) -> TarIndex:
     """Return the index of a tar shard: that of `<shard>.idx` if it belongs to this shard, else a scan of its headers.
 
     A scan is written to `<shard>.idx` for the next time. It is written aside and renamed, so that a reader finds a
-    whole index or none. An index of an older state of the shard (another size or modification time) or of another
-    format version is replaced. What else has that name is left alone, be it a file of another tool or one that cannot
+    whole index or none. An index of an older state of the shard is replaced: one of another size or modification time, or
+    of other headers and data, some of which are compared. One that version 0.2 wrote is used, without that comparison.
+    An index of any other format version is replaced. What else has that name is left alone, be it a file of another tool or one that cannot
     be read, a folder or a pipe: the index is then kept in memory, and the next process scans again. The same holds
     where the folder cannot be written.
 
@@ -29,7 +30,7 @@ def load_index(shard: str) -> TarIndex:
         shard: Path of an uncompressed tar file.
 
     Returns:
-        The index; `index.faults` lists `(offset, reason)` of what in the shard cannot be read.
+        The index; `index.faults` lists `(0, offset, reason)` of what in the shard cannot be read.
 
     Raises:
         OSError: If the shard cannot be read or changes while it is scanned.
@@ -47,7 +48,7 @@ def load_index(shard: str) -> TarIndex:
             index = TarIndex.from_bytes(stored, status.st_size, status.st_mtime_ns)
         except ValueError as error:
             raise ValueError(f"{path}: {error}; delete it, and it will be made anew") from None
-        if index is not None:
+        if index is not None and index.has_fingerprint(0, os.fsencode(shard)):
             return index
     index = TarIndex.scan(os.fsencode(shard))
     if replaceable:

@@ -101,7 +101,7 @@ class TarDataset:
         sizes: dict[str, list[int]] = {domain: [] for domain in self.shards}
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
             for (domain, path), index in zip(places, pool.map(load_index, [path for _, path in places])):
-                skipped = [Skipped(path, offset, reason) for offset, reason in index.faults]
+                skipped = [Skipped(path, offset, reason) for _, offset, reason in index.faults]
                 if skipped and self.on_error == "raise":
                     raise ValueError(
                         f"{path} at byte {skipped[0].offset}: {skipped[0].reason}; mend the shard, or "

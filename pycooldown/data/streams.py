@@ -182,7 +182,7 @@ class LocalShards:
         if self._indexed is None or self._indexed[0] != shard:
             path = self._paths[shard]
             index = load_index(path)
-            for offset, reason in index.faults:
+            for _, offset, reason in index.faults:
                 if _is_compressed(path):
                     raise _NotRandomError
                 raise ValueError(

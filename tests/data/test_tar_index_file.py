@@ -1,5 +1,7 @@
 """Index files beside shards: written once, used, rebuilt, reported."""
 
+import base64
+import io
 import os
 import random
 import stat
@@ -78,6 +80,75 @@ def test_index_stays_in_memory_where_the_folder_cannot_be_written(shard):
     assert not Path(f"{shard}.idx").exists()
 
 
+# Beside a USTAR tar of these members, as version 0.2 wrote it, with the time 5 ns.
+FORMER_MEMBERS = [("a/1.txt", b"one"), ("a/1.cls", b"7"), ("a/2.txt", b""), ("b.jpg", b"x" * 1000)]
+FORMER_INDEX = base64.b85decode(
+    "aCu{7X=HdZ04M+e000001poj5000001ONa4000001ONa4000000{{R3000000000000000I5G^uAB5Yq000000000000000000000ssI20000"
+    "00{{R3000000{{R3000001^@s6000001ONa4000002LJ#7000000RR91000000{{R3000000{{R30RR910RR91000001poj50000000000000"
+    "001^@s60ssI2=mP)%000002LJ#700000VJ|UZFEU~S000000001Vcyt2*00000003iba{~YX000000BUe&"
+)
+
+
+def test_an_index_of_the_former_version_is_used(tmp_path):
+    shard, index = tmp_path / "x.tar", tmp_path / "x.tar.idx"
+    with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in FORMER_MEMBERS:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    os.utime(shard, ns=(5, 5))
+    expected = list(TarDataset({"d": shard}))
+    index.write_bytes(FORMER_INDEX)
+    assert count_samples(str(shard)) == 3
+    assert list(TarDataset({"d": shard})) == expected
+    assert index.read_bytes() == FORMER_INDEX  # nothing is gained by writing it again
+    rng = random.Random(0)
+    for _ in range(200):
+        bad = bytearray(FORMER_INDEX)
+        bad[rng.randrange(24, len(bad))] ^= 1 << rng.randrange(8)
+        index.write_bytes(bad)
+        with pytest.raises(ValueError, match=r"x\.tar\.idx: the index is damaged; delete it"):
+            TarDataset({"d": shard})
+
+
+@pytest.fixture
+def rewrite(shard, write_shards):
+    """Writes another tar into the shard, of the same size, and puts its times back."""
+    other = Path(write_shards({"e": [100]})["e"][0]).read_bytes()
+
+    def write():
+        before = shard.stat()
+        assert before.st_size == len(other)
+        shard.write_bytes(other)
+        os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    return write
+
+
+def test_a_shard_rewritten_with_its_size_and_time_is_indexed_again(shard, rewrite):
+    assert texts(shard)[0] == b"d/0/0"
+    rewrite()
+    assert TarDataset({"d": shard})[99]["__key__"] == "e/0/99"
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_a_shard_rewritten_in_use_with_its_size_and_time_is_refused(shard, rewrite, mmap):
+    dataset = TarDataset({"d": shard}, mmap=mmap)
+    rewrite()
+    for _ in range(2):
+        with pytest.raises(
+            OSError, match=r"d-0\.tar has changed since it was indexed, though it has the size and time"
+        ):
+            dataset[0]
+
+
+def test_an_index_takes_few_bytes_a_sample(shard):
+    """Beside keys, 24; of these samples of one member, 10 and what the file has once."""
+    TarDataset({"d": shard})
+    keys = sum(len(f"d/0/{i}") for i in range(100))
+    assert os.path.getsize(f"{shard}.idx") < keys + 12 * 100 + 300
+
+
 def make_folder(index):
     index.mkdir()
 
@@ -137,9 +208,9 @@ def test_samples_are_counted_by_the_head_of_the_index(shard):
     assert count_samples(str(shard)) is None  # there is none
     TarDataset({"d": shard})
     index = Path(f"{shard}.idx")
-    index.write_bytes(index.read_bytes()[:64])
+    index.write_bytes(index.read_bytes()[:80])
     assert count_samples(str(shard)) == 100
-    index.write_bytes(index.read_bytes()[:63])
+    index.write_bytes(index.read_bytes()[:79])
     assert count_samples(str(shard)) is None
     index.unlink()
     shard.write_bytes(shard.read_bytes()[:-10240])

@@ -47,7 +47,10 @@ def main() -> None:
             Path(folder, "tars"),
             "tests/fuzz/fuzz_tar_index.cpp",
             "csrc/cpu/tar_scan.cpp",
+            "csrc/cpu/tar_index.cpp",
+            "csrc/cpu/tar_index_writer.cpp",
             "csrc/cpu/tar_index_former.cpp",
+            "csrc/cpu/mapped_file.cpp",
         )
         corpus = Path(folder, "corpus")
         corpus.mkdir()

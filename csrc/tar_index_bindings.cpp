@@ -1,0 +1,125 @@
+// The Python side of indexes of tar shards.
+#include <pybind11/functional.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+#include "file.h"
+#include "pycooldown/tar_index.h"
+#include "pycooldown/tar_index_writer.h"
+#include "python_text.h"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace pycooldown {
+
+namespace {
+
+using Index = std::shared_ptr<TarIndex>;
+
+// Scans an object; `read(offset, size)` gives its bytes.
+Index scan_object(const py::function& read, std::uint64_t size) {
+  return scan_tar(
+      [&](std::uint64_t offset, char* out, std::size_t count) {
+        const std::string_view found = read(offset, count).cast<py::bytes>();
+        std::memcpy(out, found.data(), std::min(count, found.size()));
+        return std::min(count, found.size());
+      },
+      size, std::nullopt);
+}
+
+std::uint32_t checked(const TarIndex& index, std::uint32_t shard) {
+  if (shard >= index.num_shards()) throw py::index_error("the index has no such shard");
+  return shard;
+}
+
+bool has_fingerprint(const TarIndex& index, std::uint32_t shard, const std::string& path) {
+  const File file(path);
+  return index.has_fingerprint(checked(index, shard), [&](std::uint64_t offset, char* out, std::size_t size) {
+    return file.read(offset, out, size);
+  });
+}
+
+py::list domains(const TarIndex& index) {
+  py::list out;
+  for (std::uint32_t d = 0; d < index.num_domains(); ++d)
+    out.append(py::make_tuple(decode(index.domain(d)), index.first_shard(d),
+                              index.first_sample(index.first_shard(d + 1)) - index.first_sample(index.first_shard(d))));
+  return out;
+}
+
+py::list faults(const TarIndex& index) {
+  py::list out;
+  for (std::uint32_t f = 0; f < index.num_faults(); ++f) {
+    const auto [shard, fault] = index.fault(f);
+    out.append(py::make_tuple(shard, fault.offset, decode(fault.what)));
+  }
+  return out;
+}
+
+}  // namespace
+
+void register_tar_index(py::module_& m) {
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const std::system_error& error) {
+      PyErr_SetObject(PyExc_OSError, py::make_tuple(error.code().value(), decode(error.what())).ptr());
+    }
+  });
+  py::class_<TarIndex, Index>(m, "TarIndex")
+      .def_static("scan", &scan_tar_file, "path"_a, py::call_guard<py::gil_scoped_release>())
+      .def_static("scan_object", &scan_object, "read"_a, "size"_a)
+      .def_static("map", &TarIndex::map, "path"_a, py::call_guard<py::gil_scoped_release>())
+      .def_static(
+          "from_bytes",
+          [](const py::bytes& bytes, std::uint64_t shard_size, std::int64_t shard_mtime_ns) {
+            std::string copy = bytes;
+            const py::gil_scoped_release released;
+            return index_of_shard(std::move(copy), shard_size, shard_mtime_ns);
+          },
+          "bytes"_a, "shard_size"_a, "shard_mtime_ns"_a)
+      .def_static(
+          "count",
+          [](const py::bytes& start, std::uint64_t shard_size, std::int64_t shard_mtime_ns) {
+            return samples_in_index(std::string_view(start), shard_size, shard_mtime_ns);
+          },
+          "start"_a, "shard_size"_a, "shard_mtime_ns"_a)
+      .def("to_bytes", [](const TarIndex& index) { return py::bytes(index.bytes()); })
+      .def("__len__", [](const TarIndex& index) { return index.num_samples(); })
+      .def_property_readonly("num_shards", &TarIndex::num_shards)
+      .def_property_readonly("domains", &domains)
+      .def_property_readonly("faults", &faults)
+      .def("path", [](const TarIndex& index, std::uint32_t s) { return decode(index.path(checked(index, s))); })
+      .def("version", [](const TarIndex& index, std::uint32_t s) { return decode(index.version(checked(index, s))); })
+      .def("samples", [](const TarIndex& index, std::uint32_t s) { return index.num_samples(checked(index, s)); })
+      .def("shard_size", [](const TarIndex& index, std::uint32_t s) { return index.shard_size(checked(index, s)); })
+      .def("shard_mtime_ns",
+           [](const TarIndex& index, std::uint32_t s) { return index.shard_mtime_ns(checked(index, s)); })
+      .def("has_fingerprint", &has_fingerprint, "shard"_a, "path"_a, py::call_guard<py::gil_scoped_release>())
+      .def(
+          "verify", [](const TarIndex& index, std::uint32_t s) { index.verify(checked(index, s)); }, "shard"_a,
+          py::call_guard<py::gil_scoped_release>());
+  py::class_<TarIndexWriter> writer(m, "TarIndexWriter");
+  writer.def(py::init<>())
+      .def("begin_domain", &TarIndexWriter::begin_domain, "name"_a)
+      .def(
+          "add",
+          [](TarIndexWriter& self, const TarIndex& source, std::uint32_t shard, const std::string& path,
+             const std::string& version) { return py::bytes(self.add(source, checked(source, shard), path, version)); },
+          "source"_a, "shard"_a, "path"_a, "version"_a)
+      .def("finish", [](TarIndexWriter& self) {
+        const auto [directory, header] = self.finish();
+        return py::make_tuple(py::bytes(directory), py::bytes(header));
+      });
+  writer.attr("HEADER_SIZE") = TarIndexWriter::kHeaderSize;
+}
+
+}  // namespace pycooldown
