@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pycooldown.data.cache import KnownFutureCache as KnownFutureCache
     from pycooldown.data.packing import Packed as Packed
     from pycooldown.data.packing import pack_sequences as pack_sequences
     from pycooldown.data.pipeline import mix as mix
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "DevicePrefetcher": "prefetch",
+    "KnownFutureCache": "cache",
     "Packed": "packing",
     "TarDataset": "shards",
     "TokenDataset": "tokens",
@@ -24,7 +26,7 @@ _HOMES = {
     "pack_sequences": "packing",
 }
 
-__all__ = ["DevicePrefetcher", "Packed", "TarDataset", "TokenDataset", "mix", "pack_sequences"]
+__all__ = ["DevicePrefetcher", "KnownFutureCache", "Packed", "TarDataset", "TokenDataset", "mix", "pack_sequences"]
 
 
 def __getattr__(name: str) -> Any:

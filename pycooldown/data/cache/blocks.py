@@ -26,7 +26,7 @@ class StoredDataset(Protocol):
     def shard_sizes(self) -> Mapping[str, Sequence[int]]:
         """By domain, how many samples begin in each of its objects, in order."""
 
-    def spans(self, indices: Integers) -> Spans:
+    def locate(self, indices: Integers) -> Spans:
         """Return the ranges of bytes that reading samples takes, in their order: one or more of each."""
 
 
@@ -120,9 +120,9 @@ def _first_bytes(dataset: StoredDataset, indices: Integers) -> Integers:
     step = 1 << 16
     for begin in range(0, len(indices), step):
         chunk = indices[begin : begin + step]
-        spans = dataset.spans(chunk)
+        spans = dataset.locate(chunk)
         if len(spans.starts) == len(chunk):
             starts[begin : begin + step] = spans.starts
         else:
-            starts[begin : begin + step] = [int(dataset.spans(chunk[i : i + 1]).starts[0]) for i in range(len(chunk))]
+            starts[begin : begin + step] = [int(dataset.locate(chunk[i : i + 1]).starts[0]) for i in range(len(chunk))]
     return starts

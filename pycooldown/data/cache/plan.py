@@ -13,11 +13,10 @@ from pycooldown.data.cache.blocks import Blocks, StoredDataset
 from pycooldown.mixture import Integers
 from pycooldown.sampling.sampler import DomainBatchSampler
 
-__all__ = ["Actions", "BlockUses", "Forecast", "cache_actions", "forecast"]
+__all__ = ["Actions", "BlockUses", "Forecast", "StorePlan", "cache_actions", "forecast"]
 
 # How many uses of blocks are looked ahead at least. Beyond, a next use counts as unknown.
 HORIZON = 2**22
-_STEPS_AT_ONCE = 256
 
 
 class Actions(NamedTuple):
@@ -30,6 +29,8 @@ class Actions(NamedTuple):
         evict_ends: Each begins when the evictions before this one have been made; int64 of shape (n,).
         evictions: Numbers of blocks, in order.
         planned: The step up to which, exclusively, these are all.
+        steps_over_limit: Steps so far whose blocks did not fit into the limit, which is exceeded there.
+        steps_shrunk: Steps so far for which the limit left less than the depth to fetch ahead.
     """
 
     fetches: Integers
@@ -38,6 +39,8 @@ class Actions(NamedTuple):
     evict_ends: Integers
     evictions: Integers
     planned: int
+    steps_over_limit: int
+    steps_shrunk: int
 
 
 class BlockUses:
@@ -71,13 +74,15 @@ class BlockUses:
 
     def at(self, step: int) -> Integers:
         """Return the numbers of the blocks of a step, each once, ascending."""
-        return self.blocks.used_by(self.dataset.spans(self.samples(step)))
+        return self.blocks.used_by(self.dataset.locate(self.samples(step)))
 
 
 def cache_actions(
     uses: BlockUses, *, start: int, stop: int, limit: int, depth: int, held: Integers | None = None, horizon: int = 0
-) -> Iterator[Actions]:
-    """Yield what a cache does from step ``start`` to ``stop``, some steps at a time.
+) -> Iterator[Actions | None]:
+    """Yield what a cache does from step ``start`` to ``stop``, some steps at a time; ``None`` where it is not known.
+
+    Where a schedule that learns has not decided the next step, ask again when it has.
 
     Args:
         uses: The blocks of each step.
@@ -98,16 +103,31 @@ def cache_actions(
     count, end, begin = 0, start, start
     while begin < stop:
         while end < stop and (count < horizon or end == begin):
-            known.append(uses.at(end))
+            try:
+                known.append(uses.at(end))
+            except LookupError:
+                break
             count += len(known[-1])
             end += 1
+        if end == begin:
+            yield None
+            continue
         steps = end - begin if end == stop else max(1, len(known) // 2)
         ends = np.cumsum([len(blocks) for blocks in known], dtype=np.int64)
         fetches, at, after, evict_ends, evictions = planner.plan(np.concatenate(known), ends, num_steps=steps)
         begin += steps
         count -= int(ends[steps - 1])
         del known[:steps]
-        yield Actions(fetches, at + start, after + start, evict_ends, evictions, begin)
+        yield Actions(
+            fetches,
+            at + start,
+            after + start,
+            evict_ends,
+            evictions,
+            begin,
+            planner.steps_over_limit,
+            planner.steps_shrunk,
+        )
 
 
 @dataclass(frozen=True)
@@ -190,11 +210,11 @@ class _KnownUses:
         self.bytes_used = 0
         for step in range(start, stop):
             samples = np.unique(uses.samples(step))
-            found.append(uses.blocks.used_by(uses.dataset.spans(samples)))
+            found.append(uses.blocks.used_by(uses.dataset.locate(samples)))
             bits = (1 << (samples & 7)).astype(np.uint8)
             new = (seen[samples >> 3] & bits) == 0
             np.bitwise_or.at(seen, samples >> 3, bits)
-            spans = uses.dataset.spans(samples[new])
+            spans = uses.dataset.locate(samples[new])
             self.bytes_used += int((spans.ends - spans.starts).sum())
         self.blocks = np.concatenate([np.empty(0, np.int64), *found])
         self.ends = np.cumsum([len(blocks) for blocks in found], dtype=np.int64)

@@ -19,7 +19,7 @@ class RegularSamples:
     def sizes(self):
         return {domain: sum(shards) for domain, shards in self.shard_sizes.items()}
 
-    def spans(self, indices):
+    def locate(self, indices):
         objects = np.searchsorted(self.firsts, indices, "right") - 1
         starts = (indices - self.firsts[objects]) * self.length
         return Spans(objects, starts, starts + self.length)

@@ -167,7 +167,7 @@ def test_blocks_are_cut_within_objects():
     spans = [blocks.span(number) for number in range(len(blocks))]
     assert spans == [(0, 0, 20), (0, 20, 40), (0, 40, 50), (2, 0, 20), (2, 20, 30), (3, 0, 20), (3, 20, 40)]
     assert blocks.firsts.tolist() == [0, 3, 3, 5, 7]
-    assert blocks.used_by(dataset.spans(np.array([11, 0, 1, 4]))).tolist() == [0, 2, 6]
+    assert blocks.used_by(dataset.locate(np.array([11, 0, 1, 4]))).tolist() == [0, 2, 6]
     wide = Spans(np.array([0, 2]), np.array([5, 0]), np.array([45, 30]))
     assert blocks.used_by(wide).tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="are in no block"):
