@@ -2,7 +2,6 @@
 
 import re
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 
@@ -27,6 +26,8 @@ def shortcoming(module: str, minimum: tuple[int, int]) -> str | None:
         module: The module, whose distribution has the same name. A build under another name counts as new enough.
         minimum: The first version that will do, as (major, minor).
     """
+    from importlib.metadata import PackageNotFoundError, version  # some MB of memory, in each process of a job
+
     if find_spec(module) is None:
         return f"running without {module} installed"
     try:

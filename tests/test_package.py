@@ -35,6 +35,7 @@ CORE_USERS = {
     "data/index.py",
     "data/shards.py",
     "data/token_file.py",
+    "data/token_ranges.py",
     "data/tokens.py",
     "losses/backends/cpp.py",
 }

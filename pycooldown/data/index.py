@@ -7,27 +7,28 @@ import errno
 import os
 import stat
 
-from pycooldown._core import TarIndex, TarReader
+from pycooldown._core import TarIndex, TarIndexWriter, TarReader
 from pycooldown._files import read_bounded, write_atomically
 
-__all__ = ["TarIndex", "TarReader", "count_samples", "load_index"]
+__all__ = ["TarIndex", "TarIndexWriter", "TarReader", "count_samples", "load_index"]
 
 _OURS = b"pycdidx"  # any version of it
 _HEADER = 80  # bytes of an index file that say how many samples it lists
 
 
-def load_index(shard: str) -> TarIndex:
+def load_index(shard: str, *, write: bool = True) -> TarIndex:
     """Return the index of a tar shard: that of `<shard>.idx` if it belongs to this shard, else a scan of its headers.
 
     A scan is written to `<shard>.idx` for the next time. It is written aside and renamed, so that a reader finds a
-    whole index or none. An index of an older state of the shard is replaced: one of another size or modification time, or
-    of other headers and data, some of which are compared. One that version 0.2 wrote is used, without that comparison.
-    An index of any other format version is replaced. What else has that name is left alone, be it a file of another tool or one that cannot
-    be read, a folder or a pipe: the index is then kept in memory, and the next process scans again. The same holds
-    where the folder cannot be written.
+    whole index or none. An index of an older state of the shard is replaced: one of another size or modification time,
+    or of other headers and data, of which some are compared. One that version 0.2 wrote is used, without that
+    comparison; one of any other format version is replaced. What else has that name is left alone, be it a file of
+    another tool or one that cannot be read, a folder or a pipe: the index is then kept in memory, and the next process
+    scans again. The same holds where the folder cannot be written.
 
     Args:
         shard: Path of an uncompressed tar file.
+        write: Leave a scan beside the shard.
 
     Returns:
         The index; `index.faults` lists `(0, offset, reason)` of what in the shard cannot be read.
@@ -51,7 +52,7 @@ def load_index(shard: str) -> TarIndex:
         if index is not None and index.has_fingerprint(0, os.fsencode(shard)):
             return index
     index = TarIndex.scan(os.fsencode(shard))
-    if replaceable:
+    if write and replaceable:
         # A read-only data folder is no reason to stop: the index in memory serves as well.
         with contextlib.suppress(OSError):
             write_atomically(path, index.to_bytes(), durable=False)

@@ -1,19 +1,23 @@
 """Map-style access to the samples of tar shards."""
 
+from __future__ import annotations
+
 import operator
 import os
-import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from glob import glob
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pycooldown._extras import require
-from pycooldown.data.index import TarReader, load_index
+from pycooldown.data.byte_ranges import ByteRanges, Spans, StoreRanges
+from pycooldown.data.dataset_index import IndexedObjects, default_path, find_index, locate_shard, open_index
+from pycooldown.data.index import TarIndex, load_index
+from pycooldown.data.shard_lists import ShardPaths, has_urls, list_shards
+from pycooldown.data.shard_reader import ShardReader
+from pycooldown.data.stores import StoredObject
 
 __all__ = ["Skipped", "TarDataset"]
 
@@ -39,53 +43,76 @@ class TarDataset:
     `torch.utils.data.ConcatDataset` and of `pycooldown.DomainBatchSampler`. A sample is a dictionary in webdataset's
     form: `__key__`, `__url__` (the shard's path), `__domain__` and the bytes of each member under its extension.
 
-    The first use of a shard scans it and leaves an index beside it (see `load_index`). Links, directories, devices and
-    `__meta__` files are passed over, as webdataset does. Sparse files, repeated extensions and damage are faults. So is
-    a file without the zero blocks that end a tar, which webdataset takes for the end of the shard: if it was cut off
-    between two members, samples are missing, and members of the last one may be. And so are data behind the zero
-    blocks, which webdataset does not read: two tars that were joined by `cat`, for example.
+    Shards may be files or objects in stores (`s3://`, `gs://`, `az://`, `http(s)://`; extra `remote`). Links,
+    directories, devices and `__meta__` files in them are passed over, as webdataset does. Sparse files, repeated
+    extensions and damage are faults. So is a file without the zero blocks that end a tar, which webdataset takes for
+    the end of the shard: if it was cut off between two members, samples are missing, and members of the last one may
+    be. And so are data behind the zero blocks, which webdataset does not read: two tars that were joined by `cat`, for
+    example.
+
+    **Index.** The first use of a file scans it and leaves an index beside it (see `load_index`). Where there are many
+    shards or samples, make one index of all of them with `pycooldown index` and give its path instead of a mapping: it
+    is mapped into memory and shared by all processes, and opening it reads nothing of shards or samples. Objects in
+    stores always have such an index.
+
+    **Objects in stores.** The samples of a batch are fetched together, by ranges; see `StoreRanges`. Clients belong to
+    one process. A data set does not read from stores when it is made, so workers may be forked, unless the process
+    itself has read samples before: then let them be spawned.
 
     A dataset can be pickled and used in forked or spawned workers. Shards must not be written to while they are read:
     a shard that was changed or truncated is refused when the next batch is read. If that may happen during the read
     itself, use `mmap=False`: the operating system kills a process that reads a mapped page that its file has lost.
 
     Args:
-        shards: By domain, one or several uncompressed tar files: paths, or patterns with braces (`{000..099}`) or
-            wildcards (`*`, `?`, `[...]`), whose matches are sorted by name.
+        shards: By domain, one or several uncompressed tar files: paths, URLs, or patterns with braces (`{000..099}`) or
+            wildcards (`*`, `?`, `[...]`; not of http), whose matches are sorted by name. Or the path of an index that
+            `pycooldown index` wrote, or of a folder with such a `dataset.idx`.
         on_error: `"raise"` refuses shards with faults; `"skip"` leaves the samples out, lists them in `skipped` and
             warns once.
         max_open: How many shards are mapped into memory at a time; no file stays open. Where there are more, those that
             are read most often are mapped, and each read of another one opens its file, which takes some microseconds.
             Pages of mapped shards count as resident memory, though the kernel can take them back.
         mmap: Map shards into memory. With `False` each read opens its file: slower, and safe from shards that shrink.
+        index: Path of one index of all shards of the mapping. It is made, or brought up to date, if need be. By
+            default files have an index beside each, and if there are objects in stores, one index of all is kept in
+            the user's folder of caches.
+        ranges: Reads the bytes of objects, a cache for example; see `ByteRanges`. By default a `StoreRanges`.
 
     Raises:
         ValueError: If a shard has faults and `on_error="raise"`, naming shard and offset; if a domain has no shards, or
-            something that is no local path.
+            something that is neither a local path nor a URL that can be read at random.
         OSError: If a shard cannot be read.
     """
 
     def __init__(
         self,
-        shards: Mapping[str, str | os.PathLike[str] | Iterable[str | os.PathLike[str]]],
+        shards: ShardPaths | str | os.PathLike[str],
         *,
         on_error: Literal["raise", "skip"] = "raise",
         max_open: int = 16_384,
         mmap: bool = True,
+        index: str | os.PathLike[str] | None = None,
+        ranges: ByteRanges | None = None,
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error = {on_error!r}; expected 'raise' or 'skip'")
         if operator.index(max_open) < 1:
             raise ValueError(f"max_open = {max_open}; expected at least 1 shard")
-        if not isinstance(shards, Mapping):
-            raise TypeError(f"shards is a {type(shards).__name__}; expected a mapping from domains to paths")
-        if not shards:
-            raise ValueError("shards is empty; expected at least one domain")
-        self.shards = {domain: _paths(domain, paths) for domain, paths in shards.items()}
         self.on_error = on_error
         self.max_open = max_open
         self.mmap = mmap
         self.skipped: list[Skipped] = []
+        self._given_ranges = ranges
+        self._lists: dict[str, list[str]] | None = None  # where each file has its own index
+        self._index_path: str | None = None  # of one index of all
+        if isinstance(shards, str | os.PathLike):
+            if index is not None:
+                raise ValueError(
+                    f"index = {index!r}, but shards = {shards!r} is an index already; leave one of them out"
+                )
+            self._index_path = find_index(shards)
+        else:
+            self._find(list_shards(shards), index)
         self._open()
         if self.skipped:
             first = self.skipped[0]
@@ -95,46 +122,117 @@ class TarDataset:
                 stacklevel=2,
             )
 
+    def _find(self, lists: dict[str, list[str]], index: str | os.PathLike[str] | None) -> None:
+        """Choose between an index of each file and one of all, which is made or brought up to date."""
+        remote = has_urls(lists)
+        if index is None and not remote:
+            self._lists = lists
+            return
+        self._index_path = os.path.abspath(index) if index is not None else default_path(lists)
+        if remote:
+            from pycooldown.data.apart import call_apart
+
+            call_apart(_build, lists, self._index_path)
+        else:
+            _build(lists, self._index_path)
+
     def _open(self) -> None:
-        self._reader = TarReader(self.max_open if self.mmap else 0)
-        places = [(domain, path) for domain, paths in self.shards.items() for path in paths]
-        sizes: dict[str, list[int]] = {domain: [] for domain in self.shards}
+        self._reader = ShardReader(self.max_open if self.mmap else 0)
+        self._reader.ranges = self._given_ranges
+        if self._index_path is not None:
+            self._open_index(self._index_path)
+            return
+        places = [(domain, path) for domain, paths in (self._lists or {}).items() for path in paths]
+        self._shard_sizes: dict[str, list[int]] = {domain: [] for domain in self._lists or {}}
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
             for (domain, path), index in zip(places, pool.map(load_index, [path for _, path in places])):
-                skipped = [Skipped(path, offset, reason) for _, offset, reason in index.faults]
-                if skipped and self.on_error == "raise":
-                    raise ValueError(
-                        f"{path} at byte {skipped[0].offset}: {skipped[0].reason}; mend the shard, or "
-                        "give on_error='skip' to go on without such samples"
-                    )
-                self.skipped += skipped
-                self._reader.add(os.fsencode(path), domain, index)
-                sizes[domain].append(len(index))
-        self._shard_sizes = sizes
+                self._skip([Skipped(path, offset, reason) for _, offset, reason in index.faults])
+                self._reader.add(path, domain, index)
+                self._shard_sizes[domain].append(len(index))
+        self._sizes = {domain: sum(sizes) for domain, sizes in self._shard_sizes.items()}
+
+    def _open_index(self, path: str) -> None:
+        index = open_index(path)
+        self._index: TarIndex = index
+        self._skip([Skipped(locate_shard(index.path(at), path), offset, reason) for at, offset, reason in index.faults])
+        self._reader.add_all(index, os.path.dirname(path), self.objects)
+        self._sizes = {domain: samples for domain, _, samples in index.domains}
+
+    def _skip(self, skipped: list[Skipped]) -> None:
+        if skipped and self.on_error == "raise":
+            raise ValueError(
+                f"{skipped[0].shard} at byte {skipped[0].offset}: {skipped[0].reason}; mend the shard, or give "
+                "on_error='skip' to go on without such samples"
+            )
+        self.skipped += skipped
 
     @property
     def domains(self) -> tuple[str, ...]:
         """Names of the domains, in order."""
-        return tuple(self.shards)
+        return tuple(self._sizes)
 
     @property
     def sizes(self) -> dict[str, int]:
         """Number of samples by domain."""
-        return {domain: sum(sizes) for domain, sizes in self._shard_sizes.items()}
+        return dict(self._sizes)
+
+    @property
+    def shards(self) -> dict[str, list[str]]:
+        """Paths and URLs of the shards by domain."""
+        if self._lists is not None:
+            return {domain: list(paths) for domain, paths in self._lists.items()}
+        return self._by_domain([item.url for item in self.objects])
 
     @property
     def shard_sizes(self) -> dict[str, list[int]]:
         """Number of samples of each shard by domain, in the order of `shards`."""
-        return {domain: list(sizes) for domain, sizes in self._shard_sizes.items()}
+        if self._lists is not None:
+            return {domain: list(sizes) for domain, sizes in self._shard_sizes.items()}
+        return self._by_domain([self._index.samples(i) for i in range(self._index.num_shards)])
+
+    @property
+    def objects(self) -> Sequence[StoredObject]:
+        """The shards of all domains end to end, by the numbers that `locate` gives and `ByteRanges` takes."""
+        if self._index_path is not None:
+            return IndexedObjects(self._index_path)
+        paths = [path for paths in (self._lists or {}).values() for path in paths]
+        return [StoredObject(path, (status := os.stat(path)).st_size, str(status.st_mtime_ns)) for path in paths]
+
+    @property
+    def ranges(self) -> ByteRanges:
+        """What reads the bytes of objects in stores; another one can be put in its place."""
+        if self._reader.ranges is None:
+            self._reader.ranges = StoreRanges(self.objects)
+        return self._reader.ranges
+
+    @ranges.setter
+    def ranges(self, ranges: ByteRanges) -> None:
+        self._reader.ranges = self._given_ranges = ranges
 
     def __len__(self) -> int:
         return len(self._reader)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._reader.getitems([index])[0]
+        return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         return self._reader.getitems(indices)
+
+    def locate(self, indices: Sequence[int], extension: str | None = None) -> Spans:
+        """Return where the bytes of samples lie in `objects`, without reading any.
+
+        Args:
+            indices: n indices of samples.
+            extension: Which member, as it stands in the samples (lower case); by default all members of a sample, which
+                lie in one range with their headers between them.
+
+        Returns:
+            n ranges, in the order of the indices.
+
+        Raises:
+            KeyError: If a sample has no such member.
+        """
+        return self._reader.locate(indices, extension)
 
     def flat(self, indices: Sequence[int], extension: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         """Read one member of each sample into one buffer.
@@ -152,55 +250,31 @@ class TarDataset:
         """
         return self._reader.flat(indices, extension)
 
+    def _by_domain(self, of_shards: list[Any]) -> dict[str, list[Any]]:
+        firsts = [first for _, first, _ in self._index.domains] + [self._index.num_shards]
+        return {domain: of_shards[a:b] for domain, a, b in zip(self.domains, firsts[:-1], firsts[1:])}
+
+    def _identity(self) -> Any:
+        """What a copy in another process must find the same."""
+        if self._index_path is None:
+            return self._shard_sizes
+        with open(self._index_path, "rb") as file:
+            return file.read(80)  # its header, with a checksum of what it says of shards
+
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_reader"}
+        left_out = ("_reader", "_index")
+        return {**{k: v for k, v in self.__dict__.items() if k not in left_out}, "_identity": self._identity()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        identity = state.pop("_identity")
         self.__dict__.update(state, skipped=[])
         self._open()
-        if self._shard_sizes != state["_shard_sizes"]:
+        if self._identity() != identity:
             raise ValueError("shards have changed since the dataset was pickled; make a new TarDataset")
 
 
-def _paths(domain: str, given: Any) -> list[str]:
-    """Return the shards of a domain, patterns expanded."""
-    if not isinstance(domain, str):
-        raise TypeError(f"shards has the domain {domain!r}, a {type(domain).__name__}; expected a name")
-    if isinstance(given, str | bytes | os.PathLike):
-        given = [given]
-    elif not isinstance(given, Iterable) or isinstance(given, Mapping):
-        raise TypeError(f"domain {domain!r} has shards {given!r}; expected a path or a sequence of paths")
-    paths: list[str] = []
-    for path in given:
-        if not isinstance(path, str | bytes | os.PathLike):
-            raise TypeError(f"domain {domain!r} has the shard {path!r}, a {type(path).__name__}; expected a path")
-        paths += _expand(domain, os.fsdecode(path))
-    if not paths:
-        raise ValueError(f"domain {domain!r} has no shards: give it some, or leave the domain out")
-    return paths
+def _build(lists: dict[str, list[str]], path: str) -> None:
+    from pycooldown.data.index_building import build_index
 
-
-def _expand(domain: str, path: str) -> list[str]:
-    """Return the files that a path or pattern stands for; a file that has a pattern's name is taken as it is."""
-    if not path:
-        raise ValueError(f"domain {domain!r} has an empty path; expected a tar file")
-    if os.path.lexists(path):
-        return [path]
-    if path.startswith("file://"):
-        raise ValueError(f"domain {domain!r} has the shard {path!r}; expected a path, without 'file://'")
-    if scheme := re.match(r"pipe:|[a-zA-Z][a-zA-Z0-9+.-]+://", path):
-        raise ValueError(
-            f"domain {domain!r} has the shard {path!r}: TarDataset reads local files at random, {scheme.group()!r} "
-            "cannot be; stream it with pycooldown.data.mix, or download it first"
-        )
-    if "{" in path:
-        require("data", "braceexpand")
-        from braceexpand import braceexpand
-
-        if (expanded := list(braceexpand(path))) != [path]:
-            return [file for one in expanded for file in _expand(domain, one)]
-    if any(c in path for c in "*?["):
-        if not (matches := set(glob(path))):
-            raise FileNotFoundError(f"domain {domain!r}: no file matches the pattern {path!r}")
-        return sorted(match for match in matches if match.removesuffix(".idx") not in matches - {match})
-    return [path]  # opening it will say what is wrong
+    # Faults are listed, so that each data set can refuse or skip them as it was asked.
+    build_index(lists, path, on_error="skip")

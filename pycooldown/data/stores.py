@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -204,8 +205,20 @@ def open_store(url: str) -> tuple[Any, str, str]:
     scheme, place, key = _split(url)
     base = f"{scheme}://{place}"
     _require_unforked()
+    _import_client()
     with store_errors(url):
         return _client(base, os.getpid()), base, key
+
+
+_importing = threading.Lock()
+
+
+def _import_client() -> None:
+    """Load all of obstore at once: two threads that begin at two of its modules find each other's half loaded."""
+    require("remote", "obstore")
+    with _importing:
+        import obstore.exceptions
+        import obstore.store  # noqa: F401
 
 
 _runtime_process: int | None = None  # where obstore has its threads
@@ -225,7 +238,6 @@ def _require_unforked() -> None:
 @lru_cache(maxsize=64)
 def _client(base: str, process: int) -> Any:
     """One client for each store and process: its threads do not survive a fork."""
-    require("remote", "obstore")
     from obstore.store import HTTPStore, from_url
 
     retry: dict[str, Any] = {"max_retries": RETRIES, "retry_timeout": RETRY_TIMEOUT}
@@ -239,7 +251,7 @@ def _client(base: str, process: int) -> Any:
 @contextmanager
 def store_errors(url: str) -> Iterator[None]:
     """Turn errors of obstore into a `StoreError` of one line with the URL and the way out."""
-    require("remote", "obstore")
+    _import_client()
     from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 
     try:

@@ -63,6 +63,7 @@ class TokenFile:
         block_ends: Exclusive end of each block, in tokens from the first one; uint64 of shape (blocks,), ascending.
         ends: Exclusive end of each document, likewise; uint64 of shape (documents,). Equal ones are documents of no
             tokens.
+        version: Of an object in a store, whose `path` is its URL; empty for a file.
     """
 
     path: str
@@ -72,6 +73,7 @@ class TokenFile:
     block_offsets: Numbers = field(repr=False)
     block_ends: Numbers = field(repr=False)
     ends: Numbers | MappedEnds = field(repr=False)
+    version: str = ""
 
     def document_ends(self) -> Numbers:
         """Exclusive end of each document, mapped if they are in a file.

@@ -12,7 +12,7 @@ from pycooldown.data.publish import sha256
 from pycooldown.data.token_file import TokenFile
 from pycooldown.data.token_shards import ENDS_SUFFIX, FORMAT, open_token_shard
 
-__all__ = ["ShardEntry", "TokenManifest", "TokenSplit", "load_token_manifest"]
+__all__ = ["ShardEntry", "TokenManifest", "TokenSplit", "load_token_manifest", "read_token_manifest"]
 
 _AGAIN = "run `pycooldown tokenize` again: it makes what is missing or altered"
 
@@ -37,12 +37,22 @@ class ShardEntry:
             ValueError: If it is damaged or not what was recorded.
         """
         file = open_token_shard(self.path)
+        self.check(file)
+        return file
+
+    def check(self, file: TokenFile) -> None:
+        """Compare an opened shard with what was recorded.
+
+        Raises:
+            ValueError: If it is not that.
+        """
+        if file.size != self.bytes:
+            raise ValueError(f"{file.path} has {file.size} bytes; expected {self.bytes}; {_AGAIN}")
         if (found := (len(file.document_ends()), file.tokens)) != (self.documents, self.tokens):
             raise ValueError(
-                f"{self.path} has {found[0]} documents and {found[1]} tokens; the manifest says {self.documents} and "
+                f"{file.path} has {found[0]} documents and {found[1]} tokens; the manifest says {self.documents} and "
                 f"{self.tokens}; {_AGAIN}"
             )
-        return file
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,21 @@ def load_token_manifest(folder: Path, *, verify_hashes: bool = False) -> TokenMa
         ValueError: If the manifest is malformed, of another format or leads out of the folder, its sums are wrong, or a
             file is not as recorded.
     """
+    manifest = read_token_manifest(folder)
+    for splits in manifest.domains.values():
+        for part in splits.values():
+            for shard in part.shards:
+                _check_files(shard, verify_hashes)
+    return manifest
+
+
+def read_token_manifest(folder: Path) -> TokenManifest:
+    """Read `folder/manifest.json`, without looking at what it names.
+
+    Raises:
+        FileNotFoundError: If there is no manifest.
+        ValueError: If the manifest is malformed, of another format or leads out of the folder, or its sums are wrong.
+    """
     path = folder / "manifest.json"
     try:
         raw = json.loads(path.read_bytes().decode("utf-8"))
@@ -94,7 +119,7 @@ def load_token_manifest(folder: Path, *, verify_hashes: bool = False) -> TokenMa
         found = repr(raw.get("format")) if isinstance(raw, dict) else f"a JSON {type(raw).__name__}"
         raise ValueError(f"{path} has format {found}; expected {FORMAT!r}; {_AGAIN}")
     try:
-        manifest = TokenManifest(
+        return TokenManifest(
             folder,
             _tokenizer(folder, raw["tokenizer"]),
             {
@@ -104,11 +129,6 @@ def load_token_manifest(folder: Path, *, verify_hashes: bool = False) -> TokenMa
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} lacks an entry or has a wrong one ({error!r}); {_AGAIN}") from error
-    for splits in manifest.domains.values():
-        for part in splits.values():
-            for shard in part.shards:
-                _check_files(shard, verify_hashes)
-    return manifest
 
 
 def _check_files(shard: ShardEntry, verify_hashes: bool) -> None:

@@ -45,15 +45,17 @@ import contextlib
 import os
 import tarfile
 from array import array
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pycooldown._files import write_atomically
+from pycooldown.data.stores import StoredObject, open_binary
 from pycooldown.data.token_file import MappedEnds, Numbers, TokenFile, map_file
 
-__all__ = ["ENDS_SUFFIX", "FORMAT", "make_sidecar", "open_token_shard"]
+__all__ = ["ENDS_SUFFIX", "FORMAT", "make_sidecar", "open_stored_shard", "open_token_shard", "scan_token_shard"]
 
 FORMAT = "pycooldown.tokens/1"
 ENDS_SUFFIX = ".ends"
@@ -86,8 +88,23 @@ def open_token_shard(path: str | os.PathLike[str]) -> TokenFile:
         raise ValueError(f"{sidecar}: {error}; if the tar is whole, delete this file, and it is made again") from None
 
 
+def open_stored_shard(shard: StoredObject, sidecar: str) -> TokenFile:
+    """Open a shard in a store by a local copy of its sidecar.
+
+    Raises:
+        OSError: If the copy cannot be read.
+        ValueError: If it is damaged, or another tar's.
+    """
+    size = os.path.getsize(sidecar)
+    try:
+        file = _parse(shard.url, shard.size, map_file(sidecar, size), MappedEnds(sidecar, size))
+    except ValueError as error:
+        raise ValueError(f"{sidecar}, of {shard.url}: {error}; delete this file, and it is fetched again") from None
+    return replace(file, version=shard.version)
+
+
 def _make_again(path: str, sidecar: str) -> bytes:
-    content = _scan(path)
+    content = scan_token_shard(path)
     # A folder or disk that is read-only or full is no reason to stop: the sidecar in memory serves as well.
     with contextlib.suppress(OSError):
         write_atomically(sidecar, content, durable=False)
@@ -134,8 +151,13 @@ def _parse(path: str, size: int, content: npt.NDArray[np.uint8], mapped: MappedE
     )
 
 
-def _scan(path: str) -> bytes:
-    """Return the sidecar that the tar should have."""
+def scan_token_shard(path: str) -> bytes:
+    """Return the sidecar that a tar, which may be in a store, should have.
+
+    Raises:
+        OSError: If the shard cannot be read.
+        ValueError: If it is no whole shard of tokens.
+    """
     table, ends = array("Q"), array("Q")
     dtypes: set[str] = set()
     end = 0  # of the last member, with its padding
@@ -144,7 +166,7 @@ def _scan(path: str) -> bytes:
         return ValueError(f"{path} is no whole shard of tokens: {reason} at byte {end}; write it again")
 
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open_binary(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             members = iter(tar)
             for number, tokens in enumerate(members):
                 last = next(members, None)
@@ -162,7 +184,7 @@ def _scan(path: str) -> bytes:
                 ends.frombytes((within + np.uint64(start)).tobytes())
                 table.extend((tokens.offset_data, ends[-1]))
                 end = last.offset_data + -(-last.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        with open(path, "rb") as raw:
+        with open_binary(path) as raw:
             raw.seek(end)
             rest = raw.read()
     except tarfile.TarError as error:

@@ -5,24 +5,24 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pycooldown._core import TokenReader
-from pycooldown.data.token_file import MappedEnds, TokenFile, map_file
-from pycooldown.data.token_index import Concatenated, Documents
-from pycooldown.data.token_manifest import load_token_manifest
-from pycooldown.data.token_shards import open_token_shard
+from pycooldown.data.byte_ranges import ByteRanges, Spans, StoreRanges
+from pycooldown.data.stores import StoredObject
+from pycooldown.data.token_file import MappedEnds, map_file
+from pycooldown.data.token_index import Concatenated, Documents, Pieces
+from pycooldown.data.token_opening import Source, open_sources
+from pycooldown.data.token_ranges import StoredTokens
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["TokenDataset"]
 
-Source = str | os.PathLike[str] | TokenFile
 MODES = ("concat", "document", "best_fit")
 LONG = ("split", "truncate", "drop", "raise")
 COLUMNS = ("input_ids", "position_ids", "segment_ids", "labels")  # by default
@@ -63,9 +63,15 @@ class TokenDataset:
     those it reads have changed since they were mapped, which is an `OSError`; one that is cut off at that very moment
     ends the process (SIGBUS).
 
+    Shards may all be in object stores (`s3://`, `gs://`, `az://`, `http(s)://`; extra `remote`): the tokens of a batch
+    are then fetched together, by ranges (see `StoreRanges`), and the ends of documents are copied once into the user's
+    folder of caches. A data set does not read from stores itself when it is made, so workers may be forked, unless the
+    process has read sequences before: then let them be spawned.
+
     Args:
-        sources: A folder that `pycooldown tokenize` wrote, or by domain the paths of shards (`.tar`), what
-            `pycooldown.data.token_sources` opens, or one of these.
+        sources: A folder that `pycooldown tokenize` wrote, also in a store, or by domain the paths or URLs of shards
+            (`.tar`; URLs also with braces, and but for http with wildcards), what `pycooldown.data.token_sources`
+            opens, or one of these.
         length: Tokens in a sequence.
         mode: What a sequence is.
         split: Which part of a folder, "train" or "validation"; sources by domain have none.
@@ -80,6 +86,7 @@ class TokenDataset:
         pad_id: Token id for padding. It has no label, and with causal attention nothing attends to it.
         dtype: Of token ids and labels, int64 or int32.
         vocabulary_size: Ids from there on are refused when they are read, as negative ones are. A folder knows its own.
+        ranges: Reads the bytes of shards in stores, a cache for example; see `ByteRanges`. By default a `StoreRanges`.
 
     Raises:
         OSError: If a file cannot be read.
@@ -101,6 +108,7 @@ class TokenDataset:
         pad_id: int = 0,
         dtype: npt.DTypeLike = np.int64,
         vocabulary_size: int | None = None,
+        ranges: ByteRanges | None = None,
     ) -> None:
         self.length = operator.index(length)
         self.mode = mode
@@ -109,7 +117,8 @@ class TokenDataset:
         self.pad_id = operator.index(pad_id)
         self.dtype = np.dtype(dtype)
         self._check_options(remainder, long_documents)
-        self.files, self.vocabulary_size = _open(sources, split, domains, vocabulary_size)
+        self.files, self.vocabulary_size = open_sources(sources, split, domains, vocabulary_size)
+        self._ranges = ranges
         if self.vocabulary_size is not None and self.pad_id >= self.vocabulary_size:
             raise ValueError(f"pad_id = {pad_id}; expected one of the {self.vocabulary_size} ids")
         for file in (file for files in self.files.values() for file in files):
@@ -148,13 +157,20 @@ class TokenDataset:
         )
 
     def _map(self) -> None:
-        self._reader = TokenReader()
-        for file in (file for files in self.files.values() for file in files):
+        files = [file for files in self.files.values() for file in files]
+        self._limit = min(self.vocabulary_size or 1 << 63, np.iinfo(self.dtype).max + 1)
+        self._reader, self._stored = TokenReader(), None
+        if any(file.version for file in files):
+            ahead = "shift_labels" in self.columns
+            whole = self.mode != "concat"
+            self._stored = StoredTokens(files, self.length, whole_documents=whole, looks_ahead=ahead)
+            return
+        for file in files:
             self._reader.add(
                 os.fsencode(file.path),
                 bytes=map_file(file.path, file.size),
                 dtype=file.dtype.name,
-                vocabulary_size=min(self.vocabulary_size or 1 << 63, np.iinfo(self.dtype).max + 1),
+                vocabulary_size=self._limit,
                 block_offsets=file.block_offsets,
                 block_ends=file.block_ends,
                 ends=file.document_ends(),
@@ -194,24 +210,18 @@ class TokenDataset:
         return {name: array[0] for name, array in self.__getitems__([operator.index(index)]).items()}
 
     def __getitems__(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> dict[str, npt.NDArray[Any]]:
-        wanted = np.asarray(indices)
-        if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and wanted.size):
-            raise TypeError(f"indices are {wanted.dtype} of shape {wanted.shape}; expected a list of integers")
-        wanted = wanted.astype(np.int64)
-        if wanted.size and not -len(self) <= wanted.min() <= wanted.max() < len(self):
-            wrong = wanted[(wanted < -len(self)) | (wanted >= len(self))][0]
-            raise IndexError(f"index {wrong} is out of range: the dataset has {len(self)} sequences")
-        pieces = self._index.pieces(np.where(wanted < 0, wanted + len(self), wanted))
+        pieces = self._pieces(indices)
+        reader, places = self._reader, dict(zip(("pieces", "begins", "limits"), pieces))
+        if self._stored is not None:
+            reader, places = self._stored.read(pieces, self.ranges, self._limit)
         dtypes = {"position_ids": np.int32, "segment_ids": np.int32}
         batch: dict[str, npt.NDArray[Any]] = {
-            name: np.empty((len(wanted), self.length), dtypes.get(name, self.dtype))
+            name: np.empty((len(pieces.domain_ids), self.length), dtypes.get(name, self.dtype))
             for name in self.columns
             if name != "domain_ids"
         }
-        self._reader.fill(
-            pieces=pieces.bounds,
-            begins=pieces.begins,
-            limits=pieces.limits,
+        reader.fill(
+            **places,
             whole_documents=self.mode != "concat",
             across_documents=self.cross_document_labels,
             pad_id=self.pad_id,
@@ -225,6 +235,37 @@ class TokenDataset:
             batch["domain_ids"] = pieces.domain_ids
         return batch
 
+    @property
+    def objects(self) -> Sequence[StoredObject]:
+        """The shards in stores, by the numbers that `locate` gives and `ByteRanges` takes; none if they are files."""
+        return self._stored.objects if self._stored is not None else ()
+
+    @property
+    def ranges(self) -> ByteRanges:
+        """What reads the bytes of shards in stores; another one can be put in its place."""
+        if self._ranges is None:
+            self._ranges = StoreRanges(self.objects)
+        return self._ranges
+
+    @ranges.setter
+    def ranges(self, ranges: ByteRanges) -> None:
+        self._ranges = ranges
+
+    def locate(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Spans:
+        """Return which bytes of `objects` sequences need, in their order, without reading any; none of files."""
+        pieces = self._pieces(indices)
+        return self._stored.locate(pieces) if self._stored is not None else Spans(*np.empty((3, 0), np.int64))
+
+    def _pieces(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Pieces:
+        wanted = np.asarray(indices)
+        if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and wanted.size):
+            raise TypeError(f"indices are {wanted.dtype} of shape {wanted.shape}; expected a list of integers")
+        wanted = wanted.astype(np.int64)
+        if wanted.size and not -len(self) <= wanted.min() <= wanted.max() < len(self):
+            wrong = wanted[(wanted < -len(self)) | (wanted >= len(self))][0]
+            raise IndexError(f"index {wrong} is out of range: the dataset has {len(self)} sequences")
+        return self._index.pieces(np.where(wanted < 0, wanted + len(self), wanted))
+
     @staticmethod
     def collate(batch: Mapping[str, npt.NDArray[Any]] | Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Make tensors of a batch, or of a list of single sequences; for loaders' `collate_fn`."""
@@ -235,54 +276,8 @@ class TokenDataset:
         return default_collate(list(batch))  # type: ignore[no-any-return]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_reader"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_reader", "_stored")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._map()
-
-
-def _open(
-    sources: str | os.PathLike[str] | Mapping[str, Source | Iterable[Source]],
-    split: str,
-    domains: Collection[str] | None,
-    vocabulary_size: int | None,
-) -> tuple[dict[str, list[TokenFile]], int | None]:
-    """Return the files of each domain, and the number of token ids if it is known."""
-    if isinstance(sources, Mapping):
-        if split != "train":
-            raise ValueError(f"split = {split!r}: sources by domain have no splits; give those of the split")
-        chosen = _chosen(sources, domains)
-        return {domain: [_file(one) for one in _listed(given)] for domain, given in chosen.items()}, vocabulary_size
-    manifest = load_token_manifest(Path(sources))
-    known = manifest.tokenizer["vocabulary_size"]
-    if vocabulary_size is not None and vocabulary_size < known:
-        raise ValueError(f"vocabulary_size = {vocabulary_size}, but the tokenizer of {sources} has {known} ids")
-    files = {}
-    for domain, splits in _chosen(manifest.domains, domains).items():
-        if split not in splits:
-            raise ValueError(f"split = {split!r}; {sources} has {', '.join(splits)} of {domain!r}")
-        files[domain] = [shard.open() for shard in splits[split].shards]
-    return files, known
-
-
-def _chosen(every: Mapping[str, Any], domains: Collection[str] | None) -> dict[str, Any]:
-    names = list(every if domains is None else domains)
-    if not names or isinstance(domains, str) or not set(names) <= every.keys() or len(set(names)) < len(names):
-        raise ValueError(f"domains = {domains!r}; expected some of {', '.join(every)}, each once")
-    return {name: every[name] for name in names}
-
-
-def _listed(given: Source | Iterable[Source]) -> Iterable[Source]:
-    return [given] if isinstance(given, str | os.PathLike | TokenFile) else given
-
-
-def _file(source: Source) -> TokenFile:
-    if isinstance(source, TokenFile):
-        return source
-    if not os.fspath(source).endswith(".tar"):
-        raise ValueError(
-            f"{os.fspath(source)} is no .tar; open files of other projects by pycooldown.data.token_sources first, "
-            "for example token_sources.megatron(prefix)"
-        )
-    return open_token_shard(source)

@@ -31,7 +31,7 @@ class ObjectServer(http.server.ThreadingHTTPServer):
 
     def change(self, name, content):
         self.files[f"/{name}"] = content
-        self.etags[f"/{name}"] += "x"
+        self.etags[f"/{name}"] = self.etags[f"/{name}"][:-1] + 'x"'
 
     def handle_error(self, request, client_address):
         pass  # a client that goes away is none

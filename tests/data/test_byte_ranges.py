@@ -10,7 +10,7 @@ from object_server import serve_objects
 
 pytest.importorskip("obstore")
 
-from pycooldown.data import byte_ranges
+from pycooldown.data import range_requests
 from pycooldown.data.byte_ranges import StoreRanges
 from pycooldown.data.stores import StoredObject, StoreError, find_object
 
@@ -62,7 +62,7 @@ def test_ranges_come_in_their_order_and_neighbours_by_one_request(ranges, server
 
 
 def test_a_range_longer_than_a_request_is_joined(ranges, server, monkeypatch):
-    monkeypatch.setattr(byte_ranges, "RANGE_BYTES", 1000)
+    monkeypatch.setattr(range_requests, "RANGE_BYTES", 1000)
     spans = [(0, 5, 15), (0, 10, 5_010), (0, 5_000, 5_100), (0, 5_150, 6_090)]
     assert read(ranges, *spans) == [CONTENT[start:end] for _, start, end in spans]
     assert len(gets(server)) == 8

@@ -136,9 +136,7 @@ def test_a_shard_rewritten_in_use_with_its_size_and_time_is_refused(shard, rewri
     dataset = TarDataset({"d": shard}, mmap=mmap)
     rewrite()
     for _ in range(2):
-        with pytest.raises(
-            OSError, match=r"d-0\.tar has changed since it was indexed, though it has the size and time"
-        ):
+        with pytest.raises(OSError, match=r"d-0\.tar has changed since .*, though it has the size and time"):
             dataset[0]
 
 

@@ -107,8 +107,11 @@ def test_a_killed_worker_costs_no_sample(shards):
     assert_nothing_lost_or_repeated(steps)
 
 
-def train(rank, world_size, shards, num_steps, folder, barrier):
-    """One rank of a job: notes the samples of each step, meets the others, and the first one saves the state."""
+def train(rank, world_size, shards, num_steps, folder, barrier, pause):
+    """One rank of a job: notes the samples of each step, meets the others, and the first one saves the state.
+
+    Before step ``pause`` it waits to be killed, so that the job cannot end before a busy machine lets the test kill it.
+    """
     os.setsid()  # so that it can be killed with its workers
     path = folder / "state.json"
     sampler = make_sampler(num_steps, rank=rank, world_size=world_size)
@@ -117,6 +120,8 @@ def train(rank, world_size, shards, num_steps, folder, barrier):
     first = sampler.state_dict()["step"]
     with open(folder / f"{first}-{rank:02d}.jsonl", "w", buffering=1) as log:
         for step, batch in enumerate(make_loader(shards, sampler, 1), first):
+            if step == pause:
+                signal.pause()
             print(json.dumps([step, batch]), file=log)
             barrier.wait()
             if rank == 0 and step % 3 == 2:
@@ -134,7 +139,8 @@ def test_killed_ranks_cost_no_sample(shards, tmp_path):
     context, num_steps, steps = multiprocessing.get_context("fork"), 48, []
     for world_size, dies_after, victim in [(4, 9, 2), (3, 24, 0), (8, None, None)]:
         barrier, first = context.Barrier(world_size), saved_step(tmp_path)
-        arguments = (world_size, shards, num_steps, tmp_path, barrier)
+        pause = dies_after and dies_after + 7
+        arguments = (world_size, shards, num_steps, tmp_path, barrier, pause)
         ranks = [context.Process(target=train, args=(rank, *arguments)) for rank in range(world_size)]
         for rank in ranks:
             rank.start()

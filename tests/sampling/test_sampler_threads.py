@@ -167,8 +167,11 @@ def test_a_signal_handler_that_comes_in_between_is_refused():
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 @pytest.mark.parametrize("schedule", [schedules.constant(Mixture.proportional(SIZES)), "anneal"])
-def test_a_signal_interrupts_a_long_forecast(allocation, schedule):
+def test_a_signal_interrupts_a_long_forecast(allocation, schedule, request):
     """One of hours. The pause lets the core begin; without it, the forecast would be interrupted before."""
+    # A shell starts background jobs with SIGINT ignored, and Python then raises no KeyboardInterrupt.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, previous))
     far = 10**12
     if schedule == "anneal":
         schedule = schedules.anneal(SIZES, tau=5, final_tau=1, num_steps=far)

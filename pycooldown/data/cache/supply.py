@@ -8,9 +8,9 @@ import sys
 from collections import OrderedDict
 from typing import Any
 
-from pycooldown.data.byte_ranges import read_range
 from pycooldown.data.cache.block_files import BlockFiles
 from pycooldown.data.cache.job import CacheJob
+from pycooldown.data.range_requests import read_range
 from pycooldown.data.stores import StoreError
 
 __all__ = ["Supply"]

@@ -1,0 +1,54 @@
+"""Preparing data: `index`."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from pycooldown.cli._app import app, console, progress_bars, right
+
+
+@app.command()
+def index(
+    shards: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DOMAIN=SHARDS...",
+            help="Tar files of each domain: paths, s3://, gs://, az:// and https://, also with braces or wildcards; or "
+            "one folder of folders.",
+        ),
+    ],
+    out: Annotated[
+        str | None, typer.Option(help="Where to write the index; of a local folder, its dataset.idx by default.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Shards that are read at a time.")] = 8,
+    on_error: Annotated[
+        Literal["raise", "skip"], typer.Option(help="Refuse shards with faults, or list the faults in the index.")
+    ] = "raise",
+) -> None:
+    """Write one index of all tar shards of a data set, or bring it up to date; TarDataset opens it at once."""
+    from pycooldown.data.dataset_index import INDEX_NAME, open_index
+    from pycooldown.data.index_building import build_index
+    from pycooldown.data.shard_lists import parse_shards
+    from pycooldown.data.stores import is_url
+
+    if out is None:
+        if len(shards) > 1 or not os.path.isdir(shards[0]):
+            raise ValueError("shards are not one local folder, so give the place of the index, as in --out dataset.idx")
+        out = os.path.join(shards[0], INDEX_NAME)
+    if is_url(out):
+        raise ValueError(f"out = {out!r} is a URL; expected a local path: copy the index to the store afterwards")
+    with progress_bars() as progress:
+        build_index(parse_shards(shards), out, workers=workers, on_error=on_error, progress=progress)
+    made = open_index(os.path.abspath(out))
+    table = Table("domain", right("shards"), right("samples"), title=out)
+    firsts = [first for _, first, _ in made.domains] + [made.num_shards]
+    for (domain, first, samples), end in zip(made.domains, firsts[1:]):
+        table.add_row(domain, f"{end - first:,}", f"{samples:,}")
+    console.print(table)
+    if faults := made.faults:
+        shard, offset, reason = faults[0]
+        console.print(f"{len(faults)} samples are left out, the first in {made.path(shard)} at byte {offset}: {reason}")

@@ -1,0 +1,200 @@
+"""Make one index of all shards of a data set, in parallel, or bring it up to date."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+
+from pycooldown._files import lock_folder, open_atomically
+from pycooldown.data.byte_ranges import StoreRanges
+from pycooldown.data.dataset_index import locate_shard, open_index
+from pycooldown.data.index import TarIndex, TarIndexWriter, load_index
+from pycooldown.data.publish import Progress
+from pycooldown.data.shard_lists import ShardPaths, find_shards, list_shards
+from pycooldown.data.stores import StoredObject, is_url
+
+__all__ = ["build_index"]
+
+FIRST_WINDOW, LARGEST_WINDOW = 64 << 10, 8 << 20  # bytes of an object that a scan fetches at a time
+NEAR = 1 << 20  # bytes that are cheaper to fetch than to ask again
+
+ShardInIndex = tuple[TarIndex, int]  # and the number of the shard
+
+
+def build_index(
+    shards: ShardPaths,
+    path: str | os.PathLike[str],
+    *,
+    workers: int = 8,
+    on_error: Literal["raise", "skip"] = "raise",
+    progress: Progress | None = None,
+) -> None:
+    """Write one index of all shards, which `TarDataset(path)` opens.
+
+    Of files that have an index beside them, that is taken. Of objects in stores, the headers are read by ranges; large
+    members are not fetched. An index that is there is brought up to date: what it says of unchanged shards is kept, and
+    if nothing has changed, it is not written. Several processes may call this for one index; one of them works.
+
+    Args:
+        shards: By domain, one or several uncompressed tar files: paths, URLs (`s3://`, `gs://`, `az://`, `http(s)://`)
+            or patterns with braces or wildcards; http(s) has no wildcards.
+        path: Where to write. Paths of shards in its folder are kept relative to it, so that both can be moved together.
+        workers: Shards that are read at a time.
+        on_error: `"raise"` refuses shards with faults; `"skip"` lists the faults in the index.
+        progress: Called with what is being done, and how many shards of all are done.
+
+    Raises:
+        ValueError: If a shard has faults and `on_error="raise"`; if an argument is not as expected.
+        OSError: If a shard cannot be read, or the index cannot be written.
+    """
+    if workers < 1:
+        raise ValueError(f"workers = {workers}; expected at least 1")
+    path = os.path.abspath(path)
+    found = find_shards(list_shards(shards), workers=workers)
+    every = [shard for files in found.values() for shard in files]
+    with _locked(os.path.dirname(path)), ThreadPoolExecutor(workers) as pool:
+        known = _Known(path)
+        kept = list(pool.map(known.find, every))
+        if known.index is not None and known.lists(found) and all(kept):
+            _refuse_faults(known.index, lambda shard: known.paths[shard], on_error)
+            return
+        writer = TarIndexWriter()
+        sources = _in_order(
+            pool, _source, zip((shard for files in found.values() for shard in files), kept), 4 * workers
+        )
+        done = 0
+        with open_atomically(path) as file:
+            file.write(bytes(TarIndexWriter.HEADER_SIZE))
+            for domain, files in found.items():
+                writer.begin_domain(os.fsencode(domain))
+                for shard, (index, number) in zip(files, sources):
+                    own = ((at, reason) for of, at, reason in index.faults if of == number)
+                    if on_error == "raise" and (fault := next(own, None)):
+                        raise _fault(shard.url, *fault)
+                    version = shard.version if is_url(shard.url) else ""
+                    file.write(writer.add(index, number, os.fsencode(_name(shard.url, path)), os.fsencode(version)))
+                    done += 1
+                    if progress is not None:
+                        progress("index", done, len(every))
+            directory, header = writer.finish()
+            file.write(directory)
+            file.seek(0)
+            file.write(header)
+
+
+def _absolute(path: str) -> str:
+    return path if is_url(path) else os.path.abspath(path)
+
+
+def _name(path: str, index: str) -> str:
+    """A shard as the index names it."""
+    return _absolute(path).removeprefix(os.path.join(os.path.dirname(index), ""))
+
+
+class _Known:
+    """What the index that is there says of shards."""
+
+    def __init__(self, path: str) -> None:
+        self.index: TarIndex | None = None
+        self.paths: list[str] = []
+        # What cannot be used is made anew.
+        with contextlib.suppress(OSError, ValueError):
+            self.index = open_index(path)
+            self.paths = [locate_shard(self.index.path(i), path) for i in range(self.index.num_shards)]
+        self._numbers = {path: number for number, path in enumerate(self.paths)}
+
+    def find(self, shard: StoredObject) -> ShardInIndex | None:
+        number = self._numbers.get(_absolute(shard.url))
+        if self.index is None or number is None or self.index.shard_size(number) != shard.size:
+            return None
+        if is_url(shard.url):
+            return (self.index, number) if self.index.version(number) == shard.version else None
+        same = str(self.index.shard_mtime_ns(number)) == shard.version
+        return (self.index, number) if same and self.index.has_fingerprint(number, os.fsencode(shard.url)) else None
+
+    def lists(self, found: Mapping[str, Sequence[StoredObject]]) -> bool:
+        """Return whether the index has just these shards."""
+        wanted = [
+            shard.url if is_url(shard.url) else os.path.abspath(shard.url)
+            for files in found.values()
+            for shard in files
+        ]
+        firsts = [0]
+        for files in found.values():
+            firsts.append(firsts[-1] + len(files))
+        domains = self.index.domains if self.index is not None else []
+        return wanted == self.paths and [(name, first) for name, first, _ in domains] == list(zip(found, firsts))
+
+
+def _source(work: tuple[StoredObject, ShardInIndex | None]) -> ShardInIndex:
+    shard, kept = work
+    if kept is not None:
+        return kept
+    if not is_url(shard.url):
+        return load_index(shard.url, write=False), 0
+    return TarIndex.scan_object(_Windows(shard), shard.size), 0
+
+
+class _Windows:
+    """Reads an object for a scan of its headers, in windows: they grow, and are small again behind a large member."""
+
+    def __init__(self, item: StoredObject) -> None:
+        self._ranges = StoreRanges([item])
+        self._size = item.size
+        self._start, self._content = 0, memoryview(b"")
+        self._window = FIRST_WINDOW // 2
+
+    def __call__(self, offset: int, count: int) -> bytes:
+        end = self._start + len(self._content)
+        if not (self._start <= offset and offset + count <= end):
+            goes_on = self._start <= offset <= end + NEAR
+            self._window = min(2 * self._window, LARGEST_WINDOW) if goes_on else FIRST_WINDOW
+            stop = min(self._size, offset + max(count, self._window))
+            self._content = memoryview(self._ranges.read(*np.array([[0], [offset], [stop]], np.int64))[0])
+            self._start = offset
+        at = offset - self._start
+        return bytes(self._content[at : at + count])
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any], ahead: int
+) -> Iterator[Any]:
+    """Results in the order of the items, of which only some are worked on or wait at a time."""
+    waiting: deque[Future[Any]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _refuse_faults(index: TarIndex, path_of: Callable[[int], str], on_error: str) -> None:
+    if on_error == "raise" and index.faults:
+        shard, offset, reason = index.faults[0]
+        raise _fault(path_of(shard), offset, reason)
+
+
+def _fault(path: str, offset: int, reason: str) -> ValueError:
+    return ValueError(
+        f"{path} at byte {offset}: {reason}; mend the shard, or give on_error='skip' to go on without such samples"
+    )
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Let one process work, where the file system has locks; without, each writes the same."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            stack.enter_context(lock_folder(folder))
+        yield

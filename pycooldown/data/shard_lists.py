@@ -1,0 +1,171 @@
+"""The shards of each domain, as users name them: paths, URLs and patterns of both."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from glob import escape as glob_escape
+from glob import glob
+from typing import Any
+
+from pycooldown._extras import require
+from pycooldown.data.store_lists import glob_objects, list_objects
+from pycooldown.data.stores import SCHEMES, StoredObject, find_object, is_url
+
+__all__ = ["ShardPaths", "find_shards", "has_urls", "list_shards", "parse_shards"]
+
+ShardPaths = Mapping[str, "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"]
+
+_WILDCARDS = re.compile(r"[*?[]")
+
+
+def list_shards(shards: ShardPaths) -> dict[str, list[str]]:
+    """Return the shards of each domain, patterns of paths expanded, and braces of URLs; no store is asked.
+
+    Args:
+        shards: By domain, one or several paths, URLs or patterns.
+
+    Raises:
+        TypeError: If something is no path.
+        ValueError: If there is no domain, a domain has no shards, or something is no path or URL that can be read.
+        FileNotFoundError: If no file matches a pattern.
+    """
+    if not isinstance(shards, Mapping):
+        raise TypeError(f"shards is a {type(shards).__name__}; expected a mapping from domains to paths")
+    if not shards:
+        raise ValueError("shards is empty; expected at least one domain")
+    return {domain: _paths(domain, paths) for domain, paths in shards.items()}
+
+
+def parse_shards(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """Return the shards of each domain that command-line arguments name.
+
+    Args:
+        arguments: Either `domain=shards` each, where a domain may come again; or one folder, which may be in a store:
+            each of its subfolders is a domain of the tar files in and below it, and so is each tar file in the folder
+            itself, up to the first hyphen or dot of its name.
+
+    Raises:
+        ValueError: If the arguments are of neither form, or a folder has no tar files.
+    """
+    if len(arguments) == 1 and (is_url(arguments[0]) or os.path.isdir(arguments[0])):
+        return _from_folder(arguments[0].rstrip("/") or "/")
+    shards: dict[str, list[str]] = {}
+    for argument in arguments:
+        domain, separator, paths = argument.partition("=")
+        if not separator or not domain or not paths:
+            raise ValueError(f"shards {argument!r}; expected a folder, or domain=shards, as in en='data/en/*.tar'")
+        shards.setdefault(domain, []).append(paths)
+    return shards
+
+
+def _from_folder(folder: str) -> dict[str, list[str]]:
+    if _is_object(folder):
+        paths = [item.url for item in list_objects(folder) if item.url.endswith(".tar")]
+    else:
+        paths = sorted(glob(os.path.join(glob_escape(folder), "**", "*.tar"), recursive=True))
+    domains: dict[str, list[str]] = {}
+    for path in paths:
+        name, _, below = path[len(folder.rstrip("/")) + 1 :].partition("/")
+        domains.setdefault(name if below else re.split("[-.]", name)[0], []).append(path)
+    if not domains:
+        raise ValueError(f"{folder} has no tar files; expected folders with some, or domain=shards")
+    return dict(sorted(domains.items()))
+
+
+def has_urls(lists: Mapping[str, list[str]]) -> bool:
+    """Return whether some of the shards are in stores."""
+    return any(_is_object(path) for paths in lists.values() for path in paths)
+
+
+def find_shards(lists: Mapping[str, list[str]], *, workers: int = 8) -> dict[str, list[StoredObject]]:
+    """Look up the size and the version of each shard; wildcards of URLs are expanded.
+
+    Args:
+        lists: What `list_shards` returned.
+        workers: Questions to a store at a time.
+
+    Returns:
+        By domain the shards. The version of a file is its modification time in nanoseconds.
+
+    Raises:
+        OSError: If a shard is missing, or a store does not answer.
+        ValueError: If http(s) shall list something.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        return {
+            domain: [shard for found in pool.map(_find, paths) for shard in found] for domain, paths in lists.items()
+        }
+
+
+def _find(path: str) -> list[StoredObject]:
+    if not _is_object(path):
+        status = os.stat(path)
+        return [StoredObject(path, status.st_size, str(status.st_mtime_ns))]
+    if _WILDCARDS.search(path) and not path.startswith("http"):
+        matches = glob_objects(path)[0]
+        if not matches:
+            raise FileNotFoundError(f"no object matches the pattern {path!r}")
+        return [shard for shard in matches if not shard.url.endswith(".idx")]
+    if (found := find_object(path)) is None:
+        raise FileNotFoundError(f"there is no object {path!r}; look at the spelling of the bucket and the key")
+    return [found]
+
+
+def _is_object(path: str) -> bool:
+    return is_url(path) and not os.path.lexists(path)
+
+
+def _paths(domain: str, given: Any) -> list[str]:
+    """Return the shards of a domain, patterns expanded."""
+    if not isinstance(domain, str):
+        raise TypeError(f"shards has the domain {domain!r}, a {type(domain).__name__}; expected a name")
+    if isinstance(given, str | bytes | os.PathLike):
+        given = [given]
+    elif not isinstance(given, Iterable) or isinstance(given, Mapping):
+        raise TypeError(f"domain {domain!r} has shards {given!r}; expected a path or a sequence of paths")
+    paths: list[str] = []
+    for path in given:
+        if not isinstance(path, str | bytes | os.PathLike):
+            raise TypeError(f"domain {domain!r} has the shard {path!r}, a {type(path).__name__}; expected a path")
+        paths += _expand(domain, os.fsdecode(path))
+    if not paths:
+        raise ValueError(f"domain {domain!r} has no shards: give it some, or leave the domain out")
+    return paths
+
+
+def _expand(domain: str, path: str) -> list[str]:
+    """Return the files that a path or pattern stands for; a file that has a pattern's name is taken as it is."""
+    if not path:
+        raise ValueError(f"domain {domain!r} has an empty path; expected a tar file")
+    if os.path.lexists(path):
+        return [path]
+    if path.startswith("file://"):
+        raise ValueError(f"domain {domain!r} has the shard {path!r}; expected a path, without 'file://'")
+    scheme = re.match(r"pipe:|[a-zA-Z][a-zA-Z0-9+.-]+://", path)
+    if scheme and scheme.group().partition(":")[0] not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in SCHEMES)
+        raise ValueError(
+            f"domain {domain!r} has the shard {path!r}: files and {known} are read at random, "
+            f"{scheme.group()!r} cannot be; stream it with pycooldown.data.mix, or download it first"
+        )
+    if "{" in path:
+        require("data", "braceexpand")
+        from braceexpand import braceexpand
+
+        if (expanded := list(braceexpand(path))) != [path]:
+            return [file for one in expanded for file in _expand(domain, one)]
+    if scheme:
+        if path.startswith("http") and _WILDCARDS.search(path):
+            raise ValueError(
+                f"domain {domain!r} has the shard {path!r}: http has no lists; name every file, "
+                "with braces if they are numbered ({000..099})"
+            )
+        return [path]
+    if _WILDCARDS.search(path):
+        if not (matches := set(glob(path))):
+            raise FileNotFoundError(f"domain {domain!r}: no file matches the pattern {path!r}")
+        return sorted(match for match in matches if match.removesuffix(".idx") not in matches - {match})
+    return [path]  # opening it will say what is wrong

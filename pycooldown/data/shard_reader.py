@@ -1,0 +1,88 @@
+"""Samples of shards that are files or objects in stores, laid end to end."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pycooldown.data.byte_ranges import Buffer, ByteRanges, Spans, StoreRanges
+from pycooldown.data.index import TarIndex, TarReader
+from pycooldown.data.stores import StoredObject, is_url
+
+__all__ = ["ShardReader"]
+
+
+class ShardReader:
+    """Reads samples by index: those of files straight from there, those of objects by one call of `ranges` a batch.
+
+    Args:
+        max_maps: How many files are mapped into memory at a time.
+
+    Attributes:
+        ranges: Reads the bytes of objects; `None` until it is needed for a `StoreRanges`.
+    """
+
+    def __init__(self, max_maps: int) -> None:
+        self.ranges: ByteRanges | None = None
+        self._reader = TarReader(max_maps)
+        self._objects: Sequence[StoredObject] = ()
+        self._remote: npt.NDArray[np.bool_] | None = None  # by shard, if some are objects
+
+    def add(self, path: str, domain: str, index: TarIndex) -> None:
+        """Add a file by its own index."""
+        self._reader.add(os.fsencode(path), domain, index)
+
+    def add_all(self, index: TarIndex, folder: str, objects: Sequence[StoredObject]) -> None:
+        """Add all shards of an index in a folder; `objects` are these shards."""
+        self._reader.add_all(index, os.fsencode(os.path.join(folder, "")))
+        remote = np.fromiter((is_url(index.path(i)) for i in range(index.num_shards)), np.bool_, index.num_shards)
+        self._remote = remote if remote.any() else None
+        self._objects = objects
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def locate(self, indices: Sequence[int], extension: str | None = None) -> Spans:
+        """Return where the bytes of samples lie, or those of one member of each."""
+        return Spans(*self._reader.locate(indices, extension))
+
+    def getitems(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Return samples as dictionaries."""
+        if self._remote is None:
+            return self._reader.getitems(indices)
+        near, far, contents = self._split(indices, self.locate(indices))
+        samples = self._reader.getitems([indices[i] for i in near])
+        samples += self._reader.assemble([indices[i] for i in far], contents)
+        places = np.argsort(near + far)
+        return [samples[i] for i in places]
+
+    def flat(self, indices: Sequence[int], extension: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """Return one member of each sample end to end, and the bounds of each."""
+        if self._remote is None:
+            return self._reader.flat(indices, extension)
+        spans = self.locate(indices, extension)
+        near, far, contents = self._split(indices, spans)
+        local, bounds = self._reader.flat([indices[i] for i in near], extension)
+        parts = [local[begin:end] for begin, end in itertools.pairwise(bounds)]
+        parts += [np.frombuffer(content, np.uint8) for content in contents]
+        offsets = np.concatenate([[0], np.cumsum(spans.ends - spans.starts)])
+        buffer = np.empty(offsets[-1], np.uint8)
+        for i, part in zip(near + far, parts):
+            buffer[offsets[i] : offsets[i + 1]] = part
+        return buffer, offsets
+
+    def _split(self, indices: Sequence[int], spans: Spans) -> tuple[list[int], list[int], list[Buffer]]:
+        """Return which of the samples are in files and which in objects, and the bytes of the latter."""
+        assert self._remote is not None
+        remote = self._remote[spans.objects]
+        near, far = np.flatnonzero(~remote).tolist(), np.flatnonzero(remote).tolist()
+        if not far:
+            return near, far, []
+        if self.ranges is None:
+            self.ranges = StoreRanges(self._objects)
+        return near, far, list(self.ranges.read(*(array[far] for array in spans)))

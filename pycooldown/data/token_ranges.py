@@ -1,0 +1,135 @@
+"""Rows of tokens out of files in object stores: what a batch needs is fetched, and read as small files of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pycooldown._core import TokenReader
+from pycooldown.data.byte_ranges import Buffer, ByteRanges, Spans
+from pycooldown.data.stores import StoredObject
+from pycooldown.data.token_file import Numbers, TokenFile
+from pycooldown.data.token_index import Pieces
+
+__all__ = ["StoredTokens"]
+
+
+class _Part(NamedTuple):
+    """Tokens `begin` to `end` of a file."""
+
+    file: int
+    begin: int
+    end: int
+
+
+class StoredTokens:
+    """The tokens of files in stores, end to end.
+
+    Args:
+        files: In their order; numbers of objects are places in it.
+        length: Tokens in a row.
+        whole_documents: A piece ends with its document; else it goes on to the end of the row.
+        looks_ahead: Also give the token behind each row, for labels that are shifted.
+    """
+
+    def __init__(self, files: Sequence[TokenFile], length: int, *, whole_documents: bool, looks_ahead: bool) -> None:
+        self.files = files
+        self.length, self.whole_documents, self.looks_ahead = length, whole_documents, looks_ahead
+        self._starts = np.cumsum([0, *(file.tokens for file in files)], dtype=np.int64)
+        self._ends: list[Numbers] = [file.document_ends() for file in files]
+
+    @property
+    def objects(self) -> list[StoredObject]:
+        """The files, by number."""
+        return [StoredObject(file.path, file.size, file.version) for file in self.files]
+
+    def locate(self, pieces: Pieces) -> Spans:
+        """Return the ranges of bytes that rows need, in their order."""
+        return self._spans([part for parts in self._parts(pieces) for part in parts])
+
+    def read(
+        self, pieces: Pieces, ranges: ByteRanges, vocabulary_size: int
+    ) -> tuple[TokenReader, dict[str, npt.NDArray[np.int64]]]:
+        """Fetch what rows need.
+
+        Returns:
+            A reader of just these tokens, and the pieces of the rows in it, as its `fill` takes them.
+        """
+        by_piece = self._parts(pieces)
+        parts = [part for parts in by_piece for part in parts]
+        contents = list(ranges.read(*self._spans(parts)))
+        reader, taken = TokenReader(), 0
+        for part in parts:
+            count = len(self._blocks(part))
+            self._add(reader, part, contents[taken : taken + count], vocabulary_size)
+            taken += count
+        sizes = [sum(part.end - part.begin for part in parts) for parts in by_piece]
+        bounds = np.cumsum([0, *sizes], dtype=np.int64)
+        return reader, {"pieces": pieces.bounds, "begins": bounds[:-1], "limits": bounds[1:]}
+
+    def _add(self, reader: TokenReader, part: _Part, contents: Sequence[Buffer], vocabulary_size: int) -> None:
+        file, ends = self.files[part.file], self._ends[part.file]
+        content = contents[0] if len(contents) == 1 else b"".join(contents)
+        first, last = np.searchsorted(ends, part.begin, "right"), np.searchsorted(ends, part.end, "left")
+        size = part.end - part.begin
+        if len(content) != size * file.dtype.itemsize:
+            raise ValueError(f"{len(content)} bytes came for {size} tokens of {file.path}; the ranges are at fault")
+        reader.add(
+            file.path,
+            bytes=np.frombuffer(content, np.uint8),
+            dtype=file.dtype.name,
+            vocabulary_size=vocabulary_size,
+            block_offsets=np.zeros(1, np.uint64),
+            block_ends=np.array([size], np.uint64),
+            ends=np.minimum(ends[first : last + 1], part.end) - np.uint64(part.begin),
+            ends_path=None,
+        )
+
+    def _parts(self, pieces: Pieces) -> list[list[_Part]]:
+        """Return what each piece has, by files."""
+        parts = []
+        for first, last in zip(pieces.bounds[:-1].tolist(), pieces.bounds[1:].tolist()):
+            left = self.length
+            for begin, limit in zip(pieces.begins[first:last].tolist(), pieces.limits[first:last].tolist()):
+                count = min(left, limit - begin)
+                if self.whole_documents:
+                    count = min(count, self._document_end(begin) - begin)
+                left -= count
+                parts.append(self._cut(begin, min(begin + count + self.looks_ahead, limit)))
+        return parts
+
+    def _document_end(self, token: int) -> int:
+        file = int(np.searchsorted(self._starts, token, "right")) - 1
+        start, ends = int(self._starts[file]), self._ends[file]
+        return start + int(ends[np.searchsorted(ends, token - start, "right")])
+
+    def _cut(self, begin: int, end: int) -> list[_Part]:
+        parts = []
+        file = int(np.searchsorted(self._starts, begin, "right")) - 1
+        while begin < end:
+            start, stop = int(self._starts[file]), int(self._starts[file + 1])
+            if begin < stop:
+                parts.append(_Part(file, begin - start, min(end, stop) - start))
+            begin, file = max(begin, min(end, stop)), file + 1
+        return parts
+
+    def _spans(self, parts: Sequence[_Part]) -> Spans:
+        rows = [(part.file, *span) for part in parts for span in self._blocks(part)]
+        return Spans(*np.array(rows, np.int64).reshape(-1, 3).T)
+
+    def _blocks(self, part: _Part) -> list[tuple[int, int]]:
+        """Return the ranges of bytes of a part: one, or one for each block that it touches."""
+        file = self.files[part.file]
+        width = file.dtype.itemsize
+        first = int(np.searchsorted(file.block_ends, part.begin, "right"))
+        last = int(np.searchsorted(file.block_ends, part.end, "left"))
+        spans = []
+        for block in range(first, last + 1):
+            start = int(file.block_ends[block - 1]) if block else 0
+            begin, end = max(part.begin, start), min(part.end, int(file.block_ends[block]))
+            offset = int(file.block_offsets[block])
+            spans.append((offset + (begin - start) * width, offset + (end - start) * width))
+        return spans
