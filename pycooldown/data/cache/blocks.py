@@ -10,21 +10,20 @@ import numpy as np
 
 from pycooldown.data.byte_ranges import Spans
 from pycooldown.data.stores import StoredObject
-from pycooldown.mixture import Integers
+from pycooldown.mixture import Integers, Vector
 
 __all__ = ["Blocks", "StoredDataset"]
 
 
 class StoredDataset(Protocol):
-    """What a cache asks of a data set whose samples lie in objects."""
+    """What a cache asks of a data set whose samples lie in objects.
+
+    Where each sample lies within one object, it has `shard_sizes` too: by domain, the samples of each object in order.
+    """
 
     @property
     def objects(self) -> Sequence[StoredObject]:
         """The objects, in the order of the domains and their shards."""
-
-    @property
-    def shard_sizes(self) -> Mapping[str, Sequence[int]]:
-        """By domain, how many samples begin in each of its objects, in order."""
 
     def locate(self, indices: Integers) -> Spans:
         """Return the ranges of bytes that reading samples takes, in their order: one or more of each."""
@@ -39,11 +38,11 @@ class Blocks:
     Args:
         bases: Where each object begins if all lie end to end, in bytes; int64 of shape (objects + 1,).
         bounds: Where blocks begin and end, likewise: int64 of shape (blocks, 2), ascending.
+        samples: How many samples begin in each block, about: float64 of shape (blocks,).
     """
 
-    def __init__(self, bases: Integers, bounds: Integers) -> None:
-        self.bases = bases
-        self.bounds = bounds
+    def __init__(self, bases: Integers, bounds: Integers, samples: Vector) -> None:
+        self.bases, self.bounds, self.samples = bases, bounds, samples
         self.firsts = np.searchsorted(bounds[:, 0], bases)  # the first block of each object
 
     @classmethod
@@ -55,7 +54,8 @@ class Blocks:
         """
         if operator.index(block) < 1:
             raise ValueError(f"block = {block}; expected at least 1 sample")
-        sizes = np.array([size for shards in dataset.shard_sizes.values() for size in shards], np.int64)
+        shard_sizes: Mapping[str, Sequence[int]] = dataset.shard_sizes  # type: ignore[attr-defined]
+        sizes = np.array([size for shards in shard_sizes.values() for size in shards], np.int64)
         bases = np.cumsum([0, *(item.size for item in dataset.objects)], dtype=np.int64)
         if len(sizes) != len(dataset.objects):
             raise ValueError(f"the data set has {len(dataset.objects)} objects and {len(sizes)} shards")
@@ -68,7 +68,29 @@ class Blocks:
         ends = np.append(begins[1:], 0)
         last = within == counts[shards] - 1
         ends[last] = bases[shards[last] + 1]
-        return cls(bases, np.stack([begins, ends], axis=1))
+        samples = np.minimum(block, sizes[shards] - within * block)
+        return cls(bases, np.stack([begins, ends], axis=1), samples.astype(np.float64))
+
+    @classmethod
+    def cut_evenly(cls, dataset: StoredDataset, size: int, sample: int) -> Blocks:
+        """Cut each object into blocks of ``size`` bytes, for a data set whose samples take ``sample`` bytes each."""
+        sizes = np.array([item.size for item in dataset.objects], np.int64)
+        bases = np.cumsum(np.concatenate([[0], sizes]), dtype=np.int64)
+        counts = -(-sizes // size)
+        numbers = np.repeat(np.arange(len(sizes)), counts)
+        begins = (np.arange(len(numbers)) - np.repeat(np.cumsum(counts) - counts, counts)) * size
+        ends = np.minimum(begins + size, sizes[numbers])
+        bounds = bases[numbers][:, None] + np.stack([begins, ends], axis=1)
+        return cls(bases, bounds, (ends - begins) / sample)
+
+    @classmethod
+    def of(cls, dataset: StoredDataset, block: int) -> Blocks:
+        """Cut a data set into blocks of so many samples, or of as many bytes where samples run on across shards."""
+        if hasattr(dataset, "shard_sizes"):
+            return cls.cut(dataset, block)
+        first = dataset.locate(np.zeros(1, np.int64))
+        sample = int((first.ends - first.starts).sum())
+        return cls.cut_evenly(dataset, max(1, operator.index(block) * sample), max(1, sample))
 
     def __len__(self) -> int:
         return len(self.bounds)
@@ -111,7 +133,7 @@ class Blocks:
         return np.unique(np.repeat(firsts, counts) + offsets)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Blocks, (self.bases, self.bounds)
+        return Blocks, (self.bases, self.bounds, self.samples)
 
 
 def _first_bytes(dataset: StoredDataset, indices: Integers) -> Integers:

@@ -151,7 +151,7 @@ class KnownFutureCache:
             folder=str(self.folder),
             sampler=sampler,
             dataset=dataset,
-            blocks=Blocks.cut(dataset, block),
+            blocks=Blocks.of(dataset, block),
             limit=self.limit,
             depth=self.depth,
             prefetched=self.prefetched,

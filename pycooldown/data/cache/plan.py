@@ -136,7 +136,7 @@ class Forecast:
 
     Attributes:
         limit: Bytes of the cache.
-        bytes_used: Bytes of the samples that are read, each counted once.
+        bytes_used: Bytes of the samples that are read, each counted once, with what lies between them.
         bytes_fetched: Bytes that are fetched.
         requests: Number of blocks that are fetched, by one request each.
         steps_over_limit: Steps whose blocks do not fit into the limit, which is exceeded there.
@@ -207,15 +207,18 @@ class _KnownUses:
     def __init__(self, uses: BlockUses, start: int, stop: int) -> None:
         found: list[Integers] = []
         seen = np.zeros((sum(uses.sampler.sizes.tolist()) + 7) // 8, np.uint8)  # a bit for each sample
-        self.bytes_used = 0
+        counts = np.zeros(len(uses.blocks))  # of samples that are read, by block
         for step in range(start, stop):
             samples = np.unique(uses.samples(step))
             found.append(uses.blocks.used_by(uses.dataset.locate(samples)))
             bits = (1 << (samples & 7)).astype(np.uint8)
             new = (seen[samples >> 3] & bits) == 0
             np.bitwise_or.at(seen, samples >> 3, bits)
-            spans = uses.dataset.locate(samples[new])
-            self.bytes_used += int((spans.ends - spans.starts).sum())
+            firsts, _ = uses.blocks.covering(uses.dataset.locate(samples[new]))
+            np.add.at(counts, firsts, new.sum() / max(1, len(firsts)))  # a sample may have several ranges
+        # Of each block the share of its samples: what lies between them is part of it.
+        shares = np.minimum(1, counts / uses.blocks.samples)
+        self.bytes_used = int((uses.blocks.sizes * shares).sum())
         self.blocks = np.concatenate([np.empty(0, np.int64), *found])
         self.ends = np.cumsum([len(blocks) for blocks in found], dtype=np.int64)
 

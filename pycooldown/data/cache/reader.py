@@ -19,7 +19,7 @@ from pycooldown.mixture import Integers
 
 __all__ = ["BlockReader"]
 
-_MAPPED = 4_096  # blocks that a process keeps mapped
+_MAPPED = 1_024  # blocks that a process keeps mapped
 
 
 class BlockReader:
@@ -39,7 +39,7 @@ class BlockReader:
     def _reset(self) -> None:
         self._process = os.getpid()
         self._connection: socket.socket | None = None
-        self._mapped: OrderedDict[int, memoryview] = OrderedDict()
+        self._mapped: OrderedDict[int, tuple[str, memoryview]] = OrderedDict()
 
     def read(self, objects: Integers, starts: Integers, ends: Integers) -> list[Buffer]:
         """Return the bytes of n ranges; see `ByteRanges.read`.
@@ -91,14 +91,11 @@ class BlockReader:
         """Return the contents of blocks."""
         views, missing, damaged = {}, [], []
         for number in numbers:
-            view = self._mapped.get(number)
-            if view is None:
-                try:
-                    view = self._map(number)
-                except ValueError:
-                    damaged.append(number)
-            else:
-                self._mapped.move_to_end(number)
+            try:
+                view = self._view(number)
+            except ValueError:
+                damaged.append(number)
+                view = None
             if view is None:
                 missing.append(number)
             else:
@@ -110,20 +107,28 @@ class BlockReader:
                 if size is not None:
                     views[number] = payload[at : at + size]
                     at += size
-                elif (view := self._map(number)) is not None:
+                elif (view := self._view(number)) is not None:
                     views[number] = view
                 else:  # evicted since the answer
                     again.append(number)
             missing = again
         return views
 
-    def _map(self, number: int) -> memoryview | None:
-        view = self._files.open(number)
-        if view is not None:
-            self._mapped[number] = view
+    def _view(self, number: int) -> memoryview | None:
+        """Return the content of a block's file, if there is one."""
+        if number in self._mapped:
+            path, view = self._mapped[number]
+            # What was evicted is let go as well, though it could still be read: else its room on the disk stays taken.
+            if os.path.exists(path):
+                self._mapped.move_to_end(number)
+                return view
+            del self._mapped[number]
+        found = self._files.open(number)
+        if found is not None:
+            self._mapped[number] = os.fspath(self._files.path(number)), found
             if len(self._mapped) > _MAPPED:
                 self._mapped.popitem(last=False)
-        return view
+        return found
 
     def __reduce__(self) -> tuple[Any, ...]:
         return BlockReader, (self._files, self._address)
