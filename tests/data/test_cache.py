@@ -112,6 +112,12 @@ def read_all(dataset, sampler):
     return [texts(dataset.__getitems__(batch)) for batch in sampler]
 
 
+def read_on(dataset, batches, found):
+    """Append batch after batch, as far as it goes."""
+    for batch in batches:
+        found.append(texts(dataset.__getitems__(batch)))
+
+
 def blocks_in(folder):
     return sorted(path.name for path in Path(folder).glob("*.block"))
 
@@ -216,9 +222,8 @@ def test_a_fetcher_that_was_killed_is_an_error(dataset, cache):
     batches = iter(sampler)
     dataset.__getitems__(next(batches))
     kill_fetcher(cache.folder)
-    with pytest.raises(ConnectionError, match="the fetcher of .* has ended .*; go on from the last checkpoint"):
-        for batch in batches:
-            dataset.__getitems__(batch)
+    with pytest.raises(ConnectionError, match=r"the fetcher of .* has ended .*; go on from the last checkpoint"):
+        read_all(dataset, batches)
 
 
 @pytest.mark.parametrize("fault", [503, "short", "drop"])
@@ -228,8 +233,7 @@ def test_what_fails_in_passing_is_tried_again(dataset, cache, server, expected, 
     cache.follow(sampler, dataset)
     assert read_all(dataset, sampler) == expected
     assert cache.statistics().unplanned == 0
-    if fault == "short":  # the store's client itself tries the others again
-        assert cache.statistics().retries >= 8
+    assert not server.faults
 
 
 def test_a_changed_object_is_an_error_and_never_a_sample(dataset, cache, server, expected, monkeypatch):
@@ -242,8 +246,7 @@ def test_a_changed_object_is_an_error_and_never_a_sample(dataset, cache, server,
     for name in list(server.files):
         server.change(name[1:], server.files[name][::-1])
     with pytest.raises(StoreError, match=r"has changed since it was indexed") as caught:
-        for batch in batches:
-            found.append(texts(dataset.__getitems__(batch)))
+        read_on(dataset, batches, found)
     assert caught.value.filename.startswith(server.address)
     assert found == expected[: len(found)]
 
@@ -255,8 +258,7 @@ def test_a_server_that_is_gone_is_an_error_when_patience_ends(dataset, tmp_path,
     with KnownFutureCache(tmp_path / "cache", limit=160_000, depth=50_000, prefetched=2, patience=0.5) as cache:
         cache.follow(sampler, dataset)
         with pytest.raises(StoreError, match=r"could not be read in \d+ tries"):
-            for batch in sampler:
-                found.append(texts(dataset.__getitems__(batch)))
+            read_on(dataset, sampler, found)
         assert found == expected[: len(found)]
         server.faults.clear()  # it is back: the same rank goes on
         assert [texts(dataset.__getitems__(batch)) for batch in resume(sampler, len(found))] == expected[len(found) :]
@@ -323,7 +325,7 @@ def test_reads_beside_the_plan_are_served(dataset, cache, expected):
     sampler = make_sampler(dataset)
     cache.follow(sampler, dataset)
     everything = [texts(dataset.__getitems__([i]))[0] for i in range(0, len(dataset), 7)]
-    assert everything == [texts(TarDataset(dataset.shards).__getitems__([i]))[0] for i in range(0, len(dataset), 7)]
+    assert everything == texts(TarDataset(dataset.shards).__getitems__(range(0, len(dataset), 7)))
     assert cache.statistics().unplanned > 0
     assert read_all(dataset, sampler) == expected
 

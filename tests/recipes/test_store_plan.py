@@ -16,7 +16,6 @@ from pycooldown.recipes.loading import recipe_of
 from pycooldown.recipes.planning import build_schedule
 from pycooldown.recipes.store_plan import parse_bytes, parse_shards, plan_store, to_dict
 
-
 SHARD_SIZES = {"en": [500, 500, 130], "de": [200, 40]}
 SIZES = {"en": 1_130, "de": 240}
 

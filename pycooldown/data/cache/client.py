@@ -17,7 +17,7 @@ from pycooldown.data.byte_ranges import Buffer
 from pycooldown.data.cache.block_files import BlockFiles
 from pycooldown.data.cache.blocks import Blocks, StoredDataset
 from pycooldown.data.cache.job import CacheJob
-from pycooldown.data.cache.messages import receive, send
+from pycooldown.data.cache.messages import send
 from pycooldown.data.cache.reader import BlockReader
 from pycooldown.data.cache.starting import join_fetcher
 from pycooldown.data.stores import is_url
@@ -162,9 +162,7 @@ class KnownFutureCache:
             patience=self.patience,
         )
         start = sampler.state_dict()["step"]
-        address, self._control = join_fetcher(job, start)
-        send(self._control, {"kind": "join", "identity": job.identity(), "start": start})
-        reply, _ = receive(self._control)
+        address, self._control, reply = join_fetcher(job, start)
         if "differing" in reply:
             self.close()
             raise ValueError(

@@ -68,6 +68,9 @@ class Fetcher:
             writer.close()
 
     async def _on_join(self, writer: asyncio.StreamWriter, identity: dict[str, Any], start: int) -> None:
+        if self.done.is_set():  # the others have gone: a new fetcher serves this rank
+            writer.close()
+            return
         mine = self.job.identity()
         if differing := [name for name in {**mine, **identity} if mine.get(name) != identity.get(name)]:
             await send_async(writer, {"differing": differing})

@@ -9,18 +9,22 @@ import pickle
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 from pycooldown._files import lock_file, read_bounded
 from pycooldown.data.cache.job import CacheJob
+from pycooldown.data.cache.messages import receive, send
 
 __all__ = ["connect", "join_fetcher"]
 
+_ENDING = 30.0  # seconds in which a fetcher whose ranks have gone ends
 _PROGRAM = "from pycooldown.data.cache.fetcher import main; main()"
 
 
-def join_fetcher(job: CacheJob, start: int) -> tuple[str, socket.socket]:
-    """Return the address of a folder's fetcher and a connection to it; it is started if there is none.
+def join_fetcher(job: CacheJob, start: int) -> tuple[str, socket.socket, dict[str, Any]]:
+    """Join a folder's fetcher, which is started if there is none; return its address, a connection and its answer.
 
     It is a new program, so that nothing of this process, its threads or its locks, is copied into it.
 
@@ -29,14 +33,27 @@ def join_fetcher(job: CacheJob, start: int) -> tuple[str, socket.socket]:
         TypeError: If the job cannot be given to another process.
     """
     folder = Path(job.folder)
+    deadline = time.monotonic() + _ENDING
     with lock_file(folder / "starting.lock"):  # one rank at a time
-        address = _address(folder)
-        try:
-            return address, connect(address)
-        except OSError:  # of a fetcher that has ended
-            _start(job, start)
-        address = _address(folder)
-        return address, connect(address)
+        while True:
+            address = _address(folder)
+            try:
+                connection = connect(address)
+            except OSError:  # it has ended
+                pass
+            else:
+                try:
+                    send(connection, {"kind": "join", "identity": job.identity(), "start": start})
+                    answer, _ = receive(connection)
+                    return address, connection, answer
+                except OSError:  # it is about to end, since all its ranks have gone
+                    connection.close()
+            try:
+                _start(job, start)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
 
 def connect(address: str) -> socket.socket:
