@@ -103,6 +103,7 @@ class Fetcher:
         try:
             for number in damaged:
                 self.supply.drop(number)
+                self.supply.fetch(number)
             contents = await asyncio.gather(*(self.replay.want(number) for number in numbers))
         except OSError as error:
             url = error.filename or self.job.folder

@@ -7,7 +7,7 @@ from collections import deque
 
 import numpy as np
 
-from pycooldown.data.cache.job import CacheJob
+from pycooldown.data.cache.job import NEVER, CacheJob
 from pycooldown.data.cache.plan import Actions
 from pycooldown.data.cache.supply import Supply
 
@@ -54,8 +54,9 @@ class Replay:
         consumed: who asks for it cannot wait for others.
         """
         while not self._supply.has(number):
-            place, step = (self._places.get(number) or [(-1, self._front + 1)])[0]
-            if step <= self._front:
+            place, step = (self._places.get(number) or [(-1, NEVER)])[0]
+            # A reader may be faster than the news of the step that it reads.
+            if step <= self._front + self._job.prefetched + 1:
                 self._wanted = max(self._wanted, place)
                 self._moved.set()
             elif not (self._until <= self._front and self._until < self._job.stop):
