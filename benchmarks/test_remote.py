@@ -62,6 +62,7 @@ def server(tmp_path_factory):
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "none")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_ALLOW_HTTP", "true")
         patch.setenv("NO_PROXY", "127.0.0.1")
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("xdg")))
         yield address, folder / "bucket"
