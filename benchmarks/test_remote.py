@@ -27,12 +27,12 @@ from pycooldown.data.cache.plan import BlockUses, forecast
 pytest.importorskip("obstore")
 
 LATENCY = 20.0  # milliseconds
-SIZES = {f"domain{i}": size for i, size in enumerate([84_000, 42_000, 21_000, 10_500, 5_000, 2_500, 1_200, 600])}
+SIZES = {f"domain{i}": int(256_000 * 1_000 ** (-i / 7)) for i in range(8)}
 TEXT_BYTES = 1_024
 SHARD_BYTES = 64 << 20
 TAR_BYTES = 1_536  # of a sample: its header and its text
 BATCH = 1_024
-SECONDS = 20.0
+SECONDS = 12.0
 MIXTURE = Mixture.temperature_sampling(SIZES, tau=5.0)
 STEPS = int(SIZES["domain0"] / (BATCH * MIXTURE.sampling[0]))  # the largest domain once
 RESULTS = {}
@@ -155,7 +155,7 @@ def test_cache(server, shards, tmp_path, block, form):
     wrap, function, size = FORMS[form]
     dataset = TarDataset(shards)
     limit = sum(item.size for item in dataset.objects) // 4
-    depth = limit // 8
+    depth = limit // 16
     sampler = make_sampler(dataset, block)
     uses = BlockUses(make_sampler(dataset, block), dataset, Blocks.of(dataset, block))
     plan = forecast(uses, stop=STEPS, limits=[limit], depths=[depth]).forecasts[0]
@@ -205,7 +205,7 @@ def test_mosaic_streaming(server, texts, tmp_path):
         streaming.Stream(remote=f"s3://bucket/mds/{domain}", local=str(tmp_path / domain), proportion=float(share))
         for domain, share in zip(texts, MIXTURE.sampling)
     ]
-    options = {"cache_limit": max(limit, 2 * SHARD_BYTES + (8 << 20)), "shuffle": True, "batch_size": BATCH}
+    options = {"cache_limit": max(limit, 5 * SHARD_BYTES), "shuffle": True, "batch_size": BATCH}
     dataset = streaming.StreamingDataset(streams=streams, epoch_size=STEPS * BATCH, predownload=8 * BATCH, **options)
     loader = DataLoader(dataset, batch_size=BATCH, collate_fn=collate, num_workers=1)
     first = rate(loader)
