@@ -17,6 +17,8 @@ using namespace py::literals;
 
 namespace pycooldown {
 
+void register_cache(py::module_& m);       // in cache_bindings.cpp
+void register_random(py::module_& m);      // in random_bindings.cpp
 void register_sampling(py::module_& m);    // in sampling_bindings.cpp
 void register_tar_index(py::module_& m);   // in tar_index_bindings.cpp
 void register_tar_reader(py::module_& m);  // in tar_bindings.cpp
@@ -114,6 +116,8 @@ void register_losses(py::module_& m) {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled core of pycooldown; private, use the public modules.";
   m.def("isa", [] { return isa_name(active_isa()); }, "Return the instruction set in use: baseline, avx2 or avx512.");
+  register_cache(m);
+  register_random(m);
   register_sampling(m);
   register_tar_index(m);
   register_tar_reader(m);

@@ -24,9 +24,10 @@ namespace pycooldown {
 namespace {
 
 using Index = std::shared_ptr<TarIndex>;
+using Shard = Integer<"shard", std::uint32_t>;
 
 // Scans an object; `read(offset, size)` gives its bytes.
-Index scan_object(const py::function& read, std::uint64_t size) {
+Index scan_object(const py::function& read, UInt64<"size"> size) {
   return scan_tar(
       [&](std::uint64_t offset, char* out, std::size_t count) {
         const std::string_view found = read(offset, count).cast<py::bytes>();
@@ -41,7 +42,7 @@ std::uint32_t checked(const TarIndex& index, std::uint32_t shard) {
   return shard;
 }
 
-bool has_fingerprint(const TarIndex& index, std::uint32_t shard, const std::string& path) {
+bool has_fingerprint(const TarIndex& index, Shard shard, const std::string& path) {
   const File file(path);
   return index.has_fingerprint(checked(index, shard), [&](std::uint64_t offset, char* out, std::size_t size) {
     return file.read(offset, out, size);
@@ -98,22 +99,27 @@ void register_tar_index(py::module_& m) {
       .def_property_readonly("num_shards", &TarIndex::num_shards)
       .def_property_readonly("domains", &domains)
       .def_property_readonly("faults", &faults)
-      .def("path", [](const TarIndex& index, std::uint32_t s) { return decode(index.path(checked(index, s))); })
-      .def("version", [](const TarIndex& index, std::uint32_t s) { return decode(index.version(checked(index, s))); })
-      .def("samples", [](const TarIndex& index, std::uint32_t s) { return index.num_samples(checked(index, s)); })
-      .def("shard_size", [](const TarIndex& index, std::uint32_t s) { return index.shard_size(checked(index, s)); })
-      .def("shard_mtime_ns",
-           [](const TarIndex& index, std::uint32_t s) { return index.shard_mtime_ns(checked(index, s)); })
+      .def(
+          "path", [](const TarIndex& index, Shard s) { return decode(index.path(checked(index, s))); }, "shard"_a)
+      .def(
+          "version", [](const TarIndex& index, Shard s) { return decode(index.version(checked(index, s))); }, "shard"_a)
+      .def(
+          "samples", [](const TarIndex& index, Shard s) { return index.num_samples(checked(index, s)); }, "shard"_a)
+      .def(
+          "shard_size", [](const TarIndex& index, Shard s) { return index.shard_size(checked(index, s)); }, "shard"_a)
+      .def(
+          "shard_mtime_ns", [](const TarIndex& index, Shard s) { return index.shard_mtime_ns(checked(index, s)); },
+          "shard"_a)
       .def("has_fingerprint", &has_fingerprint, "shard"_a, "path"_a, py::call_guard<py::gil_scoped_release>())
       .def(
-          "verify", [](const TarIndex& index, std::uint32_t s) { index.verify(checked(index, s)); }, "shard"_a,
+          "verify", [](const TarIndex& index, Shard s) { index.verify(checked(index, s)); }, "shard"_a,
           py::call_guard<py::gil_scoped_release>());
   py::class_<TarIndexWriter> writer(m, "TarIndexWriter");
   writer.def(py::init<>())
       .def("begin_domain", &TarIndexWriter::begin_domain, "name"_a)
       .def(
           "add",
-          [](TarIndexWriter& self, const TarIndex& source, std::uint32_t shard, const std::string& path,
+          [](TarIndexWriter& self, const TarIndex& source, Shard shard, const std::string& path,
              const std::string& version) { return py::bytes(self.add(source, checked(source, shard), path, version)); },
           "source"_a, "shard"_a, "path"_a, "version"_a)
       .def("finish", [](TarIndexWriter& self) {

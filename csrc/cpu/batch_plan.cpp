@@ -44,7 +44,7 @@ BatchPlanner::BatchPlanner(std::span<const std::int64_t> sizes, Allocation alloc
                                   "; expected a positive number of samples");
     }
     const auto size = static_cast<std::uint64_t>(sizes[i]);
-    domains_.push_back({size, first_index, 0, 0, 0, kNoEpoch, unused});
+    domains_.push_back({size, first_index, 0, 0, 0, kNoEpoch, unused, nullptr});
     epoch_sizes_.push_back({{0, size}});
     first_index += size;
   }
@@ -97,6 +97,27 @@ void BatchPlanner::set_epoch_sizes(std::size_t domain, std::vector<EpochSize> si
   }
   epoch_sizes_[domain] = std::move(sizes);
   place(domain, domains_[domain].epoch_start + domains_[domain].position);
+}
+
+void BatchPlanner::set_blocks(std::size_t domain, BlockLayout layout) {
+  if (domain >= num_domains() || layout.size() != static_cast<std::uint64_t>(sizes_[domain])) {
+    throw std::invalid_argument("blocks of domain " + std::to_string(domain) + " have " +
+                                std::to_string(layout.size()) + " samples; expected those of a domain");
+  }
+  domains_[domain].blocks = std::make_unique<Blocks>(Blocks{std::move(layout)});
+  domains_[domain].permuted_epoch = kNoEpoch;
+}
+
+// Makes the permutation that a domain's position is in.
+void BatchPlanner::permute_from(std::uint32_t lane) {
+  Domain& d = domains_[lane];
+  if (!d.blocks) {
+    d.permutation = Permutation(seed_, Stream::permutation, d.epoch, lane, d.size);
+  } else {
+    if (d.permuted_epoch != d.epoch) d.blocks->order.emplace(d.blocks->layout, seed_, d.epoch, lane);
+    d.permutation = d.blocks->order->enter(d.position);
+  }
+  d.permuted_epoch = d.epoch;
 }
 
 // Moves a domain to where it has been drawn so often.
@@ -223,9 +244,12 @@ void BatchPlanner::plan(std::span<const MixtureSpan> spans, std::uint64_t step, 
   std::size_t waiting = 0;
   const auto permute_waiting = [&](std::size_t end) {
     if (shuffle_) permute(permutations.data(), indices.data() + end - waiting, waiting);
-    for (std::size_t i = end - waiting; i < end; ++i)
-      indices[i] +=
-          static_cast<std::int64_t>(domains_[static_cast<std::size_t>(domain_ids_[first_slot + i])].first_index);
+    for (std::size_t i = end - waiting; i < end; ++i) {
+      const Domain& d = domains_[static_cast<std::size_t>(domain_ids_[first_slot + i])];
+      if (d.blocks && shuffle_)
+        indices[i] = static_cast<std::int64_t>(d.blocks->order->sample(static_cast<std::uint64_t>(indices[i])));
+      indices[i] += static_cast<std::int64_t>(d.first_index);
+    }
     waiting = 0;
   };
   for (std::size_t slot = 0; slot < batch_size(); ++slot) {
@@ -237,12 +261,12 @@ void BatchPlanner::plan(std::span<const MixtureSpan> spans, std::uint64_t step, 
       __builtin_prefetch(next + sizeof(Domain) - 1);
     }
     if (const std::size_t i = slot - first_slot; i < indices.size()) {  // also false before first_slot, where it wraps
-      if (shuffle_ && d.permuted_epoch != d.epoch) {
-        permute_waiting(i);  // some may be of the epoch that has ended
-        d.permutation = Permutation(seed_, Stream::permutation, d.epoch, lane, d.size);
-        d.permuted_epoch = d.epoch;
+      const bool by_blocks = shuffle_ && d.blocks;
+      if (shuffle_ && (d.permuted_epoch != d.epoch || (by_blocks && !d.blocks->order->holds(d.position)))) {
+        permute_waiting(i);  // some may be of the epoch or the group that has ended
+        permute_from(lane);
       }
-      indices[i] = static_cast<std::int64_t>(d.position);
+      indices[i] = static_cast<std::int64_t>(d.position - (by_blocks ? d.blocks->order->begin() : 0));
       epochs[i] = static_cast<std::int64_t>(d.epoch);
       permutations[waiting] = &d.permutation;
       if (++waiting == permutations.size()) permute_waiting(i + 1);

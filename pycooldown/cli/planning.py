@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from pycooldown.cli._app import RecipeFile, app, console, right, split_arguments
+from pycooldown.cli.storing import open_shards, plan_stores, print_store_plans, stores_as_json
 from pycooldown.recipes.sizes import Unit
 
 if TYPE_CHECKING:
@@ -43,8 +44,22 @@ def plan(
     unit: Annotated[Unit, typer.Option(help="What the sizes count.")] = "samples",
     sequence_length: Annotated[int | None, typer.Option(min=1, help="Tokens of a sample, for sizes in tokens.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the run, for methods without a recipe.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Samples of a step, for methods without a recipe.")
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a step, likewise.")] = None,
+    store: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Shards of a domain in a store, whose sizes they have: --store 'en=s3://bucket/en/{000..099}.tar'. "
+            "Shows what a cache will fetch.",
+            metavar="DOMAIN=SHARDS",
+        ),
+    ] = None,
+    cache: Annotated[
+        list[str] | None, typer.Option(help="Size of the cache: --cache 200GB; by default 10, 25 and 50 % of the data.")
+    ] = None,
+    block: Annotated[int, typer.Option(min=1, help="Samples in a block of the cache and the shuffle.")] = 64,
+    group: Annotated[int, typer.Option(min=1, help="Blocks whose samples the shuffle mixes.")] = 16,
+    depth: Annotated[
+        str | None, typer.Option(help="Bytes that are fetched ahead: --depth 4GB; by default a quarter of the cache.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[
@@ -57,17 +72,29 @@ def plan(
 
     chosen = _chosen(recipes or [], method or [], steps, batch_size)
     given = _sizes(size or [], sizes, unit, sequence_length)
+    dataset = None
+    if store:
+        if given is not None:
+            raise ValueError("--size and --sizes are those of --store, which has sizes; leave them out")
+        dataset = open_shards(store)
+        given = dataset.sizes
+    elif cache or depth is not None:
+        raise ValueError("--cache and --depth are for --store, which is missing")
     if html is not None:
         from pycooldown.recipes.planner_page import planner_page
 
         html.write_text(planner_page(chosen, given), encoding="utf-8")
     plans = {name: plan(recipe, given) for name, recipe in chosen.items()}
+    stores = {}
+    if dataset is not None:
+        stores = plan_stores(chosen, dataset, cache=cache or [], block=block, group=group, depth=depth)
     last = next(iter(plans.values()))[-1]
     counts = dict(zip(last.mixture.domains, last.mixture.sizes.tolist(), strict=True))
     advice = advise(counts, int(last.exposure.draws.sum()))
     if as_json:
         content = {name: [stage.to_dict() for stage in stages] for name, stages in plans.items()}
-        typer.echo(json.dumps({"plans": content, "advice": advice}, indent=1, ensure_ascii=False, allow_nan=False))
+        document = {"plans": content, "advice": advice} | ({"stores": stores_as_json(stores)} if stores else {})
+        typer.echo(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
         return
     if len(plans) > 1:
         _print_side_by_side(plans)
@@ -80,6 +107,7 @@ def plan(
         sentence = _LEARNED if len(plans) == 1 else f"{', '.join(learning)}: {_LEARNED}"
         console.print(sentence, soft_wrap=True)
     console.print(advice, soft_wrap=True)
+    print_store_plans(stores)
     if html is not None:
         console.print(f"The page: {html}", soft_wrap=True)
 

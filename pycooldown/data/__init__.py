@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pycooldown.data.byte_ranges import ByteRanges as ByteRanges
     from pycooldown.data.byte_ranges import Spans as Spans
     from pycooldown.data.byte_ranges import StoreRanges as StoreRanges
+    from pycooldown.data.cache import KnownFutureCache as KnownFutureCache
     from pycooldown.data.index_building import build_index as build_index
     from pycooldown.data.pipeline import mix as mix
     from pycooldown.data.shards import TarDataset as TarDataset
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ByteRanges": "byte_ranges",
+    "KnownFutureCache": "cache",
     "Packed": "best_fit",
     "Spans": "byte_ranges",
     "StoreRanges": "byte_ranges",
@@ -32,6 +34,7 @@ _HOMES = {
 
 __all__ = [
     "ByteRanges",
+    "KnownFutureCache",
     "Packed",
     "Spans",
     "StoreRanges",

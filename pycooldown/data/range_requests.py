@@ -9,7 +9,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from pycooldown.data.stores import RANGE_BYTES, StoredObject, StoreError, open_store, store_errors, version_of
 from pycooldown.mixture import Integers
 
-__all__ = ["Request", "coalesce", "fetch"]
+__all__ = ["Request", "coalesce", "fetch", "read_range"]
 
 # Versions that a store cannot be asked for: times, where it has no ETags, and weak ETags. Answers have them all.
 _NO_STRONG_ETAG = re.compile(r"W/|\d{4}-\d\d-\d\dT")
@@ -90,7 +90,8 @@ async def _fetch_all(
 
     async def one(request: Request) -> memoryview:
         async with slots:
-            return await _fetch(objects[request.number], request, timeout, patience)
+            item = objects[request.number]
+            return await read_range(item, request.start, request.end, timeout=timeout, patience=patience)
 
     tasks = [asyncio.ensure_future(one(request)) for request in requests]
     try:
@@ -100,12 +101,33 @@ async def _fetch_all(
             task.cancel()
 
 
-async def _fetch(item: StoredObject, request: Request, timeout: float, patience: float) -> memoryview:
+async def read_range(
+    item: StoredObject,
+    start: int,
+    end: int,
+    *,
+    timeout: float,
+    patience: float,
+    on_retry: Callable[[StoreError], None] | None = None,
+) -> memoryview:
+    """Return the bytes [start, end) of an object, whole and of its version; what fails in passing is tried again.
+
+    Args:
+        item: The object.
+        start: First byte.
+        end: Exclusive last byte.
+        timeout: Seconds that one request may take, its body included.
+        patience: Seconds after which the range is given up.
+        on_retry: Called with what went wrong before it is tried again.
+
+    Raises:
+        StoreError: If the object is missing, was changed (`errno.ESTALE`), or its store does not answer in time.
+    """
     deadline = time.monotonic() + patience
     attempt = 0
     while True:
         try:
-            return await asyncio.wait_for(_get(item, request), timeout)
+            return await asyncio.wait_for(_get(item, start, end), timeout)
         except asyncio.TimeoutError:
             error = StoreError(errno.EIO, f"the store did not answer within {timeout:g} seconds", item.url)
         except StoreError as caught:
@@ -116,19 +138,21 @@ async def _fetch(item: StoredObject, request: Request, timeout: float, patience:
         attempt += 1
         if time.monotonic() + pause > deadline:
             reason = (
-                f"bytes {request.start} to {request.end} could not be read in {attempt} tries and {patience:g} "
-                f"seconds: {error.strerror}"
+                f"bytes {start} to {end} could not be read in {attempt} tries and {patience:g} seconds: "
+                f"{error.strerror}"
             )
             raise StoreError(errno.EIO, reason, item.url) from error
+        if on_retry is not None:
+            on_retry(error)
         await asyncio.sleep(pause)
 
 
-async def _get(item: StoredObject, request: Request) -> memoryview:
+async def _get(item: StoredObject, start: int, end: int) -> memoryview:
     """One try."""
     import obstore
     from obstore.exceptions import PreconditionError
 
-    options: dict[str, Any] = {"range": (request.start, request.end)}
+    options: dict[str, Any] = {"range": (start, end)}
     if not _NO_STRONG_ETAG.match(item.version):
         options["if_match"] = f'"{item.version}"'
     client, _, key = open_store(item.url)
@@ -140,8 +164,8 @@ async def _get(item: StoredObject, request: Request) -> memoryview:
         if (found := version_of(reply.meta)) != item.version or reply.meta["size"] != item.size:
             raise _changed(item, f"{found} of {reply.meta['size']} bytes")
         content = memoryview(await reply.bytes_async())
-    if len(content) != request.end - request.start:
-        reason = f"the store sent {len(content)} of {request.end - request.start} bytes"
+    if len(content) != end - start:
+        reason = f"the store sent {len(content)} of {end - start} bytes"
         raise StoreError(errno.EIO, reason, item.url)
     return content
 

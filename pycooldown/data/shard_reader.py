@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pycooldown.data.byte_ranges import Buffer, ByteRanges, Spans, StoreRanges
 from pycooldown.data.index import TarIndex, TarReader
 from pycooldown.data.stores import StoredObject, is_url
+from pycooldown.mixture import Integers
 
 __all__ = ["ShardReader"]
 
@@ -47,7 +48,7 @@ class ShardReader:
     def __len__(self) -> int:
         return len(self._reader)
 
-    def locate(self, indices: Sequence[int], extension: str | None = None) -> Spans:
+    def locate(self, indices: Sequence[int] | Integers, extension: str | None = None) -> Spans:
         """Return where the bytes of samples lie, or those of one member of each."""
         return Spans(*self._reader.locate(indices, extension))
 

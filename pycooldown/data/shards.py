@@ -18,6 +18,7 @@ from pycooldown.data.index import load_index
 from pycooldown.data.shard_lists import ShardPaths, has_urls, list_shards
 from pycooldown.data.shard_reader import ShardReader
 from pycooldown.data.stores import StoredObject, is_url
+from pycooldown.mixture import Integers
 
 __all__ = ["Skipped", "TarDataset"]
 
@@ -219,7 +220,7 @@ class TarDataset:
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         return self._reader.getitems(indices)
 
-    def locate(self, indices: Sequence[int], extension: str | None = None) -> Spans:
+    def locate(self, indices: Sequence[int] | Integers, extension: str | None = None) -> Spans:
         """Return where the bytes of samples lie in `objects`, without reading any.
 
         Args:

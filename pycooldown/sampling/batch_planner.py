@@ -11,6 +11,7 @@ import numpy as np
 from pycooldown import _core
 from pycooldown.mixture import Integers, Mixture, Vector
 from pycooldown.sampling.batches import BatchPlan, Exposure
+from pycooldown.sampling.block_shuffle import BlockShuffle
 from pycooldown.sampling.changes import NEVER, Job, ScheduleChange
 from pycooldown.schedules import Schedule
 
@@ -213,10 +214,13 @@ class Planner:
             _core.Allocation[job.allocation],
             batch_size=job.batch_sizes.at(0),
             seed=self._seed,
-            shuffle=job.shuffle,
+            shuffle=bool(job.shuffle),
             once=job.once,
             homogeneous=job.homogeneous,
         )
+        if isinstance(blocks := job.shuffle, BlockShuffle):
+            for number, sizes in enumerate(blocks.shard_sizes.values()):
+                core.set_blocks(number, sizes, block=blocks.block, group=blocks.group)
         core.set_batch_sizes(job.batch_sizes.all_pairs)
         self._set_epoch_sizes(core)
         return core

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from pycooldown.mixture import Mixture
+from pycooldown.sampling.block_shuffle import BlockShuffle
 from pycooldown.schedules import AdaptiveSchedule, ContinuousSchedule, Schedule
 
 NEVER = 2**64 - 1  # a step that is not reached
@@ -78,6 +79,10 @@ class ScheduleHistory:
     def end(self, step: int) -> int:
         """Return the first step after ``step`` that another schedule decides."""
         return next((change.from_step for change in self.changes if change.from_step > step), NEVER)
+
+    def in_force_from(self, step: int) -> list[ScheduleChange]:
+        """Return the changes that decide a step or later ones."""
+        return [change for change in self.changes if self.end(change.from_step) > step]
 
     def next_change(self, schedule: Schedule, from_step: int, *, once: bool = False) -> ScheduleChange:
         """Return a change that may be appended to the others.
@@ -214,7 +219,7 @@ class Job:
         batch_sizes: The sizes of batches.
         seed: The seed of epoch 0.
         allocation: The name of the allocation.
-        shuffle: Whether the samples of a domain are shuffled.
+        shuffle: Whether the samples of a domain are shuffled, or how they are by blocks.
         homogeneous: Whether each batch is of one domain.
     """
 
@@ -222,7 +227,7 @@ class Job:
     batch_sizes: BatchSizes
     seed: int
     allocation: str
-    shuffle: bool
+    shuffle: bool | BlockShuffle
     homogeneous: bool = False
 
     @property
@@ -239,9 +244,16 @@ class Job:
             "batch_size": self.batch_sizes.at(0),
             "seed": self.seed,
             "allocation": self.allocation,
-            "shuffle": self.shuffle,
+            "shuffle": self.shuffle.describe() if isinstance(self.shuffle, BlockShuffle) else self.shuffle,
         }
         return identity | ({"homogeneous": True} if self.homogeneous else {})
+
+    def next_change(self, schedule: Schedule, from_step: int) -> ScheduleChange:
+        """Return a change that may be appended to the history; see `ScheduleHistory.next_change`."""
+        change = self.history.next_change(schedule, from_step, once=self.once)
+        if isinstance(self.shuffle, BlockShuffle):
+            self.shuffle.check(change.first)
+        return change
 
     def copy(self) -> Job:
         """Return a job that later changes of this one do not reach."""

@@ -67,6 +67,17 @@ def batch_size_pairs(batch_size: int | Sequence[tuple[int, int]]) -> list[tuple[
     return pairs
 
 
+def epoch_number(epoch: int) -> int:
+    """Return the number of a pass, checked.
+
+    Raises:
+        ValueError: If it is out of range.
+    """
+    if not 0 <= (epoch := integer("epoch", epoch)) < 2**64:
+        raise ValueError(f"epoch = {epoch}; expected an integer in [0, 2^64)")
+    return epoch
+
+
 def check_options(*, seed: int, num_steps: int | None, rank: int, world_size: int, allocation: str) -> None:
     """Check the numbers and the name that a sampler is made with.
 
@@ -81,6 +92,19 @@ def check_options(*, seed: int, num_steps: int | None, rank: int, world_size: in
         raise ValueError(f"rank = {rank} of world_size = {world_size}; expected 0 <= rank < world_size")
     if allocation not in ALLOCATIONS:
         raise ValueError(f"allocation = {allocation!r}; expected one of {', '.join(map(repr, ALLOCATIONS))}")
+
+
+def check_not_yielded(from_step: int, next_step: int) -> None:
+    """Check that iteration has yielded no batch that a change would decide.
+
+    Raises:
+        ValueError: If it has.
+    """
+    if from_step < next_step:
+        raise ValueError(
+            f"from_step = {from_step}, but batches before step {next_step} have been handed out; expected a step >= "
+            f"{next_step}, or load an earlier state first"
+        )
 
 
 def check_batches(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pycooldown.mixture import Integers, Mixture
+from pycooldown.sampling import checks
 from pycooldown.sampling.batch_planner import Planner, epoch_seed
 from pycooldown.sampling.batches import BatchPlan, Exposure
+from pycooldown.sampling.block_shuffle import BlockShuffle, ShuffleName, check_shuffle
 from pycooldown.sampling.changes import BatchSizes, Job, ScheduleHistory
 from pycooldown.sampling.checks import AllocationName as AllocationName
-from pycooldown.sampling.checks import batch_size_pairs, check_batches, check_options, integer, step_number
 from pycooldown.sampling.exclusive import Exclusive
 from pycooldown.sampling.state import read_state, write_state
 from pycooldown.sampling.stops import ONCE, check_stop, steps_of_pass
@@ -38,15 +39,17 @@ class DomainBatchSampler:
             ceil(B q_i) slots, which is unbiased too and has less variance; "quota" carries the rounding error over, so
             that after any number of steps each domain has been drawn within one sample of the sum of its B q_i. This
             holds as far as mixtures are known when a batch is planned: 32 steps ahead if they change at every step.
-        shuffle: ``False`` takes each domain's samples in their own order.
+        shuffle: ``False`` takes each domain's samples in their own order. "blocks" permutes blocks of ``block`` samples
+            (64 by default) of the shards whose ``shard_sizes`` are given by domain, as in ``dataset.shard_sizes``, and
+            then the samples within each ``group`` of blocks (16), so that few blocks are in use at a time.
+        shard_sizes, block, group: Of the shuffle by blocks.
         homogeneous: ``True`` makes each batch of one domain, as losses with in-batch negatives need. The mixture then
             says how often a domain gets a batch; what ``allocation`` says of samples holds for batches.
         stop: A rule that ends a pass and sets ``num_steps``, by the names of `datasets.interleave_datasets`.
-            "first_exhausted": before the first step that would repeat a sample, so that each is drawn at most once.
-            "all_exhausted": after the first step by which each sample was drawn, so that small domains repeat. For
-            both, the schedule must be known beforehand. "all_exhausted_without_replacement": each sample is drawn
-            exactly once. Slots of a domain that is exhausted go to the others, in proportion to their sampling
-            probabilities; the last batch has what is left.
+            "first_exhausted": before the first step that would repeat a sample. "all_exhausted": after the first step
+            by which each sample was drawn, so that small domains repeat. Both need a schedule that is known beforehand.
+            "all_exhausted_without_replacement": each sample is drawn exactly once. Slots of a domain that is exhausted
+            go to the others by their sampling probabilities; the last batch has what is left.
 
     A sampler may be used from several threads and can be pickled; a signal handler that uses it while its own thread
     does gets a RuntimeError. Loaders that slice batches by rank themselves (Accelerate's ``split_batches=True``) need
@@ -68,31 +71,32 @@ class DomainBatchSampler:
         rank: int = 0,
         world_size: int = 1,
         allocation: AllocationName = "multinomial",
-        shuffle: bool = True,
+        shuffle: bool | ShuffleName = True,
+        shard_sizes: Mapping[str, Sequence[int]] | None = None,
+        block: int | None = None,
+        group: int | None = None,
         homogeneous: bool = False,
         stop: StopRule | None = None,
     ) -> None:
         history = ScheduleHistory(schedule)
-        seed, rank, world_size = integer("seed", seed), integer("rank", rank), integer("world_size", world_size)
-        num_steps = None if num_steps is None else integer("num_steps", num_steps)
-        check_options(seed=seed, num_steps=num_steps, rank=rank, world_size=world_size, allocation=allocation)
+        numbers = {"seed": seed, "rank": rank, "world_size": world_size}
+        seed, rank, world_size = (checks.integer(name, value) for name, value in numbers.items())
+        num_steps = None if num_steps is None else checks.integer("num_steps", num_steps)
+        checks.check_options(seed=seed, num_steps=num_steps, rank=rank, world_size=world_size, allocation=allocation)
         check_stop(stop, num_steps, schedule, homogeneous=homogeneous)
-        self.seed = seed
-        self.epoch = 0
-        self.num_steps = num_steps
-        self.rank = rank
-        self.world_size = world_size
-        self.allocation = allocation
-        self.shuffle = bool(shuffle)
-        self.homogeneous = bool(homogeneous)
-        self._stop = stop
-        sizes = BatchSizes(batch_size_pairs(batch_size), history.newest.num_samples if stop == ONCE else None)
-        self._job = Job(history, sizes, seed, allocation, self.shuffle, self.homogeneous)
+        self.seed, self.epoch = seed, 0
+        self.num_steps, self.allocation, self.rank, self.world_size = num_steps, allocation, rank, world_size
+        order = check_shuffle(shuffle, shard_sizes, block, group, history.newest.first)
+        self.shuffle = "blocks" if isinstance(order, BlockShuffle) else order
+        self.homogeneous, self._stop = bool(homogeneous), stop
+        sizes = BatchSizes(checks.batch_size_pairs(batch_size), history.newest.num_samples if stop == ONCE else None)
+        self._job = Job(history, sizes, seed, allocation, order, self.homogeneous)
         self._exclusive = Exclusive()
         self._check_batches(schedule, sizes, 0)
         self._planner = Planner(self._job)
         self._next_step = 0  # where iteration goes on
         self._pass_ended = False  # whether the last batch has been yielded, so that the next pass starts at step 0
+        self._listeners: list[Callable[[int], None]] = []
         self._apply_stop()
 
     @property
@@ -107,7 +111,7 @@ class DomainBatchSampler:
 
     def batch_size_at(self, step: int) -> int:
         """Return the size of the global batch of a step, in samples."""
-        return self._job.batch_sizes.at(step_number(step))
+        return self._job.batch_sizes.at(checks.step_number(step))
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -142,10 +146,16 @@ class DomainBatchSampler:
                 plan = self._planner.plan(step, *self._job.batch_sizes.part(step, self.rank, self.world_size))
                 step += 1
                 self._next_step, self._pass_ended = step, step == self.num_steps
+            for listener in self._listeners:
+                listener(step - 1)
             yield plan.indices.tolist()
         with self._exclusive.hold():
             if self._next_step >= self.num_steps:  # not if a state was loaded meanwhile
                 self._next_step, self._pass_ended = 0, False
+
+    def watch(self, listener: Callable[[int], None]) -> None:
+        """Call a function with each step that iteration comes to, before its batch is yielded; copies do not."""
+        self._listeners.append(listener)
 
     def set_schedule(self, schedule: Schedule, *, from_step: int) -> None:
         """Mix by another schedule from a step on, in a running job.
@@ -155,8 +165,7 @@ class DomainBatchSampler:
 
         Domains may join, behind the old ones, which keep their order. Domains may grow: the running epoch of a domain
         ends at its old size, and the next one is a permutation of the new size. From this call on, whatever the step,
-        indices are into the domains laid end to end *at their newest sizes*, which the dataset must hold: they stay as
-        they were if domains only join; if one grows, those of the domains behind it move up.
+        indices are into the domains *at their newest sizes*: if a domain grows, those of the domains behind it move up.
 
         Args:
             schedule: The new schedule; its steps are those of the job, not counted from the change.
@@ -166,11 +175,11 @@ class DomainBatchSampler:
             ValueError: If iteration has yielded the batch of ``from_step``, ``from_step`` is not after the last change,
                 the schedule drops, moves or shrinks a domain, or batches do not fit. Nothing is changed then.
         """
-        from_step = integer("from_step", from_step)
+        from_step = checks.integer("from_step", from_step)
         with self._exclusive.hold():
-            self._check_not_yielded(from_step)
+            checks.check_not_yielded(from_step, self._next_step)
             check_stop(self._stop, None, schedule)
-            change = self._job.history.next_change(schedule, from_step, once=self._job.once)
+            change = self._job.next_change(schedule, from_step)
             sizes = self._job.batch_sizes.of_pass(change.num_samples)
             self._check_batches(schedule, sizes, from_step)
             self._planner.forget_after(from_step)
@@ -194,15 +203,13 @@ class DomainBatchSampler:
             ValueError: If iteration has yielded the batch of ``from_step``, ``from_step`` is not after the last change
                 of the batch size, or batches do not fit. Nothing is changed then.
         """
-        from_step = integer("from_step", from_step)
+        from_step = checks.integer("from_step", from_step)
         with self._exclusive.hold():
-            self._check_not_yielded(from_step)
-            pairs = batch_size_pairs([*self._job.batch_sizes.pairs, (from_step, batch_size)])
+            checks.check_not_yielded(from_step, self._next_step)
+            pairs = checks.batch_size_pairs([*self._job.batch_sizes.pairs, (from_step, batch_size)])
             sizes = BatchSizes(pairs, self._job.batch_sizes.total)
-            for change in self._job.history.changes:
-                if self._job.history.end(change.from_step) > from_step:
-                    first_step = max(change.from_step, from_step)
-                    self._check_batches(change.schedule, sizes, first_step)
+            for change in self._job.history.in_force_from(from_step):
+                self._check_batches(change.schedule, sizes, max(change.from_step, from_step))
             self._planner.forget_after(from_step)
             self._job.batch_sizes.become(sizes.pairs, sizes.total)
             self._planner.follow_changes()
@@ -210,18 +217,17 @@ class DomainBatchSampler:
 
     def mixture(self, step: int) -> Mixture:
         """Return the mixture in force at a step."""
-        return self._job.history.at(step_number(step)).schedule.mixture(step)
+        return self._job.history.at(checks.step_number(step)).schedule.mixture(step)
 
     def plan(self, step: int) -> BatchPlan:
         """Return the global batch of any step; far from the current one, the steps between are counted first."""
         with self._exclusive.hold():
-            return self._planner.plan(step_number(step), 0, self._job.batch_sizes.at(step))
+            return self._planner.plan(checks.step_number(step), 0, self._job.batch_sizes.at(step))
 
     def exposure(self, step: int | None = None, *, estimate: bool = False) -> Exposure:
         """Return how often the steps before ``step`` draw each domain: a count, and a forecast for steps to come.
 
-        The forecast is exact, as the steps between are counted one by one. It can be interrupted (Ctrl-C), after which
-        the sampler goes on as if it had not begun.
+        The forecast is exact, as the steps between are counted one by one. It can be interrupted (Ctrl-C).
 
         Args:
             step: The end of the count; by default ``num_steps``, or the current step if there is no end.
@@ -233,7 +239,7 @@ class DomainBatchSampler:
         """
         with self._exclusive.hold():
             end = self._next_step if self.num_steps is None else self.num_steps
-            step = end if step is None else step_number(step)
+            step = end if step is None else checks.step_number(step)
             return self._planner.exposure(step, estimate=estimate)
 
     def state_dict(self, step: int | None = None) -> dict[str, Any]:
@@ -244,7 +250,7 @@ class DomainBatchSampler:
                 prefetching ``DataLoader`` asks for ahead of their use.
         """
         with self._exclusive.hold():
-            step = self._next_step if step is None else step_number(step)
+            step = self._next_step if step is None else checks.step_number(step)
             position = self._planner.before(step)
             self._planner.remember(step, position)
             return write_state(self._job, step, self.epoch, position)
@@ -266,16 +272,13 @@ class DomainBatchSampler:
     def set_epoch(self, epoch: int) -> None:
         """Number the next pass, for loops that think in passes: each number has an order of its own.
 
-        A pass of another number starts at step 0. The number of the pass that goes on, as after `load_state_dict`,
-        changes nothing. Without a call, all passes have number 0.
+        A pass of another number starts at step 0. That of the pass that goes on changes nothing. The first one is 0.
 
         Args:
             epoch: Integer in [0, 2^64). It has nothing to do with passes through a domain.
         """
-        if not 0 <= (epoch := integer("epoch", epoch)) < 2**64:
-            raise ValueError(f"epoch = {epoch}; expected an integer in [0, 2^64)")
         with self._exclusive.hold():
-            self._begin_epoch(epoch)
+            self._begin_epoch(checks.epoch_number(epoch))
 
     def _begin_epoch(self, epoch: int) -> None:
         if epoch != self.epoch:
@@ -289,17 +292,9 @@ class DomainBatchSampler:
 
     def _check_batches(self, schedule: Schedule, sizes: BatchSizes, from_step: int) -> None:
         end = self.num_steps if self._stop is None else None
-        check_batches(schedule, sizes, from_step, end, self.world_size, homogeneous=self.homogeneous)
-
-    def _check_not_yielded(self, from_step: int) -> None:
-        if from_step < (done := self._next_step):
-            raise ValueError(
-                f"from_step = {from_step}, but batches before step {done} have been handed out; expected a step >= "
-                f"{done}, or load an earlier state first"
-            )
+        checks.check_batches(schedule, sizes, from_step, end, self.world_size, homogeneous=self.homogeneous)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._exclusive.hold():  # copies, which other threads do not change while they are pickled
             job = self._job.copy()
-            planner = self._planner.copy(job)
-            return self.__dict__ | {"_job": job, "_planner": planner}
+            return self.__dict__ | {"_job": job, "_planner": self._planner.copy(job), "_listeners": []}

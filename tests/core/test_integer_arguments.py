@@ -63,6 +63,15 @@ def add_tokens(vocabulary_size):
     _core.TokenReader().add("t", **arrays, dtype="uint16", ends_path=None, vocabulary_size=vocabulary_size)
 
 
+def block_permutation(**options):
+    _core.block_permutation([5], **{"block": 2, "group": 2, "seed": 0, **options})
+
+
+def index():
+    """The index of an empty shard."""
+    return _core.TarIndex.scan_object(lambda offset, size: bytes(size), 1024)
+
+
 UINT64, INT64, INT32 = (0, 2**64), (-(2**63), 2**63), (-(2**31), 2**31)
 # By argument, a call with it and the integers that its type holds.
 ARGUMENTS = {
@@ -95,6 +104,29 @@ ARGUMENTS = {
     "BatchPlanner.skip_rows num_steps": (lambda v: skip_rows(num_steps=v), UINT64),
     "BatchPlanner.skip_rows look_ahead": (lambda v: skip_rows(look_ahead=v), UINT64),
     "BatchPlanner.skip_rows end": (lambda v: skip_rows(end=v), UINT64),
+    "block_permutation block": (lambda v: block_permutation(block=v), UINT64),
+    "block_permutation group": (lambda v: block_permutation(group=v), UINT64),
+    "block_permutation seed": (lambda v: block_permutation(seed=v), UINT64),
+    "block_permutation domain": (lambda v: block_permutation(domain=v), (0, 2**32)),
+    "block_permutation epoch": (lambda v: block_permutation(epoch=v), UINT64),
+    "BatchPlanner.set_blocks domain": (lambda v: planner().set_blocks(v, [5], block=2, group=2), UINT64),
+    "BatchPlanner.set_blocks block": (lambda v: planner().set_blocks(0, [5], block=v, group=2), UINT64),
+    "BatchPlanner.set_blocks group": (lambda v: planner().set_blocks(0, [5], block=2, group=v), UINT64),
+    "CachePlanner limit": (lambda v: _core.CachePlanner([1], limit=v, depth=1), INT64),
+    "CachePlanner depth": (lambda v: _core.CachePlanner([1], limit=1, depth=v), INT64),
+    "CachePlanner.plan num_steps": (
+        lambda v: _core.CachePlanner([1], limit=1, depth=1).plan([], [], num_steps=v),
+        UINT64,
+    ),
+    "TarIndex.scan_object size": (lambda v: _core.TarIndex.scan_object(bytes, v), UINT64),
+    "TarIndex.path shard": (lambda v: index().path(v), (0, 2**32)),
+    "TarIndex.version shard": (lambda v: index().version(v), (0, 2**32)),
+    "TarIndex.samples shard": (lambda v: index().samples(v), (0, 2**32)),
+    "TarIndex.shard_size shard": (lambda v: index().shard_size(v), (0, 2**32)),
+    "TarIndex.shard_mtime_ns shard": (lambda v: index().shard_mtime_ns(v), (0, 2**32)),
+    "TarIndex.has_fingerprint shard": (lambda v: index().has_fingerprint(v, "/dev/null"), (0, 2**32)),
+    "TarIndex.verify shard": (lambda v: index().verify(v), (0, 2**32)),
+    "TarIndexWriter.add shard": (lambda v: _core.TarIndexWriter().add(index(), v, "", ""), (0, 2**32)),
     "TarIndex.from_bytes shard_size": (lambda v: _core.TarIndex.from_bytes(b"", v, 0), UINT64),
     "TarIndex.from_bytes shard_mtime_ns": (lambda v: _core.TarIndex.from_bytes(b"", 0, v), INT64),
     "TarIndex.count shard_size": (lambda v: _core.TarIndex.count(b"", v, 0), UINT64),

@@ -24,6 +24,8 @@ GROWN = {"zh": 1500, "de": 810, "gl": 90, "fa": 60, "ug": 50}  # two domains gro
 AGAIN = GROWN | {"fa": 97}
 MANY = {f"d{i}": 40_000 // (i + 1) + 70 for i in range(300)}
 UNIFORM = Mixture.temperature_sampling(SIZES, math.inf)
+SHARDS = {"zh": [700, 0, 650, 150], "de": [128] * 5 + [60], "gl": [90], "fa": [7] * 5 + [6]}
+BLOCKS = {"shuffle": "blocks", "shard_sizes": SHARDS, "block": 16, "group": 4}
 STEPS = (0, 1, 2, 24, 25, 26, 39, 40, 41, 70, 119, 400)  # before, at and after the changes below
 SAVED = (0, 7, 40, 75)  # the steps of the saved states
 NUM_STEPS = 600
@@ -102,6 +104,7 @@ def order_jobs():
         for name, schedule in SCHEDULES.items():
             yield f"{name}/{allocation}", lambda s=schedule, a=allocation: make(s, a)
         yield f"in_order/{allocation}", lambda a=allocation: make(SCHEDULES["constant"], a, shuffle=False)
+        yield f"blocks/{allocation}", lambda a=allocation: make(SCHEDULES["constant"], a, **BLOCKS)
         yield f"many_samples/{allocation}", lambda a=allocation: make(SCHEDULES["many"], a, batch_size=513, seed=0)
         yield f"changes/{allocation}", lambda a=allocation: make(SCHEDULES["cooldown"], a, changes=CHANGES)
 
@@ -130,13 +133,15 @@ def job(name, allocation):
     """A job as its script sets it up before it loads a state."""
     if name == "changes":
         return make(SCHEDULES["cooldown"], allocation, changes=CHANGES)
+    if name == "blocks":
+        return make(SCHEDULES["cooldown"], allocation, **BLOCKS)
     return make(METHODS[name]() if name in METHODS else SCHEDULES[name], allocation)
 
 
 def state_jobs():
     """(schedule or method, allocation) pairs."""
     for allocation in ALLOCATIONS:
-        for name in ("constant", "cooldown", "anneal_linear", "unimax_frontload", "changes", *METHODS):
+        for name in ("constant", "cooldown", "anneal_linear", "unimax_frontload", "changes", "blocks", *METHODS):
             yield name, allocation
 
 
@@ -154,9 +159,20 @@ def core_record():
     return record
 
 
+def block_record():
+    """Permutations by blocks, below any schedule."""
+    record, shards = {}, np.array([300, 0, 64, 65, 1, 1_000])
+    for block, group in ((1, 1), (64, 16), (37, 3)):
+        order = _core.block_permutation(shards, block=block, group=group, seed=2**64 - 1, domain=3, epoch=2**40)
+        record[f"{block}/{group}"] = [digest(order), *order[:3].tolist()]
+    return record
+
+
 def records():
     """Names of files and what they hold."""
-    orders = {"core": core_record} | {name: lambda m=m: order_record(m()) for name, m in order_jobs()}
+    orders = {"core": core_record, "blocks": block_record} | {
+        name: lambda m=m: order_record(m()) for name, m in order_jobs()
+    }
     states = {f"{name}/{a}": lambda n=name, a=a: list(state_records(n, a)) for name, a in state_jobs()}
     return {"orders.json": orders, "states.json": states}
 

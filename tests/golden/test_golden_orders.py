@@ -4,7 +4,7 @@ import copy
 import json
 
 import pytest
-from golden_jobs import FOLDER, core_record, job, next_batches, order_jobs, order_record, state_jobs
+from golden_jobs import FOLDER, block_record, core_record, job, next_batches, order_jobs, order_record, state_jobs
 
 ORDERS = json.loads((FOLDER / "orders.json").read_text())
 STATES = json.loads((FOLDER / "states.json").read_text())
@@ -12,6 +12,7 @@ STATES = json.loads((FOLDER / "states.json").read_text())
 
 def test_random_numbers_tables_and_permutations():
     assert core_record() == ORDERS["core"]
+    assert block_record() == ORDERS["blocks"]
 
 
 @pytest.mark.parametrize(("name", "make"), [pytest.param(*job, id=job[0]) for job in order_jobs()])
@@ -31,5 +32,5 @@ def test_states_resume_to_the_same_samples(name, allocation):
 
 
 def test_every_record_has_its_job():
-    assert set(ORDERS) == {"core", *(name for name, _ in order_jobs())}
+    assert set(ORDERS) == {"core", "blocks", *(name for name, _ in order_jobs())}
     assert set(STATES) == set(map("/".join, state_jobs()))

@@ -4,10 +4,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "pycooldown/alias_table.h"
+#include "pycooldown/block_order.h"
 #include "pycooldown/permutation.h"
 
 namespace pycooldown {
@@ -41,8 +43,8 @@ struct BatchSize {
 class BatchPlanner {
  public:
   // `sizes` are in samples; sample indices count the domains laid end to end. With `once`, each sample is drawn at most
-  // once: the slots of a domain that has none left go to the others. A homogeneous batch is of one domain: the allocation
-  // decides one slot of each batch, and all others follow it. Not both.
+  // once: the slots of a domain that has none left go to the others. A homogeneous batch is of one domain: the
+  // allocation decides one slot of each batch, and all others follow it. Not both.
   BatchPlanner(std::span<const std::int64_t> sizes, Allocation allocation, std::int64_t batch_size, std::uint64_t seed,
                bool shuffle, bool once, bool homogeneous);
 
@@ -53,6 +55,9 @@ class BatchPlanner {
   // For batches whose size changes: their sizes in the order of their first steps, the first of which is 0. By default
   // they have the size given to the constructor throughout.
   void set_batch_sizes(std::span<const BatchSize> sizes);
+
+  // For a domain that is shuffled by blocks, whose shards have its samples; see block_order.h.
+  void set_blocks(std::size_t domain, BlockLayout layout);
 
   std::size_t num_domains() const { return domains_.size(); }
   std::size_t batch_size() const { return batch_size_; }  // of the step last planned
@@ -75,12 +80,17 @@ class BatchPlanner {
   void skip(std::span<const MixtureSpan> spans, std::uint64_t step);
 
  private:
+  struct Blocks {
+    BlockLayout layout;
+    std::optional<BlockOrder> order = std::nullopt;  // of `permuted_epoch`
+  };
   struct Domain {
     std::uint64_t size, first_index;  // size in the running epoch
     std::uint64_t epoch, position;    // position within the epoch, < size
     std::uint64_t epoch_start;        // draws before the epoch
     std::uint64_t permuted_epoch;     // the epoch that `permutation` belongs to
-    Permutation permutation;
+    Permutation permutation;          // of the epoch, or of a group of blocks
+    std::unique_ptr<Blocks> blocks = nullptr;
   };
   // The steps from `first_step` on, whose batches have one size, and the random numbers used before.
   struct Segment {
@@ -93,6 +103,7 @@ class BatchPlanner {
   void begin(std::span<const MixtureSpan> spans, std::uint64_t step);
   std::uint64_t first_draw(std::uint64_t step) const;
   void draw_slots(const AliasTable& table, std::uint64_t step);
+  void permute_from(std::uint32_t lane);
   void place(std::size_t domain, std::uint64_t draws);
   void advance(std::size_t domain, std::uint64_t draws);
 

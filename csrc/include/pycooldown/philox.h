@@ -11,7 +11,16 @@ namespace pycooldown {
 
 // The streams of one seed, kept apart by the third word of the counter.
 // Number 4 is taken by the seeds of passes (DomainBatchSampler.set_epoch).
-enum class Stream : std::uint32_t { draw = 0, permutation = 1, systematic = 2, slots = 3, given_away = 5 };
+enum class Stream : std::uint32_t {
+  draw = 0,
+  permutation = 1,
+  systematic = 2,
+  slots = 3,
+  whole_blocks = 5,
+  short_blocks = 6,
+  groups = 7,
+  given_away = 8,
+};
 
 struct Block {
   std::uint32_t word[4];

@@ -1,0 +1,5 @@
+"""A cache of object stores that knows the future: the sampler's plan says what is read, and when."""
+
+from pycooldown.data.cache.client import CacheStatistics, KnownFutureCache
+
+__all__ = ["CacheStatistics", "KnownFutureCache"]

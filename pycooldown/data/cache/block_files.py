@@ -1,0 +1,174 @@
+"""The files of a cache: one for each block, written aside and renamed, with its length and a checksum at its end.
+
+A file is named by the object's URL and version and the block's bytes, so that it is never taken for what the object was
+before. `manifest` lists all names that were ever written; no other file of the folder is deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+import os
+import re
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pycooldown.data.cache.blocks import Blocks
+from pycooldown.data.stores import StoredObject
+
+__all__ = ["BlockFiles", "seal"]
+
+_MAGIC = b"pycdblk1"
+_TRAILER = struct.Struct("<8sQI4x")  # magic, bytes of the block, CRC-32 of them
+_NAME = re.compile(r"([0-9a-f]{32})-([0-9a-f]+)-([0-9a-f]+)\.block")
+
+
+def seal(content: bytes | memoryview) -> bytes:
+    """Return what follows the content of a block in its file."""
+    return _TRAILER.pack(_MAGIC, len(content), zlib.crc32(content))
+
+
+class BlockFiles:
+    """The files of a data set's blocks in a folder.
+
+    Args:
+        folder: An existing folder.
+        objects: The objects that blocks are of.
+        blocks: The blocks.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], objects: Sequence[StoredObject], blocks: Blocks) -> None:
+        self.folder = Path(folder)
+        self.blocks = blocks
+        self._stems = [_stem(item) for item in objects]
+        self._manifest = self.folder / "manifest"
+
+    def path(self, number: int) -> Path:
+        """Return the path of a block's file."""
+        item, start, end = self.blocks.span(number)
+        return self.folder / f"{self._stems[item]}-{start:x}-{end:x}.block"
+
+    def open(self, number: int) -> memoryview | None:
+        """Map a block, checked; nothing if there is no such file.
+
+        What is mapped stays readable when the file is deleted.
+
+        Raises:
+            ValueError: If the file is damaged.
+        """
+        path = self.path(number)
+        _, start, end = self.blocks.span(number)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            size = os.fstat(descriptor).st_size
+            if size != end - start + _TRAILER.size:
+                raise ValueError(f"{path} has {size} bytes; expected {end - start + _TRAILER.size}")
+            content = memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
+        finally:
+            os.close(descriptor)
+        block = content[: end - start]
+        if bytes(content[end - start :]) != seal(block):
+            raise ValueError(f"{path} is damaged: its content is not that of its checksum")
+        return block
+
+    def write(self, number: int, content: bytes | memoryview) -> None:
+        """Write a block, which appears under its name when it is whole.
+
+        Raises:
+            OSError: If it cannot be written; nothing is left behind then.
+        """
+        path = self.path(number)
+        aside = _aside(path)
+        try:
+            # Power may fail before the content is on the disk: the checksum tells.
+            with open(aside, "wb") as file:
+                file.write(content)
+                file.write(seal(content))
+            os.replace(aside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise
+
+    def note(self, numbers: Sequence[int]) -> None:
+        """List blocks in the manifest, before they are written.
+
+        Raises:
+            OSError: If the manifest cannot be written.
+        """
+        lines = "".join(f"{self.path(number).name}\n" for number in numbers).encode()
+        with open(self._manifest, "ab") as file:
+            file.write(lines)
+
+    def delete(self, number: int) -> None:
+        """Delete a block's file, if there is one."""
+        self.path(number).unlink(missing_ok=True)
+
+    def take_over(self) -> tuple[list[int], int]:
+        """Return the blocks that are there, and how many other files of ours were deleted.
+
+        Those are of former versions, of other data sets, or parts that a killed process left. The manifest then lists
+        what is there. Files that it does not list are neither deleted nor used.
+
+        Raises:
+            OSError: If the folder cannot be read or written.
+        """
+        listed = set(_read_lines(self._manifest))
+        there = {entry.name for entry in os.scandir(self.folder)}
+        numbers, deleted = [], 0
+        by_stem = {stem: item for item, stem in enumerate(self._stems)}
+        for name in sorted(listed & there):
+            number = self._number(name, by_stem)
+            if number is not None and (self.folder / name).is_file():
+                numbers.append(number)
+            else:
+                (self.folder / name).unlink()
+                deleted += 1
+        for name in sorted(listed):
+            aside = _aside(self.folder / name)
+            if aside.name in there:
+                aside.unlink()
+                deleted += 1
+        rest = "".join(f"{self.path(number).name}\n" for number in numbers)
+        fresh = self._manifest.with_name("manifest.partial")
+        fresh.write_text(rest)
+        os.replace(fresh, self._manifest)
+        return numbers, deleted
+
+    def _number(self, name: str, by_stem: dict[str, int]) -> int | None:
+        """Return the block of a file's name and size; nothing if there is no such block."""
+        match = _NAME.fullmatch(name)
+        if match is None or (item := by_stem.get(match[1])) is None:
+            return None
+        start, end = int(match[2], 16), int(match[3], 16)
+        begin = int(self.blocks.bases[item]) + start
+        number = int(np.searchsorted(self.blocks.bounds[:, 0], begin))
+        if number == len(self.blocks) or self.blocks.span(number) != (item, start, end):
+            return None
+        size = (self.folder / name).lstat().st_size
+        return number if size == end - start + _TRAILER.size else None
+
+
+def _stem(item: StoredObject) -> str:
+    return hashlib.blake2b(f"{item.url}\0{item.version}".encode(), digest_size=16).hexdigest()
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Return the lines that are names of blocks; a killed process may have written half of the last one."""
+    try:
+        text = path.read_text(errors="replace")
+    except FileNotFoundError:
+        return []
+    return [line for line in text.split("\n") if _NAME.fullmatch(line)]

@@ -1,0 +1,271 @@
+"""The cache as the processes of a job see it."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import os
+import socket
+import warnings
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pycooldown._extras import require
+from pycooldown.data.byte_ranges import Buffer
+from pycooldown.data.cache.block_files import BlockFiles
+from pycooldown.data.cache.blocks import Blocks, StoredDataset
+from pycooldown.data.cache.job import CacheJob
+from pycooldown.data.cache.messages import send
+from pycooldown.data.cache.reader import BlockReader
+from pycooldown.data.cache.starting import join_fetcher
+from pycooldown.data.stores import is_url
+from pycooldown.mixture import Integers
+from pycooldown.sampling.block_shuffle import BLOCK
+from pycooldown.sampling.sampler import DomainBatchSampler
+from pycooldown.schedules import AdaptiveSchedule
+
+__all__ = ["CacheStatistics", "KnownFutureCache"]
+
+
+@dataclass(frozen=True)
+class CacheStatistics:
+    """What a fetcher has done since it started.
+
+    Attributes:
+        requests: Blocks that were fetched, one request each.
+        fetched_bytes: Their bytes.
+        retries: Requests that failed in passing and were made again.
+        unplanned: Blocks that were read beside the plan, straight from the store.
+        streamed: Blocks that found no room on the disk and were read past it.
+        held: Blocks in the folder.
+    """
+
+    requests: int
+    fetched_bytes: int
+    retries: int
+    unplanned: int
+    streamed: int
+    held: int
+
+
+class KnownFutureCache:
+    """A cache on a node's disk for a data set in object stores, filled ahead of use as the sampler's plan says.
+
+    ::
+
+        cache = KnownFutureCache("/local/cache", limit=200 << 30)
+        dataset = TarDataset({"en": "s3://bucket/en/{000..099}.tar", ...})
+        sampler = DomainBatchSampler(schedule, ..., shuffle="blocks", shard_sizes=dataset.shard_sizes)
+        cache.follow(sampler, dataset)
+        loader = DataLoader(dataset, batch_sampler=sampler, num_workers=4)
+
+    Which samples each step reads is known beforehand. So one process on each node, the fetcher, reads their blocks
+    ahead of use, and evicts those whose next use is farthest. Each block is fetched by one request, with the version
+    that the data set knows; what fails in passing is tried again until ``patience`` is over. What `pycooldown plan
+    --store` says of bytes and requests is what happens, but for such retries.
+
+    The folder is on a disk of this node. All local ranks share it; a second job may too, if its plan is the same. Files
+    in it that the cache has not written are left alone. Blocks stay when a job ends, and the next one takes them over.
+
+    Args:
+        folder: Where blocks are kept; made if it is missing.
+        limit: Bytes that blocks take at most on the disk.
+        block: Samples in a block, those of the sampler by default, else 64.
+        depth: Bytes that are fetched ahead of use at most; by default a quarter of the limit.
+        prefetched: Batches that loaders ask for ahead of use, at least ``num_workers * prefetch_factor`` of a
+            ``DataLoader``: blocks are kept for so many steps behind the newest one.
+        concurrency: Requests at a time.
+        timeout: Seconds that one request may take, its body included.
+        patience: Seconds after which a block is given up, which ends the job.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        limit: int,
+        block: int | None = None,
+        depth: int | None = None,
+        prefetched: int = 16,
+        concurrency: int = 64,
+        timeout: float = 60.0,
+        patience: float = 600.0,
+    ) -> None:
+        depth = limit // 4 if depth is None else depth
+        least = {
+            "limit": (limit, 1),
+            "depth": (depth, 0),
+            "prefetched": (prefetched, 0),
+            "concurrency": (concurrency, 1),
+        }
+        for name, (value, smallest) in (least | ({} if block is None else {"block": (block, 1)})).items():
+            if operator.index(value) < smallest:
+                raise ValueError(f"{name} = {value}; expected an integer of at least {smallest}")
+        for name, seconds in (("timeout", timeout), ("patience", patience)):
+            if not seconds > 0:
+                raise ValueError(f"{name} = {seconds}; expected a number of seconds above 0")
+        self.folder = Path(folder).absolute()
+        self.limit, self.block, self.depth, self.prefetched = limit, block, depth, prefetched
+        self.concurrency, self.timeout, self.patience = concurrency, timeout, patience
+        self._reader: BlockReader | None = None
+        self.reports: _Reports | None = None  # that of the sampler which is followed now
+        self._control: socket.socket | None = None
+        _ALL.add(self)
+
+    def follow(
+        self,
+        sampler: DomainBatchSampler,
+        dataset: StoredDataset,
+        *,
+        ranks: tuple[int, int] | None = None,
+    ) -> None:
+        """Start to fetch what a sampler will read from a data set, and let the data set read through this cache.
+
+        Each rank calls it, after `load_state_dict` and before loaders start their workers. The first one on a node
+        starts the fetcher, which ends when the last of them has ended. After `set_schedule` or `set_batch_size`, close
+        the caches of all ranks and call it again.
+
+        Args:
+            sampler: The sampler that the job iterates.
+            dataset: Its data set; all of its objects must lie in stores.
+            ranks: The first of the node's ranks and the one behind its last. By default those that torchrun names in
+                the environment, if the sampler has them; otherwise only the sampler's.
+
+        Raises:
+            ValueError: If the folder is in use by a job with another plan, or the data set is not one in stores.
+            OSError: If the fetcher cannot be started.
+        """
+        require("remote", "obstore")
+        if local := [item.url for item in dataset.objects if not is_url(item.url)]:
+            raise ValueError(f"{local[0]} is a file of this machine; a cache is for objects in stores")
+        self.close()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shuffle = sampler.state_dict(step=0)["shuffle"]
+        block = self.block or (shuffle["block"] if isinstance(shuffle, dict) else BLOCK)
+        job = CacheJob(
+            folder=str(self.folder),
+            sampler=sampler,
+            dataset=dataset,
+            blocks=Blocks.of(dataset, block),
+            limit=self.limit,
+            depth=self.depth,
+            prefetched=self.prefetched,
+            ranks=_local_ranks(sampler) if ranks is None else ranks,
+            world_size=sampler.world_size,
+            concurrency=self.concurrency,
+            timeout=self.timeout,
+            patience=self.patience,
+        )
+        start = sampler.state_dict()["step"]
+        address, self._control, reply = join_fetcher(job, start)
+        if "differing" in reply:
+            self.close()
+            raise ValueError(
+                f"{self.folder} is in use by a job with another plan: {', '.join(reply['differing'])} differ; give "
+                "each job a folder of its own"
+            )
+        self._reader = BlockReader(BlockFiles(self.folder, dataset.objects, job.blocks), address)
+        for text in reply["warnings"]:
+            warnings.warn(text, stacklevel=2)
+        dataset.ranges = self  # type: ignore[attr-defined]
+        self.reports = _Reports(self, sampler, start)
+        sampler.watch(self.reports)
+
+    def read(self, objects: Integers, starts: Integers, ends: Integers) -> list[Buffer]:
+        """Return the bytes of n ranges; see `ByteRanges.read`.
+
+        Raises:
+            RuntimeError: If the cache does not follow a sampler.
+            StoreError: If a block cannot be read from its store.
+        """
+        return self._following().read(objects, starts, ends)
+
+    def statistics(self) -> CacheStatistics:
+        """Return what the fetcher has done since it started.
+
+        Raises:
+            RuntimeError: If the cache does not follow a sampler.
+            OSError: If the fetcher has ended.
+        """
+        message, _ = self._following().ask({"kind": "statistics"})
+        return CacheStatistics(**message)
+
+    def close(self) -> None:
+        """Leave the fetcher, which ends when all have left it; blocks stay in the folder."""
+        if self._control is not None:
+            self._control.close()
+        if self._reader is not None:
+            self._reader.close()
+        self._control = self._reader = self.reports = None
+
+    def __enter__(self) -> KnownFutureCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def report(self, message: dict[str, Any]) -> None:
+        """Tell the fetcher of a step; one that has ended is noticed by the next read."""
+        if self._control is not None:
+            with contextlib.suppress(OSError):
+                send(self._control, message)
+
+    def close_in_child(self) -> None:
+        """Close what a fork has copied: the fetcher must notice when the parent ends."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+
+    def _following(self) -> BlockReader:
+        if self._reader is None:
+            raise RuntimeError("the cache follows no sampler: call cache.follow(sampler, dataset) first")
+        return self._reader
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"reports": None, "_control": None}
+
+
+class _Reports:
+    """Tells the fetcher of the steps that a rank comes to."""
+
+    def __init__(self, cache: KnownFutureCache, sampler: DomainBatchSampler, start: int) -> None:
+        self._cache, self._sampler, self._next, self._leaps = cache, sampler, start, 0
+
+    def __call__(self, step: int) -> None:
+        if self._cache.reports is not self:  # it follows anew, or another sampler
+            return
+        self._leaps += step != self._next
+        self._next = step + 1
+        schedule = self._sampler.schedule
+        learned = {"learned": schedule.state_dict()} if isinstance(schedule, AdaptiveSchedule) else {}
+        place = {"step": step, "epoch": self._sampler.epoch, "leap": self._leaps}
+        self._cache.report({"kind": "step", **place, **learned})
+
+
+_ALL: weakref.WeakSet[KnownFutureCache] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    for cache in list(_ALL):
+        cache.close_in_child()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _local_ranks(sampler: DomainBatchSampler) -> tuple[int, int]:
+    """Return the ranks of this node, as torchrun has numbered them."""
+    if sampler.world_size == 1:
+        return 0, 1
+    try:
+        rank, local, number = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    except KeyError:
+        return sampler.rank, sampler.rank + 1
+    if (rank, int(os.environ.get("WORLD_SIZE", "0"))) != (sampler.rank, sampler.world_size):
+        return sampler.rank, sampler.rank + 1
+    return rank - local, rank - local + number

@@ -1,0 +1,236 @@
+"""What a cache does at each step of a job: a pure function of the sampler's plan, the limit and the depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from pycooldown._core import CachePlanner
+from pycooldown.data.cache.blocks import Blocks, StoredDataset
+from pycooldown.mixture import Integers
+from pycooldown.sampling.sampler import DomainBatchSampler
+
+__all__ = ["Actions", "BlockUses", "Forecast", "StorePlan", "cache_actions", "forecast"]
+
+# How many uses of blocks are looked ahead at least. Beyond, a next use counts as unknown.
+HORIZON = 2**22
+
+
+class Actions(NamedTuple):
+    """Fetches in their order, and the evictions that make room for them.
+
+    Attributes:
+        fetches: Numbers of blocks, int64 of shape (n,).
+        steps: The step that uses each.
+        after: Each begins only when the steps before this one have been consumed.
+        evict_ends: Each begins when the evictions before this one have been made; int64 of shape (n,).
+        evictions: Numbers of blocks, in order.
+        planned: The step up to which, exclusively, these are all.
+        steps_over_limit: Steps so far whose blocks did not fit into the limit, which is exceeded there.
+        steps_shrunk: Steps so far for which the limit left less than the depth to fetch ahead.
+    """
+
+    fetches: Integers
+    steps: Integers
+    after: Integers
+    evict_ends: Integers
+    evictions: Integers
+    planned: int
+    steps_over_limit: int
+    steps_shrunk: int
+
+
+class BlockUses:
+    """Which blocks the ranks of a node use at each step.
+
+    Args:
+        sampler: Its plan is that of the job; it is only asked for plans.
+        dataset: Where samples lie.
+        blocks: The blocks of the data set.
+        ranks: The first of the node's ranks and the one behind its last.
+        world_size: Ranks of the job.
+    """
+
+    def __init__(
+        self,
+        sampler: DomainBatchSampler,
+        dataset: StoredDataset,
+        blocks: Blocks,
+        *,
+        ranks: tuple[int, int] = (0, 1),
+        world_size: int = 1,
+    ) -> None:
+        self.sampler, self.dataset, self.blocks = sampler, dataset, blocks
+        self.ranks, self.world_size = ranks, world_size
+
+    def samples(self, step: int) -> Integers:
+        """Return the samples of the node's ranks at a step."""
+        indices = self.sampler.plan(step).indices
+        first, end = (len(indices) * rank // self.world_size for rank in self.ranks)
+        return indices[first:end]
+
+    def at(self, step: int) -> Integers:
+        """Return the numbers of the blocks of a step, each once, ascending."""
+        return self.blocks.used_by(self.dataset.locate(self.samples(step)))
+
+
+def cache_actions(
+    uses: BlockUses, *, start: int, stop: int, limit: int, depth: int, held: Integers | None = None, horizon: int = 0
+) -> Iterator[Actions | None]:
+    """Yield what a cache does from step ``start`` to ``stop``, some steps at a time; ``None`` where it is not known.
+
+    Where a schedule that learns has not decided the next step, ask again when it has.
+
+    Args:
+        uses: The blocks of each step.
+        start: The first step.
+        stop: The step behind the last one.
+        limit: Bytes that the cache holds at most.
+        depth: Bytes that are fetched ahead of consumption at most.
+        held: Blocks that are there at the start.
+        horizon: Uses that are looked ahead at least; by default `HORIZON`, and twice the blocks that fit.
+    """
+    sizes = uses.blocks.sizes
+    planner = CachePlanner(sizes, limit=limit, depth=depth)
+    if held is not None:
+        planner.hold(held)
+    if not horizon:
+        horizon = max(HORIZON, 2 * int(limit / max(1.0, sizes.mean() if len(sizes) else 1.0)))
+    known: list[Integers] = []
+    count, end, begin = 0, start, start
+    while begin < stop:
+        while end < stop and (count < horizon or end == begin):
+            try:
+                known.append(uses.at(end))
+            except LookupError:
+                break
+            count += len(known[-1])
+            end += 1
+        if end == begin:
+            yield None
+            continue
+        steps = end - begin if end == stop else max(1, len(known) // 2)
+        ends = np.cumsum([len(blocks) for blocks in known], dtype=np.int64)
+        fetches, at, after, evict_ends, evictions = planner.plan(np.concatenate(known), ends, num_steps=steps)
+        begin += steps
+        count -= int(ends[steps - 1])
+        del known[:steps]
+        yield Actions(
+            fetches,
+            at + start,
+            after + start,
+            evict_ends,
+            evictions,
+            begin,
+            planner.steps_over_limit,
+            planner.steps_shrunk,
+        )
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a job fetches.
+
+    Attributes:
+        limit: Bytes of the cache.
+        bytes_used: Bytes of the samples that are read, each counted once, with what lies between them.
+        bytes_fetched: Bytes that are fetched.
+        requests: Number of blocks that are fetched, by one request each.
+        steps_over_limit: Steps whose blocks do not fit into the limit, which is exceeded there.
+        steps_shrunk: Steps for which the limit leaves less than the depth to fetch ahead.
+    """
+
+    limit: int
+    bytes_used: int
+    bytes_fetched: int
+    requests: int
+    steps_over_limit: int
+    steps_shrunk: int
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """What a job reads of object stores, for several sizes of the cache.
+
+    Attributes:
+        data_bytes: Bytes of all blocks of the data set.
+        steps: Number of steps.
+        uses_per_step: Blocks that a step uses, on average.
+        smallest_limit: Bytes of the smallest cache at which nothing is fetched twice.
+        forecasts: One for each size of the cache.
+    """
+
+    data_bytes: int
+    steps: int
+    uses_per_step: float
+    smallest_limit: int
+    forecasts: list[Forecast]
+
+
+def forecast(uses: BlockUses, *, start: int = 0, stop: int, limits: list[int], depths: list[int]) -> StorePlan:
+    """Return what steps [start, stop) fetch with caches of several sizes, each with a depth.
+
+    It plans the whole job: `HORIZON` does not matter for what is said of the smallest limit, but all uses are held in
+    memory, 8 bytes each.
+    """
+    sizes = uses.blocks.sizes
+    known = _KnownUses(uses, start, stop)
+    forecasts = []
+    for limit, depth in zip(limits, depths, strict=True):
+        planner = CachePlanner(sizes, limit=limit, depth=depth)
+        fetches, *_ = planner.plan(known.blocks, known.ends, num_steps=stop - start)
+        forecasts.append(
+            Forecast(
+                limit,
+                known.bytes_used,
+                int(sizes[fetches].sum()),
+                len(fetches),
+                planner.steps_over_limit,
+                planner.steps_shrunk,
+            )
+        )
+    return StorePlan(
+        data_bytes=int(sizes.sum()),
+        steps=stop - start,
+        uses_per_step=len(known.blocks) / max(1, stop - start),
+        smallest_limit=known.smallest_limit(sizes, min(depths, default=0)),
+        forecasts=forecasts,
+    )
+
+
+class _KnownUses:
+    """All uses of some steps, and the bytes of the samples that they read."""
+
+    def __init__(self, uses: BlockUses, start: int, stop: int) -> None:
+        found: list[Integers] = []
+        seen = np.zeros((sum(uses.sampler.sizes.tolist()) + 7) // 8, np.uint8)  # a bit for each sample
+        counts = np.zeros(len(uses.blocks))  # of samples that are read, by block
+        for step in range(start, stop):
+            samples = np.unique(uses.samples(step))
+            found.append(uses.blocks.used_by(uses.dataset.locate(samples)))
+            bits = (1 << (samples & 7)).astype(np.uint8)
+            new = (seen[samples >> 3] & bits) == 0
+            np.bitwise_or.at(seen, samples >> 3, bits)
+            firsts, _ = uses.blocks.covering(uses.dataset.locate(samples[new]))
+            np.add.at(counts, firsts, new.sum() / max(1, len(firsts)))  # a sample may have several ranges
+        # Of each block the share of its samples: what lies between them is part of it.
+        shares = np.minimum(1, counts / uses.blocks.samples)
+        self.bytes_used = int((uses.blocks.sizes * shares).sum())
+        self.blocks = np.concatenate([np.empty(0, np.int64), *found])
+        self.ends = np.cumsum([len(blocks) for blocks in found], dtype=np.int64)
+
+    def smallest_limit(self, sizes: Integers, depth: int) -> int:
+        """Return the most bytes that are in use at a time: from a block's fetch until its last step is consumed."""
+        steps = len(self.ends)
+        planner = CachePlanner(sizes, limit=2**62, depth=depth)
+        fetches, _, after, _, _ = planner.plan(self.blocks, self.ends, num_steps=steps)
+        step_of = np.repeat(np.arange(steps), np.diff(self.ends, prepend=0))
+        last_steps = np.full(len(sizes), -1)
+        np.maximum.at(last_steps, self.blocks, step_of)
+        done = np.zeros(steps + 1, np.int64)  # bytes of blocks whose last step is before each step
+        np.add.at(done, last_steps[fetches] + 1, sizes[fetches])
+        in_use = np.cumsum(sizes[fetches]) - np.cumsum(done)[after]
+        return int(in_use.max(initial=0))

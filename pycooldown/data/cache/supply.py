@@ -1,0 +1,131 @@
+"""The blocks that a fetcher has, and how it gets them: by requests to stores, into files, or past a full disk."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import sys
+from collections import OrderedDict
+from typing import Any
+
+from pycooldown.data.cache.block_files import BlockFiles
+from pycooldown.data.cache.job import CacheJob
+from pycooldown.data.range_requests import read_range
+from pycooldown.data.stores import StoreError
+
+__all__ = ["Supply"]
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Supply:
+    """Blocks in files, and those that are on their way.
+
+    Args:
+        job: What is fetched.
+    """
+
+    def __init__(self, job: CacheJob) -> None:
+        self._job = job
+        self._files = BlockFiles(job.folder, job.dataset.objects, job.blocks)
+        numbers, self.deleted = self._files.take_over()
+        self.held = set(numbers)
+        self._coming: dict[int, asyncio.Task[memoryview | None]] = {}
+        # Blocks that found no room on the disk, the newest last, up to the depth.
+        self._past_disk: OrderedDict[int, memoryview] = OrderedDict()
+        self._past_bytes = 0
+        self._slots = asyncio.Semaphore(job.concurrency)
+        self._counts = dict.fromkeys(("requests", "fetched_bytes", "retries", "unplanned", "streamed"), 0)
+
+    def has(self, number: int) -> bool:
+        """Return whether a block is there or on its way."""
+        return number in self.held or number in self._coming or number in self._past_disk
+
+    def fetch(self, number: int) -> asyncio.Task[memoryview | None]:
+        """Begin to fetch a block, unless it is on its way already."""
+        if (task := self._coming.get(number)) is None:
+            task = self._coming[number] = asyncio.create_task(self._fetch(number))
+            task.add_done_callback(lambda _: self._coming.pop(number, None))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # the reader is told
+        return task
+
+    async def get(self, number: int) -> memoryview | None:
+        """Return a block that has no file, or nothing when it has one.
+
+        A block that is neither there nor on its way is read past the files, and forgotten.
+
+        Raises:
+            StoreError: If it cannot be read.
+        """
+        if number in self.held:
+            return None
+        if number in self._past_disk:
+            return self._past_disk[number]
+        if number in self._coming:
+            return await asyncio.shield(self.fetch(number))
+        if not self._counts["unplanned"]:
+            _say("blocks are read that the plan has not now: see 'Reading beside the plan' in the documentation")
+        self._counts["unplanned"] += 1
+        async with self._slots:
+            return await self._download(number)
+
+    async def evict(self, number: int) -> None:
+        """Delete a block; one that is on its way arrives first."""
+        if (task := self._coming.get(number)) is not None:
+            await asyncio.wait([task])
+        self.drop(number)
+
+    def drop(self, number: int) -> None:
+        """Delete a block's file."""
+        self.held.discard(number)
+        if (content := self._past_disk.pop(number, None)) is not None:
+            self._past_bytes -= len(content)
+        self._files.delete(number)
+
+    def statistics(self) -> dict[str, int]:
+        """Return counts since the start: see `CacheStatistics`."""
+        return {**self._counts, "held": len(self.held)}
+
+    async def _fetch(self, number: int) -> memoryview | None:
+        async with self._slots:
+            content = await self._download(number)
+        try:
+            await asyncio.to_thread(self._store, number, content)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            self._keep_past_disk(number, content)
+            return content
+        self.held.add(number)
+        return None
+
+    def _store(self, number: int, content: memoryview) -> None:
+        self._files.note([number])
+        self._files.write(number, content)
+
+    def _keep_past_disk(self, number: int, content: memoryview) -> None:
+        if not self._counts["streamed"]:
+            _say(f"{self._job.folder} has no room left below the limit; what does not fit is read past it")
+        self._counts["streamed"] += 1
+        self._past_disk[number] = content
+        self._past_bytes += len(content)
+        while self._past_bytes > self._job.depth and len(self._past_disk) > 1:
+            _, oldest = self._past_disk.popitem(last=False)
+            self._past_bytes -= len(oldest)
+
+    async def _download(self, number: int) -> memoryview:
+        item, start, end = self._job.blocks.span(number)
+        options: dict[str, Any] = {"timeout": self._job.timeout, "patience": self._job.patience}
+        content = await read_range(self._job.dataset.objects[item], start, end, on_retry=self._note_retry, **options)
+        self._counts["requests"] += 1
+        self._counts["fetched_bytes"] += len(content)
+        return content
+
+    def _note_retry(self, error: StoreError) -> None:
+        if not self._counts["retries"]:
+            _say(f"{error.filename}: {error.strerror}; it is tried again")
+        self._counts["retries"] += 1
+
+
+def _say(text: str) -> None:
+    print(f"pycooldown's cache: {text}", file=sys.stderr, flush=True)
