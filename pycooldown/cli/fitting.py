@@ -31,7 +31,7 @@ def fit_mixture(
     base = load_recipe(recipe)
     runs = read_sweep(sweep)
     law = fit_losses(runs.mixtures, runs.losses)
-    draws = base.training.steps * base.training.batch_size
+    draws = base.training.num_samples
     most = None if max_epochs is None else epoch_bounds(runs.sizes, draws, max_epochs)
     prior = temperature(runs.sizes, prior_tau)
     p = best_mixture(law, prior, strength=strength, most=most)

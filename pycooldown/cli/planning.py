@@ -127,7 +127,7 @@ def proxy(
     from pycooldown.recipes.proxy import proxy_recipe, proxy_sizes, proxy_text
 
     whole, small = proxy_recipe(recipe, steps, batch_size)
-    share = small.training.steps * small.training.batch_size / (whole.training.steps * whole.training.batch_size)
+    share = small.training.num_samples / whole.training.num_samples
     table = Table("domain", right("size"), right("of the proxy"), title=f"share of the data: {share:.4g}")
     for domain, (size, cut) in proxy_sizes(whole, small).items():
         table.add_row(domain, f"{size:,}", f"{cut:,}")

@@ -24,14 +24,14 @@ def proxy_recipe(path: str | Path, steps: int, batch_size: int | None = None) ->
         batch_size: Samples of its step; those of the recipe by default.
 
     Raises:
-        ValueError: If the proxy would draw more than the recipe.
+        ValueError: If the proxy would draw more than the recipe, or the recipe ends by a rule.
     """
     whole = load_recipe(path)
-    batch_size = batch_size or whole.training.batch_size
-    share = steps * batch_size / (whole.training.steps * whole.training.batch_size)
+    training = dataclasses.replace(whole.training, steps=steps, batch_size=batch_size or whole.training.batch_size)
+    share = training.num_samples / whole.training.num_samples
     if share > 1:
         raise ValueError(
-            f"the proxy draws {steps * batch_size:,} samples, more than the {share**-1 * steps * batch_size:,.0f} of "
+            f"the proxy draws {training.num_samples:,} samples, more than the {whole.training.num_samples:,} of "
             f"{path}; expected fewer steps"
         )
     before = whole.data.share
@@ -40,7 +40,6 @@ def proxy_recipe(path: str | Path, steps: int, batch_size: int | None = None) ->
     else:
         cut = share * before
     data = dataclasses.replace(whole.data, share=cut)
-    training = dataclasses.replace(whole.training, steps=steps, batch_size=batch_size)
     return whole, dataclasses.replace(whole, data=data, training=training)
 
 

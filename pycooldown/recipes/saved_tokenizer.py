@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from pycooldown.data.token_manifest import load_token_manifest
-from pycooldown.recipes.corpus import Corpus, Pairs
+from pycooldown.recipes.corpus import Corpus
 from pycooldown.recipes.model_section import AnyModel, FolderModel
 
 # Of the formats that transformers reads from a folder.
@@ -35,7 +35,7 @@ def save_tokenizer(corpus: Corpus, model: AnyModel, folder: Path) -> None:
     file is copied, for their own libraries. Data from sources have no tokenizer; the one of the model that training
     went on from is taken then, if its folder has one.
     """
-    if isinstance(corpus, Pairs):
+    if corpus.tokenizer is not None:  # of packed pairs
         shutil.copyfile(corpus.tokenizer.path, folder / "tokenizer.model")
     elif corpus.data.path is not None:
         _save(load_token_manifest(Path(corpus.data.path)).tokenizer, folder)

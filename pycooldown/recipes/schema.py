@@ -143,6 +143,21 @@ class Training:
         """The (first step, sequences) pairs of batches."""
         return ((0, self.batch_size),) if isinstance(self.batch_size, int) else self.batch_size
 
+    @property
+    def num_samples(self) -> int:
+        """The samples that the run draws.
+
+        Raises:
+            ValueError: If the run ends by a rule, so that its data decide.
+        """
+        from pycooldown.sampling.changes import BatchSizes
+
+        if isinstance(self.steps, str):
+            raise ValueError(
+                f"training.steps = {self.steps!r}; expected a number of steps, which fixes the samples drawn"
+            )
+        return BatchSizes(self.batch_sizes).samples_before(self.steps)
+
     def __post_init__(self) -> None:
         for name in ("log_every", "eval_every"):
             if self.save_every % getattr(self, name):

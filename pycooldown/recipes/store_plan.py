@@ -46,14 +46,16 @@ def plan_store(
     """
     if (kept := training_sizes(recipe, dataset.sizes)) != dataset.sizes:
         raise ValueError("the recipe's method keeps samples out of training, which a plan of stores does not know")
+    if isinstance(steps := recipe.training.steps, str):
+        raise ValueError(f"training.steps = {steps!r}; a plan of stores needs a number of steps")
     schedule = build_schedule(recipe, kept)
     if isinstance(schedule, AdaptiveSchedule):
         schedule = constant(schedule.mixture(0))
     sampler = DomainBatchSampler(
         schedule,
-        batch_size=recipe.training.batch_size,
+        batch_size=recipe.training.batch_sizes,
         seed=recipe.training.seed,
-        num_steps=recipe.training.steps,
+        num_steps=steps,
         allocation=recipe.training.allocation,
         shuffle="blocks",
         shard_sizes=dataset.shard_sizes,
@@ -63,7 +65,7 @@ def plan_store(
     uses = BlockUses(sampler, dataset, Blocks.of(dataset, block))
     limits = list(limits) or [int(share * uses.blocks.sizes.sum()) for share in SHARES]
     depths = [limit // 4 if depth is None else depth for limit in limits]
-    return forecast(uses, stop=recipe.training.steps, limits=limits, depths=depths)
+    return forecast(uses, stop=steps, limits=limits, depths=depths)
 
 
 def parse_bytes(text: str) -> int:

@@ -149,7 +149,10 @@ def test_workers_read_through_the_cache(dataset, cache, server, expected, contex
     options = {"num_workers": 2, "prefetch_factor": 1, "multiprocessing_context": context}
     loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=texts, **options)
     assert list(loader) == expected
-    assert cache.statistics().requests == forecasted.requests == len(data_requests(server))
+    done = cache.statistics()
+    # A worker that waits makes the plan go on; what another one then still has to read is read beside it.
+    assert done.requests - done.unplanned == forecasted.requests
+    assert done.requests == len(data_requests(server))
 
 
 def test_a_second_pass_fetches_what_went(dataset, cache, expected):
