@@ -103,11 +103,13 @@ def regime_map(regimes: Mapping[Regime, Trainings]) -> Figure:
             shown[best.system] = colour
             face = colour if best.clear else "white"
             panel.plot(regime.passes, regime.skew, "o", color=colour, markerfacecolor=face, markersize=13, mew=2)
+            # Above the dot where the label of a neighbour stands below its own.
+            crowded = any(r.skew == regime.skew and r.passes < regime.passes < 2 * r.passes for r in regimes)
             panel.annotate(
                 f"{best.margin.split(' ')[0]}",
                 (regime.passes, regime.skew),
                 textcoords="offset points",
-                xytext=(0, -17),
+                xytext=(0, 11 if crowded else -17),
                 ha="center",
                 fontsize=7.5,
             )
@@ -117,7 +119,7 @@ def regime_map(regimes: Mapping[Regime, Trainings]) -> Figure:
         panel.minorticks_off()
         panel.grid(alpha=0.25, linewidth=0.6)
         panel.set_title(title, fontsize=10, fontweight="bold", loc="left")
-    figure.supxlabel("passes over the rare language at tau = 5 (nats to the next system below each dot)", fontsize=9)
+    figure.supxlabel("passes over the rare language at tau = 5 (beside each dot, nats to the next system)", fontsize=9)
     figure.supylabel("skew of the sizes", fontsize=9)
     handles = [
         Line2D([], [], marker="o", linestyle="", color=colour, markersize=8, label=name)
