@@ -87,7 +87,8 @@ def test_generated_pages_name_every_key_and_command():
     for definition in json_schema()["$defs"].values():
         assert all(f"| `{key}` |" in keys for key in definition.get("properties", {}) if key != "method")
     commands = hooks.on_page_markdown("{{ command_line }}")
-    assert all(f"## `pycooldown {c.callback.__name__}`" in commands for c in app.registered_commands if not c.hidden)
+    names = [c.name or c.callback.__name__ for c in app.registered_commands if not c.hidden]
+    assert all(f"## `pycooldown {name}`" in commands for name in names)
     assert hooks.on_page_markdown("[x](../examples/trl_sft.py)") == "[x](examples/trl_sft.md)"
 
 

@@ -39,12 +39,12 @@ class DomainBatchSampler:
             ceil(B q_i) slots, which is unbiased too and has less variance; "quota" carries the rounding error over, so
             that after any number of steps each domain has been drawn within one sample of the sum of its B q_i. This
             holds as far as mixtures are known when a batch is planned: 32 steps ahead if they change at every step.
-        shuffle: ``False`` takes each domain's samples in their own order. "blocks" permutes blocks of ``block`` samples
-            (64 by default) of the shards whose ``shard_sizes`` are given by domain, as in ``dataset.shard_sizes``, and
-            then the samples within each ``group`` of blocks (16), so that few blocks are in use at a time.
-        shard_sizes, block, group: Of the shuffle by blocks.
-        homogeneous: ``True`` makes each batch of one domain, as losses with in-batch negatives need. The mixture then
-            says how often a domain gets a batch; what ``allocation`` says of samples holds for batches.
+        shuffle: ``False`` takes each domain's samples in their own order. "blocks" permutes blocks of samples, then the
+            samples within groups of blocks, so that few blocks are in use at a time.
+        shard_sizes: For "blocks", the samples of each shard by domain, as in ``dataset.shard_sizes``.
+        block: Samples in a block, by default 64.
+        group: Blocks whose samples are mixed, by default 16.
+        homogeneous: ``True`` makes each batch of one domain, for in-batch negatives; ``allocation`` allots batches.
         stop: A rule that ends a pass and sets ``num_steps``, by the names of `datasets.interleave_datasets`.
             "first_exhausted": before the first step that would repeat a sample. "all_exhausted": after the first step
             by which each sample was drawn, so that small domains repeat. Both need a schedule that is known beforehand.
