@@ -101,6 +101,28 @@ def fetch(cache: Path, *, wheel: Wheel = HOME_ASSISTANT, progress: Progress | No
     return path
 
 
+def open_wheel(path: Path) -> zipfile.ZipFile:
+    """Open a Home Assistant wheel.
+
+    Raises:
+        ValueError: If the file is not a zip archive.
+    """
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is not a wheel: {error}") from error
+
+
+def translation_files(archive: zipfile.ZipFile) -> dict[str, dict[str, str]]:
+    """Return the names of translation files, by component and language."""
+    pattern = re.compile(r"homeassistant/components/([^/]+)/translations/([^/.]+)\.json")
+    components: dict[str, dict[str, str]] = {}
+    for name in sorted(archive.namelist()):
+        if match := pattern.fullmatch(name):
+            components.setdefault(match[1], {})[match[2]] = name
+    return components
+
+
 def read_pairs(path: Path, *, progress: Progress | None = None) -> Pairs:
     """Read the distinct English-translation pairs of every language in a Home Assistant wheel.
 
@@ -115,21 +137,13 @@ def read_pairs(path: Path, *, progress: Progress | None = None) -> Pairs:
     Raises:
         ValueError: If the file is not a zip archive or a translation file in it is not a UTF-8 JSON object of strings.
     """
-    pattern = re.compile(r"homeassistant/components/([^/]+)/translations/([^/.]+)\.json")
-    try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is not a wheel: {error}") from error
-    with archive:
-        components: dict[str, dict[str, str]] = {}
-        for name in sorted(archive.namelist()):
-            if match := pattern.fullmatch(name):
-                components.setdefault(match[1], {})[match[2]] = name
+    with open_wheel(path) as archive:
+        components = translation_files(archive)
         pairs: Pairs = {}
         for done, (component, names) in enumerate(components.items(), start=1):
-            english = _read_strings(archive, path, names.pop("en")) if "en" in names else {}
+            english = read_strings(archive, path, names.pop("en")) if "en" in names else {}
             for language, name in names.items():
-                for key, translation in _read_strings(archive, path, name).items():
+                for key, translation in read_strings(archive, path, name).items():
                     source = english.get(key, "")
                     if len(source) >= MIN_CHARACTERS and translation and source != translation:
                         pairs.setdefault(language, {}).setdefault((source, translation), component)
@@ -218,7 +232,7 @@ def build_corpus(
     return counts
 
 
-def _read_strings(archive: zipfile.ZipFile, path: Path, name: str) -> dict[tuple[str, ...], str]:
+def read_strings(archive: zipfile.ZipFile, path: Path, name: str) -> dict[tuple[str, ...], str]:
     """Return the strings of one translation file by their path of keys."""
     try:
         value = json.loads(archive.read(name).decode("utf-8"))

@@ -7,16 +7,21 @@ It comes from the same pinned wheel as the pairs of `reproduction.corpora`, whic
 from __future__ import annotations
 
 import json
-import re
-import zipfile
-import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pycooldown.data.publish import Progress, publish
-from reproduction.corpora import HOME_ASSISTANT, Wheel, default_cache, fetch
+from reproduction.corpora import (
+    HOME_ASSISTANT,
+    Wheel,
+    default_cache,
+    fetch,
+    open_wheel,
+    read_strings,
+    translation_files,
+)
 
 FORMAT = "pycooldown.documents/1"
 MANIFEST = "_documents.json"  # with an underscore, so that `pycooldown tokenize` does not take it for a domain
@@ -38,22 +43,14 @@ def read_documents(path: Path, *, progress: Progress | None = None) -> Documents
     Raises:
         ValueError: If the file is no zip archive, or a translation file in it is no UTF-8 JSON object.
     """
-    pattern = re.compile(r"homeassistant/components/([^/]+)/translations/([^/.]+)\.json")
-    try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is not a wheel: {error}") from error
     documents: Documents = {}
-    with archive:
-        components: dict[str, dict[str, str]] = {}
-        for name in sorted(archive.namelist()):
-            if match := pattern.fullmatch(name):
-                components.setdefault(match[1], {})[match[2]] = name
+    with open_wheel(path) as archive:
+        components = translation_files(archive)
         for done, (component, names) in enumerate(components.items(), start=1):
-            english = set(_strings(archive, path, names["en"])) if "en" in names else set()
+            english = set(read_strings(archive, path, names["en"]).values()) if "en" in names else set()
             for language, name in names.items():
-                strings = dict.fromkeys(_strings(archive, path, name))  # in their order, each once
-                text = "\n".join(s for s in strings if language == "en" or s not in english)
+                strings = dict.fromkeys(read_strings(archive, path, name).values())  # in their order, each once
+                text = "\n".join(s for s in strings if s.strip() and (language == "en" or s not in english))
                 if len(text) >= MIN_CHARACTERS:
                     documents.setdefault(language, {})[component] = text
             if progress:
@@ -119,20 +116,3 @@ def build_documents(
 
     counts: dict[str, dict[str, int]] = publish(out, MANIFEST, recipe, write)["languages"]
     return counts
-
-
-def _strings(archive: zipfile.ZipFile, path: Path, name: str) -> Iterator[str]:
-    """The strings of one translation file, in their order."""
-    try:
-        value = json.loads(archive.read(name).decode("utf-8"))
-    except (ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{name} in {path} is not UTF-8 JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} in {path} holds a JSON {type(value).__name__}; expected an object")
-    waiting: list[Any] = [value]
-    while waiting:
-        entry = waiting.pop()
-        if isinstance(entry, dict):
-            waiting += reversed(entry.values())
-        elif isinstance(entry, str) and entry.strip():
-            yield entry

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pycooldown._files import write_atomically
 from pycooldown.data.cache.blocks import Blocks
 from pycooldown.data.stores import StoredObject
 
@@ -88,7 +89,8 @@ class BlockFiles:
         path = self.path(number)
         aside = _aside(path)
         try:
-            # Power may fail before the content is on the disk: the checksum tells.
+            # Power may fail before the content is on the disk: the checksum tells. Not by `open_atomically`, since
+            # `take_over` must know the name of what a killed process has left.
             with open(aside, "wb") as file:
                 file.write(content)
                 file.write(seal(content))
@@ -138,9 +140,7 @@ class BlockFiles:
                 aside.unlink()
                 deleted += 1
         rest = "".join(f"{self.path(number).name}\n" for number in numbers)
-        fresh = self._manifest.with_name("manifest.partial")
-        fresh.write_text(rest)
-        os.replace(fresh, self._manifest)
+        write_atomically(self._manifest, rest, durable=False)
         return numbers, deleted
 
     def _number(self, name: str, by_stem: dict[str, int]) -> int | None:
