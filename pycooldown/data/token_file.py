@@ -74,7 +74,7 @@ class TokenFile:
     ends: Numbers | MappedEnds = field(repr=False)
 
     def document_ends(self) -> Numbers:
-        """Exclusive end of each document, mapped if they are in a file.
+        """Return the exclusive end of each document, mapped if the ends are in a file.
 
         Raises:
             OSError: If they cannot be mapped.
@@ -102,7 +102,7 @@ class TokenFile:
 
 
 def one_block(path: str, size: int, dtype: np.dtype[Any], offset: int, tokens: int) -> dict[str, Any]:
-    """Fields of a `TokenFile`, but for the ends, whose tokens lie end to end from a byte on."""
+    """Return the fields of a `TokenFile`, except for the ends, whose tokens lie end to end from a byte on."""
     blocks = ([offset], [tokens]) if tokens else ([], [])
     block_offsets, block_ends = (np.array(numbers, np.uint64) for numbers in blocks)
     return {

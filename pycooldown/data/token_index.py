@@ -121,7 +121,7 @@ class Documents(_Domains):
 def _pieces(
     files: Sequence[TokenFile], length: int, long_documents: str, domain: str
 ) -> Iterator[tuple[Integers, Integers]]:
-    """Begin, in tokens of the domain, and length of the pieces of each file's documents, in order."""
+    """Yield begins, in tokens of the domain, and lengths of the pieces of each file's documents, in order."""
     start = 0
     for file in files:
         ends = file.document_ends().astype(np.int64)

@@ -243,7 +243,7 @@ def _tokens(path: str, size: int, dtype: np.dtype[Any]) -> int:
 
 
 def _numpy_header(path: str) -> tuple[tuple[int, ...], np.dtype[Any], int] | None:
-    """Shape, dtype and size of a NumPy header, if the file begins with one."""
+    """Return shape, dtype and size of a NumPy header, if the file begins with one."""
     with open(path, "rb") as file:
         if file.read(6) != np.lib.format.MAGIC_PREFIX:
             return None

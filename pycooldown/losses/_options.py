@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args, get_type_hints
 
 import torch
+
+from .backends import FUSED_OPTIONS, BackendName, KernelOptions
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 Reduction = Literal["mean", "sum", "none"]
 Normalizer = Literal["count", "weight_sum"]
-BackendName = Literal["auto", "reference", "cpp", "triton"]
 
-CHOICES = {
-    "reduction": ("mean", "sum", "none"),
-    "normalizer": ("count", "weight_sum"),
-    "backend": ("auto", "reference", "cpp", "triton"),
-}
+CHOICES = {"reduction": get_args(Reduction), "normalizer": get_args(Normalizer), "backend": get_args(BackendName)}
 
 
 class LossKeywords(TypedDict, total=False):
@@ -73,6 +70,29 @@ class LossOptions(NamedTuple):
             raise ValueError(f"z_loss must be finite and not negative, got {self.z_loss}")
         if self.softcap is not None and not 0.0 < self.softcap < float("inf"):
             raise ValueError(f"softcap must be finite and positive, or None for no cap, got {self.softcap}")
+
+
+# The options that kernels have too, and whether these are numbers for which None means 0.
+_SHARED = {name: hint is float for name, hint in get_type_hints(KernelOptions).items() if name in LossOptions._fields}
+# The options that only the reference backend serves, with the values that any backend serves.
+_BEYOND_FUSED = {name: LossOptions._field_defaults[name] for name in _SHARED if name not in (*FUSED_OPTIONS, "backend")}
+
+
+def kernel_options(options: LossOptions) -> KernelOptions:
+    """Return the options for kernels. The backend in them is still the one that was asked for."""
+    values: dict[str, Any] = {}
+    for name, is_number in _SHARED.items():
+        value = getattr(options, name)
+        values[name] = float(value or 0) if is_number else value
+    return KernelOptions(**values)
+
+
+def beyond_fused(options: LossOptions) -> str | None:
+    """Return the first option that only the reference backend serves, or None."""
+    for name, default in _BEYOND_FUSED.items():
+        if (value := getattr(options, name)) != default:
+            return f"{name}={value!r}"
+    return None
 
 
 class Weights(NamedTuple):

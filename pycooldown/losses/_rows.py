@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from . import _checks, _vocabulary, backends
-from ._options import Layer, LossOptions, Reduction, Weights
+from ._options import Layer, LossOptions, Reduction, Weights, beyond_fused, kernel_options
 from ._statistics import DomainStats, domain_stats
 from .backends import KernelOptions
 from .backends.reference import RowLosses
@@ -97,7 +97,7 @@ def prepare(
     """
     options.check()
     layout = _checks.logits_layout(input) if layer is None else _checks.layer_layout(input, layer)
-    needs = _checks.needs_reference(input, layer, target, weights)
+    needs = _checks.needs_reference(input, layer, target, weights) or beyond_fused(options)
     group = ""
     if options.process_group is not None:
         if needs is not None:
@@ -112,14 +112,8 @@ def prepare(
         layout = layout._replace(num_classes=num_classes)
     _checks.check_target(input, target, weights.weight, options.ignore_index, layout)
     _checks.check_weights(input, layout.shape, weights)
-    kernel = KernelOptions(
-        ignore_index=options.ignore_index,
-        label_smoothing=float(options.label_smoothing),
-        z_loss=float(options.z_loss),
-        softcap=float(options.softcap or 0.0),
-        backend=backends.choose(options.backend, input.device, layout.dtype, needs),
-        group=group,
-    )
+    backend = backends.choose(options.backend, input.device, layout.dtype, needs)
+    kernel = kernel_options(options)._replace(backend=backend, group=group)
     return _flatten(input, target, weights, options, layout, kernel)
 
 

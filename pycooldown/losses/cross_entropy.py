@@ -8,10 +8,10 @@ import torch
 
 from . import _checks
 from ._operator import InplaceCrossEntropy, Losses, LossRows, cross_entropy_rows
-from ._options import BackendName, CallKeywords, LossOptions, Normalizer, Reduction, Weights
+from ._options import CallKeywords, LossOptions, Normalizer, Reduction, Weights
 from ._rows import prepare
 from ._statistics import DomainStats
-from .backends import reference
+from .backends import BackendName, reference
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

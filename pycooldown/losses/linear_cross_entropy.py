@@ -11,11 +11,11 @@ from torch.utils.checkpoint import checkpoint
 from ._checks import has_tangent
 from ._linear_operator import Operands, Wanted, linear_cross_entropy_rows
 from ._operator import LossRows
-from ._options import BackendName, CallKeywords, Layer, LossOptions, Normalizer, Reduction, Weights
+from ._options import CallKeywords, Layer, LossOptions, Normalizer, Reduction, Weights
 from ._products import default_chunk_size
 from ._rows import Rows, prepare
 from ._statistics import DomainStats
-from .backends import reference
+from .backends import BackendName, reference
 from .backends.reference import RowLosses
 
 if TYPE_CHECKING:

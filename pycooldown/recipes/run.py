@@ -202,5 +202,7 @@ def _final_losses(trainer: RecipeTrainer) -> dict[str, float]:
             last: dict[str, float] = logged[-1]
             return last
         if (losses := trainer.domain_values.get("eval_loss")) is not None:  # the log has some of many domains
-            return logged[-1] | {f"eval_loss/{d}": x for d, x in zip(trainer.domains, losses.tolist(), strict=True)}
+            return dict(logged[-1]) | {
+                f"eval_loss/{d}": x for d, x in zip(trainer.domains, losses.tolist(), strict=True)
+            }
     return trainer.evaluate()

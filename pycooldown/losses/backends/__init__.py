@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import cast
+from typing import Literal, cast
 
 import torch
 
 from pycooldown._extras import shortcoming
 
-from .contract import FUSED_DTYPES, Backend, KernelOptions, Outputs, SliceBackend, empty_gradient
+from .contract import FUSED_DTYPES, FUSED_OPTIONS, Backend, KernelOptions, Outputs, SliceBackend, empty_gradient
 
 __all__ = [
+    "FUSED_OPTIONS",
     "Backend",
+    "BackendName",
     "KernelOptions",
     "Outputs",
     "SliceBackend",
@@ -22,6 +24,9 @@ __all__ = [
     "load",
     "load_fused",
 ]
+
+BackendName = Literal["auto", "reference", "cpp", "triton"]
+FUSED = {"cpu": "cpp", "cuda": "triton"}  # by the type of the device
 
 MINIMUM_TRITON = (3, 6)  # as in pyproject.toml
 TRITON_SHORTCOMING = shortcoming("triton", MINIMUM_TRITON)  # looked up once: losses are called for every step
@@ -52,7 +57,7 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype, needs_referen
     """
     if backend == "reference":
         return backend
-    fused = {"cpu": "cpp", "cuda": "triton"}.get(device.type)
+    fused = FUSED.get(device.type)
     if backend == "triton" and fused == "cpp" and os.environ.get("TRITON_INTERPRET") == "1":
         fused = "triton"
     reason = needs_reference

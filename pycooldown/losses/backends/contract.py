@@ -10,6 +10,9 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+# The options that the fused backends serve. Any other option of `KernelOptions` takes the reference backend, unless it
+# has the default of `LossOptions`.
+FUSED_OPTIONS = ("ignore_index", "label_smoothing", "z_loss", "softcap")
 FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the logits that the fused backends take
 
 
@@ -34,7 +37,8 @@ class KernelOptions(NamedTuple):
         loss = lse - (1 - label_smoothing) x_t - label_smoothing * mean_j x_j
         gradient_j = s * d(loss + z_loss * lse²)/d(logits)_j
 
-    The fields are also the last arguments of the operators of torch, whose schema is made from them.
+    The fields are also the last arguments of the operators of torch, whose schema is made from them. Those that
+    `LossOptions` has too are taken from there by name, None as 0.
 
     Attributes:
         ignore_index: Target of rows that have loss 0 and gradient 0.

@@ -10,7 +10,7 @@ import torch
 
 from pycooldown import _core
 
-from .contract import KernelOptions, Outputs, empty_gradient
+from .contract import FUSED_OPTIONS, KernelOptions, Outputs, empty_gradient
 
 
 def rows(
@@ -82,10 +82,9 @@ def scale_(grad: torch.Tensor, factor: torch.Tensor) -> None:
 
 
 def _keywords(options: KernelOptions) -> dict[str, Any]:
-    """Return the kernel's options by name, without backend and group."""
-    keywords = options._asdict()
-    del keywords["backend"], keywords["group"]
-    return {**keywords, "num_threads": torch.get_num_threads()}
+    """Return the kernel's options by name."""
+    served = {name: getattr(options, name) for name in FUSED_OPTIONS}
+    return {**served, "num_threads": torch.get_num_threads()}
 
 
 def _buffers(logits: torch.Tensor, want_grad: bool, inplace: bool) -> tuple[torch.Tensor, torch.Tensor | None]:

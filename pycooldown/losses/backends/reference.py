@@ -96,7 +96,7 @@ def scale_(grad: torch.Tensor, factor: torch.Tensor) -> None:
     grad.mul_(factor)
 
 
-@torch.compiler.assume_constant_result  # torch.compile of 2.11 cannot trace the call in it
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch 2.11 cannot trace the call
 def has_autocast(device_type: str) -> bool:
     """Return whether a type of device has autocast; some, as meta, have none."""
     return bool(torch.amp.is_autocast_available(device_type))

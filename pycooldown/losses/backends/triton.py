@@ -84,14 +84,14 @@ def choose_variant(
     grad: bool = True,
     capability: tuple[int, int] = (9, 0),
 ) -> Variant:
-    """The variant for rows of so many bytes.
+    """Return the variant for rows of this many bytes.
 
     Args:
-        row_bytes: Of the logits.
-        same_alignment: Whether rows of logits and gradient begin as far beyond a multiple of 16 bytes.
-        plain: Whether there is neither smoothing nor a soft cap.
+        row_bytes: Bytes of a row of logits.
+        same_alignment: Whether rows of logits and gradient begin at the same distance from a multiple of 16 bytes.
+        plain: Whether there is neither label smoothing nor a soft cap.
         grad: Whether a gradient is wanted. Without one, no row is read twice, and none has to be kept.
-        capability: Of the device, in computing.
+        capability: The compute capability of the device.
     """
     if not same_alignment:
         return UNLIKE
@@ -103,10 +103,10 @@ def choose_variant(
 
 
 def rows_under_way(row_bytes: int, *, num_processors: int, l2_bytes: int) -> int:
-    """How many rows that are read twice a device should work on at a time, so that L2 still has them the second time.
+    """Return how many rows a device should work on at a time, so that L2 still has a row when it is read again.
 
     Args:
-        row_bytes: Of the logits.
+        row_bytes: Bytes of a row of logits.
         num_processors: Multiprocessors of the device.
         l2_bytes: Size of its L2 cache.
     """
@@ -114,7 +114,7 @@ def rows_under_way(row_bytes: int, *, num_processors: int, l2_bytes: int) -> int
 
 
 def _launch(x: torch.Tensor, variant: Variant) -> dict[str, int]:
-    """Options for rows like those of x; a warp has 32 threads or, on some AMD GPUs, 64."""
+    """Return the launch options for rows like those of x. A warp has 32 threads or, on some AMD GPUs, 64."""
     if not x.is_cuda:
         return variant._asdict()
     options = {**variant._asdict(), "num_warps": variant.LANES // torch.cuda.get_device_properties(x.device).warp_size}
@@ -122,7 +122,7 @@ def _launch(x: torch.Tensor, variant: Variant) -> dict[str, int]:
 
 
 def _programs(x: torch.Tensor, variant: Variant, *, grad: bool) -> int:
-    """How many programs share the rows of x: one each, unless rows are read twice."""
+    """Return how many programs share the rows of x: one each, unless rows are read twice."""
     if variant.TILES or not grad:
         return len(x)
     device = INTERPRETER
@@ -133,7 +133,7 @@ def _programs(x: torch.Tensor, variant: Variant, *, grad: bool) -> int:
 
 
 def _lanes(x: torch.Tensor) -> dict[str, int]:
-    """Options of the kernels that go through a row once."""
+    """Return the launch options of kernels that read a row once."""
     options = _launch(x, choose_variant(x.size(1) * x.element_size()))
     return {name: value for name, value in options.items() if name not in ("TILES", "FLIGHT")}
 

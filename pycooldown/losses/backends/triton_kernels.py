@@ -177,7 +177,7 @@ def rows_kernel(
                     lane_m = finite(new_max)
                     lane_sum *= tl.exp2((lane_max - lane_m) * LOG2_E)
                     for i in tl.static_range(FLIGHT):
-                        offset, mask = tile_of(first + i, words, LANES)
+                        _, mask = tile_of(first + i, words, LANES)
                         for k in tl.static_range(PARTS):
                             x = capped(part_of(tiles[i], k, DTYPE), mask, softcap, SOFTCAP)
                             lane_sum += tl.sum(tl.exp2((x - lane_m[:, None]) * LOG2_E), 1)
