@@ -144,7 +144,7 @@ def rows_kernel(
                 kept = load_tiles(row + head, 0, words, TILES, SAME_ALIGNMENT, POLICY, LANES)
                 nothing = nothing_of(kept, zero, TILES) if OPTIONS else zero
                 for i in tl.static_range(TILES):
-                    offset, mask = tile_of(i, words, LANES)
+                    _, mask = tile_of(i, words, LANES)
                     for k in tl.static_range(PARTS):
                         x = part_of(kept[i] ^ nothing if OPTIONS else kept[i], k, DTYPE)
                         x = capped(x, mask, softcap, SOFTCAP)
@@ -154,7 +154,7 @@ def rows_kernel(
                 row_max = tl.maximum(tl.max(lane_max, 0), tl.max(edge, 0))
                 m = finite(row_max)
                 for i in tl.static_range(TILES):
-                    offset, mask = tile_of(i, words, LANES)
+                    _, mask = tile_of(i, words, LANES)
                     for k in tl.static_range(PARTS):
                         x = capped(part_of(kept[i] | zero, k, DTYPE), mask, softcap, SOFTCAP)
                         lane_sum += tl.sum(tl.exp2((x - m) * LOG2_E), 1)
@@ -168,7 +168,7 @@ def rows_kernel(
                         tiles = mixed
                     new_max = lane_max
                     for i in tl.static_range(FLIGHT):
-                        offset, mask = tile_of(first + i, words, LANES)
+                        _, mask = tile_of(first + i, words, LANES)
                         for k in tl.static_range(PARTS):
                             x = capped(part_of(tiles[i], k, DTYPE), mask, softcap, SOFTCAP)
                             new_max = tl.maximum(new_max, tl.max(x, 1))
