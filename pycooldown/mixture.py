@@ -43,9 +43,12 @@ def temperature(sizes: npt.ArrayLike, tau: float) -> Vector:
 
 def temperature_of_logs(log_sizes: Vector, tau: float | Vector) -> Vector:
     """Return `temperature` of exp(log_sizes), float64 (K,); for ``tau`` of shape (T, 1), a row for each, (T, K)."""
-    scaled = log_sizes / tau
-    p = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    return np.asarray(p / p.sum(axis=-1, keepdims=True))
+    # In place, and without the methods of arrays, since an annealing schedule computes it at every step.
+    p = np.asarray(log_sizes / tau)
+    p -= np.maximum.reduce(p, axis=-1, keepdims=True)
+    np.exp(p, out=p)
+    p /= np.add.reduce(p, axis=-1, keepdims=True)
+    return p
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -249,5 +252,5 @@ def _check_length(name: str, domains: Sequence[str], values: npt.NDArray[np.gene
 
 
 def _frozen(array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-    array.flags.writeable = False
+    array.setflags(write=False)
     return array
