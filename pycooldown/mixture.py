@@ -43,11 +43,12 @@ def temperature(sizes: npt.ArrayLike, tau: float) -> Vector:
 
 def temperature_of_logs(log_sizes: Vector, tau: float | Vector) -> Vector:
     """Return `temperature` of exp(log_sizes), float64 (K,); for ``tau`` of shape (T, 1), a row for each, (T, K)."""
-    # In place, and without the methods of arrays, since an annealing schedule computes it at every step.
+    # An annealing schedule computes it at every step: in place, and by numbers rather than arrays of one number.
     p = np.asarray(log_sizes / tau)
-    p -= np.maximum.reduce(p, axis=-1, keepdims=True)
+    one_row = p.ndim == 1
+    p -= p[p.argmax()] if one_row else p.max(axis=-1, keepdims=True)
     np.exp(p, out=p)
-    p /= np.add.reduce(p, axis=-1, keepdims=True)
+    p /= np.add.reduce(p) if one_row else p.sum(axis=-1, keepdims=True)
     return p
 
 
