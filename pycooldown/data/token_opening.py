@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pycooldown.data.apart import call_apart
+from pycooldown.data.subprocess_call import call_apart
 from pycooldown.data.shard_lists import list_shards
 from pycooldown.data.stored_tokens import StoredShard, fetch_manifest, find_stored_shards
 from pycooldown.data.stores import is_url
