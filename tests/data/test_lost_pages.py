@@ -129,6 +129,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow  # a process that imports torch, and its worker
 @pytest.mark.parametrize("kind", ["items", "tokens"])
 def test_a_loaders_worker_which_has_a_handler_of_its_own(files, kind):
     pytest.importorskip("torch")
