@@ -39,7 +39,7 @@ def sidecar(path):
 
 
 def replace(path, other):
-    """Puts what stands at another path in the place of a file."""
+    """Replaces a file by what stands at another path."""
     path.unlink()
     os.rename(other, path)
 

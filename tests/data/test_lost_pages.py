@@ -1,4 +1,4 @@
-"""Mapped files that lose their pages while they are read: an error that names the file, where the system would kill."""
+"""Mapped files that lose their pages while they are read: an error names the file, instead of a signal that kills."""
 
 import io
 import os
@@ -194,7 +194,7 @@ def test_numbers_that_are_looked_up(files):
 
 @pytest.mark.parametrize("source", ["megatron", "flat", "datatrove"])
 def test_a_source_that_is_cut_off_while_it_is_opened(tmp_path, monkeypatch, source):
-    """The sizes of its files are looked at first, and then they are no longer right."""
+    """The files shrink after their sizes have been checked."""
     tokens, lengths = np.arange(1, 2001, dtype="<u2"), np.full(4, 500)
     path = tmp_path / "x.bin"
     tokens.tofile(path)

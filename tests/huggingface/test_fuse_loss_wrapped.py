@@ -21,7 +21,7 @@ FAMILIES = ["llama", "t5", "marian"]
 
 @pytest.fixture(autouse=True)
 def no_compiled_code():
-    """So that torch.compile's limit of variants is not shared between tests."""
+    """Reset torch.compile, so that tests do not share its limit of variants."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()
@@ -309,7 +309,7 @@ def test_the_losses_of_routers_of_switch_transformers_are_kept():
 
 
 def test_losses_of_routers_that_need_labels_are_refused():
-    """NLLB-MoE computes them only beside its own loss, so that a fused loss would be without them."""
+    """NLLB-MoE computes router losses only beside its own loss, so a fused loss would lack them."""
     ids = torch.randint(3, 60, (3, 7), generator=torch.Generator().manual_seed(1))
     model = nllb_moe().train()
     fuse_loss(model)
