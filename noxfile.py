@@ -25,6 +25,12 @@ def install(session: nox.Session, extra: str, *groups: str) -> None:
     session.install(*CONSTRAINTS, f".[{extra}]", *nox.project.dependency_groups(pyproject, *groups))
 
 
+def run_suite(session: nox.Session) -> None:
+    """Runs all tests by two processes, the slow ones at the end."""
+    for selected in ((), ("-m", "slow")):
+        session.run("pytest", "--numprocesses", "2", "--dist", "worksteal", *selected)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Formatting and lint of Python and C++."""
@@ -57,9 +63,12 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The test suite, against an installed wheel."""
+    """The test suite and then its slow tests, against an installed wheel; `-- tests/core` runs that alone."""
     install(session, "all", "test")
-    session.run("pytest", *session.posargs)
+    if session.posargs:
+        session.run("pytest", *session.posargs)
+    else:
+        run_suite(session)
 
 
 @nox.session
@@ -84,7 +93,7 @@ def lowest(session: nox.Session) -> None:
     test = [requirement for requirement in test if not requirement.startswith("datasets")]
     # By uv, too: pip tries hundreds of releases of the tools before it finds some that go with these versions.
     session.run("uv", "pip", "install", "--quiet", "-c", f"{folder}/lowest.txt", ".[all]", *test)
-    session.run("pytest", "--numprocesses", "2", "--dist", "worksteal")
+    run_suite(session)
 
 
 @nox.session
@@ -154,7 +163,7 @@ TRANSFORMERS = ("4.57", "5.0", "5.10", "5.24")
 def transformers(session: nox.Session, version: str) -> None:
     """The tests of the trainer and of recipes with another version of transformers; opt-in."""
     session.install(*only_torch(session), ".[train]", *TRAINER_TESTS, f"transformers=={version}.*")
-    session.run("pytest", "tests/huggingface", "tests/recipes", *session.posargs)
+    session.run("pytest", "-m", "slow or not slow", "tests/huggingface", "tests/recipes", *session.posargs)
 
 
 @nox.session
