@@ -11,7 +11,7 @@ from pycooldown.recipes.advice import Finding
 from reproduction import evidence_figures, evidence_tables, kept, regimes, reproduce, rules
 from reproduction.reproduce import Result
 from reproduction.rules import MIN_SEEDS, TAU_5, Regime, Trainings
-from reproduction.verdicts import judge, mean_losses
+from reproduction.verdicts import advised, judge, mean_losses
 
 _TEXT = Path(__file__).with_name("evidence.md")  # what stands before the first table
 
@@ -35,6 +35,7 @@ class Evidence:
                 regime.passes,
                 regime.skew,
                 {system: round(loss, 4) for system, loss in mean_losses(trainings).items()},
+                advised(trainings),
                 evidence_tables.describe(trainings),
             )
             for regime, trainings in self.regimes.items()

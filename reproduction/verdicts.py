@@ -14,6 +14,7 @@ from pycooldown.recipes.paired import paired_difference
 from reproduction.claim import ClaimPart, Verdict
 from reproduction.rules import (
     CLAIMS,
+    COOLDOWN,
     LEVEL,
     MAP_SYSTEMS,
     MIN_SEEDS,
@@ -99,6 +100,12 @@ def best_system(trainings: Trainings, domain: str | None) -> Best:
     ties = tuple(other for other in order[1:] if p[frozenset((order[0], other))] > LEVEL)
     margin = paired_difference(losses[order[1]].tolist(), losses[order[0]].tolist())
     return Best(order[0], order[1], str(margin), not ties, ties)
+
+
+def advised(trainings: Trainings) -> str:
+    """Return what a regime speaks for: Cooldown, unless the best on the mean of both languages is told from it."""
+    best = best_system(trainings, None)
+    return COOLDOWN if COOLDOWN in best.ties else best.system
 
 
 def mean_losses(trainings: Trainings) -> dict[str, float]:

@@ -26,12 +26,14 @@ class Finding:
         passes: Passes over the rarest domain at tau = 5.
         skew: Size of the largest domain over that of the rarest.
         losses: Validation loss of each system: the mean over domains and seeds, in nats a token.
+        advised: The system that is advised there: Cooldown, unless another was clearly better.
         outcome: What was found there, in a sentence.
     """
 
     passes: float
     skew: float
     losses: Mapping[str, float]
+    advised: str
     outcome: str
 
     @property
@@ -92,5 +94,5 @@ def advise(sizes: Mapping[str, int], num_samples: int, findings: Sequence[Findin
     finding = nearest(near, passes, skew)
     return (
         f"{found}The nearest of our trials (docs/evidence.md; small models, two languages) has {finding.passes:.0f} "
-        f"passes at {finding.skew:g}:1: {finding.outcome}"
+        f"passes at {finding.skew:g}:1. From it we would advise {finding.advised}: {finding.outcome}"
     )

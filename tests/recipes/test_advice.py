@@ -7,7 +7,7 @@ from pycooldown.recipes.advice import Finding, advise, load, nearest, save
 
 
 def finding(passes, skew):
-    return Finding(passes, skew, {"temperature 5": 5.0, "cooldown": 4.0}, f"{passes:g} at {skew}")
+    return Finding(passes, skew, {"temperature 5": 5.0, "cooldown": 4.0}, "cooldown", f"{passes:g} at {skew}")
 
 
 FINDINGS = [finding(e, s) for e in (5, 20, 300) for s in (10, 50)]
@@ -21,7 +21,7 @@ def advice(passes, sizes=SIZES):
 
 def test_advice_is_that_of_the_nearest_regime():
     assert "the rarest domain, sw, would be passed through 35 times (sizes up to 50:1)" in advice(35)
-    assert "has 20 passes at 50:1: 20 at 50" in advice(35)
+    assert "has 20 passes at 50:1. From it we would advise cooldown: 20 at 50" in advice(35)
     assert "has 300 passes at 50:1" in advice(200)
     assert "has 5 passes at 10:1" in advice(4, {"en": 16_000, "sw": 2_000})
     assert nearest(FINDINGS, 83, 50).passes == 300  # however far
