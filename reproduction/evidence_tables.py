@@ -8,7 +8,8 @@ import numpy as np
 
 from pycooldown.recipes.advice import Finding, nearest
 from pycooldown.recipes.paired import paired_difference
-from reproduction import rules
+from reproduction import blocks, rules
+from reproduction.blocks import BlockRegime
 from reproduction.claims_variance import NORMS
 from reproduction.reproduce import CLAIMS, Result
 from reproduction.rules import CLAIMS as TEXT_CLAIMS
@@ -24,7 +25,8 @@ from reproduction.rules import (
     unimax_cap,
 )
 from reproduction.texts import FREQUENT, RARE
-from reproduction.verdicts import PARTS_OF_MAP, Best, JudgedClaim, best_system, decide
+from reproduction.translation import TrainedSystem
+from reproduction.verdicts import PARTS_OF_MAP, Best, JudgedClaim, best_system, decide, judge
 
 _SIGNS = {"reproduced": "yes", "not reproduced": "**no**", "inconclusive": "?"}
 
@@ -128,21 +130,47 @@ def regime_section(regime: Regime, trainings: Trainings, claims: Sequence[Judged
     ]
     for system in (name for name in rules.ALL_SYSTEMS if name in trainings):
         found = trainings[system]
-        cells = [str(len(found))]
-        for domain in (FREQUENT, RARE):
-            losses, passes = final_losses(found, domain), np.mean([t.epochs[domain] for t in found])
-            deviation = f" ± {losses.std(ddof=1):.3f}" if len(losses) > 1 else ""
-            cells.append(f"{losses.mean():.3f}{deviation} ({passes:.3g})")
+        cells = [str(len(found)), *(_level(found, domain) for domain in (FREQUENT, RARE))]
         changes = [
             "" if system == TAU_5 else _change(trainings, system, TAU_5, domain) for domain in (FREQUENT, RARE, None)
         ]
         lines.append(_row(system, *cells, *changes))
-    lines += ["", _row("", "part of the claim", "mean ± sd", "must exceed", "verdict (p for, against)"), _rule(5)]
+    return "\n".join([*lines, "", *_claim_parts(claims)])
+
+
+def blocks_section(regimes: Mapping[BlockRegime, Trainings]) -> str:
+    """Return R8: the losses of each language and the claims, with their rules."""
+    if not regimes:
+        return ""
+    lines = ["## Many times more English than Swahili (table 4, figure 6)", ""]
+    lines.append((blocks.__doc__ or "").split("\n\n", 1)[1].strip())
+    for regime, trainings in regimes.items():
+        sizes = ", ".join(f"{size:,} {domain}" for domain, size in regime.sizes.items())
+        lines += ["", f"### {' : '.join(str(count) for _, count in regime.proportions)}, {regime.passes} passes", ""]
+        lines += [f"{sizes}; {regime.steps} steps. Validation loss, mean ± standard deviation over the seeds (passes):"]
+        lines += ["", _row("system", "seeds", *regime.sizes), _rule(2 + len(regime.sizes))]
+        for system in (name for name in rules.ALL_SYSTEMS if name in trainings):
+            found = trainings[system]
+            lines.append(_row(system, str(len(found)), *(_level(found, domain) for domain in regime.sizes)))
+        judged = judge(trainings, blocks.CLAIMS)
+        lines += [""] + [f"* {j.claim.name} ({j.claim.item}): {j.claim.statement}: **{j.verdict}**." for j in judged]
+        lines += ["", *_claim_parts(judged)]
+    return "\n".join(lines)
+
+
+def _claim_parts(claims: Sequence[JudgedClaim]) -> list[str]:
+    lines = [_row("", "part of the claim", "mean ± sd", "must exceed", "verdict (p for, against)"), _rule(5)]
     for claim, parts, verdict, p_for, p_against in claims:
         for i, part in enumerate(parts):
             judgement = f"{verdict} ({_p(p_for)}, {_p(p_against)})" if i == 0 else ""
             lines.append(_row(claim.name if i == 0 else "", part.label, str(part), f"{part.bound:g}", judgement))
-    return "\n".join(lines)
+    return lines
+
+
+def _level(trainings: Sequence[TrainedSystem], domain: str) -> str:
+    losses, passes = final_losses(trainings, domain), np.mean([t.epochs[domain] for t in trainings])
+    deviation = f" ± {losses.std(ddof=1):.3f}" if len(losses) > 1 else ""
+    return f"{losses.mean():.3f}{deviation} ({passes:.3g})"
 
 
 def other_claims(results: Mapping[str, Result]) -> str:

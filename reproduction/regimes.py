@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pycooldown.processes import run_all
 from reproduction import kept
 from reproduction.rules import BATCH_SIZE, MAP_SYSTEMS, SCALARIZATION_5, Regime, Trainings, unimax_cap
-from reproduction.texts import choose_texts
+from reproduction.texts import Sizes, choose_texts
 from reproduction.translation import Setting, TrainedSystem, TrainingJob, identity_digest, train_system
 
 RESULTS = Path(__file__).with_name("results") / "regimes"
@@ -55,6 +55,7 @@ def train_regimes(
     seeds: Sequence[int],
     workers: int = 1,
     results: Path | None = None,
+    job: Callable[[Path, Place], TrainingJob] = job_of,
     progress: Callable[[Place, TrainedSystem], None] | None = None,
 ) -> None:
     """Train what ``folder`` does not have yet, regime by regime and seed by seed.
@@ -66,6 +67,7 @@ def train_regimes(
         seeds: Seeds of each system.
         workers: Processes that train at a time.
         results: Folder for a CSV of each regime, written anew after each seed.
+        job: Makes a training of a place in ``data``.
         progress: Called with each training, new or kept.
 
     Raises:
@@ -78,7 +80,7 @@ def train_regimes(
         rounds += [(seed, [system for system in regime.systems if system not in MAP_SYSTEMS]) for seed in seeds]
         for seed, systems in rounds:
             places = [Place(regime, seed, system) for system in systems]
-            for number, (training, identity) in run_all(partial(_train, data, folder), places, workers=workers):
+            for number, (training, identity) in run_all(partial(_train, data, folder, job), places, workers=workers):
                 rows.append(ResultRow(places[number], training, identity))
                 if progress:
                     progress(places[number], training)
@@ -86,8 +88,10 @@ def train_regimes(
                 write_results(rows, results / f"{regime.skew}-{regime.passes}.csv")
 
 
-def _train(data: Path, folder: Path, place: Place) -> tuple[TrainedSystem, str]:
-    job = job_of(data, place)
+def _train(
+    data: Path, folder: Path, make: Callable[[Path, Place], TrainingJob], place: Place
+) -> tuple[TrainedSystem, str]:
+    job = make(data, place)
     return train_system(job, folder / f"{place.regime.skew}-{place.regime.passes}"), identity_digest(job.identity)
 
 
@@ -110,25 +114,32 @@ def read_results(path: Path) -> tuple[Regime, Trainings]:
     Raises:
         ValueError: If systems of one seed were not trained on one setting: a row was added by hand.
     """
+    first, _, trainings = read_trainings(path)
+    return Regime(int(first["skew"]), int(first["passes"]), int(first["steps"]), tuple(trainings)), trainings
+
+
+def read_trainings(path: Path) -> tuple[Mapping[str, str], Sizes, Trainings]:
+    """Read what `write_results` wrote: the first row, the sizes and the trainings by system and seed.
+
+    Raises:
+        ValueError: If systems of one seed were not trained on one setting: a row was added by hand.
+    """
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    first = rows[0]
-    systems = tuple(dict.fromkeys(row["system"] for row in rows))
-    regime = Regime(int(first["skew"]), int(first["passes"]), int(first["steps"]), systems)
-    constant = {(row["skew"], row["passes"], row["steps"], row["domain"], row["size"]) for row in rows}
-    if len(constant) != len(regime.sizes):
+    sizes = {row["domain"]: int(row["size"]) for row in rows}
+    if len({(row["skew"], row["passes"], row["steps"], row["domain"], row["size"]) for row in rows}) != len(sizes):
         raise ValueError(f"{path} has rows of several regimes; expected one skew, number of passes and steps")
-    found: dict[str, dict[int, TrainedSystem]] = {system: {} for system in systems}
+    found: dict[str, dict[int, TrainedSystem]] = {}
     for row in rows:
         seed = int(row["seed"])
-        training = found[row["system"]].setdefault(
+        training = found.setdefault(row["system"], {}).setdefault(
             seed, TrainedSystem(row["system"], seed, [], {}, {}, float(row["cpu"]))
         )
         training.losses.setdefault(row["domain"], []).append(float(row["loss"]))
         training.epochs[row["domain"]] = float(row["epochs"])
         if int(row["step"]) not in training.steps:
             training.steps.append(int(row["step"]))
-    return regime, {system: [by_seed[seed] for seed in sorted(by_seed)] for system, by_seed in found.items()}
+    return rows[0], sizes, {system: [by_seed[seed] for seed in sorted(by_seed)] for system, by_seed in found.items()}
 
 
 def read_all(folder: Path = RESULTS) -> Mapping[Regime, Trainings]:

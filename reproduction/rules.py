@@ -181,9 +181,8 @@ class TextClaim:
 
 
 def final_losses(trainings: Sequence[TrainedSystem], domain: str | None) -> Vector:
-    """Return the last validation loss for each seed, of a language or (``None``) the mean of both."""
-    domains = [domain] if domain else [FREQUENT, RARE]
-    return np.array([np.mean([training.final(d) for d in domains]) for training in trainings])
+    """Return the last validation loss for each seed, of a language or (``None``) the mean of all."""
+    return np.array([np.mean([t.final(d) for d in ([domain] if domain else t.losses)]) for t in trainings])
 
 
 def rises(trainings: Sequence[TrainedSystem]) -> Vector:
@@ -191,9 +190,11 @@ def rises(trainings: Sequence[TrainedSystem]) -> Vector:
     return np.array([training.final(RARE) - min(training.losses[RARE]) for training in trainings])
 
 
-def _gain(found: Trainings, system: str, over: str, domain: str | None, bound: float = 0.0) -> ClaimPart:
+def gain(found: Trainings, system: str, over: str, domain: str | None, bound: float = 0.0) -> ClaimPart:
+    """Return what a system's last loss is below another's, on a language or (``None``) on the mean of all."""
     values = final_losses(found[over], domain) - final_losses(found[system], domain)
-    return ClaimPart(f"loss of {over} - {system}, {domain or 'mean of both'}", values, bound)
+    mean = "mean of both" if len(found[system][0].losses) == 2 else "mean of all"
+    return ClaimPart(f"loss of {over} - {system}, {domain or mean}", values, bound)
 
 
 def _early_gap(found: Trainings, tau: int, domain: str) -> Vector:
@@ -219,17 +220,17 @@ def _gap_grows(found: Trainings) -> list[ClaimPart]:
 def _neither(found: Trainings) -> list[ClaimPart]:
     high, cooled = rises(found[TAU_100]), rises(found[COOLDOWN])
     return [
-        _gain(found, COOLDOWN, TAU_1, RARE),
+        gain(found, COOLDOWN, TAU_1, RARE),
         ClaimPart(f"rise of tau = 100 from its best, {RARE}", high, RISE),
         ClaimPart(f"rise of tau = 100 - rise of cooldown, {RARE}", high - cooled),
-        _gain(found, COOLDOWN, TAU_100, RARE),
+        gain(found, COOLDOWN, TAU_100, RARE),
     ]
 
 
 def _gains(system: str, over: str, **bounds: float) -> Callable[[Trainings], list[ClaimPart]]:
     """Return the parts of one system over another: the least gain by language, or of the mean of both."""
     return lambda found: [
-        _gain(found, system, over, None if domain == "mean" else domain, bound) for domain, bound in bounds.items()
+        gain(found, system, over, None if domain == "mean" else domain, bound) for domain, bound in bounds.items()
     ]
 
 

@@ -41,10 +41,10 @@ class JudgedClaim(NamedTuple):
     p_against: float
 
 
-def judge(trainings: Trainings) -> list[JudgedClaim]:
+def judge(trainings: Trainings, among: Sequence[TextClaim] = CLAIMS) -> list[JudgedClaim]:
     """Judge every claim whose systems were trained in a regime with at least ``MIN_SEEDS`` shared seeds."""
-    found = {claim: paired(trainings, claim.systems) for claim in CLAIMS}
-    claims = [claim for claim in CLAIMS if len(found[claim].get(claim.systems[0], ())) >= MIN_SEEDS]
+    found = {claim: paired(trainings, claim.systems) for claim in among}
+    claims = [claim for claim in among if len(found[claim].get(claim.systems[0], ())) >= MIN_SEEDS]
     if not claims:
         return []
     parts = [claim.parts(found[claim]) for claim in claims]
