@@ -181,6 +181,22 @@ def _named_size(text: str) -> tuple[str, int]:
 
 
 @app.command()
+def groups(
+    sweep: Annotated[Path, typer.Argument(help="Folder of `pycooldown sweep` over recipes/table3.")],
+    results: Annotated[
+        Path | None, typer.Option(help="File for a copy of its rows, which the page reads; none by default.")
+    ] = None,
+) -> None:
+    """Judge table 3: BLEU and chrF of nine languages by groups of size."""
+    from reproduction import groups as rules
+
+    if results is not None:
+        rules.copy_scores(sweep, results)
+    for judged in rules.judge(rules.read_scores(sweep / "sweep.csv")):
+        console.print(f"{judged.name}: {judged.verdict}: {judged.statement}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def demo(
     runs: Annotated[Path, typer.Argument(help="Folder of `pycooldown sweep` over recipes/pair.")],
     out: Annotated[Path, typer.Argument(help="Folder for the pictures.")],

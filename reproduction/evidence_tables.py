@@ -8,9 +8,10 @@ import numpy as np
 
 from pycooldown.recipes.advice import Finding, nearest
 from pycooldown.recipes.paired import paired_difference
-from reproduction import blocks, rules
+from reproduction import blocks, groups, rules
 from reproduction.blocks import BlockRegime
 from reproduction.claims_variance import NORMS
+from reproduction.groups import Scores
 from reproduction.reproduce import CLAIMS, Result
 from reproduction.rules import CLAIMS as TEXT_CLAIMS
 from reproduction.rules import (
@@ -158,6 +159,31 @@ def blocks_section(regimes: Mapping[BlockRegime, Trainings]) -> str:
     return "\n".join(lines)
 
 
+def groups_section(scores: Scores) -> str:
+    """Return table 3: the scores by group and the claims, with their rules."""
+    if not scores:
+        return ""
+    lines = ["## Nine languages by groups of size (table 3)", "", (groups.__doc__ or "").split("\n\n", 1)[1].strip()]
+    for measure, label in groups.MEASURES.items():
+        lines += [
+            "",
+            f"{label}, mean ± standard deviation over the seeds:",
+            "",
+            _row("recipe", "seeds", *groups.GROUPS),
+        ]
+        lines.append(_rule(2 + len(groups.GROUPS)))
+        for recipe, by_group in scores[measure].items():
+            cells = [f"{by_group[g].mean():.1f} ± {by_group[g].std(ddof=1):.1f}" for g in groups.GROUPS]
+            lines.append(_row(recipe, str(len(by_group[groups.GROUPS[0]])), *cells))
+    lines += ["", _row("", "claim", "part", "mean ± sd", "must exceed", "verdict"), _rule(6)]
+    for judged in groups.judge(scores):
+        for i, part in enumerate(judged.parts):
+            first = (judged.name, judged.statement) if i == 0 else ("", "")
+            bound = "" if part.bound is None else f"{part.bound:g}"
+            lines.append(_row(*first, part.label, str(part), bound, judged.verdict if i == 0 else ""))
+    return "\n".join(lines)
+
+
 def _claim_parts(claims: Sequence[JudgedClaim]) -> list[str]:
     lines = [_row("", "part of the claim", "mean ± sd", "must exceed", "verdict (p for, against)"), _rule(5)]
     for claim, parts, verdict, p_for, p_against in claims:
@@ -225,6 +251,12 @@ def method(regimes: Mapping[Regime, Trainings], results: Mapping[str, Result]) -
         "pycooldown pack evidence/corpus evidence/packed",
         "python -m reproduction regimes evidence/packed --folder evidence --results reproduction/results/regimes",
         "python -m reproduction regimes evidence/packed --regime 50:100 --claim R7 --workers 2   # one of your own",
+        "pycooldown tokenize four en=... it=... zh=... sw=... --train-tokenizer bpe --vocabulary-size 4000",
+        "python -m reproduction blocks four --results reproduction/results/blocks   # R8; --size en=100 ...",
+        "python -m reproduction corpus table3/corpus --languages es,de,cs,fr,nl,pt,ro,gl,da",
+        "pycooldown pack table3/corpus table3/packed",
+        "pycooldown sweep recipes/table3/*.yaml --seeds 0,1,2,3,4,5,6,7 --output table3/runs",
+        "python -m reproduction groups table3/runs --results reproduction/results/groups/table3.csv",
         "python -m reproduction reproduce --data evidence/packed --results reproduction/results/claims",
         "python -m reproduction page --advice pycooldown/recipes/advice.json   # this page, from reproduction/results",
         "```",

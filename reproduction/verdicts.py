@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from pycooldown.mixture import Vector
+from pycooldown.recipes.advice import DEFAULT
 from pycooldown.recipes.paired import paired_difference
 from reproduction.claim import ClaimPart, Verdict
 from reproduction.rules import (
     CLAIMS,
-    COOLDOWN,
     LEVEL,
     MAP_SYSTEMS,
     MIN_SEEDS,
@@ -105,7 +105,7 @@ def best_system(trainings: Trainings, domain: str | None) -> Best:
 def advised(trainings: Trainings) -> str:
     """Return what a regime speaks for: Cooldown, unless the best on the mean of both languages is told from it."""
     best = best_system(trainings, None)
-    return COOLDOWN if COOLDOWN in best.ties else best.system
+    return DEFAULT if DEFAULT in best.ties else best.system
 
 
 def mean_losses(trainings: Trainings) -> dict[str, float]:

@@ -119,6 +119,18 @@ def test_the_best_is_marked_only_beyond_the_tests():
     assert set(best.ties) >= {COOLDOWN, TAU_1} - {best.system}
 
 
+@pytest.mark.parametrize(
+    ("offsets", "noise", "expected"),
+    [
+        ({COOLDOWN: (0, 0)}, 0.01, COOLDOWN),
+        ({TAU_1: (0, 0), COOLDOWN: (0.001, 0.001)}, 0.1, COOLDOWN),  # not told from the best
+        ({TAU_1: (0, 0), COOLDOWN: (0.1, 0.1)}, 0.01, TAU_1),
+    ],
+)
+def test_cooldown_is_advised_unless_another_is_clearly_better(offsets, noise, expected):
+    assert verdicts.advised(trainings({**EVEN, **offsets}, noise=noise)) == expected
+
+
 def test_results_survive_their_file(tmp_path):
     regime = Regime(9, 20)
     found = trainings(EVEN, seeds=3)
@@ -169,6 +181,7 @@ def test_the_page_says_what_the_results_say(tmp_path):
     assert "| yes | **no** |" in text
     assert "| 9:1, 5 passes | 2.0 |" in text
     assert "not trained yet: 100:1, 20 passes; 9:1, 20 passes" in text
+    assert "after the change (0 of 2)" in text
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written[1:-1])
     loaded = advice.load(tmp_path / "advice.json")
     assert [(f.passes, f.skew, f.best) for f in loaded] == [(130, 100, COOLDOWN), (5, 9, TAU_5)]
