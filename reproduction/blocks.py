@@ -62,9 +62,9 @@ class BlockRegime(Regime):
     proportions: tuple[tuple[str, int], ...] = PROPORTIONS
 
     @property
-    def draws(self) -> int:
-        """Blocks that a training draws."""
-        return self.steps * BATCH_SIZE
+    def batch_size(self) -> int:
+        """Blocks in a batch."""
+        return BATCH_SIZE
 
     @property
     def sizes(self) -> Sizes:

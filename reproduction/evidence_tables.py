@@ -93,8 +93,9 @@ def advice_and_regret(regimes: Mapping[Regime, Trainings], findings: Sequence[Fi
         "languages is than that of the best of the five systems, in nats.",
         "",
         "The first rule named the lowest mean of the nearest regime. It was changed after a look at seven regimes, "
-        "where it did worse than a constant; that constant, Cooldown, is the default now. So the first column flatters the "
-        f"advisor. The last column has the regimes that were trained after the change ({sum(later)} of {len(later)}).",
+        "where it did worse than a constant; that constant, Cooldown, is the default now. So the first column flatters "
+        "the advisor. The last column has the regimes that were trained after the change "
+        f"({sum(later)} of {len(later)}).",
         "",
         _row("rule", "mean regret", "largest regret", "where", "mean regret, later regimes"),
         _rule(5),

@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from pycooldown import DomainBatchSampler
 from pycooldown.processes import run_all
 from reproduction import kept
 from reproduction.rules import BATCH_SIZE, MAP_SYSTEMS, SCALARIZATION_5, Regime, Trainings, unimax_cap
 from reproduction.texts import Sizes, choose_texts
-from reproduction.translation import Setting, TrainedSystem, TrainingJob, identity_digest, train_system
+from reproduction.translation import Setting, TrainedSystem, TrainingJob, identity_digest, systems, train_system
 
 RESULTS = Path(__file__).with_name("results") / "regimes"
 _COLUMNS = ("skew", "passes", "steps", "system", "seed", "domain", "size", "epochs", "step", "loss", "cpu", "identity")
@@ -47,6 +48,20 @@ def job_of(data: Path, place: Place) -> TrainingJob:
     return TrainingJob(texts, system, seed, setting_of(regime), unimax_cap(regime))
 
 
+def check_regime(regime: Regime) -> None:
+    """Raise ValueError if a system would draw more samples of a language into each batch than the regime has of it."""
+    build = systems(regime.steps, regime.batch_size, unimax_cap(regime))
+    for system in regime.systems:
+        schedule = build[system](regime.sizes)
+        try:
+            DomainBatchSampler(schedule, batch_size=regime.batch_size, seed=0, num_steps=regime.steps)
+        except ValueError as error:
+            raise ValueError(
+                f"{regime.name}, {regime.steps} steps: {system} cannot be trained there ({error}); expected fewer "
+                "passes, or more steps"
+            ) from error
+
+
 def train_regimes(
     data: Path,
     folder: Path,
@@ -71,15 +86,18 @@ def train_regimes(
         progress: Called with each training, new or kept.
 
     Raises:
-        ValueError: If the data have too few pairs for a regime.
+        ValueError: If the data have too few pairs for a regime, or a regime too few for a batch; the latter before
+            anything is trained.
     """
+    for regime in regimes:
+        check_regime(regime)
     for regime in regimes:
         rows: list[ResultRow] = []
         first = [system for system in regime.systems if system in MAP_SYSTEMS]
         rounds = [(seed, first) for seed in seeds]
         rounds += [(seed, [system for system in regime.systems if system not in MAP_SYSTEMS]) for seed in seeds]
-        for seed, systems in rounds:
-            places = [Place(regime, seed, system) for system in systems]
+        for seed, trained in rounds:
+            places = [Place(regime, seed, system) for system in trained]
             for number, (training, identity) in run_all(partial(_train, data, folder, job), places, workers=workers):
                 rows.append(ResultRow(places[number], training, identity))
                 if progress:

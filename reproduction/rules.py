@@ -109,9 +109,14 @@ class Regime:
         return (self.skew, self.passes) == (100, 130)
 
     @property
+    def batch_size(self) -> int:
+        """Samples in a batch."""
+        return BATCH_SIZE
+
+    @property
     def draws(self) -> int:
         """Samples that a training draws."""
-        return self.steps * BATCH_SIZE
+        return self.steps * self.batch_size
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -148,7 +153,7 @@ def unimax_cap(regime: Regime) -> float:
     uniform sampling where these are fewer than 40, but always a quarter more than the mean passes over all data.
     """
     sizes = regime.sizes
-    uniform = regime.draws / len(sizes) / sizes[RARE]
+    uniform = regime.draws / len(sizes) / min(sizes.values())
     return max(min(20.0, uniform / 2), 1.25 * regime.draws / sum(sizes.values()))
 
 

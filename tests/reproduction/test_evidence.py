@@ -51,6 +51,22 @@ def test_regimes_have_the_exposure_that_they_name_and_a_cap_that_binds(regime):
     assert budgets[1] / sizes[RARE] == pytest.approx(rules.unimax_cap(regime))  # bound
     assert budgets[1] < 0.9 * regime.draws / 2  # so it is not uniform sampling
     assert regime.steps % regimes.setting_of(regime).evaluations == 0
+    regimes.check_regime(regime)  # no system draws more of a language into a batch than there is
+
+
+def test_a_regime_that_no_batch_fits_is_refused_before_anything_is_trained(tmp_path):
+    """At 300 passes and 420 steps there are 13 pairs of the rare language, and tau = 100 draws 16 into each batch."""
+    done = []
+    with pytest.raises(ValueError, match=r"100:1, 300 passes, 420 steps: temperature 100 cannot be .* more steps"):
+        regimes.train_regimes(
+            tmp_path,
+            tmp_path,
+            [Regime(9, 20), Regime(100, 300)],
+            seeds=[0],
+            progress=lambda place, training: done.append(place),
+        )
+    assert not done
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_system_of_the_rules_can_be_trained():
