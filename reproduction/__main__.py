@@ -60,6 +60,20 @@ def documents(
 
 
 @app.command()
+def packages(
+    out: Annotated[Path, typer.Argument(help="Folder for <language>.jsonl.")],
+    cache: Annotated[Path | None, typer.Option(help="Folder for the download.")] = None,
+) -> None:
+    """Fetch documents in English, Italian, Chinese and Swahili by apt, for `blocks`; needs a Debian system."""
+    from reproduction.packages import build_packages
+
+    table = Table("language", *(Column(name, justify="right") for name in ("documents", "characters")), title=str(out))
+    for language, found in build_packages(out, cache=cache).items():
+        table.add_row(language, f"{found['documents']:,}", f"{found['characters']:,}")
+    console.print(table)
+
+
+@app.command()
 def reproduce(
     claims: Annotated[list[str] | None, typer.Argument(help="R1 ... R4, R12 ... R15; all by default.")] = None,
     data: Annotated[Path | None, typer.Option(help="Packed data with German and Romanian, for R4.")] = None,
