@@ -16,6 +16,7 @@ from pycooldown.adaptive import (
     DoReMi,
     GroupDRO,
     OnlineDataMixing,
+    PiKE,
     Statistics,
     VarianceAware,
 )
@@ -39,6 +40,7 @@ METHODS = {
     "va_systematic": lambda start=UNIFORM, **o: VarianceAware(start, interval=3, allocation="systematic", **o),
     "ado": lambda start=UNIFORM, **o: ADO(start, warmup=4, interval=4, **o),
     "ado_shared": lambda start=UNIFORM, **o: ADO(start, warmup=0, interval=5, shared_count=True, **o),
+    "pike": lambda start=UNIFORM, **o: PiKE(start, batch_size=12, gradient_rate=0.1, interval=3, **o),
     "fgls": lambda start=UNIFORM, **o: FGLS(start, interval=3, warmup=6, **o),
     "erma": lambda start=UNIFORM, **o: ERMA(start, interval=3, variance_rate=0.5, **o),
     "va": lambda start=UNIFORM, **o: VarianceAware(start, interval=3, **o),

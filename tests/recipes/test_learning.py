@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from pycooldown import Mixture  # noqa: E402
-from pycooldown.adaptive import ERMA, FGLS, DoReMi, GroupDRO, OnlineDataMixing, VarianceAware  # noqa: E402
+from pycooldown.adaptive import ERMA, FGLS, DoReMi, GroupDRO, OnlineDataMixing, PiKE, VarianceAware  # noqa: E402
 from pycooldown.huggingface import MixtureTrainer, fuse_loss  # noqa: E402
 from pycooldown.huggingface.checks import warn_of_lengths  # noqa: E402
 from pycooldown.huggingface.probe import Probe  # noqa: E402
@@ -32,6 +32,7 @@ SCHEDULES = {
     "odm": lambda: OnlineDataMixing(UNIFORM, delay=3),
     "fgls": lambda: FGLS(UNIFORM, interval=2, delay=3),
     "erma": lambda: ERMA(UNIFORM, interval=2, variance_rate=1.0, delay=3),
+    "pike": lambda: PiKE(UNIFORM, batch_size=8, gradient_rate=1.0, interval=2, delay=3),
     "va": lambda: VarianceAware(UNIFORM, interval=2, delay=3),
     "fgls_va": lambda: VarianceAware(FGLS(UNIFORM, interval=2, delay=3), interval=2, delay=3),
 }
