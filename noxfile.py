@@ -122,6 +122,8 @@ FRAMEWORKS = {
     "trl": ("trl_sft", ("trl==1.16.0",)),
     "torchtitan": ("torchtitan_loader", ("torchtitan==0.3.0",)),
     "olmo_core": ("olmo_core_loader", ("ai2-olmo-core==3.0.0", "google-cloud-storage", "boto3")),
+    "litgpt": ("litgpt_data", ("litgpt==0.5.13",)),
+    "megatron": ("megatron_external", ("megatron-core==0.16.1",)),
 }
 
 
@@ -131,7 +133,8 @@ def frameworks(session: nox.Session, framework: str) -> None:
     """The example of a framework in an environment of its own, since their pins exclude each other; opt-in."""
     example, requirements = FRAMEWORKS[framework]
     # Not all of constraints.txt, whose versions some of them refuse.
-    session.install(*only_torch(session), ".[train]", *TRAINER_TESTS, *requirements)
+    needs = (".[train]", *TRAINER_TESTS) if framework == "trl" else (".[data]", *PYTEST)
+    session.install(*only_torch(session), *needs, *requirements)
     session.run("pytest", "tests/examples", "-k", example, *session.posargs)
     if framework == "trl":
         session.run("pytest", "tests/huggingface/test_sft.py", *session.posargs)
