@@ -1,4 +1,4 @@
-"""The built site in headless Chromium (`nox -s browser`): no console errors, no missing pictures, fit for 400 px, searched.
+"""The built site in headless Chromium (`nox -s browser`): errors in the console, pictures, a narrow screen, the search.
 
 Links are checked when the site is built, strictly.
 """
