@@ -131,6 +131,8 @@ FRAMEWORKS = {
     "trl": ("trl_sft", ("trl==1.16.0",)),
     "torchtitan": ("torchtitan_loader", ("torchtitan==0.3.0",)),
     "olmo_core": ("olmo_core_loader", ("ai2-olmo-core==3.0.0", "google-cloud-storage", "boto3")),
+    "litgpt": ("litgpt_data", ("litgpt==0.5.13",)),
+    "megatron": ("megatron_external", ("megatron-core==0.16.1",)),
 }
 
 
@@ -140,7 +142,8 @@ def frameworks(session: nox.Session, framework: str) -> None:
     """The example of a framework in an environment of its own, since their pins exclude each other; opt-in."""
     example, requirements = FRAMEWORKS[framework]
     # Not all of constraints.txt, whose versions some of them refuse.
-    session.install(*only_torch(session), ".[train]", *TRAINER_TESTS, *requirements)
+    needs = (".[train]", *TRAINER_TESTS) if framework == "trl" else (".[data]", *PYTEST)
+    session.install(*only_torch(session), *needs, *requirements)
     session.run("pytest", "tests/examples", "-k", example, *session.posargs)
     if framework == "trl":
         session.run("pytest", "tests/huggingface/test_sft.py", *session.posargs)
@@ -325,6 +328,7 @@ def wheel(session: nox.Session) -> None:
     bare = folder / "bare"
     session.run("python", "-m", "venv", "--clear", str(bare))
     pip = (f"{bare}/bin/python", "-m", "pip", "install", "--quiet", *CONSTRAINTS)
+    (bare / "bin/cat").symlink_to(shutil.which("cat"))  # a page reads through it
     no_compiler = {"PATH": f"{bare}/bin", "PYTHONSAFEPATH": "1"}
     session.run(*pip, f"{repaired}[cli]", *PYTEST, env=no_compiler)
     size = ("--size", "en=9000", "--size", "sw=40", "--steps", "100", "--batch-size", "8")

@@ -25,6 +25,8 @@ NEEDS = {
     "webdataset_stream": ("webdataset",),
     "torchtitan_loader": ("torchtitan",),
     "olmo_core_loader": ("olmo_core",),
+    "litgpt_data": ("litgpt",),
+    "megatron_external": ("megatron",),
 }
 RESUMES = (
     "accelerate_loop",
@@ -33,6 +35,8 @@ RESUMES = (
     "webdataset_stream",
     "torchtitan_loader",
     "olmo_core_loader",
+    "litgpt_data",
+    "megatron_external",
 )
 
 
