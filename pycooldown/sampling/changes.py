@@ -206,8 +206,12 @@ class BatchSizes:
 
 
 def _samples_before(pairs: Sequence[tuple[int, int]], step: int) -> int:
-    ends = [first_step for first_step, _ in pairs[1:]] + [step]
-    return sum(max(min(end, step) - first_step, 0) * size for (first_step, size), end in zip(pairs, ends, strict=True))
+    total = 0
+    for first_step, size in reversed(pairs):
+        if step > first_step:
+            total += (step - first_step) * size
+            step = first_step
+    return total
 
 
 @dataclass(frozen=True)

@@ -365,7 +365,7 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(corpus, tokenizer_file, t
 def test_a_killed_worker_is_an_error(run, monkeypatch, corpus):
     """The next run makes the missing parts."""
     code = (
-        "import os, signal, sys\nfrom pycooldown.data.prepare.engines import open_engine\n"
+        "import os, signal, sys\nfrom pycooldown.data.engines import open_engine\n"
         "def die(n):\n    os.kill(os.getpid(), signal.SIGKILL) if n == 3 else None\n    return n\n"
         "if __name__ == '__main__':\n"
         "    with open_engine(workers=2) as run:\n"
@@ -381,7 +381,7 @@ def test_a_killed_worker_is_an_error(run, monkeypatch, corpus):
 def test_workers_use_one_core_each(corpus):
     path = corpus.parent / "env.py"
     path.write_text(
-        "import os\nfrom pycooldown.data.prepare.engines import open_engine\n"
+        "import os\nfrom pycooldown.data.engines import open_engine\n"
         "def threads(n):\n    return os.environ['TOKENIZERS_PARALLELISM'], os.environ['RAYON_NUM_THREADS']\n"
         "if __name__ == '__main__':\n"
         "    for workers in (1, 2):\n"
