@@ -55,8 +55,8 @@ class Planner:
         self._job = job
         self._seed = job.seed
         self._remembered: dict[int, Position] = {0: (np.zeros(0, np.int64), np.zeros(0, np.int64))}
-        # None: to be made anew from a remembered position. It is taken away while it moves, so that whatever breaks
-        # this off, a KeyboardInterrupt for example, never leaves it at another step than self._step.
+        # None: it has to be made anew from a remembered position. While the core moves, it is taken out of here. So an
+        # interruption, such as a KeyboardInterrupt, never leaves it at another step than self._step.
         self._core: _core.BatchPlanner | None = None
         self._step = 0
         self._spans: list[MixtureSpan] = []
@@ -201,7 +201,7 @@ class Planner:
         spans = spans[passed:]
         if not spans or spans[0].start > step or spans[0].schedule is not now.schedule:
             spans = [MixtureSpan.from_step(now, step)]
-        # Changes by set_schedule() are not looked ahead to: they were not known when the steps before were planned.
+        # Do not look ahead beyond changes by set_schedule(): they were not known when the steps before were planned.
         look_ahead = self._job.allocation == "quota" and now.delay == 0
         while look_ahead and len(spans) < _LOOK_AHEAD and spans[-1].end != NEVER:
             spans.append(MixtureSpan.from_step(now, spans[-1].end))

@@ -60,7 +60,7 @@ class ScheduleHistory:
         self.changes = [ScheduleChange(0, _checked(schedule), schedule.mixture(0))]
 
     def copy(self) -> ScheduleHistory:
-        """Return a history that later changes of this one do not reach."""
+        """Return a copy, which later changes of this history leave as it is."""
         other = object.__new__(ScheduleHistory)
         other.changes = [
             ScheduleChange(c.from_step, c.schedule, c.first, dict(c.new_sizes), dict(c.draws)) for c in self.changes
@@ -240,7 +240,7 @@ class Job:
         return self.batch_sizes.total is not None
 
     def identity(self) -> dict[str, Any]:
-        """Return what a state must be equal in, but for the changes, as JSON values."""
+        """Return what a state must have in common with this job, as JSON values. Changes are compared elsewhere."""
         first = self.history.changes[0]
         identity = {
             "sizes": first.sizes,
@@ -260,7 +260,7 @@ class Job:
         return change
 
     def copy(self) -> Job:
-        """Return a job that later changes of this one do not reach."""
+        """Return a copy, which later changes of this job leave as it is."""
         return replace(self, history=self.history.copy(), batch_sizes=copy(self.batch_sizes))
 
 

@@ -13,7 +13,7 @@ from pycooldown.data.prepare.inputs import find_files  # noqa: E402
 from pycooldown.data.prepare.options import Options, TokenizerOptions  # noqa: E402
 from pycooldown.data.prepare.parts import divide  # noqa: E402
 from pycooldown.data.prepare.sentencepiece_training import train_sentencepiece  # noqa: E402
-from pycooldown.data.prepare.tokenizer import load_encoder, prepare_tokenizer  # noqa: E402
+from pycooldown.data.prepare.tokenizer_files import load_encoder, prepare_tokenizer  # noqa: E402
 from pycooldown.data.prepare.tokenizer_training import balanced_sample, train_tokenizer  # noqa: E402
 
 TEXTS = ["Feuer und wasser 12", "  spaces\n\n and 水 🎉", "a </s> that is text", ""]
@@ -125,6 +125,11 @@ def test_files_that_are_no_tokenizers(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=name.replace(".", r"\.")):
         prepare_tokenizer(tmp_path / name, tmp_path / "t", pattern=PATTERN if name == "a.tiktoken" else None)
+
+
+def test_without_a_tokenizer_the_error_says_how_to_get_one(tmp_path):
+    with pytest.raises(ValueError, match=r"'tokenizer.json' is not there .* --train-tokenizer bpe .* trains one"):
+        prepare_tokenizer("tokenizer.json", tmp_path / "t")
 
 
 def test_a_changed_copy_is_not_used(tmp_path, tokenizer_file):
