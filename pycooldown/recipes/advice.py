@@ -1,4 +1,4 @@
-"""Advice on a mixture from trainings at several exposures and skews, and none beyond their range."""
+"""Advice on a mixture, from trainings at several exposures and skews. Outside their range there is none."""
 
 from __future__ import annotations
 

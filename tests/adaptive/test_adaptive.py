@@ -238,7 +238,7 @@ def test_exponentiated_gradient():
 
 
 def test_doremi_rises_for_excess_loss_and_not_for_entropy():
-    """Domain a is hard and as hard for the reference; b is easy, but further from its reference."""
+    """Domain a is hard for the model and for the reference. Domain b is easy, but the reference is better there."""
     schedule = DoReMi(Mixture.temperature_sampling({"a": 1, "b": 1}, 1), step_size=1.0, smoothing=0.0, delay=1)
     for step in range(10):
         schedule.update(step, stats([8.0, 1.0], count=100, excess_loss_sum=[5.0, 30.0]))

@@ -152,6 +152,7 @@ def two_ranks(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # its fixture trains them all on two ranks
 @pytest.mark.parametrize("method", SCHEDULES)
 def test_one_process_goes_on_from_two_bit_for_bit(tmp_path, two_ranks, method):
     """Rank r's slice is micro-batch r of one process, and a sum of two does not depend on their order."""

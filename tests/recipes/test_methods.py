@@ -143,7 +143,7 @@ def test_probes_are_kept_out_of_training(tmp_path):
 
 
 class Stages:
-    """Stands for training: notes what is trained, and breaks off if told to."""
+    """A stand-in for training: notes what is trained, and breaks off on request."""
 
     def __init__(self, break_off_at=None):
         self.done, self.break_off_at = [], break_off_at
