@@ -277,7 +277,8 @@ def sanitize(session: nox.Session, sanitizer: str) -> None:
         external=True,
     )
     session.run(
-        *(*command, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=0"),
+        # What the sanitizers write must not be lost with a process that ends at once.
+        *(*command, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=0", "--capture=sys"),
         *(session.posargs or [f"tests/{test}" for test in SANITIZED_TESTS]),
         env=env,
         external=True,

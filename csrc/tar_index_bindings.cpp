@@ -30,7 +30,8 @@ using Shard = Integer<"shard", std::uint32_t>;
 Index scan_object(const py::function& read, UInt64<"size"> size) {
   return scan_tar(
       [&](std::uint64_t offset, char* out, std::size_t count) {
-        const std::string_view found = read(offset, count).cast<py::bytes>();
+        const py::bytes reply = read(offset, count).cast<py::bytes>();
+        const std::string_view found = reply;  // a view, so `reply` must outlive it
         std::memcpy(out, found.data(), std::min(count, found.size()));
         return std::min(count, found.size());
       },

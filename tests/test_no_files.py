@@ -128,7 +128,7 @@ def inputs(path):
 
 
 def tokenizer(path):
-    from pycooldown.data.prepare.tokenizer import prepare_tokenizer
+    from pycooldown.data.prepare.tokenizer_files import prepare_tokenizer
 
     prepare_tokenizer(path, path.parent / "prepared")
 

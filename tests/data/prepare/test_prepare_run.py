@@ -18,9 +18,9 @@ tokenizers = pytest.importorskip("tokenizers")
 pytest.importorskip("orjson")
 
 from pycooldown.data.prepare import Options, TokenizerOptions, parse_inputs, tokenize  # noqa: E402
+from pycooldown.data.prepare.make_shards import cut  # noqa: E402
 from pycooldown.data.prepare.records import WORK  # noqa: E402
 from pycooldown.data.prepare.split import below, choose, keyed_hash, smallest  # noqa: E402
-from pycooldown.data.prepare.work import cut  # noqa: E402
 from pycooldown.data.token_shards import open_token_shard  # noqa: E402
 
 
