@@ -36,14 +36,6 @@ py::bytes range_bytes(const BlockRanges& ranges, std::size_t i) {
   return bytes;
 }
 
-py::array_t<std::uint8_t> join(const BlockRanges& ranges) {
-  std::size_t size = 0;
-  for (std::size_t i = 0; i < ranges.size(); ++i) size += ranges[i].size;
-  py::array_t<std::uint8_t> out(static_cast<py::ssize_t>(size));
-  ranges.join(reinterpret_cast<char*>(out.mutable_data()));
-  return out;
-}
-
 void register_block_maps(py::module_& m) {
   m.attr("SEAL_BYTES") = kSealBytes;
   m.def(
@@ -65,13 +57,12 @@ void register_block_maps(py::module_& m) {
       .def_property_readonly("damaged", &BlockRanges::damaged, "Those of them that have a damaged one.")
       .def(
           "give",
-          [](BlockRanges& ranges, std::int64_t block, const py::buffer& content) {
+          [](BlockRanges& ranges, Int64<"block"> block, const py::buffer& content) {
             const py::buffer_info info = content.request();
             ranges.give(block, {static_cast<const char*>(info.ptr), static_cast<std::size_t>(info.size)});
           },
           "block"_a, "content"_a, "Take the content of a missing block.")
-      .def("retry", &BlockRanges::retry, "Map the missing blocks that have files by now.")
-      .def("join", &join, "Return all ranges end to end.");
+      .def("retry", &BlockRanges::retry, "Map the missing blocks that have files by now.");
   py::class_<BlockMaps, std::shared_ptr<BlockMaps>>(m, "BlockMaps", "The blocks of a cache that a process has mapped.")
       .def(py::init([](const std::string& folder, const Input<std::int64_t>& bases, const Input<std::int64_t>& bounds,
                        std::vector<std::string> stems, const std::string& states, UInt64<"max_maps"> max_maps) {

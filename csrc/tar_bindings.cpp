@@ -154,6 +154,32 @@ class PyTarReader {
     return out;
   }
 
+  // Contents end to end.
+  static py::array_t<std::uint8_t> join(const py::sequence& contents) {
+    std::vector<std::unique_ptr<Content>> parts;
+    py::ssize_t size = 0;
+    for (const py::handle content : contents) {
+      parts.push_back(std::make_unique<Content>(content.ptr()));
+      size += parts.back()->buffer.len;
+    }
+    py::array_t<std::uint8_t> out(size);
+    std::uint8_t* to = out.mutable_data();
+    for (const auto& part : parts) {
+      std::memcpy(to, part->buffer.buf, static_cast<std::size_t>(part->buffer.len));
+      to += part->buffer.len;
+    }
+    return out;
+  }
+
+  static py::array_t<std::uint8_t> join_ranges(const BlockRanges& ranges) {
+    if (!ranges.missing().empty()) throw py::value_error("blocks are missing");
+    std::size_t size = 0;
+    for (std::size_t i = 0; i < ranges.size(); ++i) size += ranges[i].size;
+    py::array_t<std::uint8_t> out(static_cast<py::ssize_t>(size));
+    ranges.join(reinterpret_cast<char*>(out.mutable_data()));
+    return out;
+  }
+
   // One member of each sample, end to end, and where each begins.
   py::tuple flat(const py::object& indices, const std::string& extension) {
     const auto places = find(indices);
@@ -259,6 +285,8 @@ void register_tar_reader(py::module_& m) {
       .def("locate", &PyTarReader::locate, "indices"_a, "extension"_a = py::none(), py::keep_alive<0, 1>())
       .def("assemble", &PyTarReader::assemble_ranges, "samples"_a, "contents"_a)
       .def("assemble", &PyTarReader::assemble, "samples"_a, "contents"_a)
+      .def_static("join", &PyTarReader::join_ranges, "contents"_a)
+      .def_static("join", &PyTarReader::join, "contents"_a)
       .def("flat", &PyTarReader::flat, "indices"_a, "extension"_a);
 }
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pycooldown._core import BlockRanges
 from pycooldown.data.byte_ranges import Buffer, ByteRanges, Spans, StoreRanges
 from pycooldown.data.index import TarIndex, TarReader
 from pycooldown.data.stores import StoredObject, is_url
@@ -75,10 +74,7 @@ class ShardReader:
         spans = self.locate(indices, extension)
         offsets = np.concatenate([[0], np.cumsum(spans.ends - spans.starts)])
         if self._are_all_remote:
-            every = self._fetch(spans)
-            if isinstance(every, BlockRanges):
-                return every.join(), offsets
-            return np.frombuffer(bytearray().join(every), np.uint8), offsets
+            return self._reader.join(self._fetch(spans)), offsets
         near, far, contents = self._split(indices, spans)
         local, bounds = self._reader.flat([indices[i] for i in near], extension)
         parts = [local[begin:end] for begin, end in itertools.pairwise(bounds)]

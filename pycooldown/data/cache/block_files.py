@@ -20,7 +20,7 @@ from pycooldown._files import write_atomically
 from pycooldown.data.cache.blocks import Blocks
 from pycooldown.data.stores import StoredObject
 
-__all__ = ["BlockFiles"]
+__all__ = ["BlockFiles", "BlockMaps"]
 
 _NAME = re.compile(r"([0-9a-f]{32})-([0-9a-f]+)-([0-9a-f]+)\.block")
 

@@ -9,9 +9,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from pycooldown._core import BlockMaps
 from pycooldown.data.byte_ranges import Buffer
-from pycooldown.data.cache.block_files import BlockFiles
+from pycooldown.data.cache.block_files import BlockFiles, BlockMaps
 from pycooldown.data.cache.messages import receive, send
 from pycooldown.data.cache.starting import connect, states_path
 from pycooldown.data.stores import StoreError
