@@ -2,6 +2,7 @@
 // itself.
 #pragma once
 
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
@@ -9,6 +10,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "pycooldown/tar_index.h"
@@ -24,6 +26,38 @@ inline py::object interned(py::object text) {
   PyUnicode_InternInPlace(&object);
   return py::reinterpret_steal<py::object>(object);
 }
+
+// The bytes of members, from the first one's to the last one's.
+inline std::pair<std::uint64_t, std::uint64_t> extent(std::span<const TarMember> members) {
+  if (members.empty()) return {0, 0};
+  return {members.front().offset, members.back().offset + members.back().size};
+}
+
+// Samples that were looked up in the index, which outlives this.
+struct Located {
+  std::vector<TarReader::Place> places;
+  std::vector<std::string_view> keys;
+  std::vector<TarMember> members;  // of all samples
+  std::vector<std::size_t> ends;   // of those of each sample
+
+  std::span<const TarMember> members_of(std::size_t i) const {
+    const std::size_t begin = i == 0 ? 0 : ends[i - 1];
+    return {members.data() + begin, ends[i] - begin};
+  }
+
+  // Shards, begins and ends.
+  py::tuple spans() const {
+    const auto size = static_cast<py::ssize_t>(places.size());
+    py::array_t<std::int64_t> shards(size), begins(size), stops(size);
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      const auto [begin, end] = extent(members_of(i));
+      shards.mutable_data()[i] = places[i].shard;
+      begins.mutable_data()[i] = static_cast<std::int64_t>(begin);
+      stops.mutable_data()[i] = static_cast<std::int64_t>(end);
+    }
+    return py::make_tuple(shards, begins, stops);
+  }
+};
 
 class SampleObjects {
  public:

@@ -39,37 +39,6 @@ struct Content {
   Py_buffer buffer;
 };
 
-std::pair<std::uint64_t, std::uint64_t> extent(std::span<const TarMember> members) {
-  if (members.empty()) return {0, 0};
-  return {members.front().offset, members.back().offset + members.back().size};
-}
-
-// Samples that were looked up in the index, which outlives this.
-struct Located {
-  std::vector<TarReader::Place> places;
-  std::vector<std::string_view> keys;
-  std::vector<TarMember> members;  // of all samples
-  std::vector<std::size_t> ends;   // of those of each sample
-
-  std::span<const TarMember> members_of(std::size_t i) const {
-    const std::size_t begin = i == 0 ? 0 : ends[i - 1];
-    return {members.data() + begin, ends[i] - begin};
-  }
-
-  // Shards, begins and ends.
-  py::tuple spans() const {
-    const auto size = static_cast<py::ssize_t>(places.size());
-    py::array_t<std::int64_t> shards(size), begins(size), stops(size);
-    for (std::size_t i = 0; i < places.size(); ++i) {
-      const auto [begin, end] = extent(members_of(i));
-      shards.mutable_data()[i] = places[i].shard;
-      begins.mutable_data()[i] = static_cast<std::int64_t>(begin);
-      stops.mutable_data()[i] = static_cast<std::int64_t>(end);
-    }
-    return py::make_tuple(shards, begins, stops);
-  }
-};
-
 // TarReader with the Python strings that its samples share. Building samples is the hot path: it talks to CPython
 // itself.
 class PyTarReader {
@@ -81,13 +50,16 @@ class PyTarReader {
     reader_.add(path, std::move(index));
   }
 
-  void add_all(Index index, const std::string& folder) {
-    std::vector<py::dict> common;
-    for (std::uint32_t d = 0; d < index->num_domains(); ++d)
-      common.insert(common.end(), index->first_shard(d + 1) - index->first_shard(d),
-                    objects_.common_of(py::str(decode(index->domain(d)))));
-    objects_.add(*index, common);
-    reader_.add_all(std::move(index), folder);
+  void add_all(const Index& index, const std::string& folder) {
+    index->guarded([&] {
+      std::vector<py::dict> common;
+      for (std::uint32_t d = 0; d < index->num_domains(); ++d)
+        common.insert(common.end(), index->first_shard(d + 1) - index->first_shard(d),
+                      objects_.common_of(py::str(decode(index->domain(d)))));
+      objects_.add(*index, common);
+      reader_.add_all(index, folder);
+      return true;
+    });
   }
 
   std::uint64_t size() const { return reader_.size(); }
@@ -129,28 +101,34 @@ class PyTarReader {
       }
       out.ends.push_back(out.members.size());
     }
+    batch.finish();
     return out;
   }
 
   // Samples out of their bytes.
   py::list assemble(const Located& located, const py::sequence& contents) {
-    return assemble_each(located, contents.size(), [&](std::size_t i, const auto& fill_with) {
+    TarReader::Batch batch(reader_);
+    py::list out = assemble_each(located, contents.size(), [&](std::size_t i, const auto& fill_with) {
       const Content content(py::object(contents[i]).ptr());
       fill_with(static_cast<const char*>(content.buffer.buf), static_cast<std::size_t>(content.buffer.len),
                 [](const char* from, std::size_t size, void* to) { std::memcpy(to, from, size); });
     });
+    batch.finish();
+    return out;
   }
 
   // The same out of blocks that are mapped, without a copy between.
   py::list assemble_ranges(const Located& located, const BlockRanges& ranges) {
     if (!ranges.missing().empty()) throw py::value_error("blocks are missing");
-    RangeCopy copy;
+    TarReader::Batch batch(reader_);
+    RangeCopy copy(reader_.index_maps());
     py::list out = assemble_each(located, ranges.size(), [&](std::size_t i, const auto& fill_with) {
       ranges.prefetch(i);
       fill_with(ranges[i].data, ranges[i].size,
                 [&](const char* from, std::size_t size, void* to) { copy(ranges[i], from, size, to); });
     });
     ranges.check();
+    batch.finish();
     return out;
   }
 

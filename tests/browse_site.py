@@ -1,4 +1,4 @@
-"""The built site in headless Chromium (`nox -s browser`): no console errors, no missing pictures, fit for 400 px.
+"""The built site in headless Chromium (`nox -s browser`): errors in the console, pictures, a narrow screen, the search.
 
 Links are checked when the site is built, strictly.
 """
@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect, sync_playwright
 
 SITE = Path(__file__).parents[1] / "build/site"
 PAGES = sorted(str(page.relative_to(SITE)) for page in SITE.rglob("*.html") if page.name != "404.html")
@@ -78,3 +79,23 @@ def test_all_pictures_are_there(browsed):
 
 def test_pages_fit_a_narrow_screen(browsed):
     assert {row[0]: row[1] for row in browsed[0] if row[1] > 400} == {}
+
+
+def test_a_copy_is_searched_without_a_server_or_a_network():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_context(offline=True).new_page()
+        wrong, asked = [], []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((SITE / "start/loss.html").as_uri())
+        page.locator("[data-md-component=search-query]").click()
+        page.keyboard.type("quota allocation")
+        results = page.locator(".md-search-result__link")
+        expect(results.first).to_be_visible()
+        links = [link.get_attribute("href") for link in results.all()]
+        browser.close()
+    assert any("design.html" in link for link in links)
+    assert wrong == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []

@@ -253,7 +253,7 @@ void BlockRanges::check() const {
 void RangeCopy::operator()(const BlockRanges::Range& range, const char* from, std::size_t size, void* out) {
   if (range.map) guard_.watch({&range.map, 1});
   std::memcpy(out, from, size);
-  guard_.watch({});
+  guard_.watch(others_);
 }
 
 }  // namespace pycooldown

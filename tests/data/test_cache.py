@@ -188,6 +188,7 @@ def test_ranks_with_workers_read_what_is_planned(dataset, tmp_path, expected):
         cache.close()
 
 
+@pytest.mark.slow
 def test_a_second_pass_fetches_what_went(dataset, cache, expected):
     sampler = make_sampler(dataset)
     cache.follow(sampler, dataset)

@@ -25,6 +25,8 @@ NEEDS = {
     "webdataset_stream": ("webdataset",),
     "torchtitan_loader": ("torchtitan",),
     "olmo_core_loader": ("olmo_core",),
+    "litgpt_data": ("litgpt",),
+    "megatron_external": ("megatron",),
 }
 RESUMES = (
     "accelerate_loop",
@@ -33,6 +35,8 @@ RESUMES = (
     "webdataset_stream",
     "torchtitan_loader",
     "olmo_core_loader",
+    "litgpt_data",
+    "megatron_external",
 )
 
 
@@ -77,6 +81,7 @@ def test_examples_are_short_and_use_public_names(path):
             assert node.module.count(".") <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NEEDS if name not in ("plain_pytorch_ddp", "fsdp2_llama")])
 def test_example(name, tmp_path):
     printed = run(name, folder=tmp_path)

@@ -129,13 +129,15 @@ class BlockRanges {
   std::list<std::string> joined_;  // ranges that are in several blocks
 };
 
-// Copies bytes of ranges while lost pages are looked out for.
+// Copies bytes of ranges while lost pages are looked out for; between copies, those of `others`.
 class RangeCopy {
  public:
+  explicit RangeCopy(std::span<MappedBytes* const> others = {}) : others_(others) { guard_.watch(others_); }
   void operator()(const BlockRanges::Range& range, const char* from, std::size_t size, void* out);
 
  private:
   MapGuard guard_;
+  std::span<MappedBytes* const> others_;
 };
 
 }  // namespace pycooldown

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pycooldown.data.prepare.engines import RunParts
+from pycooldown.data.engines import RunParts
 from pycooldown.data.prepare.inputs import InputFile, InputPaths, find_files
 from pycooldown.data.prepare.options import Options, TokenizerOptions
 from pycooldown.data.prepare.outputs import ResultFolder

@@ -6,7 +6,7 @@ import os
 from functools import partial
 from typing import Any
 
-from pycooldown.data.prepare.engines import open_engine
+from pycooldown.data.engines import open_engine
 from pycooldown.data.prepare.finish import MANIFEST, finish
 from pycooldown.data.prepare.inputs import InputPaths
 from pycooldown.data.prepare.make_shards import make_shards

@@ -146,7 +146,10 @@ def _find(source: str | os.PathLike[str]) -> tuple[str, str]:
         kind = KINDS.get(posixpath.splitext(file)[1])
         if kind and _is_file(file):
             return file, kind
-    raise ValueError(f"tokenizer {source!r} is not there or of no known kind; expected {EXPECTED}")
+    raise ValueError(
+        f"tokenizer {source!r} is not there or of no known kind; expected {EXPECTED}. If there is none yet, "
+        "--train-tokenizer bpe (TokenizerOptions(train='bpe')) trains one on the documents"
+    )
 
 
 def _is_file(path: str) -> bool:

@@ -127,6 +127,11 @@ def test_files_that_are_no_tokenizers(tmp_path, name, content):
         prepare_tokenizer(tmp_path / name, tmp_path / "t", pattern=PATTERN if name == "a.tiktoken" else None)
 
 
+def test_without_a_tokenizer_the_error_says_how_to_get_one(tmp_path):
+    with pytest.raises(ValueError, match=r"'tokenizer.json' is not there .* --train-tokenizer bpe .* trains one"):
+        prepare_tokenizer("tokenizer.json", tmp_path / "t")
+
+
 def test_a_changed_copy_is_not_used(tmp_path, tokenizer_file):
     spec = prepare_tokenizer(tokenizer_file, tmp_path / "t")
     (tmp_path / "t" / "tokenizer.json").write_text("{}")
