@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import tempfile
 
 import numpy as np
 import pytest
@@ -72,6 +73,13 @@ def index():
     return _core.TarIndex.scan_object(lambda offset, size: bytes(size), 1024)
 
 
+def block_maps(max_maps=1):
+    with tempfile.NamedTemporaryFile() as states:
+        states.write(bytes(8))
+        states.flush()
+        return _core.BlockMaps(folder="", bases=[0], bounds=[], stems=[], states=states.name, max_maps=max_maps)
+
+
 UINT64, INT64, INT32 = (0, 2**64), (-(2**63), 2**63), (-(2**31), 2**31)
 # By argument, a call with it and the integers that its type holds.
 ARGUMENTS = {
@@ -114,6 +122,9 @@ ARGUMENTS = {
     "BatchPlanner.set_blocks group": (lambda v: planner().set_blocks(0, [5], block=2, group=v), UINT64),
     "CachePlanner limit": (lambda v: _core.CachePlanner([1], limit=v, depth=1), INT64),
     "CachePlanner depth": (lambda v: _core.CachePlanner([1], limit=1, depth=v), INT64),
+    "CachePlanner prefetched": (lambda v: _core.CachePlanner([1], limit=1, depth=1, prefetched=v), INT64),
+    "BlockMaps max_maps": (block_maps, UINT64),
+    "BlockRanges.give block": (lambda v: block_maps().read([], [], []).give(v, b""), INT64),
     "CachePlanner.plan num_steps": (
         lambda v: _core.CachePlanner([1], limit=1, depth=1).plan([], [], num_steps=v),
         UINT64,
