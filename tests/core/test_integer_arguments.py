@@ -68,6 +68,12 @@ def block_permutation(**options):
     _core.block_permutation([5], **{"block": 2, "group": 2, "seed": 0, **options})
 
 
+def numbers():
+    """The numbers of an empty file."""
+    with tempfile.NamedTemporaryFile() as file:
+        return _core.MappedNumbers(file.name, 0, 0)
+
+
 def index():
     """The index of an empty shard."""
     return _core.TarIndex.scan_object(lambda offset, size: bytes(size), 1024)
@@ -144,6 +150,11 @@ ARGUMENTS = {
     "TarIndex.count shard_mtime_ns": (lambda v: _core.TarIndex.count(b"", 0, v), INT64),
     "TarReader max_maps": (_core.TarReader, UINT64),
     "map_file size": (lambda v: _core.map_file("/dev/null", v), UINT64),
+    "MappedNumbers size": (lambda v: _core.MappedNumbers(__file__, v, 0), UINT64),
+    "MappedNumbers offset": (lambda v: _core.MappedNumbers(__file__, 0, v), UINT64),
+    "MappedNumbers.count_up_to value": (lambda v: numbers().count_up_to(v), UINT64),
+    "MappedNumbers.copy begin": (lambda v: numbers().copy(v, 3), UINT64),
+    "MappedNumbers.copy end": (lambda v: numbers().copy(0, v), UINT64),
     "TokenReader.add vocabulary_size": (add_tokens, UINT64),
     "TokenReader.fill pad_id": (fill, INT64),
     "cross_entropy num_domains": (lambda v: cross_entropy(num_domains=v), INT64),
