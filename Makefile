@@ -13,6 +13,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell git ls-files cs
 
 test: .venv/.installed
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m slow
 
 # Each step continues where an interrupted run stopped, and does nothing when its result is there.
 PAIR := temperature1 temperature5 temperature100 cooldown unimax

@@ -94,18 +94,18 @@ def stages(site: Path) -> dict[int, list[Task]]:
             ),
             Task("cross-entropy", script("cross_entropy"), 180),
             Task("draws", script("draws"), 30),
-            Task(
-                "memcheck", (sanitizer, "--tool", "memcheck", "--error-exitcode", "9", *kernels), 120, needs=sanitizer
-            ),
-            Task(
-                "racecheck",
-                (sanitizer, "--tool", "racecheck", "--error-exitcode", "9", *kernels),
-                120,
-                needs=sanitizer,
-                dry=imports,
+            *(
+                Task(
+                    tool,
+                    (sanitizer, "--tool", tool, "--error-exitcode", "9", *kernels),
+                    120,
+                    needs=sanitizer,
+                    dry=imports,  # "checks" goes through the same kernels
+                )
+                for tool in ("memcheck", "racecheck")
             ),
             Task("tests of training", pytest(str(ROOT / "tests/huggingface")), 180, rows=False, dry=imports),
-            Task("sweep", script("cross_entropy", "--sweep"), 180),
+            Task("sweep", script("cross_entropy", "--sweep"), 180, dry=imports),  # "cross-entropy" does it in a dry run
         ],
         2: [
             Task("output layer", script("linear"), 180),
@@ -155,11 +155,9 @@ def describe() -> dict[str, object]:
 def perform(task: Task, path: Path, site: Path, *, dry: bool, seconds: float) -> None:
     """Run a task and write how it ended."""
     command = task.dry if dry and task.dry else task.command
-    if task.needs and shutil.which(task.needs) is None and command != task.dry:
-        if not dry:
-            write(path, task=task.name, dry=dry, status=0, skipped=f"{task.needs} is not installed")
-            return
-        command = command[command.index("python") :]
+    if task.needs and not dry and shutil.which(task.needs) is None:
+        write(path, task=task.name, dry=dry, status=0, skipped=f"{task.needs} is not installed")
+        return
     if task.rows and command != task.dry:
         command += ("--output", str(path), "--task", task.name, *(("--dry-run",) if dry else ()))
     command = tuple(sys.executable if part == "python" else part for part in command)

@@ -8,11 +8,13 @@ import os
 import re
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 
 import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "tests/data"))
+from linked_shards import write_linked_shards
 
 from pycooldown.data.index import load_index
 from pycooldown.data.index_building import build_index
@@ -42,22 +44,14 @@ sys.stdin.readline()
 
 
 def write_shards(folder):
-    for number in range(DISTINCT):
-        with open(folder / f"{number:05d}.tar", "wb") as file:
-            for i in range(SAMPLES):
-                info = tarfile.TarInfo(f"{number:05d}/{i:06d}.txt")
-                info.size = 324
-                file.write(info.tobuf(tarfile.USTAR_FORMAT) + f"{number}/{i}".encode().ljust(512, b"."))
-            file.write(bytes(1024))
+    paths = write_linked_shards(folder, SHARDS, SAMPLES, min(DISTINCT, SHARDS), size=324)
     begin = time.perf_counter()
-    for number in range(DISTINCT):
-        load_index(str(folder / f"{number:05d}.tar"))
+    for path in paths[:DISTINCT]:
+        load_index(path)
     rate = DISTINCT * SAMPLES / (time.perf_counter() - begin)
     print(f"\na scan finds {rate:,.0f} samples/s on one core, from memory")
-    for number in range(DISTINCT, SHARDS):
-        for end in ("tar", "tar.idx"):
-            os.link(folder / f"{number % DISTINCT:05d}.{end}", folder / f"{number:05d}.{end}")
-    paths = [str(folder / f"{number:05d}.tar") for number in range(SHARDS)]
+    for number, path in enumerate(paths[DISTINCT:]):
+        os.link(f"{paths[number % DISTINCT]}.idx", f"{path}.idx")
     return {f"domain{d}": paths[d * SHARDS // DOMAINS : (d + 1) * SHARDS // DOMAINS] for d in range(DOMAINS)}
 
 

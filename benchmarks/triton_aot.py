@@ -6,12 +6,12 @@ Needs triton, which brings its assembler and disassembler, and no GPU. Compiles 
 for, prints the worst figures of each group of variants, and exits with 1 if any variant
 
 * needs more than 64 registers per thread, or leaves room for fewer than 32 warps on a multiprocessor;
-* spills: at all, or with smoothing or a soft cap, in a loop over tiles or more than 16 bytes per thread and row;
+* spills other than what KNOWN_SPILLS lists, or in a loop over tiles;
 * takes 4 KiB of shared memory, the size of the smallest tile: tiles belong in registers;
 * moves the body of a row other than in 128-bit loads and stores. Rows are split by their own address at run time, so
   that one variant serves every V, 50,257 too. Only scalars and the edges of a row, counted here, may move in narrow
   accesses, and the loads of logits whose rows are aligned otherwise than those of the gradient ("unlike");
-* waits, where the loss is plain, for a tile before it has asked for all those that it loads together;
+* waits for a tile before it has asked for all those that it loads together, or all but the last;
 * shuffles values between threads in a loop over tiles, or between such loads: a tile's layout is then not that of its
   loads;
 * has other figures than `results/triton_aot.csv`, where that has figures of this version of triton.
@@ -48,16 +48,23 @@ from pycooldown.losses.backends import triton as launches
 MAX_REGISTERS = launches.MAX_REGISTERS
 MIN_WARPS = 32
 MAX_SHARED = 4096
-MAX_SPILL = 16
 TABLE = Path(__file__).parent / "results/triton_aot.csv"
+# Bytes that a thread spills once a row, outside of loops over tiles. The assembler of 3.7.1 needs them for a soft cap
+# on float16, where that of 3.6.0 does without. With one load at a time instead of two, at 128 lanes, float32 spills.
+SOFTCAP = "SMOOTHING=1 SOFTCAP=1 GRAD=1 SAME_ALIGNMENT=1 LANES={} TILES=0 FLIGHT=2"
+KNOWN_SPILLS = {("3.7.1", "sm_100", "rows", "fp16", SOFTCAP.format(lanes)): 8 for lanes in (128, 1024)}
 
 
-def violations(variant: Variant, figures: Figures) -> list[str]:
+def violations(variant: Variant, target: int, figures: Figures) -> list[str]:
+    """What a variant does that none may do."""
     found = []
+    spills = KNOWN_SPILLS.get(variant.row(target), 0)
     if figures.registers > MAX_REGISTERS:
         found.append(f"{figures.registers} registers > {MAX_REGISTERS}")
-    if figures.spills > (MAX_SPILL if "+" in variant.group else 0) or figures.loop_spills:
-        found.append(f"{figures.spills} bytes of spills and {figures.loop_spills} accesses to them between tiles")
+    if figures.spills != spills:
+        found.append(f"{figures.spills} bytes of spills, not {spills}")
+    if figures.loop_spills:
+        found.append(f"{figures.loop_spills} accesses to spilled registers between tiles")
     if figures.shared >= MAX_SHARED:
         found.append(f"{figures.shared} bytes of shared memory, not less than {MAX_SHARED}")
     if figures.warps < MIN_WARPS:
@@ -138,7 +145,7 @@ def main() -> None:
         print(f"{TABLE.name} has no figures of triton {triton.__version__}: nothing to compare with")
     failed = 0
     for (variant, target), figures in results:
-        found = violations(variant, figures)
+        found = violations(variant, target, figures)
         expected = table.get(variant.row(target))
         if known and expected != tuple(map(str, figures)):
             found.append(f"{tuple(figures)}, but {TABLE.name} has {expected}; renew it with --write if that is meant")

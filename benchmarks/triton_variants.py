@@ -37,9 +37,7 @@ class Variant(NamedTuple):
     def together(self) -> int:
         """How many wide loads it must issue before it computes with any of them."""
         constants = dict(self.constants)
-        if self.narrow_loads is None or constants.get("SMOOTHING") or constants.get("SOFTCAP"):
-            return 0  # the assembler takes turns: while it computes, other warps' loads are under way
-        return constants.get("TILES") or constants.get("FLIGHT", 1)
+        return 0 if self.narrow_loads is None else constants.get("TILES") or constants.get("FLIGHT", 1)
 
     def row(self, target: int) -> tuple[str, ...]:
         """What names it in the table."""
@@ -47,12 +45,13 @@ class Variant(NamedTuple):
         return triton.__version__, f"sm_{target}", self.kernel, self.dtype, constants
 
 
-def shapes(plain: bool, target: int) -> list[tuple[launches.Variant, int]]:
+def shapes(plain: bool, grad: bool, target: int) -> list[tuple[launches.Variant, int]]:
     """What `choose_variant` may choose on a target, and whether logits and gradient are aligned alike."""
     capability = target // 10, target % 10
     widths = (*launches.KEPT, 1 << 20)
-    chosen = [launches.choose_variant(width, plain=plain, capability=capability) for width in widths]
-    return [*((shape, 1) for shape in dict.fromkeys(chosen)), (launches.UNLIKE, 0)]
+    chosen = [launches.choose_variant(width, plain=plain, grad=grad, capability=capability) for width in widths]
+    # Without a gradient there is none to be aligned otherwise.
+    return [*((shape, 1) for shape in dict.fromkeys(chosen)), *([(launches.UNLIKE, 0)] if grad else [])]
 
 
 def variants(target: int) -> Iterator[Variant]:
@@ -60,8 +59,8 @@ def variants(target: int) -> Iterator[Variant]:
     for dtype, options in itertools.product(("fp32", "bf16", "fp16"), ("", "smoothing", "soft cap")):
         flags = {"SMOOTHING": int(options != ""), "SOFTCAP": int(options == "soft cap")}
         plain = f" +{options}" if options else ""
-        for shape, same in shapes(not options, target):
-            for grad in (0, 1) if same else (1,):
+        for grad in (0, 1):
+            for shape, same in shapes(not options, bool(grad), target):
                 # Loads: target, scale, the target's logit, the edges. Stores: loss, lse and whether correct, with
                 # and without exponentials; the edges with a gradient, without weight and ignored.
                 loads, stores = 4 if same else None, 9 if grad else None

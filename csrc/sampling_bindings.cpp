@@ -35,7 +35,7 @@ std::vector<MixtureSpan> spans_of(const SpanPairs& pairs) {
 }
 
 // Moves past the batches of num_steps steps, each with a mixture of its own: row i of `sampling` is that of step
-// first_step + i. The rows beyond num_steps are only looked ahead at. The last row holds until step `end`.
+// first_step + i. Rows beyond num_steps only let quota allocation look ahead. The last row holds until step `end`.
 void skip_rows(BatchPlanner& planner, const Input<double>& sampling, UInt64<"first_step"> first_step,
                UInt64<"num_steps"> num_steps, UInt64<"look_ahead"> look_ahead, UInt64<"end"> end) {
   if (sampling.ndim() != 2 || static_cast<std::size_t>(sampling.shape(0)) < num_steps || look_ahead == 0) {

@@ -55,13 +55,16 @@ class PyTarReader {
     reader_.add(path, std::move(index));
   }
 
-  void add_all(Index index, const std::string& folder) {
-    std::vector<py::dict> common;
-    for (std::uint32_t d = 0; d < index->num_domains(); ++d)
-      common.insert(common.end(), index->first_shard(d + 1) - index->first_shard(d),
-                    common_of(py::str(decode(index->domain(d)))));
-    add_names(*index, common);
-    reader_.add_all(std::move(index), folder);
+  void add_all(const Index& index, const std::string& folder) {
+    index->guarded([&] {
+      std::vector<py::dict> common;
+      for (std::uint32_t d = 0; d < index->num_domains(); ++d)
+        common.insert(common.end(), index->first_shard(d + 1) - index->first_shard(d),
+                      common_of(py::str(decode(index->domain(d)))));
+      add_names(*index, common);
+      reader_.add_all(index, folder);
+      return true;
+    });
   }
 
   std::uint64_t size() const { return reader_.size(); }
@@ -105,6 +108,7 @@ class PyTarReader {
       begins.mutable_data()[i] = static_cast<std::int64_t>(begin);
       ends.mutable_data()[i] = static_cast<std::int64_t>(end);
     }
+    batch.finish();
     return py::make_tuple(shards, begins, ends);
   }
 
@@ -127,6 +131,7 @@ class PyTarReader {
            [](const char* from, std::size_t size, void* to) { std::memcpy(to, from, size); });
       PyList_SET_ITEM(out.ptr(), static_cast<Py_ssize_t>(i), made.inc_ref().ptr());
     }
+    batch.finish();
     return out;
   }
 

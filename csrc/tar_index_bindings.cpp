@@ -30,7 +30,8 @@ using Shard = Integer<"shard", std::uint32_t>;
 Index scan_object(const py::function& read, UInt64<"size"> size) {
   return scan_tar(
       [&](std::uint64_t offset, char* out, std::size_t count) {
-        const std::string_view found = read(offset, count).cast<py::bytes>();
+        const py::bytes reply = read(offset, count).cast<py::bytes>();
+        const std::string_view found = reply;  // a view, so `reply` must outlive it
         std::memcpy(out, found.data(), std::min(count, found.size()));
         return std::min(count, found.size());
       },
@@ -38,15 +39,17 @@ Index scan_object(const py::function& read, UInt64<"size"> size) {
 }
 
 std::uint32_t checked(const TarIndex& index, std::uint32_t shard) {
-  if (shard >= index.num_shards()) throw py::index_error("the index has no such shard");
+  if (shard >= index.num_shards()) {
+    index.require_pages();  // that they are lost is the better reason
+    throw py::index_error("the index has no such shard");
+  }
   return shard;
 }
 
-bool has_fingerprint(const TarIndex& index, Shard shard, const std::string& path) {
+bool has_fingerprint(const TarIndex& index, std::uint32_t shard, const std::string& path) {
   const File file(path);
-  return index.has_fingerprint(checked(index, shard), [&](std::uint64_t offset, char* out, std::size_t size) {
-    return file.read(offset, out, size);
-  });
+  return index.has_fingerprint(
+      shard, [&](std::uint64_t offset, char* out, std::size_t size) { return file.read(offset, out, size); });
 }
 
 py::list domains(const TarIndex& index) {
@@ -64,6 +67,18 @@ py::list faults(const TarIndex& index) {
     out.append(py::make_tuple(shard, fault.offset, decode(fault.what)));
   }
   return out;
+}
+
+// Methods of Python that read an index under a guard: of all of it, and of one of its shards.
+template <class Read>
+auto of_index(Read read) {
+  return [read](const TarIndex& index) { return index.guarded([&] { return read(index); }); };
+}
+template <class Read>
+auto of_shard(Read read) {
+  return [read](const TarIndex& index, Shard shard) {
+    return index.guarded([&] { return read(index, checked(index, shard)); });
+  };
 }
 
 }  // namespace
@@ -94,33 +109,43 @@ void register_tar_index(py::module_& m) {
             return samples_in_index(std::string_view(start), shard_size, shard_mtime_ns);
           },
           "start"_a, "shard_size"_a, "shard_mtime_ns"_a)
-      .def("to_bytes", [](const TarIndex& index) { return py::bytes(index.bytes()); })
-      .def("__len__", [](const TarIndex& index) { return index.num_samples(); })
-      .def_property_readonly("num_shards", &TarIndex::num_shards)
-      .def_property_readonly("domains", &domains)
-      .def_property_readonly("faults", &faults)
+      .def("to_bytes", of_index([](const TarIndex& index) { return py::bytes(index.bytes()); }))
+      .def("__len__", of_index([](const TarIndex& index) { return index.num_samples(); }))
+      .def_property_readonly("num_shards", of_index([](const TarIndex& index) { return index.num_shards(); }))
+      .def_property_readonly("domains", of_index(&domains))
+      .def_property_readonly("faults", of_index(&faults))
+      .def("path", of_shard([](const TarIndex& index, std::uint32_t s) { return decode(index.path(s)); }), "shard"_a)
+      .def("version", of_shard([](const TarIndex& index, std::uint32_t s) { return decode(index.version(s)); }),
+           "shard"_a)
+      .def("samples", of_shard([](const TarIndex& index, std::uint32_t s) { return index.num_samples(s); }), "shard"_a)
+      .def("shard_size", of_shard([](const TarIndex& index, std::uint32_t s) { return index.shard_size(s); }),
+           "shard"_a)
+      .def("shard_mtime_ns", of_shard([](const TarIndex& index, std::uint32_t s) { return index.shard_mtime_ns(s); }),
+           "shard"_a)
       .def(
-          "path", [](const TarIndex& index, Shard s) { return decode(index.path(checked(index, s))); }, "shard"_a)
+          "has_fingerprint",
+          [](const TarIndex& index, Shard shard, const std::string& path) {
+            return index.guarded([&] { return has_fingerprint(index, checked(index, shard), path); });
+          },
+          "shard"_a, "path"_a, py::call_guard<py::gil_scoped_release>())
       .def(
-          "version", [](const TarIndex& index, Shard s) { return decode(index.version(checked(index, s))); }, "shard"_a)
-      .def(
-          "samples", [](const TarIndex& index, Shard s) { return index.num_samples(checked(index, s)); }, "shard"_a)
-      .def(
-          "shard_size", [](const TarIndex& index, Shard s) { return index.shard_size(checked(index, s)); }, "shard"_a)
-      .def(
-          "shard_mtime_ns", [](const TarIndex& index, Shard s) { return index.shard_mtime_ns(checked(index, s)); },
-          "shard"_a)
-      .def("has_fingerprint", &has_fingerprint, "shard"_a, "path"_a, py::call_guard<py::gil_scoped_release>())
-      .def(
-          "verify", [](const TarIndex& index, Shard s) { index.verify(checked(index, s)); }, "shard"_a,
-          py::call_guard<py::gil_scoped_release>());
+          "verify",
+          [](const TarIndex& index, Shard shard) {
+            index.guarded([&] {
+              index.verify(checked(index, shard));
+              return true;
+            });
+          },
+          "shard"_a, py::call_guard<py::gil_scoped_release>());
   py::class_<TarIndexWriter> writer(m, "TarIndexWriter");
   writer.def(py::init<>())
       .def("begin_domain", &TarIndexWriter::begin_domain, "name"_a)
       .def(
           "add",
           [](TarIndexWriter& self, const TarIndex& source, Shard shard, const std::string& path,
-             const std::string& version) { return py::bytes(self.add(source, checked(source, shard), path, version)); },
+             const std::string& version) {
+            return source.guarded([&] { return py::bytes(self.add(source, checked(source, shard), path, version)); });
+          },
           "source"_a, "shard"_a, "path"_a, "version"_a)
       .def("finish", [](TarIndexWriter& self) {
         const auto [directory, header] = self.finish();

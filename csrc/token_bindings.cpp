@@ -4,18 +4,22 @@
 #include <pybind11/stl.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <limits>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
 #include "arrays.h"
 #include "file.h"
 #include "integers.h"
+#include "pycooldown/mapped_file.h"
 #include "pycooldown/token_reader.h"
 
 namespace py = pybind11;
@@ -48,6 +52,51 @@ py::array map_file(const std::string& path, UInt64<"size"> size) {
   bytes.attr("flags").attr("writeable") = false;
   return bytes;
 }
+
+// Ascending numbers at the end of a file, uint64, little endian. The file is mapped; a read of pages that it has lost
+// is an error.
+class MappedNumbers {
+  template <class Read>
+  auto guarded(const Read& read) {
+    MapGuard guard;
+    MappedBytes* const map = file_.mapped();
+    guard.watch({&map, 1});
+    const auto result = read();
+    if (map->lost)
+      throw std::system_error(EIO, std::generic_category(),
+                              path_ + " was truncated while it was mapped, or its disk fails");
+    return result;
+  }
+
+ public:
+  MappedNumbers(std::string path, UInt64<"size"> size, UInt64<"offset"> offset) : path_(std::move(path)), file_(path_) {
+    if (file_.size() != size)
+      throw std::system_error(ESTALE, std::generic_category(),
+                              path_ + " is no longer a file of " + std::to_string(size) + " bytes");
+    if (offset > size || offset % 8 || size % 8) throw std::invalid_argument(path_ + " does not hold whole numbers");
+    numbers_ = {reinterpret_cast<const std::uint64_t*>(file_.data() + offset), (size - offset) / 8};
+  }
+
+  std::size_t size() const { return numbers_.size(); }
+
+  // How many numbers are at most as large as `value`.
+  std::size_t count_up_to(UInt64<"value"> value) {
+    return guarded([&] { return std::ranges::upper_bound(numbers_, value.value) - numbers_.begin(); });
+  }
+
+  py::array_t<std::uint64_t> copy(UInt64<"begin"> begin, UInt64<"end"> end) {
+    if (begin > end || end > size())
+      throw py::index_error("numbers " + std::to_string(begin) + " to " + std::to_string(end) + " of " +
+                            std::to_string(size()));
+    return guarded(
+        [&] { return py::array_t<std::uint64_t>(static_cast<py::ssize_t>(end - begin), numbers_.data() + begin); });
+  }
+
+ private:
+  std::string path_;
+  MappedFile file_;
+  std::span<const std::uint64_t> numbers_;
+};
 
 TokenType type_of(const std::string& dtype) {
   static const std::vector<std::pair<std::string, TokenType>> types = {
@@ -113,6 +162,11 @@ class PyTokenReader {
 
 void register_tokens(py::module_& m) {
   m.def("map_file", &map_file, "path"_a, "size"_a, "Map a file into memory and return its bytes.");
+  py::class_<MappedNumbers>(m, "MappedNumbers")
+      .def(py::init<std::string, UInt64<"size">, UInt64<"offset">>(), "path"_a, "size"_a, "offset"_a)
+      .def("__len__", &MappedNumbers::size)
+      .def("count_up_to", &MappedNumbers::count_up_to, "value"_a)
+      .def("copy", &MappedNumbers::copy, "begin"_a, "end"_a);
   py::class_<PyTokenReader>(m, "TokenReader")
       .def(py::init<>())
       .def("add", &PyTokenReader::add, "path"_a, py::kw_only(), "bytes"_a, "dtype"_a, "vocabulary_size"_a,

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pycooldown._files import open_atomically
+
 TRAINING, EVALUATION = "domains.npy", "domains-eval.npy"
 
 
@@ -35,13 +37,21 @@ def append(path: Path, step: int, values: Mapping[str, npt.NDArray[Any]]) -> Non
     record["step"] = step
     for name, array in values.items():
         record[name] = array
-    kept = 0
-    if path.exists() and (before := read(path)).dtype == record.dtype:
-        kept = int(np.searchsorted(before["step"], step))
-    with open(path, "r+b" if kept else "wb") as file:
+    before = read(path) if path.exists() else None
+    if before is None or before.dtype != record.dtype:
+        before = record[:0]
+    kept = int(np.searchsorted(before["step"], step))
+    if not kept or kept < len(before):
+        # A new file in place of the old one, which readers may have mapped: if it lost its pages, they would be killed.
+        with open_atomically(path, durable=False) as file:
+            _write_header(file, record.dtype, kept + 1)
+            file.write(before[:kept].tobytes())
+            file.write(record.tobytes())
+        return
+    with open(path, "r+b") as file:
         _write_header(file, record.dtype, kept)  # as long as the next, so that records need not move
         file.seek(kept * record.dtype.itemsize, 1)
-        file.truncate()
+        file.truncate()  # half a record
         file.write(record.tobytes())
         file.flush()
         file.seek(0)

@@ -43,9 +43,13 @@ def temperature(sizes: npt.ArrayLike, tau: float) -> Vector:
 
 def temperature_of_logs(log_sizes: Vector, tau: float | Vector) -> Vector:
     """Return `temperature` of exp(log_sizes), float64 (K,); for ``tau`` of shape (T, 1), a row for each, (T, K)."""
-    scaled = log_sizes / tau
-    p = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    return np.asarray(p / p.sum(axis=-1, keepdims=True))
+    # An annealing schedule computes it at every step: in place, and by numbers rather than arrays of one number.
+    p = np.asarray(log_sizes / tau)
+    one_row = p.ndim == 1
+    p -= p[p.argmax()] if one_row else p.max(axis=-1, keepdims=True)
+    np.exp(p, out=p)
+    p /= np.add.reduce(p) if one_row else p.sum(axis=-1, keepdims=True)
+    return p
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -249,5 +253,5 @@ def _check_length(name: str, domains: Sequence[str], values: npt.NDArray[np.gene
 
 
 def _frozen(array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-    array.flags.writeable = False
+    array.setflags(write=False)
     return array

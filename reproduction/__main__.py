@@ -60,6 +60,20 @@ def documents(
 
 
 @app.command()
+def packages(
+    out: Annotated[Path, typer.Argument(help="Folder for <language>.jsonl.")],
+    cache: Annotated[Path | None, typer.Option(help="Folder for the download.")] = None,
+) -> None:
+    """Fetch documents in English, Italian, Chinese and Swahili by apt, for `blocks`; needs a Debian system."""
+    from reproduction.packages import build_packages
+
+    table = Table("language", *(Column(name, justify="right") for name in ("documents", "characters")), title=str(out))
+    for language, found in build_packages(out, cache=cache).items():
+        table.add_row(language, f"{found['documents']:,}", f"{found['characters']:,}")
+    console.print(table)
+
+
+@app.command()
 def reproduce(
     claims: Annotated[list[str] | None, typer.Argument(help="R1 ... R4, R12 ... R15; all by default.")] = None,
     data: Annotated[Path | None, typer.Option(help="Packed data with German and Romanian, for R4.")] = None,
@@ -137,6 +151,66 @@ def regimes(
 
 
 @app.command()
+def blocks(
+    data: Annotated[Path, typer.Argument(help="Folder of `pycooldown tokenize` with the languages.")],
+    folder: Annotated[Path, typer.Option(help="Folder for trainings; finished ones are not run again.")] = Path(
+        "blocks"
+    ),
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="A language and its size in any unit; the paper's four by default.", metavar="NAME=NUMBER"),
+    ] = None,
+    passes: Annotated[int | None, typer.Option(min=1, help="Passes over the rarest language at tau = 5.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of a training.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Paired seeds.")] = SEEDS,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train at a time.")] = 1,
+    results: Annotated[Path | None, typer.Option(help="Folder for a CSV; FOLDER/results by default.")] = None,
+) -> None:
+    """Train R8: monolingual languages of very unlike sizes, in packed blocks of tokens."""
+    from reproduction import blocks as rules
+    from reproduction.regimes import train_regimes
+    from reproduction.verdicts import judge
+
+    chosen = dict(_named_size(text) for text in size or ()) or None
+    regime = rules.block_regime(chosen, passes or rules.PASSES, steps or rules.STEPS)
+    where = results or folder / "results"
+
+    def show(place: Place, training: TrainedSystem) -> None:
+        name = f"seed {place.seed}, {place.system}"
+        console.print(f"{name}: {training.cpu_seconds:.0f} s of the processor", highlight=False, soft_wrap=True)
+
+    options = {"seeds": range(seeds), "workers": workers, "results": where, "job": rules.job_of, "progress": show}
+    train_regimes(data, folder, [regime], **options)  # type: ignore[arg-type]
+    for trained, trainings in rules.read_results(where).items():
+        for judged in judge(trainings, rules.CLAIMS):
+            text = f"{trained.name}: {judged.claim.name}: {judged.verdict}: {judged.claim.statement}"
+            console.print(text, highlight=False, soft_wrap=True)
+
+
+def _named_size(text: str) -> tuple[str, int]:
+    name, equals, number = text.partition("=")
+    if not name or not equals or not number.isdecimal():
+        raise ValueError(f"size = {text!r}; expected NAME=NUMBER, such as en=2733")
+    return name, int(number)
+
+
+@app.command()
+def groups(
+    sweep: Annotated[Path, typer.Argument(help="Folder of `pycooldown sweep` over recipes/table3.")],
+    results: Annotated[
+        Path | None, typer.Option(help="File for a copy of its rows, which the page reads; none by default.")
+    ] = None,
+) -> None:
+    """Judge table 3: BLEU and chrF of nine languages by groups of size."""
+    from reproduction import groups as rules
+
+    if results is not None:
+        rules.copy_scores(sweep, results)
+    for judged in rules.judge(rules.read_scores(sweep / "sweep.csv")):
+        console.print(f"{judged.name}: {judged.verdict}: {judged.statement}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def demo(
     runs: Annotated[Path, typer.Argument(help="Folder of `pycooldown sweep` over recipes/pair.")],
     out: Annotated[Path, typer.Argument(help="Folder for the pictures.")],
@@ -153,7 +227,7 @@ def page(
     out: Annotated[Path, typer.Argument(help="Folder for evidence.md and figures/.")] = Path("docs"),
     results: Annotated[
         Path | None,
-        typer.Option(help="Folder with regimes/*.csv and claims/*.csv; those of the repository by default."),
+        typer.Option(help="Folder with regimes/, blocks/ and claims/ of CSV; those of the repository by default."),
     ] = None,
     advice: Annotated[
         Path | None, typer.Option(help="File for what `pycooldown plan` advises.", metavar="FILE")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pycooldown.recipes import advice
 from pycooldown.recipes.advice import Finding
-from reproduction import evidence_figures, evidence_tables, kept, regimes, reproduce, rules
+from reproduction import blocks, evidence_figures, evidence_tables, groups, kept, regimes, reproduce, rules
+from reproduction.blocks import BlockRegime
+from reproduction.groups import Scores
 from reproduction.reproduce import Result
 from reproduction.rules import MIN_SEEDS, TAU_5, Regime, Trainings
-from reproduction.verdicts import judge, mean_losses
+from reproduction.verdicts import advised, judge, mean_losses
 
 _TEXT = Path(__file__).with_name("evidence.md")  # what stands before the first table
 
@@ -23,10 +25,14 @@ class Evidence:
     Attributes:
         regimes: The trainings of each regime that has enough seeds of the map's systems.
         claims: What was measured of the claims that need no regime.
+        blocks: The trainings of R8.
+        groups: BLEU and chrF by groups of languages, of table 3.
     """
 
     regimes: Mapping[Regime, Trainings]
     claims: Mapping[str, Result]
+    blocks: Mapping[BlockRegime, Trainings] = field(default_factory=dict)
+    groups: Scores = field(default_factory=dict)
 
     def findings(self) -> list[Finding]:
         """Return the outcome of each regime, which `pycooldown plan` reads."""
@@ -35,6 +41,7 @@ class Evidence:
                 regime.passes,
                 regime.skew,
                 {system: round(loss, 4) for system, loss in mean_losses(trainings).items()},
+                advised(trainings),
                 evidence_tables.describe(trainings),
             )
             for regime, trainings in self.regimes.items()
@@ -42,14 +49,19 @@ class Evidence:
 
 
 def read_evidence(folder: Path | None = None) -> Evidence:
-    """Read results from a folder with regimes/*.csv and claims/*.csv, by default the one beside this file."""
+    """Read results from a folder with regimes/, blocks/, groups/ and claims/ of CSV, by default the one beside this."""
     found = regimes.read_all(folder / "regimes" if folder else regimes.RESULTS)
     complete = {
         regime: trainings
         for regime, trainings in found.items()
         if len(rules.paired(trainings, rules.MAP_SYSTEMS)[TAU_5]) >= MIN_SEEDS
     }
-    return Evidence(complete, reproduce.read_results(folder / "claims" if folder else reproduce.RESULTS))
+    return Evidence(
+        complete,
+        reproduce.read_results(folder / "claims" if folder else reproduce.RESULTS),
+        blocks.read_results(folder / "blocks" if folder else blocks.RESULTS),
+        groups.read_scores(folder / "groups" / "table3.csv" if folder else groups.RESULTS),
+    )
 
 
 def save_page(evidence: Evidence, out: Path, advice_path: Path | None = None) -> list[Path]:
@@ -81,6 +93,8 @@ def page(evidence: Evidence, pictures: Mapping[str, str]) -> str:
         parts.append(evidence_tables.regime_section(regime, evidence.regimes[regime], claims))
         if regime.is_paper:
             parts.append(_images(pictures, *evidence_figures.LOSSES))
+    parts.append(evidence_tables.blocks_section(evidence.blocks))
+    parts.append(evidence_tables.groups_section(evidence.groups))
     parts.append(evidence_tables.other_claims(evidence.claims))
     parts.append(_images(pictures, *evidence_figures.THEORY))
     parts.append(evidence_tables.method(evidence.regimes, evidence.claims))

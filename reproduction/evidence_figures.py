@@ -1,4 +1,4 @@
-"""Pictures of the evidence: the map of regimes, losses by step, and figures 2, 3 and 5 of Li et al. (NAACL 2025)."""
+"""Pictures of the evidence: the map of regimes, and figures 1 to 9 of Li et al. (NAACL 2025)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pycooldown import Mixture, plots, theory
+from pycooldown.recipes.paired import t_quantile
 from reproduction.claims_analytic import GOLDEN, zipf
 from reproduction.claims_variance import NORMS
 from reproduction.reproduce import Result
@@ -27,6 +28,7 @@ from reproduction.rules import (
     UNIMAX,
     Regime,
     Trainings,
+    paired,
 )
 from reproduction.texts import FREQUENT, RARE
 from reproduction.translation import ORDER_MATTERS, systems
@@ -50,7 +52,8 @@ _LOSSES = (
         (COOLDOWN, LINEAR, EXPONENTIAL, INCREASE, UNIMAX, ORDER_MATTERS),
     ),
 )
-LOSSES = tuple(caption for _, caption, _ in _LOSSES)
+FIGURE_9 = "Figure 9: what another temperature does to the frequent and to the rare language"
+LOSSES = (*(caption for _, caption, _ in _LOSSES), FIGURE_9)
 THEORY = (
     "Figure 2: variance inflation of scalarization",
     "Figure 3: norms of minibatch gradients after training",
@@ -72,6 +75,8 @@ def draw(regimes: Mapping[Regime, Trainings], claims: Mapping[str, Result], fold
     for name, caption, wanted in _LOSSES:
         if shown := [system for system in wanted if system in paper]:
             figures[name, caption] = losses_by_step({system: paper[system] for system in shown})
+    if all(system in paper for system in (TAU_1, TAU_5, TAU_100)):
+        figures["temperature_effect", FIGURE_9] = temperature_effect(paper)
     figures["variance_inflation", THEORY[0]] = _inflation()
     if "R4" in claims:
         parts = [part for part in claims["R4"].parts if part.label.startswith(NORMS)]
@@ -142,6 +147,35 @@ def losses_by_step(trainings: Trainings) -> Figure:
         for system, found in trainings.items()
     }
     return plots.loss_curves(curves, x_label="step")
+
+
+def temperature_effect(trainings: Trainings) -> Figure:
+    """Draw the losses of tau = 1, 5 and 100 by step, each less that of tau = 5: both languages on one scale.
+
+    Bands are intervals of 95 % over the paired seeds.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 3.4), dpi=150, layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    shared = paired(trainings, (TAU_1, TAU_5, TAU_100))
+    for panel, (name, domain) in zip(panels, (("frequent", FREQUENT), ("rare", RARE)), strict=True):
+        for system in (TAU_1, TAU_5, TAU_100):
+            style = plots.line_style(system) or {"color": "0.5"}
+            losses, baseline = (np.array([t.losses[domain] for t in shared[s]]) for s in (system, TAU_5))
+            changes = losses - baseline
+            half = t_quantile(len(changes) - 1) * changes.std(axis=0, ddof=1) / math.sqrt(len(changes))
+            steps, means = shared[system][0].steps, changes.mean(axis=0)
+            panel.plot(steps, means, label=system.replace("temperature", "tau ="), linewidth=1.8, **style)
+            if system != TAU_5:
+                panel.fill_between(steps, means - half, means + half, color=style["color"], alpha=0.15, linewidth=0)
+        panel.set_title(f"{name} ({domain})", fontsize=10, fontweight="bold", loc="left")
+        panel.set_xlabel("step")
+        panel.grid(alpha=0.25, linewidth=0.6)
+    panels[0].set_ylabel("loss less that of tau = 5 (nats)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    return figure
 
 
 def _inflation() -> Figure:

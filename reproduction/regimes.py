@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from pycooldown import DomainBatchSampler
 from pycooldown.processes import run_all
 from reproduction import kept
 from reproduction.rules import BATCH_SIZE, MAP_SYSTEMS, SCALARIZATION_5, Regime, Trainings, unimax_cap
-from reproduction.texts import choose_texts
-from reproduction.translation import Setting, TrainedSystem, TrainingJob, identity_digest, train_system
+from reproduction.texts import Sizes, choose_texts
+from reproduction.translation import Setting, TrainedSystem, TrainingJob, identity_digest, systems, train_system
 
 RESULTS = Path(__file__).with_name("results") / "regimes"
 _COLUMNS = ("skew", "passes", "steps", "system", "seed", "domain", "size", "epochs", "step", "loss", "cpu", "identity")
@@ -47,6 +48,20 @@ def job_of(data: Path, place: Place) -> TrainingJob:
     return TrainingJob(texts, system, seed, setting_of(regime), unimax_cap(regime))
 
 
+def check_regime(regime: Regime) -> None:
+    """Raise ValueError if a system would draw more samples of a language into each batch than the regime has of it."""
+    build = systems(regime.steps, regime.batch_size, unimax_cap(regime))
+    for system in regime.systems:
+        schedule = build[system](regime.sizes)
+        try:
+            DomainBatchSampler(schedule, batch_size=regime.batch_size, seed=0, num_steps=regime.steps)
+        except ValueError as error:
+            raise ValueError(
+                f"{regime.name}, {regime.steps} steps: {system} cannot be trained there ({error}); expected fewer "
+                "passes, or more steps"
+            ) from error
+
+
 def train_regimes(
     data: Path,
     folder: Path,
@@ -55,6 +70,7 @@ def train_regimes(
     seeds: Sequence[int],
     workers: int = 1,
     results: Path | None = None,
+    job: Callable[[Path, Place], TrainingJob] = job_of,
     progress: Callable[[Place, TrainedSystem], None] | None = None,
 ) -> None:
     """Train what ``folder`` does not have yet, regime by regime and seed by seed.
@@ -66,19 +82,23 @@ def train_regimes(
         seeds: Seeds of each system.
         workers: Processes that train at a time.
         results: Folder for a CSV of each regime, written anew after each seed.
+        job: Makes a training of a place in ``data``.
         progress: Called with each training, new or kept.
 
     Raises:
-        ValueError: If the data have too few pairs for a regime.
+        ValueError: If the data have too few pairs for a regime, or a regime too few for a batch; the latter before
+            anything is trained.
     """
+    for regime in regimes:
+        check_regime(regime)
     for regime in regimes:
         rows: list[ResultRow] = []
         first = [system for system in regime.systems if system in MAP_SYSTEMS]
         rounds = [(seed, first) for seed in seeds]
         rounds += [(seed, [system for system in regime.systems if system not in MAP_SYSTEMS]) for seed in seeds]
-        for seed, systems in rounds:
-            places = [Place(regime, seed, system) for system in systems]
-            for number, (training, identity) in run_all(partial(_train, data, folder), places, workers=workers):
+        for seed, trained in rounds:
+            places = [Place(regime, seed, system) for system in trained]
+            for number, (training, identity) in run_all(partial(_train, data, folder, job), places, workers=workers):
                 rows.append(ResultRow(places[number], training, identity))
                 if progress:
                     progress(places[number], training)
@@ -86,8 +106,10 @@ def train_regimes(
                 write_results(rows, results / f"{regime.skew}-{regime.passes}.csv")
 
 
-def _train(data: Path, folder: Path, place: Place) -> tuple[TrainedSystem, str]:
-    job = job_of(data, place)
+def _train(
+    data: Path, folder: Path, make: Callable[[Path, Place], TrainingJob], place: Place
+) -> tuple[TrainedSystem, str]:
+    job = make(data, place)
     return train_system(job, folder / f"{place.regime.skew}-{place.regime.passes}"), identity_digest(job.identity)
 
 
@@ -110,25 +132,32 @@ def read_results(path: Path) -> tuple[Regime, Trainings]:
     Raises:
         ValueError: If systems of one seed were not trained on one setting: a row was added by hand.
     """
+    first, _, trainings = read_trainings(path)
+    return Regime(int(first["skew"]), int(first["passes"]), int(first["steps"]), tuple(trainings)), trainings
+
+
+def read_trainings(path: Path) -> tuple[Mapping[str, str], Sizes, Trainings]:
+    """Read what `write_results` wrote: the first row, the sizes and the trainings by system and seed.
+
+    Raises:
+        ValueError: If systems of one seed were not trained on one setting: a row was added by hand.
+    """
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    first = rows[0]
-    systems = tuple(dict.fromkeys(row["system"] for row in rows))
-    regime = Regime(int(first["skew"]), int(first["passes"]), int(first["steps"]), systems)
-    constant = {(row["skew"], row["passes"], row["steps"], row["domain"], row["size"]) for row in rows}
-    if len(constant) != len(regime.sizes):
+    sizes = {row["domain"]: int(row["size"]) for row in rows}
+    if len({(row["skew"], row["passes"], row["steps"], row["domain"], row["size"]) for row in rows}) != len(sizes):
         raise ValueError(f"{path} has rows of several regimes; expected one skew, number of passes and steps")
-    found: dict[str, dict[int, TrainedSystem]] = {system: {} for system in systems}
+    found: dict[str, dict[int, TrainedSystem]] = {}
     for row in rows:
         seed = int(row["seed"])
-        training = found[row["system"]].setdefault(
+        training = found.setdefault(row["system"], {}).setdefault(
             seed, TrainedSystem(row["system"], seed, [], {}, {}, float(row["cpu"]))
         )
         training.losses.setdefault(row["domain"], []).append(float(row["loss"]))
         training.epochs[row["domain"]] = float(row["epochs"])
         if int(row["step"]) not in training.steps:
             training.steps.append(int(row["step"]))
-    return regime, {system: [by_seed[seed] for seed in sorted(by_seed)] for system, by_seed in found.items()}
+    return rows[0], sizes, {system: [by_seed[seed] for seed in sorted(by_seed)] for system, by_seed in found.items()}
 
 
 def read_all(folder: Path = RESULTS) -> Mapping[Regime, Trainings]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pycooldown.mixture import Vector
+from pycooldown.recipes.advice import DEFAULT
 from pycooldown.recipes.paired import paired_difference
 from reproduction.claim import ClaimPart, Verdict
 from reproduction.rules import (
@@ -40,10 +41,10 @@ class JudgedClaim(NamedTuple):
     p_against: float
 
 
-def judge(trainings: Trainings) -> list[JudgedClaim]:
+def judge(trainings: Trainings, among: Sequence[TextClaim] = CLAIMS) -> list[JudgedClaim]:
     """Judge every claim whose systems were trained in a regime with at least ``MIN_SEEDS`` shared seeds."""
-    found = {claim: paired(trainings, claim.systems) for claim in CLAIMS}
-    claims = [claim for claim in CLAIMS if len(found[claim].get(claim.systems[0], ())) >= MIN_SEEDS]
+    found = {claim: paired(trainings, claim.systems) for claim in among}
+    claims = [claim for claim in among if len(found[claim].get(claim.systems[0], ())) >= MIN_SEEDS]
     if not claims:
         return []
     parts = [claim.parts(found[claim]) for claim in claims]
@@ -99,6 +100,12 @@ def best_system(trainings: Trainings, domain: str | None) -> Best:
     ties = tuple(other for other in order[1:] if p[frozenset((order[0], other))] > LEVEL)
     margin = paired_difference(losses[order[1]].tolist(), losses[order[0]].tolist())
     return Best(order[0], order[1], str(margin), not ties, ties)
+
+
+def advised(trainings: Trainings) -> str:
+    """Return what a regime speaks for: Cooldown, unless the best on the mean of both languages is told from it."""
+    best = best_system(trainings, None)
+    return DEFAULT if DEFAULT in best.ties else best.system
 
 
 def mean_losses(trainings: Trainings) -> dict[str, float]:

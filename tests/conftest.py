@@ -13,6 +13,10 @@ from hypothesis import settings
 # Processes that tests start must import the installed package, not the source tree that they happen to start in.
 os.environ["PYTHONSAFEPATH"] = "1"
 os.environ["COLUMNS"] = "160"  # tables are as wide on every terminal, and without one
+# Processes of pytest-xdist share the cores. Each of them would start a thread for every core.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 sys.path.append(str(Path(__file__).parents[1]))  # `reproduction`, behind the installed package
 
 # The devices that are there, as torch sees them: a driver alone is none. Tests that take `device` run on each.
@@ -36,6 +40,22 @@ def pytest_generate_tests(metafunc):
     if "device" in metafunc.fixturenames:
         on_host = metafunc.definition.get_closest_marker("host") is not None
         metafunc.parametrize("device", DEVICES[:1] if on_host else DEVICES, indirect=True)
+
+
+def leaves_slow_tests_out(config):
+    """True unless the command line picks tests: by `-m`, by `-k`, or by the name of a file or of a test."""
+    paths = [argument.split("::")[0] for argument in config.args]
+    return not (config.option.markexpr or config.option.keyword or any(path.endswith(".py") for path in paths))
+
+
+def pytest_report_header(config):
+    return "slow tests are left out: run them by `pytest -m slow`" if leaves_slow_tests_out(config) else None
+
+
+def pytest_collection_modifyitems(config, items):
+    if leaves_slow_tests_out(config):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
 @pytest.fixture(autouse=True)

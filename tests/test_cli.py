@@ -114,6 +114,7 @@ def without_time(metrics):
     ],
     ids=["cooldown", "learned, by one process after two", "a stage of doremi"],
 )
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_losses_and_weights(tmp_path, recipe, mixture, stage, ranks):
     recipe.write_text(re.sub("mixture: .*", f"mixture: {mixture}", recipe.read_text()))
     whole, killed = tmp_path / "whole", tmp_path / "killed"

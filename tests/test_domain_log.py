@@ -33,6 +33,19 @@ def test_a_resumed_run_replaces_what_it_logs_again(tmp_path):
     assert path.stat().st_size == np.load(path).nbytes + np.load(path, mmap_mode="r").offset
 
 
+def test_a_reader_keeps_the_records_that_a_resumed_run_drops(tmp_path):
+    path = tmp_path / "domains.npy"
+    for step in range(2000):
+        domain_log.append(path, step, values(step))
+    records = domain_log.read(path)  # mapped: pages that the file has lost would end the process
+    domain_log.append(path, 0, values(7))
+    assert records["step"].tolist() == list(range(2000))
+    assert domain_log.read(path)["step"].tolist() == [0]
+    domain_log.append(path, 1, values(8, domains=4))
+    assert records["step"][-1] == 1999
+    assert [entry.name for entry in tmp_path.iterdir()] == ["domains.npy"]
+
+
 def test_half_a_record_is_not_seen_and_is_overwritten(tmp_path):
     path = tmp_path / "domains.npy"
     domain_log.append(path, 10, values(10))

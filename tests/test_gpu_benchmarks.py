@@ -84,6 +84,6 @@ def test_the_gates_table(version, monkeypatch):
         for variant in triton_aot.variants(target):
             key = variant.row(target)
             figures = triton_aot.Figures(*map(int, table[key]))
-            assert not triton_aot.violations(variant, figures), key
+            assert not triton_aot.violations(variant, target, figures), key
             seen.add(key)
     assert seen == {key for key in table if key[0] == version}

@@ -39,7 +39,7 @@ def sidecar(path):
 
 
 def replace(path, other):
-    """Puts what stands at another path in the place of a file."""
+    """Replaces a file by what stands at another path."""
     path.unlink()
     os.rename(other, path)
 
@@ -128,7 +128,7 @@ def inputs(path):
 
 
 def tokenizer(path):
-    from pycooldown.data.prepare.tokenizer import prepare_tokenizer
+    from pycooldown.data.prepare.tokenizer_files import prepare_tokenizer
 
     prepare_tokenizer(path, path.parent / "prepared")
 
@@ -185,6 +185,7 @@ def test_what_is_no_file_is_named(tmp_path, read, name, kind):
     assert "Illegal seek" not in message
 
 
+@pytest.mark.slow  # the command imports torch
 @pytest.mark.timeout(60)
 def test_a_command_ends_at_once_with_the_reason(tmp_path):
     pytest.importorskip("torch")

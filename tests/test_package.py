@@ -24,8 +24,8 @@ FLOORS = [
     ("data",),
     ("adaptive", "sampling", "losses"),
     ("schedules", "gradients.theory", "gradients.moments"),
-    ("mixture", "_yaml"),
-    ("_core", "_extras", "_files", "_html", "domain_log", "processes"),
+    ("mixture", "_yaml", "domain_log"),
+    ("_core", "_extras", "_files", "_html", "processes"),
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 CORE_USERS = {

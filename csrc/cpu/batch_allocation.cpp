@@ -168,8 +168,8 @@ void BatchPlanner::set_deadline(std::size_t domain, std::uint64_t step) {
   }
 }
 
-// The last of the claims, in their order, that gets one of so many slots. Few of them share a number of batches, so
-// their counts find it: claims that are as urgent come in the order of their domains, here as among themselves.
+// The last claim, in their order, that gets one of so many slots. Claims of one number of batches are few, so their
+// counts lead to it. Claims that are equally urgent stand in the order of their domains.
 std::uint64_t BatchPlanner::last_granted(std::span<const std::uint64_t> claims, std::span<const std::size_t> counts,
                                          std::size_t slots) {
   std::size_t bucket = 0;
@@ -186,7 +186,7 @@ std::uint64_t BatchPlanner::last_granted(std::span<const std::uint64_t> claims, 
   return *last;
 }
 
-// Where each sample is drawn once: a slot whose domain has no sample left goes to one that has, drawn by the mixture.
+// With `once`, a slot whose domain has no sample left goes to a domain that has some, drawn by the mixture.
 void BatchPlanner::give_away(const AliasTable& table, std::uint64_t step) {
   const auto weights = table.weights();
   std::vector<std::uint64_t> left(weights.size()), cumulative;

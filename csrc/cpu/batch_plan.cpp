@@ -120,7 +120,7 @@ void BatchPlanner::permute_from(std::uint32_t lane) {
   d.permuted_epoch = d.epoch;
 }
 
-// Moves a domain to where it has been drawn so often.
+// Moves a domain to the place where it has been drawn so many times.
 void BatchPlanner::place(std::size_t domain, std::uint64_t draws) {
   Domain& d = domains_[domain];
   d.epoch = d.epoch_start = 0;
@@ -160,8 +160,8 @@ void BatchPlanner::seek(std::span<const std::int64_t> counts, std::span<const st
   if (const auto negative = std::ranges::find_if(counts, [](auto n) { return n < 0; }); negative != counts.end()) {
     throw std::invalid_argument("counts has " + std::to_string(*negative) + "; expected numbers of draws >= 0");
   }
-  // A domain is never given more than the sample that it has begun to earn; what some have been given too early, the
-  // others are owed.
+  // A domain never gets more than the sample that it has begun to earn. Credits sum to 0: what some domains got too
+  // early, others still have to get.
   constexpr auto kUnits = static_cast<std::int64_t>(AliasTable::kUnits);
   const std::int64_t most = static_cast<std::int64_t>(num_domains()) * kUnits;
   std::int64_t sum = 0;  // cannot overflow: each is below 2^24 samples, and there are at most 2^24
@@ -213,7 +213,7 @@ void BatchPlanner::skip(std::span<const MixtureSpan> spans, std::uint64_t step) 
     skip_slots(spans, step);
     return;
   }
-  choose_domains(spans, step);  // where each sample is drawn once, which slots are given away depends on their order
+  choose_domains(spans, step);  // with `once`, which slots go to other domains depends on the order of the slots
   for (const std::int32_t domain : domain_ids().first(slots()))
     advance(static_cast<std::size_t>(domain), batch_size_ / slots());
 }
@@ -238,7 +238,7 @@ void BatchPlanner::plan(std::span<const MixtureSpan> spans, std::uint64_t step, 
   choose_domains(spans, step);
   if (homogeneous_) std::ranges::fill(std::span(domain_ids_).first(batch_size_), domain_ids_.front());
 
-  // Positions are permuted a group at a time, in place: those of the last `waiting` of the samples so far still are to.
+  // Positions are permuted in place, a group at a time. The last `waiting` samples so far are not permuted yet.
   const auto permute = PYCOOLDOWN_DISPATCH(permute);
   std::array<const Permutation*, 64> permutations;
   std::size_t waiting = 0;

@@ -31,11 +31,13 @@ std::shared_ptr<TarIndex> TarIndex::map(const std::string& path) {
   index->path_ = path;
   index->file_ = std::make_unique<MappedFile>(path);
   index->bytes_ = {index->file_->data(), index->file_->size()};
-  return index->open() ? index : nullptr;
+  return index->guarded([&] { return index->open(); }) ? index : nullptr;
 }
 
 void TarIndex::require(bool condition) const {
-  if (!condition) throw std::invalid_argument((path_.empty() ? "" : path_ + ": ") + "the index is damaged");
+  if (condition) return;
+  check_file();  // that the file has changed is the better reason
+  throw std::invalid_argument((path_.empty() ? "" : path_ + ": ") + "the index is damaged");
 }
 
 const Header& TarIndex::header() const { return *reinterpret_cast<const Header*>(bytes_.data()); }
@@ -202,6 +204,13 @@ void TarIndex::verify(std::uint32_t shard) const {
 void TarIndex::check_file() const {
   if (file_ && file_->has_changed(path_))
     throw std::system_error(ESTALE, std::generic_category(), path_ + " has changed since it was opened; open it again");
+  require_pages();
+}
+
+void TarIndex::require_pages() const {
+  if (file_ && file_->mapped()->lost)
+    throw std::system_error(EIO, std::generic_category(),
+                            path_ + " was truncated while it was mapped, or its disk fails; open it again");
 }
 
 std::uint64_t TarIndex::fingerprint(std::uint32_t shard, const ReadAt& read) const {

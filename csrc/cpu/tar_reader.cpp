@@ -30,6 +30,7 @@ TarReader::TarReader(std::size_t max_maps) : max_maps_(max_maps) {}
 void TarReader::add(std::string path, std::shared_ptr<const TarIndex> index) {
   starts_.push_back(starts_.back() + index->num_samples());
   shards_.push_back({static_cast<std::uint32_t>(sources_.size()), 0});
+  if (MappedBytes* const map = index->mapped()) index_maps_.push_back(map);
   sources_.push_back({std::move(index), std::move(path), false});
 }
 
@@ -39,6 +40,7 @@ void TarReader::add_all(std::shared_ptr<const TarIndex> index, std::string folde
     starts_.push_back(start + index->first_sample(number + 1));
     shards_.push_back({static_cast<std::uint32_t>(sources_.size()), number});
   }
+  if (MappedBytes* const map = index->mapped()) index_maps_.push_back(map);
   sources_.push_back({std::move(index), std::move(folder), true});
 }
 
@@ -60,6 +62,7 @@ TarReader::Batch::Batch(TarReader& reader) : reader_(reader), number_(++reader.n
     if (!source.is_folder) break;  // the others are in memory
     source.index->check_file();
   }
+  guard_.watch(reader_.index_maps_);
 }
 
 TarReader::Batch::~Batch() {
@@ -94,7 +97,7 @@ void TarReader::Batch::copy(const char* from, std::size_t size, void* out) {
     MappedBytes* const map = viewed_->mapped();
     guard_.watch({&map, 1});
     std::memcpy(out, from, size);
-    guard_.watch({});
+    guard_.watch(reader_.index_maps_);
   } else {
     std::memcpy(out, from, size);
   }
@@ -103,6 +106,10 @@ void TarReader::Batch::copy(const char* from, std::size_t size, void* out) {
 void TarReader::Batch::finish() const {
   for (const std::uint32_t shard : read_)
     if (reader_.shards_[shard].map) reader_.require_mapped(shard);  // else when it was unmapped
+  for (const Source& source : reader_.sources_) {
+    if (!source.is_folder) break;
+    source.index->require_pages();
+  }
 }
 
 void TarReader::require_mapped(std::uint32_t number) const {

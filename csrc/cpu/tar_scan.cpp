@@ -142,7 +142,7 @@ class Grouper {
   std::vector<std::uint64_t> last_sample_;  // by extension: the ordinal of the last sample that had it
 };
 
-// What a file that is no tar is, with the way out; empty where its first bytes are of no format that is known.
+// Returns which format a file that is not a tar has, with the way out; empty if its first bytes are of no known format.
 std::string foreign_format(std::string_view start) {
   struct Format {
     std::string_view magic;

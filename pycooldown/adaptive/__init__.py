@@ -6,6 +6,7 @@ from pycooldown.adaptive.erma import ERMA
 from pycooldown.adaptive.fgls import FGLS
 from pycooldown.adaptive.group_dro import GroupDRO
 from pycooldown.adaptive.odm import OnlineDataMixing
+from pycooldown.adaptive.pike import PiKE
 from pycooldown.adaptive.schedule import LearnedSchedule
 from pycooldown.adaptive.statistics import DomainStatsLike, Statistics
 from pycooldown.adaptive.variance_aware import VarianceAware
@@ -19,6 +20,7 @@ __all__ = [
     "GroupDRO",
     "LearnedSchedule",
     "OnlineDataMixing",
+    "PiKE",
     "Statistics",
     "VarianceAware",
 ]

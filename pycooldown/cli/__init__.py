@@ -8,7 +8,7 @@ from pycooldown._extras import require
 
 require("cli", "typer", "rich", "yaml", "pydantic")
 
-from pycooldown.cli import _options, data, tokenize, index, planning, training, results, sweeping, fitting, former  # noqa: E402, F401, I001  # as in --help
+from pycooldown.cli import _options, data, tokenize, index, planning, training, results, sweeping, fitting, deprecated  # noqa: E402, F401, I001  # as in --help
 from pycooldown.cli._app import app, console, main, names, progress_bars, run  # noqa: E402
 
 __all__ = ["app", "console", "main", "names", "progress_bars", "run"]

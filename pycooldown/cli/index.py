@@ -24,7 +24,10 @@ def index(
     out: Annotated[
         str | None, typer.Option(help="Where to write the index; of a local folder, its dataset.idx by default.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Shards that are read at a time.")] = 8,
+    workers: Annotated[int, typer.Option(help="Shards that are read at a time; on Ray 0 is one for each core.")] = 8,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Work on a Ray cluster: its address, auto, or local.")
+    ] = None,
     on_error: Annotated[
         Literal["raise", "skip"], typer.Option(help="Refuse shards with faults, or list the faults in the index.")
     ] = "raise",
@@ -42,7 +45,7 @@ def index(
     if is_url(out):
         raise ValueError(f"out = {out!r} is a URL; expected a local path: copy the index to the store afterwards")
     with progress_bars() as progress:
-        build_index(parse_shards(shards), out, workers=workers, on_error=on_error, progress=progress)
+        build_index(parse_shards(shards), out, workers=workers, ray=ray, on_error=on_error, progress=progress)
     made = open_index(os.path.abspath(out))
     table = Table("domain", right("shards"), right("samples"), title=out)
     firsts = [first for _, first, _ in made.domains] + [made.num_shards]

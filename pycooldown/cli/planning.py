@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from pycooldown.cli._app import RecipeFile, app, console, right, split_arguments
-from pycooldown.cli.storing import open_shards, plan_stores, print_store_plans, stores_as_json
+from pycooldown.cli.store_forecast import open_shards, plan_stores, print_store_plans, stores_as_json
 from pycooldown.recipes.sizes import Unit
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from pycooldown._files import lock_folder, open_atomically
 from pycooldown.data.byte_ranges import StoreRanges
 from pycooldown.data.dataset_index import locate_shard, open_index
+from pycooldown.data.engines import open_engine
 from pycooldown.data.index import TarIndex, TarIndexWriter, load_index
 from pycooldown.data.publish import Progress
 from pycooldown.data.shard_lists import ShardPaths, find_shards, list_shards
@@ -23,6 +25,7 @@ __all__ = ["build_index", "locked"]
 
 FIRST_WINDOW, LARGEST_WINDOW = 64 << 10, 8 << 20  # bytes of an object that a scan fetches at a time
 QUESTIONS = 32  # to a store at a time: is an object there?
+ON_RAY = 1024  # shards whose indexes wait at a time for those before them
 NEAR = 1 << 20  # bytes that are cheaper to fetch than to ask again
 
 ShardInIndex = tuple[TarIndex, int]  # and the number of the shard
@@ -33,6 +36,7 @@ def build_index(
     path: str | os.PathLike[str],
     *,
     workers: int = 8,
+    ray: str | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     progress: Progress | None = None,
 ) -> None:
@@ -46,31 +50,33 @@ def build_index(
         shards: By domain, one or several uncompressed tar files: paths, URLs (`s3://`, `gs://`, `az://`, `http(s)://`)
             or patterns with braces or wildcards; http(s) has no wildcards.
         path: Where to write. Paths of shards in its folder are kept relative to it, so that both can be moved together.
-        workers: Shards that are read at a time.
+        workers: Shards that are read at a time; on Ray 0 is one for each core.
+        ray: Address of a Ray cluster whose cores read the shards, `"auto"` for the one of this machine, or `"local"` to
+            start one. They must find the shards under the same absolute paths.
         on_error: `"raise"` refuses shards with faults; `"skip"` lists the faults in the index.
         progress: Called with what is being done, and how many shards of all are done.
 
     Raises:
         ValueError: If a shard has faults and `on_error="raise"`; if an argument is not as expected.
-        OSError: If a shard cannot be read, or the index cannot be written.
+        OSError: If a shard cannot be read, or the index cannot be written; if there is no Ray cluster at the address.
+        RuntimeError: If a worker of Ray dies.
     """
-    if workers < 1:
-        raise ValueError(f"workers = {workers}; expected at least 1")
+    if workers < (ray is None):
+        raise ValueError(f"workers = {workers}; expected at least {int(ray is None)}")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error = {on_error!r}; expected 'raise' or 'skip'")
     path = os.path.abspath(path)
     found = find_shards(list_shards(shards), workers=max(workers, QUESTIONS))
     every = [shard for files in found.values() for shard in files]
-    with locked(os.path.dirname(path)), ThreadPoolExecutor(workers) as pool:
+    with locked(os.path.dirname(path)), ThreadPoolExecutor(workers or QUESTIONS) as pool:
         known = _Known(path)
         kept = list(pool.map(known.find, every))
         if known.index is not None and known.lists(found) and all(kept):
             _refuse_faults(known.index, lambda shard: known.paths[shard], on_error)
             return
         writer = TarIndexWriter()
-        sources = _in_order(
-            pool, _source, zip((shard for files in found.values() for shard in files), kept), 4 * workers
-        )
+        work = list(zip(every, kept))
+        sources = _in_order(pool, _source, work, 4 * workers) if ray is None else _on_ray(work, workers, ray)
         done = 0
         with open_atomically(path) as file:
             file.write(bytes(TarIndexWriter.HEADER_SIZE))
@@ -142,6 +148,33 @@ def _source(work: tuple[StoredObject, ShardInIndex | None]) -> ShardInIndex:
     if not is_url(shard.url):
         return load_index(shard.url, write=False), 0
     return TarIndex.scan_object(_Windows(shard), shard.size), 0
+
+
+def _on_ray(work: Sequence[tuple[StoredObject, ShardInIndex | None]], workers: int, ray: str) -> Iterator[ShardInIndex]:
+    """As of `_source`, in the order of the shards, of which a window is worked on or waits at a time."""
+    with open_engine(workers=workers, ray=ray) as run:
+        for begin in range(0, len(work), ON_RAY):
+            window = work[begin : begin + ON_RAY]
+            missing = [i for i, (_, kept) in enumerate(window) if kept is None]
+            shards = [dataclasses.replace(window[i][0], url=_absolute(window[i][0].url)) for i in missing]
+            scanned = {missing[number]: result for number, result in run(_scan, shards)}
+            for i, (shard, kept) in enumerate(window):
+                yield kept or (_read_scan(shard, *scanned.pop(i)), 0)
+
+
+def _scan(shard: StoredObject) -> tuple[bytes, int, int]:
+    """The index of a shard as bytes, and what they are opened with: the size and the modification time of the shard."""
+    index, _ = _source((shard, None))
+    return index.to_bytes(), index.shard_size(0), index.shard_mtime_ns(0)
+
+
+def _read_scan(shard: StoredObject, content: bytes, size: int, mtime_ns: int) -> TarIndex:
+    index = TarIndex.from_bytes(content, size, mtime_ns)
+    if index is None:
+        raise RuntimeError(
+            f"{shard.url} was indexed by another version of pycooldown: install one version on all nodes"
+        )
+    return index
 
 
 class _Windows:

@@ -14,7 +14,7 @@ from pycooldown._extras import require
 from pycooldown.data.store_lists import glob_objects, list_objects
 from pycooldown.data.stores import SCHEMES, StoredObject, find_object, is_url
 
-__all__ = ["ShardPaths", "find_shards", "has_urls", "list_shards", "parse_shards"]
+__all__ = ["ShardPaths", "find_shards", "group_by_domain", "has_urls", "list_shards", "parse_shards"]
 
 ShardPaths = Mapping[str, "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"]
 
@@ -43,7 +43,7 @@ def parse_shards(arguments: Sequence[str]) -> dict[str, list[str]]:
     """Return the shards of each domain that command-line arguments name.
 
     Args:
-        arguments: Either `domain=shards` each, where a domain may come again; or one folder, which may be in a store:
+        arguments: Either `domain=pattern` each, where a domain may come again; or one folder, which may be in a store:
             each of its subfolders is a domain of the tar files in and below it, and so is each tar file in the folder
             itself, up to the first hyphen or dot of its name.
 
@@ -52,13 +52,27 @@ def parse_shards(arguments: Sequence[str]) -> dict[str, list[str]]:
     """
     if len(arguments) == 1 and (is_url(arguments[0]) or os.path.isdir(arguments[0])):
         return _from_folder(arguments[0].rstrip("/") or "/")
-    shards: dict[str, list[str]] = {}
+    return group_by_domain(arguments, "shards", "a folder, or domain=pattern, as in en='data/en/*.tar'")
+
+
+def group_by_domain(arguments: Iterable[str], name: str, expected: str) -> dict[str, list[str]]:
+    """Return the patterns behind `domain=` of each domain; a domain may come again.
+
+    Args:
+        arguments: Texts `domain=pattern`.
+        name: What they are, for errors.
+        expected: The form that they should have, for errors.
+
+    Raises:
+        ValueError: If one has another form.
+    """
+    patterns: dict[str, list[str]] = {}
     for argument in arguments:
-        domain, separator, paths = argument.partition("=")
-        if not separator or not domain or not paths:
-            raise ValueError(f"shards {argument!r}; expected a folder, or domain=shards, as in en='data/en/*.tar'")
-        shards.setdefault(domain, []).append(paths)
-    return shards
+        domain, separator, pattern = argument.partition("=")
+        if not separator or not domain or not pattern:
+            raise ValueError(f"{name} {argument!r}; expected {expected}")
+        patterns.setdefault(domain, []).append(pattern)
+    return patterns
 
 
 def _from_folder(folder: str) -> dict[str, list[str]]:
@@ -71,7 +85,7 @@ def _from_folder(folder: str) -> dict[str, list[str]]:
         name, _, below = path[len(folder.rstrip("/")) + 1 :].partition("/")
         domains.setdefault(name if below else re.split("[-.]", name)[0], []).append(path)
     if not domains:
-        raise ValueError(f"{folder} has no tar files; expected folders with some, or domain=shards")
+        raise ValueError(f"{folder} has no tar files; expected folders with some, or domain=pattern")
     return dict(sorted(domains.items()))
 
 

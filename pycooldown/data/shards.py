@@ -132,7 +132,7 @@ class TarDataset:
             return
         self._index_path = os.path.abspath(index) if index is not None else default_path(lists)
         if remote:
-            from pycooldown.data.apart import call_apart
+            from pycooldown.data.subprocess_call import call_apart
 
             call_apart(_build, lists, self._index_path)
         else:
@@ -278,8 +278,8 @@ class TarDataset:
 def _find_index(path: str) -> str:
     if not is_url(path) or os.path.exists(path):
         return find_index(path)
-    from pycooldown.data.apart import call_apart
     from pycooldown.data.stored_index import fetch_index
+    from pycooldown.data.subprocess_call import call_apart
 
     found: str = call_apart(fetch_index, path)
     return found

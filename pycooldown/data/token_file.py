@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from pycooldown import _core
 
-__all__ = ["MappedEnds", "TokenFile", "map_file", "one_block"]
+__all__ = ["MappedEnds", "TokenFile", "map_file", "one_block", "read_array"]
 
 Numbers = npt.NDArray[np.uint64]
 
@@ -19,10 +20,31 @@ Numbers = npt.NDArray[np.uint64]
 def map_file(path: str, size: int) -> npt.NDArray[np.uint8]:
     """Map the bytes of a file, read-only; the file does not stay open.
 
+    Only the C++ core may read them, under its guard: a read of pages that the file has lost ends the process. NumPy
+    reads copies, by `read_array`.
+
     Raises:
         OSError: If it cannot be read or does not have `size` bytes.
     """
     return _core.map_file(os.fsencode(path), size)
+
+
+def read_array(path: str, dtype: npt.DTypeLike, count: int, offset: int = 0) -> npt.NDArray[Any]:
+    """Return numbers of a file, copied.
+
+    Args:
+        path: The file.
+        dtype: Of the numbers.
+        count: How many.
+        offset: Where they begin, in bytes.
+
+    Raises:
+        OSError: If they cannot be read or the file ends before them.
+    """
+    numbers = np.fromfile(path, dtype, count, offset=offset)
+    if len(numbers) < count:
+        raise OSError(errno.ESTALE, f"{path} was truncated while it was read")
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -39,13 +61,32 @@ class MappedEnds:
     size: int
     offset: int = 0
 
+    def __len__(self) -> int:
+        return (self.size - self.offset) // 8
+
     def array(self) -> Numbers:
-        """Map the file.
+        """Map the file, for the C++ core.
 
         Raises:
             OSError: If it cannot be read or no longer has its size.
         """
         return map_file(self.path, self.size)[self.offset :].view("<u8")
+
+    def open(self) -> _core.MappedNumbers:
+        """Map the file, to look up single numbers.
+
+        Raises:
+            OSError: If it cannot be read or no longer has its size.
+        """
+        return _core.MappedNumbers(os.fsencode(self.path), self.size, self.offset)
+
+    def read(self, begin: int, end: int) -> Numbers:
+        """Return some of the numbers, copied.
+
+        Raises:
+            OSError: If they cannot be read.
+        """
+        return read_array(self.path, "<u8", end - begin, self.offset + 8 * begin)
 
 
 @dataclass(frozen=True)
@@ -75,32 +116,50 @@ class TokenFile:
     ends: Numbers | MappedEnds = field(repr=False)
     version: str = ""
 
+    @property
+    def documents(self) -> int:
+        """Number of documents."""
+        return len(self.ends)
+
     def document_ends(self) -> Numbers:
-        """Return the exclusive end of each document, mapped if the ends are in a file.
+        """Return the exclusive end of each document, copied.
 
         Raises:
-            OSError: If they cannot be mapped.
+            OSError: If they cannot be read.
             ValueError: If they do not end where the tokens do.
         """
-        ends = self.ends.array() if isinstance(self.ends, MappedEnds) else self.ends
-        if (int(ends[-1]) if len(ends) else 0) != self.tokens:
-            last = f"at {int(ends[-1])}" if len(ends) else "nowhere"
-            raise ValueError(f"{self.path} is damaged: it has {self.tokens} tokens, but its last document ends {last}")
-        return ends
+        self.check_last_end()
+        return self._ends(0, self.documents)
+
+    def check_last_end(self) -> None:
+        """Read where the last document ends.
+
+        Raises:
+            OSError: If it cannot be read.
+            ValueError: If that is not where the tokens end.
+        """
+        last = self._ends(max(self.documents - 1, 0), self.documents).tolist()
+        if (last[0] if last else 0) != self.tokens:
+            where = f"at {last[0]}" if last else "nowhere"
+            raise ValueError(f"{self.path} is damaged: it has {self.tokens} tokens, but its last document ends {where}")
 
     def check(self) -> None:
         """Read the ends of all documents.
 
         Raises:
-            OSError: If they cannot be mapped.
-            ValueError: If they do not ascend.
+            OSError: If they cannot be read.
+            ValueError: If they do not ascend to the last token.
         """
-        ends = self.document_ends()
-        for begin in range(0, len(ends) - 1, step := 1 << 20):
-            falls = ends[begin + 1 : begin + step + 1] < ends[begin : min(begin + step, len(ends) - 1)]
+        self.check_last_end()
+        for begin in range(0, self.documents - 1, step := 1 << 20):
+            ends = self._ends(begin, min(begin + step + 1, self.documents))
+            falls = ends[1:] < ends[:-1]
             if falls.any():
                 at = begin + 1 + int(falls.argmax())
                 raise ValueError(f"{self.path} is damaged: the ends of its documents do not ascend at document {at}")
+
+    def _ends(self, begin: int, end: int) -> Numbers:
+        return self.ends.read(begin, end) if isinstance(self.ends, MappedEnds) else self.ends[begin:end]
 
 
 def one_block(path: str, size: int, dtype: np.dtype[Any], offset: int, tokens: int) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class ShardEntry:
         """
         if file.size != self.bytes:
             raise ValueError(f"{file.path} has {file.size} bytes; expected {self.bytes}; {_AGAIN}")
-        if (found := (len(file.document_ends()), file.tokens)) != (self.documents, self.tokens):
+        if (found := (file.documents, file.tokens)) != (self.documents, self.tokens):
             raise ValueError(
                 f"{file.path} has {found[0]} documents and {found[1]} tokens; the manifest says {self.documents} and "
                 f"{self.tokens}; {_AGAIN}"

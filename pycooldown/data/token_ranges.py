@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pycooldown._core import TokenReader
 from pycooldown.data.byte_ranges import Buffer, ByteRanges, Spans
 from pycooldown.data.stores import StoredObject
-from pycooldown.data.token_file import Numbers, TokenFile
+from pycooldown.data.token_file import MappedEnds, TokenFile
 from pycooldown.data.token_index import Pieces
 
 __all__ = ["StoredTokens"]
@@ -39,7 +39,8 @@ class StoredTokens:
         self.files = files
         self.length, self.whole_documents, self.looks_ahead = length, whole_documents, looks_ahead
         self._starts = np.cumsum([0, *(file.tokens for file in files)], dtype=np.int64)
-        self._ends: list[Numbers] = [file.document_ends() for file in files]
+        self._ends = [file.ends.open() for file in files if isinstance(file.ends, MappedEnds)]
+        assert len(self._ends) == len(files), "the ends of files in stores are in local sidecars"
 
     @property
     def objects(self) -> list[StoredObject]:
@@ -73,7 +74,8 @@ class StoredTokens:
     def _add(self, reader: TokenReader, part: _Part, contents: Sequence[Buffer], vocabulary_size: int) -> None:
         file, ends = self.files[part.file], self._ends[part.file]
         content = contents[0] if len(contents) == 1 else b"".join(contents)
-        first, last = np.searchsorted(ends, part.begin, "right"), np.searchsorted(ends, part.end, "left")
+        # Documents that end within the part, and the one that goes beyond or ends with it.
+        first, last = ends.count_up_to(part.begin), ends.count_up_to(part.end - 1)
         size = part.end - part.begin
         if len(content) != size * file.dtype.itemsize:
             raise ValueError(f"{len(content)} bytes came for {size} tokens of {file.path}; the ranges are at fault")
@@ -84,7 +86,7 @@ class StoredTokens:
             vocabulary_size=vocabulary_size,
             block_offsets=np.zeros(1, np.uint64),
             block_ends=np.array([size], np.uint64),
-            ends=np.minimum(ends[first : last + 1], part.end) - np.uint64(part.begin),
+            ends=np.minimum(ends.copy(first, last + 1), part.end) - np.uint64(part.begin),
             ends_path=None,
         )
 
@@ -104,7 +106,8 @@ class StoredTokens:
     def _document_end(self, token: int) -> int:
         file = int(np.searchsorted(self._starts, token, "right")) - 1
         start, ends = int(self._starts[file]), self._ends[file]
-        return start + int(ends[np.searchsorted(ends, token - start, "right")])
+        number = ends.count_up_to(token - start)
+        return start + int(ends.copy(number, number + 1)[0])
 
     def _cut(self, begin: int, end: int) -> list[_Part]:
         parts = []

@@ -49,11 +49,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pycooldown._files import regular_size, write_atomically
 from pycooldown.data.stores import StoredObject, open_binary
-from pycooldown.data.token_file import MappedEnds, Numbers, TokenFile, map_file
+from pycooldown.data.token_file import MappedEnds, Numbers, TokenFile
 
 __all__ = ["ENDS_SUFFIX", "FORMAT", "make_sidecar", "open_stored_shard", "open_token_shard", "scan_token_shard"]
 
@@ -67,9 +66,9 @@ _U64 = np.dtype("<u8")
 
 
 def open_token_shard(path: str | os.PathLike[str]) -> TokenFile:
-    """Open a shard: map its sidecar, which is made again where it is missing, and check it against the tar.
+    """Open a shard: check the head of its sidecar against the tar.
 
-    The ends of the documents are only mapped, not read; `TokenFile.check` reads them.
+    A missing sidecar is made again. Of the ends of the documents only the last is read; `TokenFile.check` reads all.
 
     Raises:
         OSError: If the shard cannot be read.
@@ -78,12 +77,11 @@ def open_token_shard(path: str | os.PathLike[str]) -> TokenFile:
     path, sidecar = os.fspath(path), os.fspath(path) + ENDS_SUFFIX
     size = regular_size(path)
     try:
-        ends_size = regular_size(sidecar)
-        numbers = map_file(sidecar, ends_size)
+        content: MappedEnds | bytes = MappedEnds(sidecar, regular_size(sidecar))
     except FileNotFoundError:
-        ends_size, numbers = 0, np.frombuffer(_make_again(path, sidecar), np.uint8)
+        content = _make_again(path, sidecar)
     try:
-        return _parse(path, size, numbers, MappedEnds(sidecar, ends_size) if ends_size else None)
+        return _parse(path, size, content)
     except ValueError as error:
         raise ValueError(f"{sidecar}: {error}; if the tar is whole, delete this file, and it is made again") from None
 
@@ -97,7 +95,7 @@ def open_stored_shard(shard: StoredObject, sidecar: str) -> TokenFile:
     """
     size = os.path.getsize(sidecar)
     try:
-        file = _parse(shard.url, shard.size, map_file(sidecar, size), MappedEnds(sidecar, size))
+        file = _parse(shard.url, shard.size, MappedEnds(sidecar, size))
     except ValueError as error:
         raise ValueError(f"{sidecar}, of {shard.url}: {error}; delete this file, and it is fetched again") from None
     return replace(file, version=shard.version)
@@ -125,20 +123,28 @@ def make_sidecar(dtype: np.dtype[Any], table: array[int], ends: array[int], size
     return b"".join(np.asarray(numbers, _U64).tobytes() for numbers in (header, table, ends))
 
 
-def _parse(path: str, size: int, content: npt.NDArray[np.uint8], mapped: MappedEnds | None) -> TokenFile:
-    if content.size < 8 * _HEADER or content.size % 8:
-        raise ValueError(f"has {content.size} bytes; expected a header of {8 * _HEADER} and 8 for each number")
-    numbers: Numbers = content.view(_U64)
-    magic, version, itemsize, blocks, documents, tokens, shard_size, _ = numbers[:_HEADER].tolist()
+def _parse(path: str, size: int, content: MappedEnds | bytes) -> TokenFile:
+    """Read a sidecar: a file, of which only the head and the last number are read, or its bytes."""
+    total = content.size if isinstance(content, MappedEnds) else len(content)
+    if total < 8 * _HEADER or total % 8:
+        raise ValueError(f"has {total} bytes; expected a header of {8 * _HEADER} and 8 for each number")
+
+    def numbers(begin: int, end: int) -> Numbers:
+        if isinstance(content, MappedEnds):
+            return content.read(begin, end)
+        return np.frombuffer(content, _U64)[begin:end]
+
+    magic, version, itemsize, blocks, documents, tokens, shard_size, _ = numbers(0, _HEADER).tolist()
     if magic != _MAGIC or version != _VERSION:
         raise ValueError(f"is not a sidecar of version {_VERSION}")
-    if itemsize not in (2, 4) or numbers.size != _HEADER + 2 * blocks + documents:
-        raise ValueError(f"is damaged: {numbers.size} numbers for {blocks} blocks and {documents} documents")
+    if itemsize not in (2, 4) or total != 8 * (_HEADER + 2 * blocks + documents):
+        raise ValueError(f"is damaged: {total // 8} numbers for {blocks} blocks and {documents} documents")
     if shard_size != size:
         raise ValueError(f"is of a tar of {shard_size} bytes, but {path} has {size}: it was cut off or replaced")
     ends_at = _HEADER + 2 * blocks
-    table, ends = numbers[_HEADER:ends_at].reshape(-1, 2), numbers[ends_at:]
-    if (int(table[-1, 1]) if blocks else 0) != tokens or (int(ends[-1]) if documents else 0) != tokens:
+    table = numbers(_HEADER, ends_at).reshape(-1, 2)
+    last = numbers(total // 8 - 1, total // 8).tolist()[0] if documents else 0
+    if (int(table[-1, 1]) if blocks else 0) != tokens or last != tokens:
         raise ValueError(f"is damaged: its blocks or its documents do not end at {tokens} tokens")
     return TokenFile(
         path=path,
@@ -147,7 +153,7 @@ def _parse(path: str, size: int, content: npt.NDArray[np.uint8], mapped: MappedE
         tokens=tokens,
         block_offsets=np.array(table[:, 0]),
         block_ends=np.array(table[:, 1]),
-        ends=MappedEnds(mapped.path, mapped.size, 8 * ends_at) if mapped else ends,
+        ends=replace(content, offset=8 * ends_at) if isinstance(content, MappedEnds) else numbers(ends_at, total // 8),
     )
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pycooldown._files import read_bounded, regular_size
 from pycooldown.data.publish import MAX_MANIFEST
-from pycooldown.data.token_file import MappedEnds, Numbers, TokenFile, map_file, one_block
+from pycooldown.data.token_file import MappedEnds, Numbers, TokenFile, one_block, read_array
 
 __all__ = ["datatrove", "flat", "litdata", "llm_c", "megatron"]
 
@@ -40,21 +40,21 @@ def megatron(prefix: str | os.PathLike[str]) -> TokenFile:
     prefix = os.fspath(prefix)
     path = prefix + ".bin"
     size, index_size = regular_size(path), regular_size(prefix + ".idx")
-    index = map_file(prefix + ".idx", index_size)
+    head = read_array(prefix + ".idx", np.uint8, min(index_size, 34))
 
     def refuse(reason: str) -> ValueError:
         return ValueError(f"{prefix}.idx is damaged, or not Megatron-LM's index of {path}: {reason}")
 
-    if index_size < 34 or index[:9].tobytes() != _MEGATRON or int(index[9:17].view("<u8")[0]) != 1:
+    if index_size < 34 or head[:9].tobytes() != _MEGATRON or int(head[9:17].view("<u8")[0]) != 1:
         raise refuse("it does not begin with its name and version 1")
-    dtype_code, (sequences, bounds) = int(index[17]), index[18:34].view("<u8").tolist()
+    dtype_code, (sequences, bounds) = int(head[17]), head[18:34].view("<u8").tolist()
     if dtype_code not in _MEGATRON_DTYPES:
         raise refuse(f"dtype code {dtype_code}; expected integers, {sorted(_MEGATRON_DTYPES)}")
     if index_size not in (34 + 12 * sequences + 8 * bounds, 34 + 13 * sequences + 8 * bounds):  # the last with modes
         raise refuse(f"it has {index_size} bytes for {sequences} sequences and {bounds} bounds of documents")
-    at = np.cumsum([34, 4 * sequences, 8 * sequences, 8 * bounds])
+    parts = (("<i4", sequences, 34), ("<i8", sequences, 34 + 4 * sequences), ("<i8", bounds, 34 + 12 * sequences))
     lengths, pointers, documents = (
-        index[begin:end].view(dtype).astype(np.int64) for begin, end, dtype in zip(at, at[1:], ("<i4", "<i8", "<i8"))
+        read_array(prefix + ".idx", dtype, count, offset).astype(np.int64, copy=False) for dtype, count, offset in parts
     )
     dtype = np.dtype(_MEGATRON_DTYPES[dtype_code])
     if (lengths < 0).any() or (pointers < 0).any() or (pointers > size - lengths * dtype.itemsize).any():
@@ -105,7 +105,7 @@ def datatrove(path: str | os.PathLike[str], dtype: npt.DTypeLike | None = None) 
     if count not in (None, tokens):
         raise ValueError(f"{path} has {tokens} tokens of {kind}, but its metadata says {count}: it was cut off")
     file = TokenFile(**one_block(path, size, kind, 0, tokens), ends=MappedEnds(path + ".index", index_size))
-    file.document_ends()
+    file.check_last_end()
     return file
 
 
@@ -214,7 +214,7 @@ def _litdata_chunk(folder: Path, name: str, dtype: np.dtype[Any], tokens: int, i
     size = regular_size(path)
     head = np.fromfile(path, "<u4", 1)
     fits = len(head) == 1 and int(head[0]) == items and size >= 4 * (items + 2)
-    offsets = np.fromfile(path, "<u4", items + 1, offset=4).astype(np.int64) if fits else head
+    offsets = read_array(path, "<u4", items + 1, 4).astype(np.int64) if fits else head
     whole = fits and offsets[0] == 4 * (len(offsets) + 1) and offsets[-1] == size and (np.diff(offsets) >= 0).all()
     if (
         not whole
@@ -266,10 +266,9 @@ def _delimited(
     if separator is not None and not 0 <= separator <= np.iinfo(dtype).max:
         raise ValueError(f"{'eos_id' if eos_id is not None else 'bos_id'} = {separator} is no {dtype}")
     if separator is not None and tokens:
-        ids = map_file(path, size)[offset:]
         for begin in range(0, tokens, chunk := 1 << 22):
-            part = ids[begin * dtype.itemsize : (begin + chunk) * dtype.itemsize].tobytes()
-            found = np.flatnonzero(np.frombuffer(part, dtype) == separator).astype(np.uint64)
+            part = read_array(path, dtype, min(chunk, tokens - begin), offset + begin * dtype.itemsize)
+            found = np.flatnonzero(part == separator).astype(np.uint64)
             ends.append(found + np.uint64(begin + (eos_id is not None)))
     ends.append(np.array([tokens], np.uint64))
     every = np.concatenate(ends)

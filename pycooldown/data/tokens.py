@@ -60,8 +60,8 @@ class TokenDataset:
 
     Files are mapped into memory, not read; a map holds no file open. A dataset can be pickled and used in forked or
     spawned workers, which share the pages. Files must not be written to while they are in use. Each batch looks whether
-    those it reads have changed since they were mapped, which is an `OSError`; one that is cut off at that very moment
-    ends the process (SIGBUS).
+    those it reads have changed since they were mapped, which is an `OSError`, also if that happens in the middle of a
+    read.
 
     Shards may all be in object stores (`s3://`, `gs://`, `az://`, `http(s)://`; extra `remote`): the tokens of a batch
     are then fetched together, by ranges (see `StoreRanges`), and the ends of documents are copied once into the user's
@@ -173,7 +173,7 @@ class TokenDataset:
                 vocabulary_size=self._limit,
                 block_offsets=file.block_offsets,
                 block_ends=file.block_ends,
-                ends=file.document_ends(),
+                ends=file.ends.array() if isinstance(file.ends, MappedEnds) else file.ends,
                 ends_path=os.fsencode(file.ends.path) if isinstance(file.ends, MappedEnds) else None,
             )
 

@@ -105,6 +105,11 @@ class CountSketch:
                 seed = np.random.SeedSequence([self.seed, index, part]).generate_state(1, np.uint64)[0]
                 generator = torch.Generator(tensor.device).manual_seed(int(seed))
                 draw = torch.randint(2 * self.size, chunk.shape, generator=generator, device=tensor.device)
-                sketch.index_add_(0, draw >> 1, chunk.float() * (1 - 2 * (draw & 1)))
+                values = chunk.float() * (1 - 2 * (draw & 1))
+                # In an order that is always the same: `index_put_` sorts on GPUs, where `index_add_` is unordered.
+                if tensor.is_cuda:
+                    sketch.index_put_((draw >> 1,), values, accumulate=True)
+                else:
+                    sketch.index_add_(0, draw >> 1, values)
             total += sketch.cpu()
         return total

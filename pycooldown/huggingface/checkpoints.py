@@ -177,7 +177,7 @@ def read_state(checkpoint: str | Path) -> dict[str, Any]:
 
 
 def _entries(content: Any) -> Iterable[tuple[str, Any]]:
-    """Return what a seal knows of each file, if it is a seal."""
+    """Return the size and hash of each file by its seal, if it is a seal."""
     content["sampler"]
     entries: Iterable[tuple[str, Any]] = content["files"].items()
     return entries

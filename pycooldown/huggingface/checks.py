@@ -47,7 +47,7 @@ def check_arguments(
 
 
 def check_launcher(world_size: int) -> None:
-    """Look whether the trainer knows of as many processes as the launcher has started.
+    """Check that the trainer has as many processes as the launcher has started.
 
     torchrun's count (``WORLD_SIZE``) is of this very job. Slurm's and Open MPI's may be of an allocation in which one
     process is started on purpose, and Accelerate does not say its own, so these are warned of.

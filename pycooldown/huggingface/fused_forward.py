@@ -191,7 +191,7 @@ class FusedLoss:
         if inputs.get("output_router_logits") and not self._auxiliary:
             problem = f"what {type(self.model).__name__} then adds to its loss is not known without labels"
             raise ValueError(f"output_router_logits=True: {problem}; leave it out")
-        if output_module(self.model) != self._output_module:
+        if output_module(self.model, _LayerForward) != self._output_module:
             self._examine_again()
         return inputs
 
@@ -219,11 +219,10 @@ class FusedLoss:
             )
         return result, outputs
 
-    def _output_layer(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _output_layer(self, linear: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
         """Compute the loss in the output layer, where its parameters are whole even if they are sharded outside."""
-        assert self._layer is not None
-        linear, options = self._layer.linear, self._options
-        if options is None:
+        options = self._options
+        if options is None or self._layer is None:
             before = self._linear_forward_before
             return type(linear).forward(linear, hidden) if before is None else before(hidden)
         self._result = linear_cross_entropy(
@@ -242,7 +241,7 @@ class FusedLoss:
 
     def _examine(self) -> None:
         """Find the output layer and replace its forward."""
-        self._output_module = output_module(self.model)
+        self._output_module = output_module(self.model, _LayerForward)
         self._layer, self.obstacle, self.shifts, self._auxiliary = examine(self.model, self._forward)
         if self.obstacle is not None:
             name = type(self.model).__name__
@@ -278,12 +277,12 @@ class FusedLoss:
 class _LayerForward:
     """The forward of an output layer. A copy of the layer alone, which peft makes to train it, is a plain layer."""
 
-    def __init__(self, fused: FusedLoss, linear: torch.nn.Module) -> None:
+    def __init__(self, fused: FusedLoss, linear: torch.nn.Linear) -> None:
         self.fused = fused
         self.linear = linear
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.fused._output_layer(hidden)
+        return self.fused._output_layer(self.linear, hidden)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self.fused.model) in memo:  # the whole model is copied

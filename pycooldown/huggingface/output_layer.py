@@ -48,17 +48,25 @@ class OutputLayer:
         return hidden.new_zeros(1, 1, len(self.linear.weight))
 
 
-def output_module(model: torch.nn.Module) -> tuple[Any, ...]:
-    """Return a model's output embeddings and the hooks that may change their outputs, to see whether these stay.
+def output_module(model: torch.nn.Module, ours: type) -> tuple[Any, ...]:
+    """Return a model's output embeddings and what may change their outputs, to see whether these stay.
 
-    Hooks of torch's own sharding only gather and free parameters, so they do not count.
+    That is a forward that replaces its class's, unless it is one of the class `ours`, and hooks. Hooks of torch's own
+    sharding only gather and free parameters, so they do not count.
     """
     if not isinstance(model, PreTrainedModel):
         return (None,)
     module = _active(model.get_output_embeddings())
     hooks = () if module is None else module._forward_hooks.values()
     others = (hook for hook in hooks if not str(getattr(hook, "__module__", "")).startswith("torch.distributed"))
-    return (module, *others)
+    forward = None if module is None else _own_forward(module)
+    return (module, None if isinstance(forward, ours) else forward, *others)
+
+
+def _own_forward(module: torch.nn.Module) -> Any:
+    """Return the forward that a module has in place of its class's, as Accelerate's hooks give it one, or None."""
+    forward = module.__dict__.get("forward")
+    return None if getattr(forward, "__func__", None) is type(module).forward else forward
 
 
 def _active(module: Any) -> Any:
@@ -114,10 +122,12 @@ def examine(model: torch.nn.Module, forward: Callable[..., Any]) -> Findings:
         shifts = not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
         return Findings(None, "it is not a transformers.PreTrainedModel", shifts)
     obstacle, layer, linear = None, None, _active(model.get_output_embeddings())
-    if isinstance(linear, torch.nn.Linear) and type(linear).forward is torch.nn.Linear.forward:
-        layer = OutputLayer(model, linear)
-    else:
+    if not isinstance(linear, torch.nn.Linear) or type(linear).forward is not torch.nn.Linear.forward:
         obstacle = f"its output embeddings are {type(linear).__name__}, not torch.nn.Linear"
+    elif _own_forward(linear) is not None:
+        obstacle = "the forward of its output layer was replaced"
+    else:
+        layer = OutputLayer(model, linear)
     inputs, labels = few_tokens(model)
     bare = without_labels(model, labels, inputs)
 

@@ -152,4 +152,6 @@ def resolve(schedule: Schedule | Callable[[dict[str, int]], Schedule], sizes: di
 
 
 def _is_dataset(part: Any) -> bool:
-    return isinstance(part, Dataset) or hasattr(part, "column_names")  # a list may also be of samples
+    return isinstance(part, Dataset) or hasattr(
+        part, "column_names"
+    )  # a list may also hold samples instead of datasets

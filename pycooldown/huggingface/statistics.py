@@ -1,4 +1,4 @@
-"""What a run has seen of each domain: losses and tokens between two looks, and tokens since its start."""
+"""Losses and tokens of each domain: since the last call of `take`, and tokens since the start of the run."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ class EvaluationPart(LossPart):
         result: tuple[Any, Any, Any] = super().prediction_step(
             model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **kw
         )
-        if inputs.get("labels") is not None and not batch.counted:  # what generates does not ask for the loss
+        if inputs.get("labels") is not None and not batch.counted:  # a call that generates does not ask for the loss
             batch.loss_only = True
             with torch.no_grad(), self.compute_loss_context_manager():
                 self._evaluation_loss(model, inputs)
@@ -188,5 +188,5 @@ class EvaluationPart(LossPart):
     def _get_collator_with_removed_columns(
         self, data_collator: Callable[..., Any], description: str | None = None
     ) -> Callable[..., Any]:
-        """Collators get samples that are no rows of a `datasets.Dataset` whole."""
+        """Return the collator as it is: samples that are not rows of a `datasets.Dataset` keep all their columns."""
         return data_collator

@@ -85,7 +85,7 @@ class LogPart(EvaluationPart):
         return norm
 
     def _watch_clipping(self) -> None:
-        """Have clipping noted by transformers before 5.5 too, whose loop calls Accelerate itself."""
+        """Note clipping with transformers before 5.5 too: their loop calls Accelerate directly."""
         if hasattr(super(), "_clip_grad_norm") or "clip_grad_norm_" in vars(self.accelerator):
             return
         clip = self.accelerator.clip_grad_norm_
@@ -144,7 +144,7 @@ class LogPart(EvaluationPart):
         return found
 
     def _keep(self, file: str, values: dict[str, Vector]) -> None:
-        """Append values of all domains to a file, if the log has not all of them."""
+        """Append the values of all domains to a file, if the log leaves some out."""
         if len(self.domains) > LOGGED_DOMAINS and self.args.should_save:
             folder = Path(self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)

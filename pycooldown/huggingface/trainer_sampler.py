@@ -84,7 +84,9 @@ class SamplerPart(LogPart):
             else:
                 later.append(change)
         if state is not None:
-            if self._learner is not None:  # not before: a schedule forgets the mixtures that a sampler begins with
+            if (
+                self._learner is not None
+            ):  # only now: a schedule that has learned forgets the mixtures that a new sampler asks for first
                 self._learner.schedule.load_state_dict(state.get("learned", {}))
             sampler.load_state_dict(state)
         for change in later:
@@ -114,7 +116,7 @@ def _apply(sampler: DomainBatchSampler, change: tuple[str, Any, int]) -> None:
 
 
 def _knows(state: Mapping[str, Any], change: tuple[str, Any, int]) -> bool:
-    """Return whether a change was made before a state was saved. The sampler checks what a state has, not this."""
+    """Return whether a change was made before a state was saved. The sampler itself does not check this."""
     method, _, from_step = change
     if method == "set_schedule":
         return any(entry.get("from_step") == from_step for entry in state.get("changes", []))

@@ -1,4 +1,4 @@
-"""The model inside of what others put around it: adapters of peft, torch.compile, DDP, modules of a user's own."""
+"""Find the model inside its wrappers: adapters of peft, torch.compile, DDP, modules of a user's own."""
 
 from __future__ import annotations
 
@@ -98,5 +98,5 @@ def check_wrapper(wrapper: torch.nn.Module, inner: torch.nn.Module, before: Tria
 
 def passes_all(model: torch.nn.Module) -> bool:
     """Return whether a module is known to hand all inputs on, so that no trial is needed."""
-    compiled = hasattr(model, "_orig_mod")  # what torch.compile makes of a module
+    compiled = hasattr(model, "_orig_mod")  # the module that torch.compile returns
     return isinstance(model, (PreTrainedModel, torch.nn.parallel.DistributedDataParallel)) or compiled

@@ -1,4 +1,4 @@
-"""Advice on a mixture from trainings at several exposures and skews, and none beyond their range."""
+"""Advice on a mixture, from trainings at several exposures and skews. Outside their range there is none."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ STORED = Path(__file__).with_name("advice.json")
 # How far a setting may lie from a regime that was tried, as factors of passes and of skew. The rarest domain's share at
 # tau = 5 goes with the fifth root of the skew.
 NEAR_PASSES, NEAR_SKEW = 2.0, 3.0
+DEFAULT = "cooldown"  # what is advised where no other system was clearly better
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Finding:
         passes: Passes over the rarest domain at tau = 5.
         skew: Size of the largest domain over that of the rarest.
         losses: Validation loss of each system: the mean over domains and seeds, in nats a token.
+        advised: The system that is advised there: Cooldown, unless another was clearly better.
         outcome: What was found there, in a sentence.
     """
 
     passes: float
     skew: float
     losses: Mapping[str, float]
+    advised: str
     outcome: str
 
     @property
@@ -92,5 +95,6 @@ def advise(sizes: Mapping[str, int], num_samples: int, findings: Sequence[Findin
     finding = nearest(near, passes, skew)
     return (
         f"{found}The nearest of our trials (docs/evidence.md; small models, two languages) has {finding.passes:.0f} "
-        f"passes at {finding.skew:g}:1: {finding.outcome}"
+        f"passes at {finding.skew:g}:1: {finding.outcome} From it we advise {finding.advised}, "
+        + ("as no other was clearly better." if finding.advised == DEFAULT else f"clearly better than {DEFAULT} there.")
     )

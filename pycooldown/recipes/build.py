@@ -89,7 +89,7 @@ def assemble(recipe: Recipe, corpus: Corpus, args: TrainingArguments) -> RecipeT
 
 
 def _validation(corpus: Corpus, count: int) -> dict[str, Any]:
-    """Return validation sequences by domain, and warn of domains without."""
+    """Return validation sequences by domain, and warn of domains that have none."""
     found = corpus.validation(count)
     missing = [domain for domain in corpus.sizes if domain not in found]
     if not found:

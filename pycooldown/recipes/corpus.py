@@ -59,7 +59,7 @@ class Corpus(ABC):
 
     @abstractmethod
     def collator(self, *, translates: bool) -> Collator:
-        """Return what makes the model's inputs; ``translates`` is for an encoder-decoder."""
+        """Return the collator that makes the model's inputs; ``translates``: for an encoder-decoder."""
 
     @abstractmethod
     def _validation_parts(self, domains: Iterable[str]) -> dict[str, Any]: ...
@@ -99,7 +99,7 @@ class Pairs(Corpus):
         return self._manifest.dataset("train", self.sizes)
 
     def collator(self, *, translates: bool) -> Collator:
-        """Return what cuts and pads pairs, or for a language model their targets."""
+        """Return the collator that cuts and pads pairs, or only their targets for a language model."""
         from pycooldown.huggingface.batches import PackedPairs, PackedText
 
         return PackedPairs(self.length, self._manifest.tokenizer.pad_id) if translates else PackedText(self.length)

@@ -21,7 +21,7 @@ def _refuse_truth_values(value: Any) -> Any:
 # YAML 1.1 reads 1e-3 and inf as text, which pydantic takes for numbers.
 _Numeric = BeforeValidator(_refuse_truth_values)
 
-_LARGEST = 10**12  # beyond any run, and within what 64 bits and JSON can count
+_LARGEST = 10**12  # more than any run needs; 64 bits and JSON can still count it
 
 Count = Annotated[int, Field(strict=True, ge=1, le=_LARGEST)]
 Natural = Annotated[int, Field(strict=True, ge=0, le=_LARGEST)]

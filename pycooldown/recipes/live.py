@@ -1,4 +1,4 @@
-"""A table of the domains, which a terminal shows and each log renews."""
+"""A table of the domains in the terminal. Each log renews it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def domain_table(logs: Mapping[str, Any]) -> Table:
 
 
 def time_left(seconds: float, done: int, left: int) -> str:
-    """Return the time that so many steps will take, at the pace of those that are done, as h:mm:ss."""
+    """Return the time that the remaining steps will take at the pace so far, as h:mm:ss."""
     if done <= 0:
         return "?"
     minutes, rest = divmod(round(seconds / done * left), 60)
@@ -102,6 +102,6 @@ class LiveTable(TrainerCallback):  # type: ignore[misc]
         left = time_left(seconds, state.global_step - self._first, state.max_steps - state.global_step)
         line = Text(f"step {state.global_step}/{state.max_steps}, {left} left")
         self._live.update(line if self._table is None else Group(self._table, line), refresh=False)
-        if seconds - self._drawn >= 0.25:  # a terminal need not keep up with the steps
+        if seconds - self._drawn >= 0.25:  # a terminal does not have to show every step
             self._live.refresh()
             self._drawn = seconds

@@ -52,5 +52,7 @@ def planner_page(recipes: Mapping[str, Recipe], sizes: Mapping[str, int] | None 
         "path": first.data.path,
         "methods": [recipe.to_dict()["mixture"] for recipe in recipes.values()],
     }
-    content = json.dumps(given, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")  # no tag of a name counts
+    content = json.dumps(given, ensure_ascii=False, allow_nan=False).replace(
+        "<", "\\u003c"
+    )  # markup in names is shown as text
     return _TEMPLATE.read_text(encoding="utf-8").replace("/*GIVEN*/", content)

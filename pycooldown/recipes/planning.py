@@ -19,9 +19,9 @@ from pycooldown.sampling.sampler import DomainBatchSampler
 from pycooldown.schedules import AdaptiveSchedule, Schedule, constant
 
 _MAX_STAGES = 6  # a schedule that changes more often is shown at the quarters of the run
-MAX_COUNTED = 20_000_000  # draws that are counted one by one; beyond, their expectation says as much
-_TRIED_STEPS = [1_000, 2_000]  # by which a mixture is seen to go by the number of steps, or not
-_MAX_MIXTURES = 2_000  # mixtures that an expectation is taken over; a curve is sampled at as many steps
+MAX_COUNTED = 20_000_000  # so many draws are counted one by one; for more, the expectation is exact enough
+_TRIED_STEPS = [1_000, 2_000]  # two lengths of a run, to see whether a mixture depends on the length
+_MAX_MIXTURES = 2_000  # an expectation is taken over at most so many mixtures; a curve has as many points
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,12 @@ class Comparison:
         return paths
 
 
-_EXTENT = ("max_length", "length", "mode", "intra_document_attention")  # what decides which tokens a loss is of
+_EXTENT = (
+    "max_length",
+    "length",
+    "mode",
+    "intra_document_attention",
+)  # keys that decide over which tokens a loss is taken
 
 
 def compare(folders: Sequence[str | Path]) -> Comparison:

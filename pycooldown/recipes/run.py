@@ -61,7 +61,7 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
     output = Path(output)
 
     def train_stage(method: MethodOptions, folder: Path, model: AnyModel | None = None) -> Run:
-        # What counts of a stage are its losses: they are compared, so they are without smoothing.
+        # Losses of stages are compared with each other, so they are computed without label smoothing.
         plain = replace(recipe.training, label_smoothing=0.0)
         stage = replace(recipe, mixture=method, training=plain, decoding=None)
         if model is not None:
@@ -87,7 +87,7 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
 
 
 class _RecipeFile(TrainerCallback):  # type: ignore[misc]
-    """Write what is trained when training begins: not of a change that the checkpoint cannot be resumed with."""
+    """Write the recipe when training begins, and not before: a checkpoint may refuse to go on with a changed recipe."""
 
     def __init__(self, path: Path, resolved: dict[str, Any]) -> None:
         self.path, self.resolved = path, resolved

@@ -79,7 +79,7 @@ def _later_keys(recipe: Recipe, section: str, stored: dict[str, Any]) -> dict[st
 
 
 def _goes_on(theirs: Any, mine: Any) -> bool:
-    """Return whether a batch size is another with changes after it."""
+    """Return whether a batch size is another one with further changes after it."""
     before, now = ([[0, value]] if isinstance(value, int) else _plain(value) for value in (theirs, mine))
     return bool(now[: len(before)] == before)
 

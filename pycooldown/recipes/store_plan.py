@@ -15,7 +15,7 @@ from pycooldown.sampling.block_shuffle import BLOCK, GROUP
 from pycooldown.sampling.sampler import DomainBatchSampler
 from pycooldown.schedules import AdaptiveSchedule, constant
 
-__all__ = ["parse_bytes", "parse_shards", "plan_store"]
+__all__ = ["parse_bytes", "plan_store"]
 
 SHARES = (0.1, 0.25, 0.5)  # of the data, for which a plan is made where no limit is given
 _UNITS = {"": 1, **{unit: 1000 ** (i + 1) for i, unit in enumerate("KMGT")}}
@@ -78,21 +78,6 @@ def parse_bytes(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r}; expected a number of bytes, as in 200GB or 180GiB")
     return int(float(match[1]) * _UNITS[match[2] or ""])
-
-
-def parse_shards(texts: Sequence[str]) -> dict[str, list[str]]:
-    """Return shards by domain of texts such as ``en=s3://bucket/en/{000..099}.tar``; a domain may have several.
-
-    Raises:
-        ValueError: If a text has another form.
-    """
-    shards: dict[str, list[str]] = {}
-    for text in texts:
-        domain, equals, url = text.partition("=")
-        if not equals or not domain.strip() or not url:
-            raise ValueError(f"{text!r}; expected domain=shards, as in en=s3://bucket/en/{{000..099}}.tar")
-        shards.setdefault(domain.strip(), []).append(url)
-    return shards
 
 
 def to_dict(plan: StorePlan) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def _processes(count: int) -> ProcessPoolExecutor:
 
 
 def _check_comparable(recipes: Mapping[str, Recipe]) -> None:
-    """Raise what `compare` would after hours of training."""
+    """Raise now what `compare` would raise after hours of training."""
     first = next(iter(recipes))
     for name, recipe in recipes.items():
         pairs = {f"data.{f.name}": f.name for f in dataclasses.fields(recipe.data)}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,8 +26,7 @@ MAX_DRAWS = 2**62
 Position = tuple[Integers, Integers]  # draws of each domain, and its credit in 2^-32 samples
 
 
-@dataclass(frozen=True)
-class MixtureSpan:
+class MixtureSpan(NamedTuple):
     """The mixture in force in steps [start, end), and its alias table."""
 
     start: int
@@ -57,8 +55,8 @@ class Planner:
         self._job = job
         self._seed = job.seed
         self._remembered: dict[int, Position] = {0: (np.zeros(0, np.int64), np.zeros(0, np.int64))}
-        # None: to be made anew from a remembered position. It is taken away while it moves, so that whatever breaks
-        # this off, a KeyboardInterrupt for example, never leaves it at another step than self._step.
+        # None: it has to be made anew from a remembered position. While the core moves, it is taken out of here. So an
+        # interruption, such as a KeyboardInterrupt, never leaves it at another step than self._step.
         self._core: _core.BatchPlanner | None = None
         self._step = 0
         self._spans: list[MixtureSpan] = []
@@ -197,10 +195,13 @@ class Planner:
     def _spans_from(self, step: int) -> list[MixtureSpan]:
         """Return the span of ``step`` and, for quota allocation, those that follow as far as they are decided."""
         now = self._job.history.at(step)
-        spans = [span for span in self._spans if span.end > step and span.schedule is now.schedule]
-        if not spans or spans[0].start > step:
+        spans, passed = self._spans, 0  # spans of one schedule, each where the one before ends
+        while passed < len(spans) and spans[passed].end <= step:
+            passed += 1
+        spans = spans[passed:]
+        if not spans or spans[0].start > step or spans[0].schedule is not now.schedule:
             spans = [MixtureSpan.from_step(now, step)]
-        # Changes by set_schedule() are not looked ahead to: they were not known when the steps before were planned.
+        # Do not look ahead beyond changes by set_schedule(): they were not known when the steps before were planned.
         look_ahead = self._job.allocation == "quota" and now.delay == 0
         while look_ahead and len(spans) < _LOOK_AHEAD and spans[-1].end != NEVER:
             spans.append(MixtureSpan.from_step(now, spans[-1].end))

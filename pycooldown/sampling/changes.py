@@ -60,7 +60,7 @@ class ScheduleHistory:
         self.changes = [ScheduleChange(0, _checked(schedule), schedule.mixture(0))]
 
     def copy(self) -> ScheduleHistory:
-        """Return a history that later changes of this one do not reach."""
+        """Return a copy, which later changes of this history leave as it is."""
         other = object.__new__(ScheduleHistory)
         other.changes = [
             ScheduleChange(c.from_step, c.schedule, c.first, dict(c.new_sizes), dict(c.draws)) for c in self.changes
@@ -206,8 +206,12 @@ class BatchSizes:
 
 
 def _samples_before(pairs: Sequence[tuple[int, int]], step: int) -> int:
-    ends = [first_step for first_step, _ in pairs[1:]] + [step]
-    return sum(max(min(end, step) - first_step, 0) * size for (first_step, size), end in zip(pairs, ends, strict=True))
+    total = 0
+    for first_step, size in reversed(pairs):
+        if step > first_step:
+            total += (step - first_step) * size
+            step = first_step
+    return total
 
 
 @dataclass(frozen=True)
@@ -236,7 +240,7 @@ class Job:
         return self.batch_sizes.total is not None
 
     def identity(self) -> dict[str, Any]:
-        """Return what a state must be equal in, but for the changes, as JSON values."""
+        """Return what a state must have in common with this job, as JSON values. Changes are compared elsewhere."""
         first = self.history.changes[0]
         identity = {
             "sizes": first.sizes,
@@ -256,7 +260,7 @@ class Job:
         return change
 
     def copy(self) -> Job:
-        """Return a job that later changes of this one do not reach."""
+        """Return a copy, which later changes of this job leave as it is."""
         return replace(self, history=self.history.copy(), batch_sizes=copy(self.batch_sizes))
 
 

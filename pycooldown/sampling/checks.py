@@ -20,7 +20,7 @@ def integer(name: str, value: Any) -> int:
     """Return an integer of any type as an int.
 
     Raises:
-        TypeError: If it is none.
+        TypeError: If it is not an integer.
     """
     try:
         return operator.index(value)
@@ -32,7 +32,7 @@ def step_number(value: Any) -> int:
     """Return a step as an int.
 
     Raises:
-        TypeError: If it is no integer.
+        TypeError: If it is not an integer.
         ValueError: If it is negative.
     """
     if (step := integer("step", value)) < 0:
@@ -44,7 +44,7 @@ def batch_size_pairs(batch_size: int | Sequence[tuple[int, int]]) -> list[tuple[
     """Return batch sizes as (first step, size) pairs.
 
     Raises:
-        TypeError: If they are no integers, such as a budget in tokens or a size for each domain.
+        TypeError: If a size is not an integer: a budget in tokens, for example, or a size for each domain.
         ValueError: If the first steps do not increase from 0, or a size is out of range.
     """
     if isinstance(batch_size, Mapping | str):

@@ -132,10 +132,10 @@ class DomainBatchSampler:
     def __iter__(self) -> Iterator[list[int]]:
         """Yield this rank's sample indices, step after step, up to ``num_steps``.
 
-        A pass ends with its last batch, and the next one starts at step 0. A pass that is broken off before goes on
-        with the next batch, as does one after `load_state_dict`; of a state of the end, with none. A ``DataLoader``
-        with workers asks for batches ahead of their use, which are lost if its iterator is dropped: keep the iterator,
-        or go back with ``sampler.load_state_dict(sampler.state_dict(step=consumed))``.
+        A pass ends with its last batch, and the next one starts at step 0. If a pass is broken off before, the next
+        iteration goes on with the next batch. So does one after `load_state_dict`; after a state of the end, it yields
+        no batch. A ``DataLoader`` with workers asks for batches ahead of their use, which are lost if its iterator is
+        dropped: keep the iterator, or go back with ``sampler.load_state_dict(sampler.state_dict(step=consumed))``.
         """
         with self._exclusive.hold():
             if self._pass_ended:
@@ -154,7 +154,7 @@ class DomainBatchSampler:
                 self._next_step, self._pass_ended = 0, False
 
     def watch(self, listener: Callable[[int], None]) -> None:
-        """Call a function with each step that iteration comes to, before its batch is yielded; copies do not."""
+        """Call a function with the number of each step, before its batch is yielded. Copies do not call it."""
         self._listeners.append(listener)
 
     def set_schedule(self, schedule: Schedule, *, from_step: int) -> None:
@@ -270,9 +270,9 @@ class DomainBatchSampler:
             self._next_step, self._pass_ended = saved.step, False
 
     def set_epoch(self, epoch: int) -> None:
-        """Number the next pass, for loops that think in passes: each number has an order of its own.
+        """Give the next pass a number, for loops that count passes: each number has an order of its own.
 
-        A pass of another number starts at step 0. That of the pass that goes on changes nothing. The first one is 0.
+        The first pass has number 0. A new number starts a pass at step 0; that of the running pass changes nothing.
 
         Args:
             epoch: Integer in [0, 2^64). It has nothing to do with passes through a domain.

@@ -15,8 +15,7 @@ from pycooldown.sampling.batch_planner import MAX_DRAWS, Position
 from pycooldown.sampling.changes import BatchSizes, Job, ScheduleHistory
 
 VERSION = 1
-# Of states with what an older reader would take for one batch size, epoch 0, draws with repetition or batches of all
-# domains.
+# The version of states that have one of these keys. A reader of version 1 would ignore the keys and go on wrongly.
 LATER_VERSION, LATER_KEYS = 2, {"batch_sizes", "epoch", "homogeneous", "once"}
 _UNITS = 2**32  # of credits, in a sample
 
@@ -107,8 +106,8 @@ def read_state(state: Any, job: Job) -> SavedPosition:
     credits = dict.fromkeys(domains, 0)
     if has_credits:
         credits = _integers("credits", state["credits"], domains)
-        # A domain is never given more than the sample it has begun to earn; what some were given too early, the others
-        # are owed.
+        # A domain never gets more than the sample that it has begun to earn. Credits sum to 0: what some domains got
+        # too early, others still have to get.
         if min(credits.values()) <= -_UNITS or sum(credits.values()) != 0:
             raise ValueError(
                 f"state is damaged: credits sum to {sum(credits.values())} and the least is {min(credits.values())}; "

@@ -16,8 +16,8 @@ StopRule = Literal["first_exhausted", "all_exhausted", "all_exhausted_without_re
 STOP_RULES = get_args(StopRule)
 ONCE: StopRule = "all_exhausted_without_replacement"
 
-# A condition of a step, of the draws before it (K,), of the samples in each domain's first epoch (K,), and of the draws
-# with which a domain's first epoch over all of its samples ends (K,).
+# A condition on four values: a step; the draws before it, (K,); the samples in each domain's first epoch, (K,); and the
+# draws at which each domain has had an epoch over all of its samples, (K,).
 _Condition = Callable[[int, Integers, Integers, Integers], bool]
 
 
@@ -72,7 +72,7 @@ def _exhausted(job: Job, step: int, draws: Integers, first: Integers, last: Inte
 
 
 def _first_step(planner: Planner, job: Job, condition: _Condition) -> int:
-    """Return the first step at which a condition holds that then holds for good."""
+    """Return the first step at which a condition holds. It must hold at all later steps too."""
 
     def holds(step: int) -> bool:
         draws, credits = planner.before(step)

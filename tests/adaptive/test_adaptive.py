@@ -16,6 +16,7 @@ from pycooldown.adaptive import (
     DoReMi,
     GroupDRO,
     OnlineDataMixing,
+    PiKE,
     Statistics,
     VarianceAware,
 )
@@ -39,6 +40,7 @@ METHODS = {
     "va_systematic": lambda start=UNIFORM, **o: VarianceAware(start, interval=3, allocation="systematic", **o),
     "ado": lambda start=UNIFORM, **o: ADO(start, warmup=4, interval=4, **o),
     "ado_shared": lambda start=UNIFORM, **o: ADO(start, warmup=0, interval=5, shared_count=True, **o),
+    "pike": lambda start=UNIFORM, **o: PiKE(start, batch_size=12, gradient_rate=0.1, interval=3, **o),
     "fgls": lambda start=UNIFORM, **o: FGLS(start, interval=3, warmup=6, **o),
     "erma": lambda start=UNIFORM, **o: ERMA(start, interval=3, variance_rate=0.5, **o),
     "va": lambda start=UNIFORM, **o: VarianceAware(start, interval=3, **o),
@@ -236,7 +238,7 @@ def test_exponentiated_gradient():
 
 
 def test_doremi_rises_for_excess_loss_and_not_for_entropy():
-    """Domain a is hard and as hard for the reference; b is easy, but further from its reference."""
+    """Domain a is hard for the model and for the reference. Domain b is easy, but the reference is better there."""
     schedule = DoReMi(Mixture.temperature_sampling({"a": 1, "b": 1}, 1), step_size=1.0, smoothing=0.0, delay=1)
     for step in range(10):
         schedule.update(step, stats([8.0, 1.0], count=100, excess_loss_sum=[5.0, 30.0]))

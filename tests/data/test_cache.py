@@ -155,6 +155,7 @@ def test_workers_read_through_the_cache(dataset, cache, server, expected, contex
     assert done.requests == len(data_requests(server))
 
 
+@pytest.mark.slow
 def test_a_second_pass_fetches_what_went(dataset, cache, expected):
     sampler = make_sampler(dataset)
     cache.follow(sampler, dataset)

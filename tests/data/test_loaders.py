@@ -64,7 +64,7 @@ def test_stateful_data_loader_goes_on_in_mid_pass(dataset, expected, workers, st
 
 
 def reset():
-    """Forgets what Accelerate keeps for the process."""
+    """Resets the state that Accelerate keeps for the process."""
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     accelerate.state.GradientState._reset_state()
 

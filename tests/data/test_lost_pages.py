@@ -1,4 +1,4 @@
-"""Mapped files that lose their pages while they are read: an error that names the file, where the system would kill."""
+"""Mapped files that lose their pages while they are read: an error names the file, instead of a signal that kills."""
 
 import io
 import os
@@ -10,6 +10,8 @@ import tarfile
 import numpy as np
 import pytest
 
+from pycooldown.data import token_sources
+from pycooldown.data.index_building import build_index
 from pycooldown.data.token_writer import write_token_shard
 
 # Each case runs in a process of its own. The file is renamed and another one takes its name before the mapped one is
@@ -22,6 +24,8 @@ from pycooldown.data.token_shards import open_token_shard
 kind, path, lost = sys.argv[1:4]
 if kind in ("items", "flat"):
     dataset = TarDataset({"a": path})
+elif kind == "index":
+    dataset = TarDataset(path)
 else:
     source = token_sources.flat(path, "uint16") if kind == "tokens" else open_token_shard(path)
     dataset = TokenDataset({"a": source}, 64, mode="document" if kind == "ends" else "concat")
@@ -62,11 +66,14 @@ def files(shard, tmp_path):
     np.arange(40_000, dtype="<u2").tofile(tokens)
     documents = str(tmp_path / "documents.tar")
     write_token_shard(documents, ([7] * (1 + i % 60) for i in range(3000)), 100)
+    index = str(tmp_path / "dataset.idx")
+    build_index({"a": shard}, index)
     return {
         "items": (shard, shard),
         "flat": (shard, shard),
         "tokens": (tokens, tokens),
         "ends": (documents, documents + ".ends"),
+        "index": (index, index),
     }
 
 
@@ -100,7 +107,7 @@ read()
 """
 
 
-@pytest.mark.parametrize("kind", ["items", "flat", "tokens", "ends"])
+@pytest.mark.parametrize("kind", ["items", "flat", "tokens", "ends", "index"])
 @pytest.mark.parametrize("code", [ALONE, IN_A_THREAD, BESIDE_A_LATER_HANDLER], ids=["alone", "thread", "handler"])
 def test_lost_pages_are_an_error_that_names_the_file(files, kind, code):
     path, lost = files[kind]
@@ -109,6 +116,104 @@ def test_lost_pages_are_an_error_that_names_the_file(files, kind, code):
     lines = child.stdout.splitlines()
     assert len(lines) == 2
     assert all(f"{lost} was truncated while it was mapped" in line for line in lines)
+
+
+INDEX_ALONE = """
+from pycooldown.data.index import TarIndex
+from pycooldown._core import TarIndexWriter
+
+index = TarIndex.map(path)
+assert len(index) == 40
+lose_pages()
+for read in (
+    lambda: len(index), lambda: index.num_shards, lambda: index.domains, lambda: index.faults, lambda: index.to_bytes(),
+    lambda: index.path(0), lambda: index.version(0), lambda: index.samples(0), lambda: index.shard_size(0),
+    lambda: index.shard_mtime_ns(0), lambda: index.verify(0), lambda: index.has_fingerprint(0, sys.argv[0]),
+    lambda: TarIndexWriter().add(index, 0, path="x", version=""), lambda: dataset.locate([0]),
+):
+    try:
+        read()
+    except OSError as error:
+        print(error)
+"""
+
+
+def test_every_method_of_a_mapped_index_notices(files):
+    child = run(INDEX_ALONE, "index", *files["index"])
+    assert child.returncode == 0, child.stderr
+    lines = child.stdout.splitlines()
+    assert len(lines) == 14
+    assert all(f"{files['index'][1]} was truncated while it was mapped" in line for line in lines)
+
+
+OPENED = """
+import dataclasses
+from pycooldown.data.token_file import MappedEnds
+
+class Losing(MappedEnds):
+    def array(self):
+        mapped = super().array()
+        lose_pages()
+        return mapped
+
+source = open_token_shard(path)
+ends = Losing(source.ends.path, source.ends.size, source.ends.offset)
+dataset = TokenDataset({"a": dataclasses.replace(source, ends=ends)}, 64, mode=sys.argv[4])
+get = dataset.__getitems__
+read()
+"""
+
+
+@pytest.mark.parametrize("mode", ["concat", "document"])
+def test_a_sidecar_that_loses_its_pages_while_a_dataset_is_made(files, mode):
+    path, lost = files["ends"]
+    child = run(OPENED, "ends", path, lost, mode)
+    assert child.returncode == 0, child.stderr
+    assert f"{lost} was truncated while it was mapped" in child.stdout
+
+
+NUMBERS = """
+numbers = open_token_shard(path).ends.open()
+assert numbers.copy(0, 2).tolist() == [1, 3]
+assert [numbers.count_up_to(token) for token in (0, 1, 2, 3)] == [0, 1, 1, 2]
+lose_pages()
+for look_up in (lambda: numbers.count_up_to(5), lambda: numbers.copy(0, 2)):
+    try:
+        look_up()
+    except OSError as error:
+        print(error)
+"""
+
+
+def test_numbers_that_are_looked_up(files):
+    path, lost = files["ends"]
+    child = run(NUMBERS, "ends", path, lost)
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.count(f"{lost} was truncated while it was mapped") == 2
+
+
+@pytest.mark.parametrize("source", ["megatron", "flat", "datatrove"])
+def test_a_source_that_is_cut_off_while_it_is_opened(tmp_path, monkeypatch, source):
+    """The files shrink after their sizes have been checked."""
+    tokens, lengths = np.arange(1, 2001, dtype="<u2"), np.full(4, 500)
+    path = tmp_path / "x.bin"
+    tokens.tofile(path)
+    head = b"MMIDIDX\0\0" + np.array([1], "<u8").tobytes() + b"\x08" + np.array([4, 5], "<u8").tobytes()
+    parts = (lengths.astype("<i4"), (np.arange(4) * 1000).astype("<i8"), np.arange(5, dtype="<i8"))
+    (tmp_path / "x.idx").write_bytes(head + b"".join(part.tobytes() for part in parts))
+    np.cumsum(lengths).astype("<u8").tofile(tmp_path / "x.bin.index")
+    opened = {
+        "megatron": lambda: token_sources.megatron(tmp_path / "x"),
+        "flat": lambda: token_sources.flat(path, "uint16", eos_id=7),
+        "datatrove": lambda: token_sources.datatrove(path, "uint16"),
+    }[source]
+    assert opened().tokens == 2000
+    sizes = {os.fspath(entry): entry.stat().st_size for entry in tmp_path.iterdir()}
+    monkeypatch.setattr(token_sources, "regular_size", sizes.__getitem__)
+    for name in ("x.bin", "x.idx", "x.bin.index"):
+        os.truncate(tmp_path / name, 20)
+    with pytest.raises(OSError, match=r"x\.(bin|idx|bin\.index) was truncated while it was read"):
+        opened()
 
 
 IN_A_WORKER = """
@@ -129,6 +234,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow  # a process that imports torch, and its worker
 @pytest.mark.parametrize("kind", ["items", "tokens"])
 def test_a_loaders_worker_which_has_a_handler_of_its_own(files, kind):
     pytest.importorskip("torch")
@@ -176,7 +282,7 @@ def test_a_signal_that_is_sent_reaches_pythons_handler(shard):
     assert child.stdout.startswith(f"got it\n[Errno 5] {shard} was truncated while it was mapped")
 
 
-@pytest.mark.parametrize("kind", ["items", "flat", "tokens", "ends"])
+@pytest.mark.parametrize("kind", ["items", "flat", "tokens", "ends", "index"])
 def test_a_file_that_is_truncated_within_a_page_is_noticed(files, kind):
     """The rest of a page that its file still has in part reads as zeros without a signal."""
     path, lost = files[kind]

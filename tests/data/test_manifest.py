@@ -100,7 +100,7 @@ def test_a_sound_folder_is_loaded(packed):
 
 
 def test_samples_are_compared_shard_by_shard(packed):
-    """One more here and one fewer there: the totals agree, and the borders between the shards would have moved."""
+    """One sample more here and one fewer there: the totals agree, but the borders between shards are wrong."""
     edit(packed, (*TRAIN, "shards"), {FIRST: 3, SECOND: 4})
     manifest = load_manifest(packed)
     with pytest.raises(ValueError, match=r"de/train-000000\.tar has 4 samples; .*manifest\.json says 3; run"):

@@ -167,7 +167,7 @@ def test_faults_are_refused_or_skipped(urls, shards, server):
 
 
 class Recorded:
-    """Ranges out of memory, as a cache has them."""
+    """Ranges of objects held in memory, as a cache would hold them."""
 
     def __init__(self, objects, files):
         self.contents = [files["/" + item.url.split("/", 3)[3]] for item in objects]

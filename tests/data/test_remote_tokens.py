@@ -156,7 +156,7 @@ def test_ids_outside_of_the_vocabulary_are_refused(server):
 
 
 class Recorded:
-    """Ranges out of memory, as a cache has them."""
+    """Ranges of objects held in memory, as a cache would hold them."""
 
     def __init__(self, objects, files):
         self.contents = [files["/" + item.url.split("/", 3)[3]] for item in objects]

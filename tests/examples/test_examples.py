@@ -81,6 +81,7 @@ def test_examples_are_short_and_use_public_names(path):
             assert node.module.count(".") <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NEEDS if name not in ("plain_pytorch_ddp", "fsdp2_llama")])
 def test_example(name, tmp_path):
     printed = run(name, folder=tmp_path)

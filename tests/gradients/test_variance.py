@@ -99,6 +99,14 @@ def exact_moments(model, loss, data):
     return np.stack([p.mean(0) for p in parts]), np.array([p.var(0).sum() for p in parts])
 
 
+def test_a_sketch_is_the_same_bits_every_time(device):
+    """Although many coordinates are added to a bucket."""
+    vector = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).to(device)
+    first = CountSketch(16)([vector, None])
+    assert all(first.equal(CountSketch(16)([vector, None])) for _ in range(5))
+    torch.testing.assert_close(first.square().sum(), vector.double().cpu().square().sum(), rtol=1, atol=0)
+
+
 def test_domain_moments_agree_with_those_of_all_samples(problem):
     means, traces = exact_moments(*problem)
     mixture = Mixture.proportional(SIZES)

@@ -41,7 +41,7 @@ def test_what_is_no_seal_is_a_fault(checkpoint, content):
 
 
 def test_seals_of_version_0_1_know_sizes_alone(checkpoint):
-    """So JSON is parsed: a damaged ``trainer_state.json`` would stop the run that resumes from it."""
+    """JSON files are parsed: a damaged ``trainer_state.json`` would stop the run that resumes from it."""
     content = json.loads((checkpoint / SEAL).read_text())
     sizes = {name: entry["size"] for name, entry in content["files"].items()}
     (checkpoint / SEAL).write_text(json.dumps({"sampler": content["sampler"], "files": sizes}))

@@ -194,6 +194,7 @@ def count_predictions(prediction):
     return {"count": len(prediction.predictions)}
 
 
+@pytest.mark.slow
 def test_two_ranks_evaluate_each_sample_once(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}

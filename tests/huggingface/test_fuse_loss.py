@@ -254,7 +254,7 @@ def test_a_copy_has_a_loss_of_its_own():
 
 
 class Scaled(t.LlamaForCausalLM):
-    """Does with its logits what no configuration says."""
+    """A model that changes its logits in a way that no configuration tells."""
 
     def forward(self, labels=None, **inputs):
         output = super().forward(**inputs)

@@ -182,5 +182,6 @@ def rank_of_two(rank, store):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_models_that_ranks_share(tmp_path):
     torch.multiprocessing.spawn(rank_of_two, (tmp_path / "store",), nprocs=2)

@@ -21,7 +21,7 @@ FAMILIES = ["llama", "t5", "marian"]
 
 @pytest.fixture(autouse=True)
 def no_compiled_code():
-    """So that torch.compile's limit of variants is not shared between tests."""
+    """Reset torch.compile, so that tests do not share its limit of variants."""
     torch.compiler.reset()
     yield
     torch.compiler.reset()
@@ -122,6 +122,13 @@ def hooked(model):
     return model
 
 
+def new_forward(model):
+    """Give the output layer another forward, as hooks of Accelerate do."""
+    forward = model.lm_head.forward
+    model.lm_head.forward = lambda hidden: 2 * forward(hidden)
+    return model
+
+
 def resized(model):
     torch.manual_seed(4)
     model.resize_token_embeddings(VOCABULARY + 8)
@@ -146,6 +153,7 @@ CHANGES = {
     "modules_to_save": (trained_copy, False),
     "another module": (lambda model: replace(model, "lm_head", Doubled), True),
     "hook": (hooked, True),
+    "new forward": (new_forward, True),
     "resized": (resized, False),
     "set_output_embeddings": (new_layer, False),
     "new weight": (lambda m: replace(m.lm_head, "weight", lambda w: torch.nn.Parameter(2 * w)) and m, False),
@@ -177,6 +185,15 @@ def test_what_takes_the_place_of_the_output_layer_has_its_part_in_the_loss(chang
     assert model(**inputs).loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
 
 
+def test_an_output_layer_with_a_forward_of_its_own_is_not_passed_over():
+    inputs = batch()
+    expected = new_forward(make("llama"))(**inputs).loss.item()
+    model = new_forward(make("llama"))
+    with pytest.warns(UserWarning, match="the forward of its output layer was replaced"):
+        fuse_loss(model)
+    assert model(**inputs).loss.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_switching_an_adapter_off_switches_the_output_layer_back():
     inputs = batch()
     expected = own(lambda: make("llama"), inputs)
@@ -189,10 +206,14 @@ def test_switching_an_adapter_off_switches_the_output_layer_back():
     assert wrapped(**inputs, skip_logits=True).loss.item() == trained != pytest.approx(expected, rel=1e-3)
 
 
-def test_a_layer_whose_forward_is_taken_away_is_an_error():
+def test_a_layer_whose_forward_is_taken_away_in_the_middle_of_a_call_is_an_error():
     model = make("llama")
     fuse_loss(model)
-    model.lm_head.forward = lambda hidden: torch.nn.functional.linear(hidden, model.lm_head.weight)
+
+    def take_away(module, args):
+        model.lm_head.forward = lambda hidden: torch.nn.functional.linear(hidden, model.lm_head.weight)
+
+    model.model.register_forward_pre_hook(take_away)
     with pytest.raises(RuntimeError, match=r"output layer of LlamaForCausalLM has changed.*undo\(\)"):
         model(**batch())
 
@@ -288,7 +309,7 @@ def test_the_losses_of_routers_of_switch_transformers_are_kept():
 
 
 def test_losses_of_routers_that_need_labels_are_refused():
-    """NLLB-MoE computes them only beside its own loss, so that a fused loss would be without them."""
+    """NLLB-MoE computes router losses only beside its own loss, so a fused loss would lack them."""
     ids = torch.randint(3, 60, (3, 7), generator=torch.Generator().manual_seed(1))
     model = nllb_moe().train()
     fuse_loss(model)

@@ -23,7 +23,7 @@ DOMAIN_IDS = torch.repeat_interleave(torch.arange(len(SIZES)), torch.tensor(list
 
 
 class OneProcess:
-    """What the sums ask for where there are no other ranks."""
+    """A stand-in for an Accelerator of one rank."""
 
     device, process_index, num_processes = torch.device("cpu"), 0, 1
 

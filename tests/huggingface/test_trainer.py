@@ -169,6 +169,7 @@ def test_weights_do_not_depend_on_accumulation(tmp_path):
             assert (other[name] - value).abs().max() <= 1e-4 * moved
 
 
+@pytest.mark.slow
 def test_weights_do_not_depend_on_the_number_of_processes(tmp_path):
     options = {"accumulation": 2, "learning_rate": 0.05, "optim": "sgd", "evaluate": True}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]

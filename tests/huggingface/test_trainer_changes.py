@@ -113,7 +113,7 @@ def test_a_ramp_trains_on_the_planned_batches_and_resumes_with_another_size(tmp_
 
 
 def test_the_loss_of_a_mixture_of_tokens_is_divided_by_the_tokens_of_its_batch(tmp_path):
-    """Its divisor is the expected number of tokens, so that a larger batch must not weigh more."""
+    """The loss is divided by the expected number of tokens, so a larger batch does not weigh more."""
     trainer = recording(tmp_path, learning_rate=0.0, more={"mixture_unit": "tokens"})
     trainer.set_batch_size(24, from_step=3)
     before, after = (trainer._loss_weights(step) for step in (2, 3))

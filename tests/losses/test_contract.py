@@ -129,7 +129,7 @@ def test_options(backend, dtype, options):
     assert_agrees(logits, target, backend, **options)
 
 
-@pytest.mark.parametrize("num_domains", [1, 4, 4096])
+@pytest.mark.parametrize("num_domains", [1, 4, 500])
 def test_domains(backend, num_domains):
     logits, target = problem(64, 50)
     ids = torch.arange(64) * 37 % num_domains

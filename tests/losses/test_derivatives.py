@@ -138,7 +138,7 @@ def test_forward_mode_by_weights():
 
 
 def test_class_weights_and_probabilities():
-    """As torch: class weights have a derivative where the target holds probabilities, which have one too."""
+    """As in torch, class weights and probabilities as a target have derivatives."""
     logits, weight = random(5, 7), torch.linspace(0.5, 2, 7, requires_grad=True)
     probabilities = random(5, 7, seed=1).softmax(1).requires_grad_()
     gradients = [

@@ -1,4 +1,4 @@
-"""Which tests run where: as torch sees devices, whatever driver a machine has."""
+"""Which tests run where: the devices that torch sees decide, not the drivers of the machine."""
 
 import importlib.util
 import os

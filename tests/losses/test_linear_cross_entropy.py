@@ -174,7 +174,7 @@ def test_a_domain_per_sequence():
 
 
 def test_rows_without_weight_take_no_part(monkeypatch, fused):
-    """They are not read, and the kernel sees only the others."""
+    """Rows without a weight are not read: the kernel sees only the others."""
     seen = []
     kernel = backends.load_fused(fused)
     rows = kernel.rows

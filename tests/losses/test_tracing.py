@@ -103,7 +103,7 @@ def test_flops_are_those_of_the_products(frozen):
 
 
 def test_flops_of_unreduced_losses_count_the_logits_twice():
-    """Their backward pass forms the logits again."""
+    """The backward pass forms the logits again, which counts."""
     hidden, weight = torch.randn(4, 3, requires_grad=True), torch.randn(6, 3, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
         linear_cross_entropy(hidden, weight, TARGET, reduction="none").sum().backward()
@@ -111,7 +111,7 @@ def test_flops_of_unreduced_losses_count_the_logits_twice():
 
 
 def test_operators_are_registered_as_torch_2_11_takes_them():
-    """Its `custom_op` unpacks the tags, and a single one is none."""
+    """`custom_op` of torch 2.11 unpacks the tags, so a single tag would be taken apart."""
     code = """
 import torch
 register = torch.library.custom_op

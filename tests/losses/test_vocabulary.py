@@ -36,7 +36,7 @@ TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2.0**-6}
 
 
 def sizes(world_size):
-    """Of the slices: uneven, and one of them empty if there are many."""
+    """Sizes of the slices: uneven, and one is empty if there are many."""
     return [50, 33] if world_size == 2 else [20, 0, 1, 62]
 
 
@@ -271,5 +271,5 @@ def run(rank, world_size, store, device):
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_that_share_the_classes_agree_with_one_process(world_size, tmp_path, device):
-    """On a GPU they share it too: gloo sums its tensors."""
+    """Also on a GPU, which the ranks share: gloo sums its tensors."""
     torch.multiprocessing.spawn(run, (world_size, tmp_path / "store", device.type), nprocs=world_size)

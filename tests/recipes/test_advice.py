@@ -7,7 +7,7 @@ from pycooldown.recipes.advice import Finding, advise, load, nearest, save
 
 
 def finding(passes, skew):
-    return Finding(passes, skew, {"temperature 5": 5.0, "cooldown": 4.0}, f"{passes:g} at {skew}")
+    return Finding(passes, skew, {"temperature 5": 5.0, "cooldown": 4.0}, "cooldown", f"{passes:g} at {skew}")
 
 
 FINDINGS = [finding(e, s) for e in (5, 20, 300) for s in (10, 50)]
@@ -21,7 +21,7 @@ def advice(passes, sizes=SIZES):
 
 def test_advice_is_that_of_the_nearest_regime():
     assert "the rarest domain, sw, would be passed through 35 times (sizes up to 50:1)" in advice(35)
-    assert "has 20 passes at 50:1: 20 at 50" in advice(35)
+    assert "has 20 passes at 50:1: 20 at 50 From it we advise cooldown, as no other was clearly better." in advice(35)
     assert "has 300 passes at 50:1" in advice(200)
     assert "has 5 passes at 10:1" in advice(4, {"en": 16_000, "sw": 2_000})
     assert nearest(FINDINGS, 83, 50).passes == 300  # however far
@@ -43,6 +43,12 @@ def test_there_is_no_advice_outside_the_evidence(passes, sizes):
     assert "outside our evidence" in text
     assert "5 passes at 10:1" in text  # what there is
     assert "pycooldown sweep" in text
+
+
+def test_another_system_is_advised_where_it_was_clearly_better():
+    other = Finding(20, 50, {"temperature 5": 4.0, "cooldown": 5.0}, "temperature 5", "20 at 50.")
+    text = advise(SIZES, 150_000, [other])
+    assert text.endswith("From it we advise temperature 5, clearly better than cooldown there.")
 
 
 def test_without_findings_there_is_no_advice():

@@ -147,7 +147,7 @@ def test_plans_of_documents_need_no_torch(user):
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_losses_that_are_not_finite_say_how_a_recipe_allows_them(user, steps):
-    """After one step only the evaluation at the end meets what the step has done."""
+    """With a single step, only the evaluation at the end sees the changed weights."""
     text = RECIPE.replace("{method: cooldown, tau: 5, final_tau: 1, switch_at: 0.5}", "{method: temperature, tau: 3}")
     (user / "recipe.yaml").write_text(text)
     changes = [f"training.steps={steps}", "training.learning_rate=1e38", "training.warmup=0"]
@@ -319,7 +319,7 @@ def test_a_proxy_of_another_size(user):
 
 
 def test_methods_that_probe_gradients_see_documents_apart(user):
-    """Their probes run under vmap, which cannot look into positions, on rows of several documents."""
+    """Probes run under vmap, which cannot read the values of positions, on rows of several documents."""
     mixture = "mixture: {method: fgls, variance_aware: true, interval: 2, probe_size: 2, hold_out: 0.5}"
     Path("probes.yaml").write_text(RECIPE.replace(RECIPE.splitlines()[4], mixture))
     overrides = ["data.length=64", "data.domains=[large, middle]"]

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from pycooldown import Mixture  # noqa: E402
-from pycooldown.adaptive import ERMA, FGLS, DoReMi, GroupDRO, OnlineDataMixing, VarianceAware  # noqa: E402
+from pycooldown.adaptive import ERMA, FGLS, DoReMi, GroupDRO, OnlineDataMixing, PiKE, VarianceAware  # noqa: E402
 from pycooldown.huggingface import MixtureTrainer, fuse_loss  # noqa: E402
 from pycooldown.huggingface.checks import warn_of_lengths  # noqa: E402
 from pycooldown.huggingface.probe import Probe  # noqa: E402
@@ -32,6 +32,7 @@ SCHEDULES = {
     "odm": lambda: OnlineDataMixing(UNIFORM, delay=3),
     "fgls": lambda: FGLS(UNIFORM, interval=2, delay=3),
     "erma": lambda: ERMA(UNIFORM, interval=2, variance_rate=1.0, delay=3),
+    "pike": lambda: PiKE(UNIFORM, batch_size=8, gradient_rate=1.0, interval=2, delay=3),
     "va": lambda: VarianceAware(UNIFORM, interval=2, delay=3),
     "fgls_va": lambda: VarianceAware(FGLS(UNIFORM, interval=2, delay=3), interval=2, delay=3),
 }
@@ -151,6 +152,7 @@ def two_ranks(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # its fixture trains them all on two ranks
 @pytest.mark.parametrize("method", SCHEDULES)
 def test_one_process_goes_on_from_two_bit_for_bit(tmp_path, two_ranks, method):
     """Rank r's slice is micro-batch r of one process, and a sum of two does not depend on their order."""

@@ -1,4 +1,4 @@
-"""Recipes: what is read, what each mistake is answered with, and what hostile files meet."""
+"""Recipes: what is read, the error for each mistake, and limits for hostile files."""
 
 import json
 import subprocess
@@ -252,7 +252,7 @@ def test_the_schema_has_each_key_with_a_description():
 
 
 def test_the_schema_beside_the_recipes_is_current():
-    """If this fails: pycooldown schema > recipes/schema.json."""
+    """If this fails, run `pycooldown schema > recipes/schema.json`."""
     result = subprocess.run([sys.executable, "-m", "pycooldown", "schema"], capture_output=True, text=True, check=True)
     assert json.loads(result.stdout) == json.loads((ROOT / "recipes/schema.json").read_text())
 

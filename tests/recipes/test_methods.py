@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("pydantic")
 
 from pycooldown import Mixture, schedules
-from pycooldown.adaptive import ADO, ERMA, FGLS, DoReMi, GroupDRO, OnlineDataMixing, VarianceAware
+from pycooldown.adaptive import ADO, ERMA, FGLS, DoReMi, GroupDRO, OnlineDataMixing, PiKE, VarianceAware
 from pycooldown.adaptive.statistics import Statistics
 from pycooldown.recipes import load_recipe
 from pycooldown.recipes.fields import ProperShare
@@ -86,6 +86,7 @@ def load(tmp_path, text, overrides=()):
             VarianceAware(FGLS(_start(5)), interval=20, least=1 / 8),
         ),
         ("{method: erma, bias_rate: 0.1}", ERMA(_start(5), bias_rate=0.1)),
+        ("{method: pike, variance_rate: 0.5}", PiKE(_start(inf), batch_size=8, variance_rate=0.5)),
         ("{method: variance_aware, tau: 2}", VarianceAware(_start(2), least=1 / 8)),
     ],
 )
@@ -142,7 +143,7 @@ def test_probes_are_kept_out_of_training(tmp_path):
 
 
 class Stages:
-    """Stands for training: notes what is trained, and breaks off if told to."""
+    """A stand-in for training: notes what is trained, and breaks off on request."""
 
     def __init__(self, break_off_at=None):
         self.done, self.break_off_at = [], break_off_at

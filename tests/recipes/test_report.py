@@ -39,7 +39,7 @@ def write_run(folder, method, losses, **changes):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The report of three runs, which nothing changes."""
+    """The report of three runs; no test changes it."""
     return report_page(compare(three_runs(tmp_path_factory.mktemp("runs"))))
 
 

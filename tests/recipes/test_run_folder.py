@@ -77,7 +77,7 @@ def test_states_of_a_folder(tmp_path):
 
 
 def test_runs_of_earlier_versions_are_the_recipes(tmp_path):
-    """They lack keys that came later, and have infinite numbers as such."""
+    """Older runs lack keys that came later, and hold infinite numbers as plain JSON numbers."""
     training = {key: value for key, value in RESOLVED["training"].items() if key != "epsilon"}
     stored = {**RESOLVED, "training": training, "mixture": {"method": "temperature", "tau": float("inf")}}
     store(tmp_path / "run", stored)

@@ -14,7 +14,7 @@ from pycooldown.data.byte_ranges import Spans
 from pycooldown.data.stores import StoredObject
 from pycooldown.recipes.loading import recipe_of
 from pycooldown.recipes.planning import build_schedule
-from pycooldown.recipes.store_plan import parse_bytes, parse_shards, plan_store, to_dict
+from pycooldown.recipes.store_plan import parse_bytes, plan_store, to_dict
 
 SHARD_SIZES = {"en": [500, 500, 130], "de": [200, 40]}
 SIZES = {"en": 1_130, "de": 240}
@@ -73,14 +73,6 @@ def test_sizes_with_units(text, number):
 def test_other_sizes_are_refused(text):
     with pytest.raises(ValueError, match="expected a number of bytes"):
         parse_bytes(text)
-
-
-def test_shards_by_domain():
-    texts = ["en=s3://b/{0..3}.tar", "de=https://h/a=b.tar", "en=s3://b/x.tar"]
-    assert parse_shards(texts) == {"en": ["s3://b/{0..3}.tar", "s3://b/x.tar"], "de": ["https://h/a=b.tar"]}
-    for wrong in ("s3://b/x.tar", "=x.tar", "en="):
-        with pytest.raises(ValueError, match="expected domain=shards"):
-            parse_shards([wrong])
 
 
 def test_the_command(tmp_path):

@@ -51,6 +51,22 @@ def test_regimes_have_the_exposure_that_they_name_and_a_cap_that_binds(regime):
     assert budgets[1] / sizes[RARE] == pytest.approx(rules.unimax_cap(regime))  # bound
     assert budgets[1] < 0.9 * regime.draws / 2  # so it is not uniform sampling
     assert regime.steps % regimes.setting_of(regime).evaluations == 0
+    regimes.check_regime(regime)  # no system draws more of a language into a batch than there is
+
+
+def test_a_regime_that_no_batch_fits_is_refused_before_anything_is_trained(tmp_path):
+    """At 300 passes and 420 steps there are 13 pairs of the rare language, and tau = 100 draws 16 into each batch."""
+    done = []
+    with pytest.raises(ValueError, match=r"100:1, 300 passes, 420 steps: temperature 100 cannot be .* more steps"):
+        regimes.train_regimes(
+            tmp_path,
+            tmp_path,
+            [Regime(9, 20), Regime(100, 300)],
+            seeds=[0],
+            progress=lambda place, training: done.append(place),
+        )
+    assert not done
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_system_of_the_rules_can_be_trained():
@@ -119,6 +135,18 @@ def test_the_best_is_marked_only_beyond_the_tests():
     assert set(best.ties) >= {COOLDOWN, TAU_1} - {best.system}
 
 
+@pytest.mark.parametrize(
+    ("offsets", "noise", "expected"),
+    [
+        ({COOLDOWN: (0, 0)}, 0.01, COOLDOWN),
+        ({TAU_1: (0, 0), COOLDOWN: (0.001, 0.001)}, 0.1, COOLDOWN),  # not told from the best
+        ({TAU_1: (0, 0), COOLDOWN: (0.1, 0.1)}, 0.01, TAU_1),
+    ],
+)
+def test_cooldown_is_advised_unless_another_is_clearly_better(offsets, noise, expected):
+    assert verdicts.advised(trainings({**EVEN, **offsets}, noise=noise)) == expected
+
+
 def test_results_survive_their_file(tmp_path):
     regime = Regime(9, 20)
     found = trainings(EVEN, seeds=3)
@@ -169,6 +197,7 @@ def test_the_page_says_what_the_results_say(tmp_path):
     assert "| yes | **no** |" in text
     assert "| 9:1, 5 passes | 2.0 |" in text
     assert "not trained yet: 100:1, 20 passes; 9:1, 20 passes" in text
+    assert "after the change (0 of 2)" in text
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written[1:-1])
     loaded = advice.load(tmp_path / "advice.json")
     assert [(f.passes, f.skew, f.best) for f in loaded] == [(130, 100, COOLDOWN), (5, 9, TAU_5)]

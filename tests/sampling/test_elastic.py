@@ -59,8 +59,13 @@ def assert_nothing_lost_or_repeated(steps, **options):
         assert epochs >= 1
 
 
-@pytest.mark.parametrize("workers", [0, 1, 4, 8])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+MANY = pytest.param(7, 8, marks=pytest.mark.slow)  # 56 processes
+
+
+@pytest.mark.parametrize(
+    ("world_size", "workers"),
+    [*((ranks, workers) for ranks in (1, 2, 3, 7) for workers in (0, 1, 4, 8) if (ranks, workers) != (7, 8)), MANY],
+)
 def test_order_depends_on_neither_ranks_nor_workers(shards, world_size, workers):
     ranks = [
         iter(make_loader(shards, make_sampler(10, rank=rank, world_size=world_size), workers))

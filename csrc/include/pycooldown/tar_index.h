@@ -5,6 +5,9 @@
 //
 // An index is used as it lies in its file, which may be mapped into memory and shared by all processes. Opening it
 // reads what it says of shards and nothing of samples, which are checked one by one when they are looked up.
+//
+// A mapped file may lose its pages at any time. So all methods of a mapped index are called under a MapGuard that
+// watches it, by `guarded` or by TarReader::Batch.
 #pragma once
 
 #include <cstdint>
@@ -81,8 +84,23 @@ class TarIndex {
   // Looks up every sample of a shard.
   void verify(std::uint32_t shard) const;
 
-  // Throws std::system_error where the mapped file of the index was written to.
+  // Throws std::system_error where the mapped file of the index was written to, or has lost pages.
   void check_file() const;
+  // Likewise for lost pages alone, without a system call. What was read since the last call is right if this returns.
+  void require_pages() const;
+
+  MappedBytes* mapped() const { return file_ ? file_->mapped() : nullptr; }
+
+  // Returns what `read` returns, which reads this index. Throws std::system_error where pages were lost.
+  template <class Read>
+  auto guarded(const Read& read) const {
+    MapGuard guard;
+    MappedBytes* const map = mapped();
+    if (map) guard.watch({&map, 1});
+    const auto result = read();
+    require_pages();
+    return result;
+  }
 
   // A checksum of some headers, spread over the shard, and the beginnings of the data behind them: nearly every shard
   // that was written again with the same size and time has another one. 0 of a shard without samples.

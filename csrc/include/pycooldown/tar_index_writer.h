@@ -13,13 +13,14 @@
 
 namespace pycooldown {
 
-// Puts parts of indexes together, shard after shard. What `add` gives is appended to the file behind `kHeaderSize`
-// bytes, then what `finish` gives first; its second is the header, which goes to the start.
+// Puts parts of indexes together, shard after shard. The file begins with `kHeaderSize` bytes for the header. Append
+// the bytes that `add` returns for each shard, then the directory, which `finish` returns first. Last, write the
+// header, which `finish` returns second, at the start.
 class TarIndexWriter {
  public:
   static constexpr std::size_t kHeaderSize = 80;
 
-  // Begins a domain: the shards that follow are its.
+  // Begins a domain, to which the shards that follow belong.
   void begin_domain(std::string_view name);
   // Takes a shard of another index; `path` and `version` are what the new index says of it. The bytes are the shard's
   // section, and live as long as `source`.

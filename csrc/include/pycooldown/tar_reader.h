@@ -45,7 +45,7 @@ class TarReader {
   // A shard that was truncated or written to is an error, even if that happens in the middle of a read: lost pages of a
   // map are replaced by zeros (see MapGuard), and `finish` looks at the status of every mapped shard that was read,
   // which costs a system call a shard and batch, and needs no open file. The file of an index, which is written aside
-  // and renamed, is looked at before.
+  // and renamed, is looked at before; `finish` then notices pages that it has lost.
   class Batch {
    public:
     // Throws std::system_error if the file of an index has changed.
@@ -61,7 +61,8 @@ class TarReader {
     // Copies some of the bytes that the last `view` points at.
     void copy(const char* from, std::size_t size, void* out);
 
-    // Throws std::system_error if a shard has changed since it was indexed. Nothing that was read may be used before.
+    // Throws std::system_error if a shard has changed since it was indexed, or an index has lost pages. Nothing that
+    // was read may be used before.
     void finish() const;
 
    private:
@@ -106,6 +107,7 @@ class TarReader {
   std::vector<Source> sources_;
   std::vector<Shard> shards_;
   std::vector<std::uint64_t> starts_{0};
+  std::vector<MappedBytes*> index_maps_;  // of the indexes that are mapped
   std::size_t max_maps_;
   std::vector<std::uint32_t> mapped_;
   std::size_t hand_ = 0;

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pycooldown.data.shard_lists import group_by_domain
 from pycooldown.data.store_lists import glob_objects, list_objects
 from pycooldown.data.stores import StoredObject, find_object, is_url, open_binary
 
@@ -28,6 +29,7 @@ FORMATS = {
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 COLUMNAR = ("parquet", "arrow")
 RESERVED = ("tokenizer", "manifest.json")
+PATTERN = "domain=pattern, as in en='data/en/*.jsonl'"
 EXPECTED = ".jsonl, .json, .txt and .tar (also with .gz or .zst behind), .parquet and .arrow"
 
 
@@ -70,16 +72,8 @@ def parse_inputs(arguments: Iterable[str]) -> dict[str, list[str]]:
             return _from_yaml(path)
         if path.is_dir():
             return _from_folder(path)
-        raise ValueError(
-            f"input {arguments[0]!r} is no folder and no YAML file; expected domain=pattern, as in en='data/en/*.jsonl'"
-        )
-    patterns: dict[str, list[str]] = {}
-    for argument in arguments:
-        domain, separator, pattern = argument.partition("=")
-        if not separator or not domain or not pattern:
-            raise ValueError(f"input {argument!r}; expected domain=pattern, as in en='data/en/*.jsonl'")
-        patterns.setdefault(domain, []).append(pattern)
-    return patterns
+        raise ValueError(f"input {arguments[0]!r} is no folder and no YAML file; expected {PATTERN}")
+    return group_by_domain(arguments, "input", PATTERN)
 
 
 def find_files(inputs: InputPaths) -> tuple[dict[str, list[InputFile]], list[str]]:

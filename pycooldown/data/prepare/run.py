@@ -6,14 +6,14 @@ import os
 from functools import partial
 from typing import Any
 
-from pycooldown.data.prepare.engines import open_engine
+from pycooldown.data.engines import open_engine
 from pycooldown.data.prepare.finish import MANIFEST, finish
 from pycooldown.data.prepare.inputs import InputPaths
+from pycooldown.data.prepare.make_shards import make_shards
 from pycooldown.data.prepare.options import Options, TokenizerOptions
 from pycooldown.data.prepare.outputs import open_output
 from pycooldown.data.prepare.plan import fingerprint, locked, make_plan, read_json
 from pycooldown.data.prepare.records import Record
-from pycooldown.data.prepare.work import make_shards
 from pycooldown.data.publish import Progress
 from pycooldown.data.stores import is_url
 

@@ -65,8 +65,8 @@ KEPT = {
 }
 READ_TWICE = Variant(1024, 0, 4)
 # The most tiles that registers keep without spilling, by whether the device is of compute capability 10.0 or later and
-# whether the loss is plain: smoothing and a soft cap need registers of their own.
-MAX_TILES = {(False, True): 8, (False, False): 6, (True, True): 4, (True, False): 0}
+# whether the loss is plain: smoothing and a soft cap need registers of their own, on such a device too many.
+MAX_TILES = {(False, True): 8, (False, False): 6, (True, True): 4}
 UNLIKE = Variant(512, 0, 2)  # logits that are read one by one: their rows are not aligned as the gradient's
 MAX_REGISTERS = 64
 # The interpreter's device, of few processors, so that there too a program has several rows to read twice.
@@ -77,7 +77,12 @@ STATS_WARPS = 8
 
 
 def choose_variant(
-    row_bytes: int, *, same_alignment: bool = True, plain: bool = True, capability: tuple[int, int] = (9, 0)
+    row_bytes: int,
+    *,
+    same_alignment: bool = True,
+    plain: bool = True,
+    grad: bool = True,
+    capability: tuple[int, int] = (9, 0),
 ) -> Variant:
     """Return the variant for rows of this many bytes.
 
@@ -85,15 +90,16 @@ def choose_variant(
         row_bytes: Bytes of a row of logits.
         same_alignment: Whether rows of logits and gradient begin at the same distance from a multiple of 16 bytes.
         plain: Whether there is neither label smoothing nor a soft cap.
+        grad: Whether a gradient is wanted. Without one, no row is read twice, and none has to be kept.
         capability: The compute capability of the device.
     """
     if not same_alignment:
         return UNLIKE
     recent = capability >= (10, 0)
     kept = next((variant for limit, variant in KEPT.items() if row_bytes <= limit), READ_TWICE)
-    if 0 < kept.TILES <= MAX_TILES[recent, plain]:
-        return kept
-    return Variant(kept.LANES, 0, 2) if recent and not plain else READ_TWICE
+    if not (plain or (grad and not recent)):
+        return Variant(kept.LANES, 0, 2 if grad or not recent else 1)
+    return kept if 0 < kept.TILES <= MAX_TILES[recent, plain] else READ_TWICE
 
 
 def rows_under_way(row_bytes: int, *, num_processors: int, l2_bytes: int) -> int:
@@ -173,6 +179,7 @@ def rows(
                 num_classes * x.element_size(),
                 same_alignment=same,
                 plain=not (smoothing or capped),
+                grad=grad is not None,
                 capability=torch.cuda.get_device_capability(x.device) if x.is_cuda else (9, 0),
             )
             rows_kernel[(_programs(x, variant, grad=grad is not None),)](

@@ -23,7 +23,9 @@ from .triton_tiles import (
     finite,
     join,
     load_tile,
+    load_tiles,
     load_values,
+    nothing_of,
     part_of,
     split_row,
     tile_of,
@@ -109,6 +111,7 @@ def rows_kernel(
     DTYPE: tl.constexpr = logits.dtype.element_ty
     VEC: tl.constexpr = 128 // DTYPE.primitive_bitwidth
     PARTS: tl.constexpr = VEC // 4
+    OPTIONS: tl.constexpr = SMOOTHING or SOFTCAP
     POLICY: tl.constexpr = "evict_last" if GRAD and not TILES else "evict_first"
     for n in range(bound(tl.program_id(0)), bound(num_rows), bound(tl.num_programs(0))):
         row = logits + n * logits_stride
@@ -138,32 +141,34 @@ def rows_kernel(
             lane_total = tl.zeros((LANES,), tl.float32)
             kept = ()
             if TILES:
+                kept = load_tiles(row + head, 0, words, TILES, SAME_ALIGNMENT, POLICY, LANES)
+                nothing = nothing_of(kept, zero, TILES) if OPTIONS else zero
                 for i in tl.static_range(TILES):
-                    offset, mask = tile_of(i, words, LANES)
-                    kept = kept + (load_tile(row + head, offset, mask, SAME_ALIGNMENT, POLICY),)
-                for i in tl.static_range(TILES):
-                    offset, mask = tile_of(i, words, LANES)
+                    _, mask = tile_of(i, words, LANES)
                     for k in tl.static_range(PARTS):
-                        x = capped(part_of(kept[i], k, DTYPE), mask, softcap, SOFTCAP)
+                        x = part_of(kept[i] ^ nothing if OPTIONS else kept[i], k, DTYPE)
+                        x = capped(x, mask, softcap, SOFTCAP)
                         lane_max = tl.maximum(lane_max, tl.max(x, 1))
                         if SMOOTHING:
                             lane_total += tl.sum(tl.where(mask, x, 0.0), 1)
                 row_max = tl.maximum(tl.max(lane_max, 0), tl.max(edge, 0))
                 m = finite(row_max)
                 for i in tl.static_range(TILES):
-                    offset, mask = tile_of(i, words, LANES)
+                    _, mask = tile_of(i, words, LANES)
                     for k in tl.static_range(PARTS):
                         x = capped(part_of(kept[i] | zero, k, DTYPE), mask, softcap, SOFTCAP)
                         lane_sum += tl.sum(tl.exp2((x - m) * LOG2_E), 1)
             else:
                 for first in range(0, bound(tl.cdiv(words, LANES * 4)), FLIGHT):
-                    tiles = ()
-                    for i in tl.static_range(FLIGHT):
-                        offset, mask = tile_of(first + i, words, LANES)
-                        tiles = tiles + (load_tile(row + head, offset, mask, SAME_ALIGNMENT, POLICY),)
+                    tiles = load_tiles(row + head, first, words, FLIGHT, SAME_ALIGNMENT, POLICY, LANES)
+                    if OPTIONS and FLIGHT > 1:
+                        nothing, mixed = nothing_of(tiles, zero, FLIGHT), ()
+                        for i in tl.static_range(FLIGHT):
+                            mixed = mixed + (tiles[i] ^ nothing,)
+                        tiles = mixed
                     new_max = lane_max
                     for i in tl.static_range(FLIGHT):
-                        offset, mask = tile_of(first + i, words, LANES)
+                        _, mask = tile_of(first + i, words, LANES)
                         for k in tl.static_range(PARTS):
                             x = capped(part_of(tiles[i], k, DTYPE), mask, softcap, SOFTCAP)
                             new_max = tl.maximum(new_max, tl.max(x, 1))
@@ -172,7 +177,7 @@ def rows_kernel(
                     lane_m = finite(new_max)
                     lane_sum *= tl.exp2((lane_max - lane_m) * LOG2_E)
                     for i in tl.static_range(FLIGHT):
-                        offset, mask = tile_of(first + i, words, LANES)
+                        _, mask = tile_of(first + i, words, LANES)
                         for k in tl.static_range(PARTS):
                             x = capped(part_of(tiles[i], k, DTYPE), mask, softcap, SOFTCAP)
                             lane_sum += tl.sum(tl.exp2((x - lane_m[:, None]) * LOG2_E), 1)
@@ -197,6 +202,8 @@ def rows_kernel(
             tl.store(correct + n, (in_range & (x_target >= row_max) & (row_loss == row_loss)).to(tl.int8))
 
             if GRAD:
+                if OPTIONS:  # computed again, rather than that they take registers all along
+                    row, grad_row = logits + (n + zero) * logits_stride, grad + (n + zero) * grad_stride
                 if weight == 0:
                     fill_zero(grad_row, num_classes, VEC, LANES)
                 else:

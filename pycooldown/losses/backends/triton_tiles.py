@@ -129,6 +129,31 @@ def load_tile(body, offset, mask, SAME_ALIGNMENT: tl.constexpr, POLICY: tl.const
 
 
 @triton.jit
+def load_tiles(
+    body, first, words, COUNT: tl.constexpr, SAME_ALIGNMENT: tl.constexpr, POLICY: tl.constexpr, LANES: tl.constexpr
+):
+    """COUNT tiles from number `first` on."""
+    tiles = ()
+    for i in tl.static_range(COUNT):
+        offset, mask = tile_of(first + i, words, LANES)
+        tiles = tiles + (load_tile(body, offset, mask, SAME_ALIGNMENT, POLICY),)
+    return tiles
+
+
+@triton.jit
+def nothing_of(tiles, zero, COUNT: tl.constexpr):
+    """Zeros that depend on all tiles, (LANES, 1), to be mixed into each by `^`.
+
+    With much arithmetic, the assembler would put that of one tile before the load of the next, which then had to wait
+    for memory once more.
+    """
+    every = tiles[0]
+    for i in tl.static_range(1, COUNT):
+        every |= tiles[i]
+    return tl.max(every, 1, keep_dims=True) & zero
+
+
+@triton.jit
 def fill_zero(row, num_classes, VEC: tl.constexpr, LANES: tl.constexpr):
     """Write zeros over a row."""
     head, body = split_row(row, num_classes, VEC)

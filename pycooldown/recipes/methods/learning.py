@@ -224,6 +224,23 @@ class VarianceAwareOptions(ProbingOptions):
         return self._variance_aware(self._start(sizes), batch_size)
 
 
+@register("pike")
+class PiKEOptions(ProbingOptions):
+    """Domains are drawn by length and variance of their gradients. See `pycooldown.adaptive.PiKE`."""
+
+    tau: Positive = math.inf
+    """Temperature of the draws at the start."""
+    gradient_rate: Finite = 0.002
+    """Rate of the squared length of a domain's mean gradient; to be tuned, as is the next one."""
+    variance_rate: Finite = 0.002
+    """Rate of the variance of its gradients."""
+
+    def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
+        """Return a learning schedule."""
+        options = {**self._options(), "gradient_rate": self.gradient_rate, "variance_rate": self.variance_rate}
+        return adaptive.PiKE(self._start(sizes), batch_size=batch_size, least=min(1e-3, 1 / len(sizes)), **options)
+
+
 def by_name(mixture: Mixture, vector: str) -> dict[str, float]:
     """Return a mixture's "target" or "sampling" by domain."""
     return dict(zip(mixture.domains, getattr(mixture, vector).tolist(), strict=True))

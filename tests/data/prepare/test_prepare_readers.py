@@ -1,4 +1,4 @@
-"""The same documents come out of every format, in any ranges; what is damaged is named."""
+"""Every format gives the same documents, in any ranges; errors name what is damaged."""
 
 import gzip
 import hashlib

@@ -18,9 +18,9 @@ tokenizers = pytest.importorskip("tokenizers")
 pytest.importorskip("orjson")
 
 from pycooldown.data.prepare import Options, TokenizerOptions, parse_inputs, tokenize  # noqa: E402
+from pycooldown.data.prepare.make_shards import cut  # noqa: E402
 from pycooldown.data.prepare.records import WORK  # noqa: E402
 from pycooldown.data.prepare.split import below, choose, keyed_hash, smallest  # noqa: E402
-from pycooldown.data.prepare.work import cut  # noqa: E402
 from pycooldown.data.token_shards import open_token_shard  # noqa: E402
 
 
@@ -363,9 +363,9 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(corpus, tokenizer_file, t
 
 
 def test_a_killed_worker_is_an_error(run, monkeypatch, corpus):
-    """Its parts are made by the next run."""
+    """The next run makes the missing parts."""
     code = (
-        "import os, signal, sys\nfrom pycooldown.data.prepare.engines import open_engine\n"
+        "import os, signal, sys\nfrom pycooldown.data.engines import open_engine\n"
         "def die(n):\n    os.kill(os.getpid(), signal.SIGKILL) if n == 3 else None\n    return n\n"
         "if __name__ == '__main__':\n"
         "    with open_engine(workers=2) as run:\n"
@@ -381,7 +381,7 @@ def test_a_killed_worker_is_an_error(run, monkeypatch, corpus):
 def test_workers_use_one_core_each(corpus):
     path = corpus.parent / "env.py"
     path.write_text(
-        "import os\nfrom pycooldown.data.prepare.engines import open_engine\n"
+        "import os\nfrom pycooldown.data.engines import open_engine\n"
         "def threads(n):\n    return os.environ['TOKENIZERS_PARALLELISM'], os.environ['RAYON_NUM_THREADS']\n"
         "if __name__ == '__main__':\n"
         "    for workers in (1, 2):\n"
@@ -499,7 +499,7 @@ def test_memory_does_not_grow_with_the_input(corpus, tokenizer_file, tmp_path):
 
 
 def test_tasks_that_start_at_once_make_one_plan(corpus, tokenizer_file, tmp_path):
-    """Each of them may be the first; only one trains the tokenizer."""
+    """Any task may be the first; only one trains the tokenizer."""
     arguments = command(tmp_path / "out", corpus, tokenizer_file, "--validation", "5")
     arguments[arguments.index("--tokenizer") : arguments.index("--tokenizer") + 2] = ["--train-tokenizer", "bpe"]
     arguments += ["--vocabulary-size", "300"]

@@ -13,7 +13,7 @@ from pycooldown.data.prepare.inputs import find_files  # noqa: E402
 from pycooldown.data.prepare.options import Options, TokenizerOptions  # noqa: E402
 from pycooldown.data.prepare.parts import divide  # noqa: E402
 from pycooldown.data.prepare.sentencepiece_training import train_sentencepiece  # noqa: E402
-from pycooldown.data.prepare.tokenizer import load_encoder, prepare_tokenizer  # noqa: E402
+from pycooldown.data.prepare.tokenizer_files import load_encoder, prepare_tokenizer  # noqa: E402
 from pycooldown.data.prepare.tokenizer_training import balanced_sample, train_tokenizer  # noqa: E402
 
 TEXTS = ["Feuer und wasser 12", "  spaces\n\n and 水 🎉", "a </s> that is text", ""]

@@ -35,7 +35,7 @@ from pycooldown.data.prepare.records import (
     trusted_record,
 )
 from pycooldown.data.prepare.split import validation_test
-from pycooldown.data.prepare.tokenizer import load_encoder
+from pycooldown.data.prepare.tokenizer_files import load_encoder
 from pycooldown.data.token_shards import ENDS_SUFFIX
 from pycooldown.data.token_writer import write_token_shard
 

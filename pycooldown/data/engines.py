@@ -16,7 +16,7 @@ from pycooldown.processes import run_all
 RunParts = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[int, Any]]]
 # A worker is one core: no threads of its own.
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-DIED = "finished shards are kept: run the same command again to go on, with fewer workers if memory is short"
+DIED = "run the same command again, with fewer workers if memory is short"
 
 
 @contextmanager

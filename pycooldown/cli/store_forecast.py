@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def open_shards(store: list[str]) -> TarDataset:
-    """Return the data set of ``domain=shards`` texts."""
+    """Return the data set of ``domain=pattern`` texts, or of a folder."""
+    from pycooldown.data.shard_lists import parse_shards
     from pycooldown.data.shards import TarDataset
-    from pycooldown.recipes.store_plan import parse_shards
 
     return TarDataset(parse_shards(store))
 
