@@ -33,6 +33,7 @@ SHARD_BYTES = 64 << 20
 TAR_BYTES = 1_536  # of a sample: its header and its text
 BATCH = 1_024
 SECONDS = 12.0
+REPEATS = 3  # passes that read what is there, of which the fastest counts
 MIXTURE = Mixture.temperature_sampling(SIZES, tau=5.0)
 STEPS = int(SIZES["domain0"] / (BATCH * MIXTURE.sampling[0]))  # the largest domain once
 RESULTS = {}
@@ -158,7 +159,7 @@ def test_cache(server, shards, tmp_path, block, form):
     depth = limit // 16
     sampler = make_sampler(dataset, block)
     uses = BlockUses(make_sampler(dataset, block), dataset, Blocks.of(dataset, block))
-    plan = forecast(uses, stop=STEPS, limits=[limit], depths=[depth]).forecasts[0]
+    plan = forecast(uses, stop=STEPS, limits=[limit], depths=[depth], prefetched=4).forecasts[0]
     with KnownFutureCache(tmp_path / "cache", limit=limit, depth=depth, prefetched=4) as cache:
         _, before = counts(server)
         cache.follow(sampler, dataset)
@@ -169,12 +170,13 @@ def test_cache(server, shards, tmp_path, block, form):
             assert (found.requests, found.fetched_bytes) == (plan.requests, plan.bytes_fetched)
             assert after - before == plan.bytes_fetched
     with KnownFutureCache(tmp_path / "warm", limit=4 * limit, depth=limit) as cache:
-        for pass_number in range(2):
+        passes = []
+        for _ in range(1 + REPEATS):  # the first one fetches
             sampler = make_sampler(dataset, block)
             cache.follow(sampler, dataset)
             loader = DataLoader(wrap(dataset), batch_sampler=sampler, collate_fn=function, num_workers=1)
-            warm = rate(loader, size)
-            del pass_number
+            passes.append(rate(loader, size))
+        warm = max(passes[1:])
     ratio = plan.bytes_fetched / plan.bytes_used
     note(f"pycooldown {form}, blocks of {block}", first, warm, requests=plan.requests, fetched_over_used=f"{ratio:.3f}")
     if block == 64:
@@ -188,8 +190,7 @@ def test_local(server, shards, form):
     paths = {domain: [str(bucket / "tar" / Path(url).name) for url in urls] for domain, urls in shards.items()}
     dataset = TarDataset(paths)
     loader = DataLoader(wrap(dataset), batch_sampler=make_sampler(dataset, 64), collate_fn=function, num_workers=1)
-    rate(loader, size)
-    note(f"pycooldown {form}, local files", rate(loader, size))
+    note(f"pycooldown {form}, local files", max([rate(loader, size) for _ in range(1 + REPEATS)][1:]))
 
 
 def test_mosaic_streaming(server, texts, tmp_path):

@@ -4,7 +4,6 @@
 #include <pybind11/stl.h>
 
 #include <cstring>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -12,10 +11,12 @@
 #include <utility>
 #include <vector>
 
+#include "arrays.h"
 #include "integers.h"
+#include "pycooldown/block_maps.h"
 #include "pycooldown/tar_index.h"
 #include "pycooldown/tar_reader.h"
-#include "python_text.h"
+#include "sample_objects.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -23,12 +24,6 @@ using namespace py::literals;
 namespace pycooldown {
 
 namespace {
-
-py::object interned(py::object text) {
-  PyObject* object = text.release().ptr();
-  PyUnicode_InternInPlace(&object);
-  return py::reinterpret_steal<py::object>(object);
-}
 
 using Index = std::shared_ptr<TarIndex>;
 
@@ -51,7 +46,7 @@ class PyTarReader {
   explicit PyTarReader(UInt64<"max_maps"> max_maps) : reader_(max_maps) {}
 
   void add(const std::string& path, const py::str& domain, Index index) {
-    add_names(*index, {common_of(domain)});
+    objects_.add(*index, {objects_.common_of(domain)});
     reader_.add(path, std::move(index));
   }
 
@@ -60,8 +55,8 @@ class PyTarReader {
       std::vector<py::dict> common;
       for (std::uint32_t d = 0; d < index->num_domains(); ++d)
         common.insert(common.end(), index->first_shard(d + 1) - index->first_shard(d),
-                      common_of(py::str(decode(index->domain(d)))));
-      add_names(*index, common);
+                      objects_.common_of(py::str(decode(index->domain(d)))));
+      objects_.add(*index, common);
       reader_.add_all(index, folder);
       return true;
     });
@@ -77,61 +72,89 @@ class PyTarReader {
     for (std::size_t i = 0; i < places.size(); ++i) {
       prefetch(places, i);
       reader_.get(places[i], sample);
-      const py::object made = start(places[i], sample);
+      const py::object made = objects_.start(reader_, places[i].shard, sample.key);
       // Looked at only now: making a dictionary may run the garbage collector and so other threads, which may unmap
       // the shard; making bytes and setting items never does.
-      if (const auto [begin, end] = extent(sample); !sample.members.empty())
-        fill(made, places[i], sample, batch.view(places[i].shard, begin, end - begin), begin,
-             [&](const char* from, std::size_t size, void* to) { batch.copy(from, size, to); });
+      if (const auto [begin, end] = extent(sample.members); !sample.members.empty())
+        objects_.fill(made, places[i].shard, sample.members, batch.view(places[i].shard, begin, end - begin), begin,
+                      [&](const char* from, std::size_t size, void* to) { batch.copy(from, size, to); });
       PyList_SET_ITEM(out.ptr(), static_cast<Py_ssize_t>(i), made.inc_ref().ptr());
     }
     batch.finish();
     return out;
   }
 
-  // Where the bytes of samples lie, or those of one member of each: shards, begins and ends.
-  py::tuple locate(const py::object& indices, const std::optional<std::string>& extension) {
-    const auto places = find(indices);
+  // Where the bytes of samples lie, or those of one member of each.
+  Located locate(const py::object& indices, const std::optional<std::string>& extension) {
+    Located out;
+    out.places = find(indices);
     TarReader::Batch batch(reader_);
     TarSample sample;
-    const auto size = static_cast<py::ssize_t>(places.size());
-    py::array_t<std::int64_t> shards(size), begins(size), ends(size);
-    for (std::size_t i = 0; i < places.size(); ++i) {
-      prefetch_index(places, i);
-      reader_.get(places[i], sample);
-      auto [begin, end] = extent(sample);
+    for (std::size_t i = 0; i < out.places.size(); ++i) {
+      prefetch_index(out.places, i);
+      reader_.get(out.places[i], sample);
+      out.keys.push_back(sample.key);
       if (extension) {
-        const TarMember& found = member(places[i], sample, *extension);
-        begin = found.offset, end = begin + found.size;
+        out.members.push_back(member(out.places[i], sample, *extension));
+      } else {
+        out.members.insert(out.members.end(), sample.members.begin(), sample.members.end());
       }
-      shards.mutable_data()[i] = places[i].shard;
-      begins.mutable_data()[i] = static_cast<std::int64_t>(begin);
-      ends.mutable_data()[i] = static_cast<std::int64_t>(end);
+      out.ends.push_back(out.members.size());
     }
     batch.finish();
-    return py::make_tuple(shards, begins, ends);
+    return out;
   }
 
-  // Samples out of their bytes, as `locate` names them.
-  py::list assemble(const py::object& indices, const py::sequence& contents) {
-    const auto places = find(indices);
-    if (contents.size() != places.size()) throw py::value_error("contents must be as many as indices");
+  // Samples out of their bytes.
+  py::list assemble(const Located& located, const py::sequence& contents) {
     TarReader::Batch batch(reader_);
-    TarSample sample;  // here, since other threads may be in this reader too
-    py::list out(places.size());
-    for (std::size_t i = 0; i < places.size(); ++i) {
+    py::list out = assemble_each(located, contents.size(), [&](std::size_t i, const auto& fill_with) {
       const Content content(py::object(contents[i]).ptr());
-      reader_.get(places[i], sample);
-      const auto [begin, end] = extent(sample);
-      if (static_cast<std::uint64_t>(content.buffer.len) != end - begin)
-        throw py::value_error("content " + std::to_string(i) + " has " + std::to_string(content.buffer.len) +
-                              " bytes; expected " + std::to_string(end - begin));
-      const py::object made = start(places[i], sample);
-      fill(made, places[i], sample, static_cast<const char*>(content.buffer.buf), begin,
-           [](const char* from, std::size_t size, void* to) { std::memcpy(to, from, size); });
-      PyList_SET_ITEM(out.ptr(), static_cast<Py_ssize_t>(i), made.inc_ref().ptr());
-    }
+      fill_with(static_cast<const char*>(content.buffer.buf), static_cast<std::size_t>(content.buffer.len),
+                [](const char* from, std::size_t size, void* to) { std::memcpy(to, from, size); });
+    });
     batch.finish();
+    return out;
+  }
+
+  // The same out of blocks that are mapped, without a copy between.
+  py::list assemble_ranges(const Located& located, const BlockRanges& ranges) {
+    if (!ranges.missing().empty()) throw py::value_error("blocks are missing");
+    TarReader::Batch batch(reader_);
+    RangeCopy copy(reader_.index_maps());
+    py::list out = assemble_each(located, ranges.size(), [&](std::size_t i, const auto& fill_with) {
+      ranges.prefetch(i);
+      fill_with(ranges[i].data, ranges[i].size,
+                [&](const char* from, std::size_t size, void* to) { copy(ranges[i], from, size, to); });
+    });
+    ranges.check();
+    batch.finish();
+    return out;
+  }
+
+  // Contents end to end.
+  static py::array_t<std::uint8_t> join(const py::sequence& contents) {
+    std::vector<std::unique_ptr<Content>> parts;
+    py::ssize_t size = 0;
+    for (const py::handle content : contents) {
+      parts.push_back(std::make_unique<Content>(content.ptr()));
+      size += parts.back()->buffer.len;
+    }
+    py::array_t<std::uint8_t> out(size);
+    std::uint8_t* to = out.mutable_data();
+    for (const auto& part : parts) {
+      std::memcpy(to, part->buffer.buf, static_cast<std::size_t>(part->buffer.len));
+      to += part->buffer.len;
+    }
+    return out;
+  }
+
+  static py::array_t<std::uint8_t> join_ranges(const BlockRanges& ranges) {
+    if (!ranges.missing().empty()) throw py::value_error("blocks are missing");
+    std::size_t size = 0;
+    for (std::size_t i = 0; i < ranges.size(); ++i) size += ranges[i].size;
+    py::array_t<std::uint8_t> out(static_cast<py::ssize_t>(size));
+    ranges.join(reinterpret_cast<char*>(out.mutable_data()));
     return out;
   }
 
@@ -165,36 +188,6 @@ class PyTarReader {
  private:
   static constexpr std::size_t kPlacesAhead = 24, kRecordsAhead = 16, kBytesAhead = 8;
 
-  // What the samples of a shard share.
-  struct Names {
-    py::dict common;  // what each sample starts from: copying it is cheaper than filling a new one
-    std::uint32_t extensions;
-    py::object url;  // made when it is first needed
-  };
-
-  py::dict common_of(const py::str& domain) {
-    if (!names_.empty() && py::object(names_.back().common[domain_]).equal(domain)) return names_.back().common;
-    py::dict common;
-    common[key_] = py::none();
-    common[url_] = py::none();
-    common[domain_] = interned(domain);
-    return common;
-  }
-
-  void add_names(const TarIndex& index, const std::vector<py::dict>& common) {
-    std::vector<std::uint32_t> tables;
-    for (std::uint32_t table = 0; table < index.num_tables(); ++table) {
-      const auto& spelled = index.extensions(table);
-      const auto [entry, is_new] = extension_ids_.try_emplace(spelled, static_cast<std::uint32_t>(extensions_.size()));
-      tables.push_back(entry->second);
-      if (!is_new) continue;
-      auto& names = extensions_.emplace_back();
-      for (const std::string& extension : spelled) names.push_back(interned(decode(extension).attr("lower")()));
-    }
-    for (std::uint32_t shard = 0; shard < index.num_shards(); ++shard)
-      names_.push_back({common[shard], tables[index.table(shard)], py::object()});
-  }
-
   std::vector<TarReader::Place> find(const py::object& indices) const {
     const py::object items = steal(PySequence_Fast(indices.ptr(), "indices must be a sequence of integers"));
     std::vector<TarReader::Place> places(static_cast<std::size_t>(PySequence_Fast_GET_SIZE(items.ptr())));
@@ -224,36 +217,24 @@ class PyTarReader {
       reader_.prefetch_bytes(places[next].shard, reader_.first_offset(places[next]));
   }
 
-  static std::pair<std::uint64_t, std::uint64_t> extent(const TarSample& sample) {
-    if (sample.members.empty()) return {0, 0};
-    const TarMember &first = sample.members.front(), &last = sample.members.back();
-    return {first.offset, last.offset + last.size};
-  }
-
-  // A sample without its members.
-  py::object start(TarReader::Place place, const TarSample& sample) {
-    Names& names = names_[place.shard];
-    if (!names.url) names.url = decode(reader_.path(place.shard));
-    py::object out = steal(PyDict_Copy(names.common.ptr()));
-    set(out, url_, names.url);
-    set(out, key_, decode(sample.key));
-    return out;
-  }
-
-  template <class Copy>
-  void fill(const py::object& out, TarReader::Place place, const TarSample& sample, const char* bytes,
-            std::uint64_t begin, const Copy& copy) {
-    const auto& extensions = extensions_[names_[place.shard].extensions];
-    for (const TarMember& member : sample.members) {
-      py::object value = steal(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(member.size)));
-      if (member.size > 0)  // all empty values are one object
-        copy(bytes + (member.offset - begin), member.size, PyBytes_AS_STRING(value.ptr()));
-      set(out, extensions[member.extension], value);
+  // `with_content(i, fill_with)` calls fill_with(bytes, size, copy) for the content of sample i.
+  template <class WithContent>
+  py::list assemble_each(const Located& located, std::size_t count, const WithContent& with_content) {
+    if (count != located.places.size()) throw py::value_error("contents must be as many as samples");
+    py::list out(count);
+    for (std::size_t i = 0; i < count; ++i) {
+      with_content(i, [&](const char* bytes, std::size_t size, const auto& copy) {
+        const auto members = located.members_of(i);
+        const auto [begin, end] = extent(members);
+        if (size != end - begin)
+          throw py::value_error("content " + std::to_string(i) + " has " + std::to_string(size) + " bytes; expected " +
+                                std::to_string(end - begin));
+        py::object made = objects_.start(reader_, located.places[i].shard, located.keys[i]);
+        objects_.fill(made, located.places[i].shard, members, bytes, begin, copy);
+        PyList_SET_ITEM(out.ptr(), static_cast<Py_ssize_t>(i), made.release().ptr());
+      });
     }
-  }
-
-  static void set(const py::object& dict, const py::object& key, const py::object& value) {
-    if (PyDict_SetItem(dict.ptr(), key.ptr(), value.ptr()) != 0) throw py::error_already_set();
+    return out;
   }
 
   const TarMember& member(TarReader::Place place, const TarSample& sample, const std::string& extension) const {
@@ -266,24 +247,24 @@ class PyTarReader {
   }
 
   TarReader reader_;
-  std::vector<Names> names_;
-  std::vector<std::vector<py::object>> extensions_;
-  std::map<std::vector<std::string>, std::uint32_t> extension_ids_;
-  py::object key_ = interned(py::str("__key__")), url_ = interned(py::str("__url__")),
-             domain_ = interned(py::str("__domain__"));
+  SampleObjects objects_;
 };
 
 }  // namespace
 
 void register_tar_reader(py::module_& m) {
+  py::class_<Located>(m, "LocatedSamples").def_property_readonly("spans", &Located::spans);
   py::class_<PyTarReader>(m, "TarReader")
       .def(py::init<UInt64<"max_maps">>(), "max_maps"_a)
       .def("add", &PyTarReader::add, "path"_a, "domain"_a, "index"_a)
       .def("add_all", &PyTarReader::add_all, "index"_a, "folder"_a)
       .def("__len__", &PyTarReader::size)
       .def("getitems", &PyTarReader::getitems, "indices"_a)
-      .def("locate", &PyTarReader::locate, "indices"_a, "extension"_a = py::none())
-      .def("assemble", &PyTarReader::assemble, "indices"_a, "contents"_a)
+      .def("locate", &PyTarReader::locate, "indices"_a, "extension"_a = py::none(), py::keep_alive<0, 1>())
+      .def("assemble", &PyTarReader::assemble_ranges, "samples"_a, "contents"_a)
+      .def("assemble", &PyTarReader::assemble, "samples"_a, "contents"_a)
+      .def_static("join", &PyTarReader::join_ranges, "contents"_a)
+      .def_static("join", &PyTarReader::join, "contents"_a)
       .def("flat", &PyTarReader::flat, "indices"_a, "extension"_a);
 }
 

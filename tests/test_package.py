@@ -31,6 +31,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 CORE_USERS = {
     "__init__.py",
     "sampling/batch_planner.py",
+    "data/cache/block_files.py",
     "data/cache/plan.py",
     "data/index.py",
     "data/shards.py",

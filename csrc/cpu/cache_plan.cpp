@@ -16,9 +16,11 @@ std::int64_t unknown_use(std::int64_t last_step) { return kUnknown - last_step; 
 
 }  // namespace
 
-CachePlanner::CachePlanner(std::vector<std::int64_t> block_bytes, std::int64_t limit, std::int64_t depth)
-    : block_bytes_(std::move(block_bytes)), limit_(limit), depth_(depth) {
+CachePlanner::CachePlanner(std::vector<std::int64_t> block_bytes, std::int64_t limit, std::int64_t depth,
+                           std::int64_t prefetched)
+    : block_bytes_(std::move(block_bytes)), limit_(limit), depth_(depth), prefetched_(prefetched) {
   if (limit < 0 || depth < 0) throw std::invalid_argument("limit and depth: expected numbers of bytes");
+  if (prefetched < 0) throw std::invalid_argument("prefetched: expected a number of steps");
   if (std::ranges::any_of(block_bytes_, [](std::int64_t bytes) { return bytes < 0; }))
     throw std::invalid_argument("block_bytes: expected numbers of bytes");
 }
@@ -42,13 +44,15 @@ void CachePlanner::hold(std::span<const std::int64_t> blocks) {
 
 void CachePlanner::offer(std::int64_t block, const Held& held) { candidates_.emplace(held.next_use, block); }
 
-// Takes the first step out of the open window: its blocks may go, but for those that later steps of the window use.
-void CachePlanner::close_step() {
+// The next step is asked for: what was fetched for the one before is no longer ahead, and the blocks of one more step
+// may go, but for those that later steps use.
+void CachePlanner::ask_for_next() {
+  window_bytes_ -= open_[static_cast<std::size_t>(asked_++ - consumed_)].fetched_bytes;
+  if (asked_ - consumed_ <= prefetched_) return;
   for (const std::int64_t block : open_.front().blocks) {
     const auto found = held_.find(block);
     if (found != held_.end() && found->second.last_step == consumed_) offer(block, found->second);
   }
-  window_bytes_ -= open_.front().fetched_bytes;
   open_.pop_front();
   ++consumed_;
 }
@@ -111,20 +115,20 @@ CacheActions CachePlanner::plan(std::span<const std::int64_t> blocks, std::span<
       held_bytes_ += bytes;
       window_bytes_ += bytes;
       open_.back().fetched_bytes += bytes;
-      while (window_bytes_ > depth_ && consumed_ < step) close_step();
+      while (window_bytes_ > depth_ && asked_ < step) ask_for_next();
       while (held_bytes_ > limit_) {
         if (evict(actions)) continue;
-        if (consumed_ == step) {
+        if (asked_ == step) {
           over = true;
           break;
         }
         shrunk = true;
-        close_step();
+        ask_for_next();
       }
       most_held_bytes_ = std::max(most_held_bytes_, held_bytes_);
       actions.fetches.push_back(block);
       actions.steps.push_back(step);
-      actions.after.push_back(consumed_);
+      actions.after.push_back(asked_);
       actions.evict_ends.push_back(static_cast<std::int64_t>(actions.evictions.size()));
     }
     steps_over_limit_ += over;

@@ -144,14 +144,19 @@ inline __attribute__((always_inline)) Words random_blocks(const RoundKeys& keys,
   return words;
 }
 
-// Looks rows up one by one: gathering is slow on many processors that lack AVX-512.
+// Looks rows up one by one: gathering is slow on many processors that lack AVX-512. Columns leave the vector two at a
+// time; to store them all and to load each would take longer.
 struct LoadedRows {
   const std::uint32_t* rows;
   explicit LoadedRows(AliasTableView table) : rows(table.rows) {}
   __m256i operator()(__m256i columns) const {
-    alignas(32) std::uint32_t column[8];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(column), columns);
-    const auto row = [&](int i) { return static_cast<int>(rows[column[i]]); };
+    const __m128i low = _mm256_castsi256_si128(columns), high = _mm256_extracti128_si256(columns, 1);
+    const std::int64_t pairs[4] = {_mm_cvtsi128_si64(low), _mm_extract_epi64(low, 1),  //
+                                   _mm_cvtsi128_si64(high), _mm_extract_epi64(high, 1)};
+    const auto row = [&](int i) {
+      const auto pair = static_cast<std::uint64_t>(pairs[i / 2]);
+      return static_cast<int>(rows[i % 2 == 0 ? pair & 0xffffffff : pair >> 32]);
+    };
     return _mm256_setr_epi32(row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7));
   }
 };

@@ -17,6 +17,8 @@
 #include <string>
 #include <string_view>
 
+#include "checksum.h"
+
 namespace pycooldown::index_file {
 
 static_assert(std::endian::native == std::endian::little, "index files hold little-endian numbers");
@@ -64,18 +66,6 @@ struct FaultRow {
   std::uint64_t offset, what;
   std::uint32_t what_size, shard;
 };
-
-// FNV-1a over 8-byte words: it only has to notice damage.
-inline std::uint64_t checksum(std::string_view bytes, std::uint64_t seed = 0) {
-  std::uint64_t hash = 0xcbf29ce484222325u ^ seed;
-  for (std::size_t at = 0; at < bytes.size(); at += 8) {
-    std::uint64_t word = 0;
-    std::memcpy(&word, bytes.data() + at, std::min<std::size_t>(8, bytes.size() - at));
-    hash = (hash ^ word) * 0x100000001b3u;
-    hash ^= hash >> 32;
-  }
-  return hash;
-}
 
 inline std::uint16_t record_checksum(std::string_view record, std::uint64_t i) {
   const std::uint64_t hash = checksum(record, (i + 1) * 0x9e3779b97f4a7c15u + record.size());

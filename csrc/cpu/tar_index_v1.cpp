@@ -63,7 +63,7 @@ class Reader {
 
 std::shared_ptr<TarIndex> read_former(std::string_view bytes, const FormerHeader& header) {
   Reader reader(bytes.substr(sizeof header));
-  require(header.checksum == index_file::checksum(bytes.substr(sizeof header)) && header.num_rows > 0);
+  require(header.checksum == checksum(bytes.substr(sizeof header)) && header.num_rows > 0);
   const auto samples = reader.rows<FormerSample>(header.num_rows);
   const auto members = reader.rows<FormerMember>(header.num_members);
   const std::string_view keys = reader.text();

@@ -61,6 +61,9 @@ def plan(
     depth: Annotated[
         str | None, typer.Option(help="Bytes that are fetched ahead: --depth 4GB; by default a quarter of the cache.")
     ] = None,
+    prefetched: Annotated[
+        int, typer.Option(min=0, help="Batches that loaders ask for ahead: num_workers * prefetch_factor, or more.")
+    ] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[
         Path | None, typer.Option(help="Write a page with sliders that plans in the browser.", metavar="FILE")
@@ -87,7 +90,8 @@ def plan(
     plans = {name: plan(recipe, given) for name, recipe in chosen.items()}
     stores = {}
     if dataset is not None:
-        stores = plan_stores(chosen, dataset, cache=cache or [], block=block, group=group, depth=depth)
+        options = {"block": block, "group": group, "prefetched": prefetched}
+        stores = plan_stores(chosen, dataset, cache=cache or [], depth=depth, **options)
     last = next(iter(plans.values()))[-1]
     counts = dict(zip(last.mixture.domains, last.mixture.sizes.tolist(), strict=True))
     advice = advise(counts, int(last.exposure.draws.sum()))

@@ -24,16 +24,15 @@ def open_shards(store: list[str]) -> TarDataset:
 
 
 def plan_stores(
-    recipes: Mapping[str, Recipe], dataset: TarDataset, *, cache: list[str], block: int, group: int, depth: str | None
+    recipes: Mapping[str, Recipe], dataset: TarDataset, *, cache: list[str], depth: str | None, **options: int
 ) -> dict[str, StorePlan]:
-    """Return the plan of each recipe."""
+    """Return the plan of each recipe; `options` are those of `plan_store`."""
     from pycooldown.recipes.store_plan import parse_bytes, plan_store
 
     limits = [parse_bytes(text) for text in cache]
     ahead = None if depth is None else parse_bytes(depth)
     return {
-        name: plan_store(recipe, dataset, limits=limits, block=block, group=group, depth=ahead)
-        for name, recipe in recipes.items()
+        name: plan_store(recipe, dataset, limits=limits, depth=ahead, **options) for name, recipe in recipes.items()
     }
 
 

@@ -33,6 +33,7 @@ class ShardReader:
         self._reader = TarReader(max_maps)
         self._objects: Sequence[StoredObject] = ()
         self._remote: npt.NDArray[np.bool_] | None = None  # by shard, if some are objects
+        self._are_all_remote = False
 
     def add(self, path: str, domain: str, index: TarIndex) -> None:
         """Add a file by its own index."""
@@ -43,6 +44,7 @@ class ShardReader:
         self._reader.add_all(index, os.fsencode(os.path.join(folder, "")))
         remote = np.fromiter((is_url(index.path(i)) for i in range(index.num_shards)), np.bool_, index.num_shards)
         self._remote = remote if remote.any() else None
+        self._are_all_remote = bool(remote.all())
         self._objects = objects
 
     def __len__(self) -> int:
@@ -50,15 +52,18 @@ class ShardReader:
 
     def locate(self, indices: Sequence[int] | Integers, extension: str | None = None) -> Spans:
         """Return where the bytes of samples lie, or those of one member of each."""
-        return Spans(*self._reader.locate(indices, extension))
+        return Spans(*self._reader.locate(indices, extension).spans)
 
     def getitems(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Return samples as dictionaries."""
         if self._remote is None:
             return self._reader.getitems(indices)
+        if self._are_all_remote:
+            located = self._reader.locate(indices)
+            return self._reader.assemble(located, self._fetch(Spans(*located.spans)))
         near, far, contents = self._split(indices, self.locate(indices))
         samples = self._reader.getitems([indices[i] for i in near])
-        samples += self._reader.assemble([indices[i] for i in far], contents)
+        samples += self._reader.assemble(self._reader.locate([indices[i] for i in far]), contents)
         places = np.argsort(near + far)
         return [samples[i] for i in places]
 
@@ -67,11 +72,13 @@ class ShardReader:
         if self._remote is None:
             return self._reader.flat(indices, extension)
         spans = self.locate(indices, extension)
+        offsets = np.concatenate([[0], np.cumsum(spans.ends - spans.starts)])
+        if self._are_all_remote:
+            return self._reader.join(self._fetch(spans)), offsets
         near, far, contents = self._split(indices, spans)
         local, bounds = self._reader.flat([indices[i] for i in near], extension)
         parts = [local[begin:end] for begin, end in itertools.pairwise(bounds)]
         parts += [np.frombuffer(content, np.uint8) for content in contents]
-        offsets = np.concatenate([[0], np.cumsum(spans.ends - spans.starts)])
         buffer = np.empty(offsets[-1], np.uint8)
         for i, part in zip(near + far, parts):
             buffer[offsets[i] : offsets[i + 1]] = part
@@ -84,6 +91,9 @@ class ShardReader:
         near, far = np.flatnonzero(~remote).tolist(), np.flatnonzero(remote).tolist()
         if not far:
             return near, far, []
+        return near, far, list(self._fetch(Spans(*(array[far] for array in spans))))
+
+    def _fetch(self, spans: Spans) -> Sequence[Buffer]:
         if self.ranges is None:
             self.ranges = StoreRanges(self._objects)
-        return near, far, list(self.ranges.read(*(array[far] for array in spans)))
+        return self.ranges.read(*spans)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pycooldown.data.cache.blocks import Blocks
-from pycooldown.data.cache.plan import BlockUses, StorePlan, forecast
+from pycooldown.data.cache.plan import PREFETCHED, BlockUses, StorePlan, forecast
 from pycooldown.data.shards import TarDataset
 from pycooldown.recipes.planning import build_schedule, training_sizes
 from pycooldown.recipes.schema import Recipe
@@ -30,6 +30,7 @@ def plan_store(
     block: int = BLOCK,
     group: int = GROUP,
     depth: int | None = None,
+    prefetched: int = PREFETCHED,
 ) -> StorePlan:
     """Return what a recipe reads of a data set's objects, with the block shuffle, on one node that has all ranks.
 
@@ -40,6 +41,7 @@ def plan_store(
         block: Samples in a block.
         group: Blocks whose samples are mixed.
         depth: Bytes that are fetched ahead; by default a quarter of each limit, as of `KnownFutureCache`.
+        prefetched: Batches that loaders ask for ahead of their use, as of `KnownFutureCache`.
 
     Raises:
         ValueError: If the recipe's mixture does not fit the data, or its method keeps samples out of training.
@@ -65,7 +67,7 @@ def plan_store(
     uses = BlockUses(sampler, dataset, Blocks.of(dataset, block))
     limits = list(limits) or [int(share * uses.blocks.sizes.sum()) for share in SHARES]
     depths = [limit // 4 if depth is None else depth for limit in limits]
-    return forecast(uses, stop=steps, limits=limits, depths=depths)
+    return forecast(uses, stop=steps, limits=limits, depths=depths, prefetched=prefetched)
 
 
 def parse_bytes(text: str) -> int:

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import tempfile
 
 import numpy as np
 import pytest
@@ -67,9 +68,22 @@ def block_permutation(**options):
     _core.block_permutation([5], **{"block": 2, "group": 2, "seed": 0, **options})
 
 
+def numbers():
+    """The numbers of an empty file."""
+    with tempfile.NamedTemporaryFile() as file:
+        return _core.MappedNumbers(file.name, 0, 0)
+
+
 def index():
     """The index of an empty shard."""
     return _core.TarIndex.scan_object(lambda offset, size: bytes(size), 1024)
+
+
+def block_maps(max_maps=1):
+    with tempfile.NamedTemporaryFile() as states:
+        states.write(bytes(8))
+        states.flush()
+        return _core.BlockMaps(folder="", bases=[0], bounds=[], stems=[], states=states.name, max_maps=max_maps)
 
 
 UINT64, INT64, INT32 = (0, 2**64), (-(2**63), 2**63), (-(2**31), 2**31)
@@ -114,6 +128,9 @@ ARGUMENTS = {
     "BatchPlanner.set_blocks group": (lambda v: planner().set_blocks(0, [5], block=2, group=v), UINT64),
     "CachePlanner limit": (lambda v: _core.CachePlanner([1], limit=v, depth=1), INT64),
     "CachePlanner depth": (lambda v: _core.CachePlanner([1], limit=1, depth=v), INT64),
+    "CachePlanner prefetched": (lambda v: _core.CachePlanner([1], limit=1, depth=1, prefetched=v), INT64),
+    "BlockMaps max_maps": (block_maps, UINT64),
+    "BlockRanges.give block": (lambda v: block_maps().read([], [], []).give(v, b""), INT64),
     "CachePlanner.plan num_steps": (
         lambda v: _core.CachePlanner([1], limit=1, depth=1).plan([], [], num_steps=v),
         UINT64,
@@ -133,6 +150,11 @@ ARGUMENTS = {
     "TarIndex.count shard_mtime_ns": (lambda v: _core.TarIndex.count(b"", 0, v), INT64),
     "TarReader max_maps": (_core.TarReader, UINT64),
     "map_file size": (lambda v: _core.map_file("/dev/null", v), UINT64),
+    "MappedNumbers size": (lambda v: _core.MappedNumbers(__file__, v, 0), UINT64),
+    "MappedNumbers offset": (lambda v: _core.MappedNumbers(__file__, 0, v), UINT64),
+    "MappedNumbers.count_up_to value": (lambda v: numbers().count_up_to(v), UINT64),
+    "MappedNumbers.copy begin": (lambda v: numbers().copy(v, 3), UINT64),
+    "MappedNumbers.copy end": (lambda v: numbers().copy(0, v), UINT64),
     "TokenReader.add vocabulary_size": (add_tokens, UINT64),
     "TokenReader.fill pad_id": (fill, INT64),
     "cross_entropy num_domains": (lambda v: cross_entropy(num_domains=v), INT64),

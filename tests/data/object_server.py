@@ -14,10 +14,11 @@ class ObjectServer(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, port=0):
+        super().__init__(("127.0.0.1", port), _Handler)
         self.files, self.etags, self.requests, self.faults = {}, {}, [], []
         self.has_etags = True
+        self.is_closed = False
 
     @property
     def address(self):
@@ -32,6 +33,16 @@ class ObjectServer(http.server.ThreadingHTTPServer):
     def change(self, name, content):
         self.files[f"/{name}"] = content
         self.etags[f"/{name}"] = self.etags[f"/{name}"][:-1] + 'x"'
+
+    def restart(self):
+        """Another server in the place of one that has gone, on its port."""
+        other = ObjectServer(self.server_port)
+        other.files, other.etags, other.requests = self.files, self.etags, self.requests
+        return other
+
+    def server_close(self):
+        self.is_closed = True  # also for connections that are open
+        super().server_close()
 
     def handle_error(self, request, client_address):
         pass  # a client that goes away is none
@@ -53,7 +64,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         headers, status = {"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}, 200
         if self.server.has_etags and etag:
             headers["ETag"] = etag
-        if fault == "drop":
+        if fault == "drop" or self.server.is_closed:
             self.close_connection = True
             return
         if isinstance(fault, int):
@@ -79,8 +90,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve_objects():
-    server = ObjectServer()
+def serve_objects(server=None):
+    server = server or ObjectServer()
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:

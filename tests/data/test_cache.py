@@ -1,10 +1,14 @@
 """A cache over a real server: the samples of the files, the requests of the plan, and clear errors."""
 
 import io
+import itertools
 import json
+import multiprocessing
 import os
 import signal
+import subprocess
 import tarfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ pytest.importorskip("obstore")
 from object_server import serve_objects
 
 from pycooldown import DomainBatchSampler, Mixture, schedules
+from pycooldown.adaptive import GroupDRO, Statistics
 from pycooldown.data import KnownFutureCache, TarDataset
 from pycooldown.data.cache.blocks import Blocks
 from pycooldown.data.cache.plan import BlockUses, forecast
@@ -95,13 +100,14 @@ def expected(stored, tmp_path_factory):
 
 @pytest.fixture
 def cache(tmp_path):
-    with KnownFutureCache(tmp_path / "cache", limit=160_000, depth=50_000, prefetched=2, patience=20) as cache:
+    with KnownFutureCache(tmp_path / "cache", limit=160_000, depth=20_000, prefetched=2, patience=20) as cache:
         yield cache
 
 
 def planned(dataset, cache, **options):
     uses = BlockUses(make_sampler(dataset, **options), dataset, Blocks.cut(dataset, BLOCK))
-    return forecast(uses, stop=STEPS, limits=[cache.limit], depths=[cache.depth]).forecasts[0]
+    limits = {"limits": [cache.limit], "depths": [cache.depth], "prefetched": cache.prefetched}
+    return forecast(uses, stop=STEPS, **limits).forecasts[0]
 
 
 def data_requests(server):
@@ -138,21 +144,48 @@ def test_samples_are_those_of_files_and_requests_those_of_the_plan(dataset, cach
     assert len(files) == found.held
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_workers_read_through_the_cache(dataset, cache, server, expected, context):
+def loader_of(dataset, sampler, *, workers, context="fork"):
     from torch.utils.data import DataLoader
 
-    sampler = make_sampler(dataset)
-    forecasted = planned(dataset, cache)
-    server.requests.clear()
-    cache.follow(sampler, dataset)
-    options = {"num_workers": 2, "prefetch_factor": 1, "multiprocessing_context": context}
-    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=texts, **options)
-    assert list(loader) == expected
-    done = cache.statistics()
-    # A worker that waits makes the plan go on; what another one then still has to read is read beside it.
-    assert done.requests - done.unplanned == forecasted.requests
-    assert done.requests == len(data_requests(server))
+    options = {"num_workers": workers, "prefetch_factor": 1, "multiprocessing_context": context}
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=texts, **options)
+
+
+def assert_as_planned(cache, forecasted):
+    found = cache.statistics()
+    assert (found.requests, found.fetched_bytes) == (forecasted.requests, forecasted.bytes_fetched)
+    assert found.unplanned == 0
+
+
+@pytest.mark.parametrize(("workers", "context"), [(1, "fork"), (2, "fork"), (4, "fork"), (2, "spawn")])
+def test_workers_read_what_is_planned(dataset, tmp_path, expected, workers, context):
+    """Whichever worker is ahead: a block is kept until the batches that were asked for before have been read."""
+    options = {"limit": 190_000, "depth": 20_000, "prefetched": workers}
+    with KnownFutureCache(tmp_path / "cache", **options) as cache:
+        sampler = make_sampler(dataset)
+        forecasted = planned(dataset, cache)
+        assert forecasted.requests > len(Blocks.cut(dataset, BLOCK))  # some are evicted and fetched again
+        cache.follow(sampler, dataset)
+        assert list(loader_of(dataset, sampler, workers=workers, context=context)) == expected
+        assert_as_planned(cache, forecasted)
+
+
+def test_ranks_with_workers_read_what_is_planned(dataset, tmp_path, expected):
+    """Two ranks with two workers each, for two passes; ranks begin the second one at different times."""
+    options = {"limit": 200_000, "depth": 20_000, "prefetched": 2}
+    caches = [KnownFutureCache(tmp_path / "cache", **options) for _ in range(2)]
+    samplers = [make_sampler(dataset, rank=rank, world_size=2) for rank in range(2)]
+    sets = [TarDataset(dataset.shards) for _ in range(2)]
+    for cache, sampler, one in zip(caches, samplers, sets):
+        cache.follow(sampler, one, ranks=(0, 2))
+    for number in range(2):
+        loaders = [loader_of(one, sampler, workers=2) for one, sampler in zip(sets, samplers)]
+        assert [first + second for first, second in zip(*loaders)] == expected
+        if number == 0:
+            assert_as_planned(caches[0], planned(dataset, caches[0]))
+    assert caches[0].statistics().unplanned == 0
+    for cache in caches:
+        cache.close()
 
 
 @pytest.mark.slow
@@ -177,30 +210,86 @@ def read_all_local(dataset, *, epoch):
     return [texts(other.__getitems__(batch)) for batch in sampler]
 
 
-def test_a_resumed_job_fetches_nothing_that_is_there(dataset, tmp_path, server, expected):
-    """With room for everything, two halves of a job fetch what one does; a kill leaves nothing that is not used."""
+@pytest.mark.parametrize("steps", [0, 15, 33])
+def test_a_killed_fetcher_loses_nothing(dataset, tmp_path, server, expected, steps):
+    """With room for everything, two parts of a job fetch what one does; a kill leaves nothing that is not used."""
     sampler = make_sampler(dataset)
     folder = tmp_path / "cache"
     cache = KnownFutureCache(folder, limit=10**7, depth=50_000, prefetched=0)
     cache.follow(sampler, dataset)
     batches = iter(sampler)
-    found = [texts(dataset.__getitems__(next(batches))) for _ in range(15)]
-    state = sampler.state_dict(step=15)
+    found = [texts(dataset.__getitems__(next(batches))) for _ in range(steps)]
+    state = sampler.state_dict(step=steps)
     kill_fetcher(folder)
-    (folder / blocks_in(folder)[0]).with_suffix(".block.partial").write_bytes(b"half")
-    before = len(data_requests(server))
+    for block in blocks_in(folder)[:1]:
+        (folder / block).with_suffix(".block.partial").write_bytes(b"half")
     cache.close()
+    assert found + read_rest(folder, dataset, state, server) == expected
+    assert not list(folder.glob("*.partial"))
+
+
+def read_rest(folder, dataset, state, server):
+    """Go on from a state with room for everything; check that nothing is fetched that is there."""
+    before, there = len(data_requests(server)), cache_names(folder)
     resumed = make_sampler(dataset)
     resumed.load_state_dict(state)
     with KnownFutureCache(folder, limit=10**7, depth=50_000, prefetched=0) as cache:
-        there = cache_names(folder)
         cache.follow(resumed, dataset)
-        found += read_all(dataset, resumed)
-        after = set(blocks_in(folder)) - there
-        assert cache.statistics().requests == len(after)
-    assert found == expected
-    assert len(data_requests(server)) - before == len(after)
-    assert not list(folder.glob("*.partial"))
+        found = read_all(dataset, resumed)
+        fetched = cache_names(folder) - there
+        assert cache.statistics().requests == len(fetched)
+    assert len(data_requests(server)) - before == len(fetched)
+    return found
+
+
+def run_until_killed(folder, urls, results):
+    dataset = TarDataset(urls)
+    sampler = make_sampler(dataset)
+    with KnownFutureCache(folder, limit=10**7, depth=50_000, prefetched=0) as cache:
+        cache.follow(sampler, dataset)
+        for batch in sampler:
+            results.send(texts(dataset.__getitems__(batch)))
+
+
+@pytest.mark.parametrize("steps", [1, 21])
+def test_a_killed_job_loses_nothing(dataset, tmp_path, server, expected, steps):
+    """The fetcher ends when its ranks do, whatever it is doing; the next one goes on with what is there."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    folder = tmp_path / "cache"
+    job = multiprocessing.get_context("fork").Process(target=run_until_killed, args=(folder, dataset.shards, theirs))
+    job.start()
+    found = [ours.recv() for _ in range(steps)]
+    job.kill()
+    job.join()
+    wait_for_the_end_of(folder)
+    state = make_sampler(dataset).state_dict(step=steps)
+    assert found + read_rest(folder, dataset, state, server) == expected
+
+
+def wait_for_the_end_of(folder):
+    """Wait until a folder's fetcher has let it go, so that what is there no longer changes."""
+    from pycooldown._files import lock_folder
+
+    with lock_folder(folder, wait=True):
+        pass
+
+
+def test_a_killed_worker_loses_nothing(dataset, tmp_path, server, expected):
+    folder = tmp_path / "cache"
+    sampler = make_sampler(dataset)
+    with KnownFutureCache(folder, limit=10**7, depth=50_000, prefetched=2) as cache:
+        cache.follow(sampler, dataset)
+        batches = iter(loader_of(dataset, sampler, workers=2))
+        found = [next(batches) for _ in range(9)]
+        victim = multiprocessing.active_children()[0]
+        victim.kill()
+        with pytest.raises(RuntimeError, match="worker"):
+            found += batches
+        del batches
+        sampler.load_state_dict(sampler.state_dict(step=len(found)))
+        assert found + list(loader_of(dataset, sampler, workers=2)) == expected
+        done = cache.statistics()
+        assert done.requests == done.held == len(data_requests(server))
 
 
 def cache_names(folder):
@@ -259,13 +348,37 @@ def test_a_server_that_is_gone_is_an_error_when_patience_ends(dataset, tmp_path,
     server.faults += [None] * 12 + ["short"] * 100_000
     sampler = make_sampler(dataset)
     found = []
-    with KnownFutureCache(tmp_path / "cache", limit=160_000, depth=50_000, prefetched=2, patience=0.5) as cache:
+    with KnownFutureCache(tmp_path / "cache", limit=160_000, depth=20_000, prefetched=2, patience=0.5) as cache:
         cache.follow(sampler, dataset)
         with pytest.raises(StoreError, match=r"could not be read in \d+ tries"):
             read_on(dataset, sampler, found)
         assert found == expected[: len(found)]
         server.faults.clear()  # it is back: the same rank goes on
         assert [texts(dataset.__getitems__(batch)) for batch in resume(sampler, len(found))] == expected[len(found) :]
+
+
+def test_a_server_that_is_down_for_a_while_is_waited_for(stored, tmp_path, expected):
+    """In the middle of a pass no connection is accepted; then there is another server in its place."""
+    server, _ = stored
+    with serve_objects() as first:
+        for name, content in server.files.items():
+            first.put(name[1:], content)
+        urls = {domain: [f"{first.address}/{domain}/{i}.tar" for i in range(len(COUNTS[domain]))] for domain in COUNTS}
+        dataset = TarDataset(urls)
+        sampler = make_sampler(dataset)
+        cache = KnownFutureCache(tmp_path / "cache", limit=160_000, depth=20_000, prefetched=2, patience=60)
+        cache.follow(sampler, dataset)
+        batches = iter(sampler)
+        found = [texts(dataset.__getitems__(next(batches))) for _ in range(10)]
+    reading = threading.Thread(target=read_on, args=(dataset, batches, found))
+    reading.start()
+    while not cache.statistics().retries:
+        assert reading.is_alive()
+    with serve_objects(first.restart()):
+        reading.join()
+        assert found == expected
+        assert_as_planned(cache, planned(dataset, cache))
+        cache.close()
 
 
 def resume(sampler, step):
@@ -301,9 +414,17 @@ def test_another_job_joins_with_the_same_plan_only(dataset, cache, tmp_path, exp
             assert texts(dataset.__getitems__(batch)) == texts(other.__getitems__(again)) == wanted
         assert same.statistics() == cache.statistics()
         assert same.statistics().unplanned == 0
-    for changed, limit, what in (({"seed": 2}, cache.limit, "seed"), ({}, cache.limit + 1, "limit")):
+        late = make_sampler(dataset)  # is not waited for
+        same.follow(late, other)
+        assert [texts(other.__getitems__(batch)) for batch in itertools.islice(late, 3)] == expected[:3]
+        assert read_all(dataset, sampler) == expected
+    for changed, limit, prefetched, what in (
+        ({"seed": 2}, cache.limit, 2, "seed"),
+        ({}, cache.limit + 1, 2, "limit"),
+        ({}, cache.limit, 3, "prefetched"),
+    ):
         with (
-            KnownFutureCache(cache.folder, limit=limit, depth=cache.depth) as third,
+            KnownFutureCache(cache.folder, limit=limit, depth=cache.depth, prefetched=prefetched) as third,
             pytest.raises(ValueError, match=f"in use by a job with another plan: {what} differ"),
         ):
             third.follow(make_sampler(dataset, **changed), other)
@@ -349,8 +470,80 @@ def test_a_full_disk_is_passed_by(dataset, tmp_path, expected, monkeypatch):
     assert not list(cache.folder.glob("*.partial"))
 
 
+def test_a_disk_without_room_is_passed_by(dataset, tmp_path, expected):
+    """A file system that is smaller than the limit; room comes back while the job runs."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", folder]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount")
+    try:
+        (folder / "other").write_bytes(bytes(60_000))
+        with KnownFutureCache(folder, limit=160_000, depth=50_000, prefetched=2) as cache:
+            sampler = make_sampler(dataset)
+            cache.follow(sampler, dataset)
+            batches = iter(sampler)
+            found = [texts(dataset.__getitems__(next(batches))) for _ in range(20)]
+            full = cache.statistics()
+            (folder / "other").unlink()
+            assert found + read_all(dataset, batches) == expected
+            assert full.streamed > 0
+            assert cache.statistics().held > full.held
+            assert not list(folder.glob("*.partial"))
+        wait_for_the_end_of(folder)
+        dataset.ranges.close()
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_schedule_that_learns_is_fetched_as_far_as_it_is_known(dataset, tmp_path, server):
+    mixture = Mixture.temperature_sampling(dataset.sizes, 3)
+
+    def train(follow):
+        """The batches of a job, of which each step decides the mixture four steps later."""
+        schedule = GroupDRO(mixture, step_size=0.5, delay=4)
+        sampler = make_sampler(dataset, schedule=schedule)
+        follow(sampler)
+        found, batches = [], []
+        for step, batch in enumerate(sampler):
+            batches.append(batch)
+            found.append(texts(dataset.__getitems__(batch)))
+            losses = np.array([1.0 + step % 3, 2.0])
+            schedule.update(step, Statistics(10 * losses, np.full(2, 10.0)))
+        return found, batches
+
+    wanted, batches = train(lambda sampler: None)
+    server.requests.clear()
+    with KnownFutureCache(tmp_path / "cache", limit=10**7, depth=10**7, prefetched=0) as cache:
+        found, _ = train(lambda sampler: cache.follow(sampler, dataset))
+        done = cache.statistics()
+    assert found == wanted
+    blocks = Blocks.cut(dataset, BLOCK)
+    used = {number for batch in batches for number in blocks.used_by_samples(np.array(batch), dataset)}
+    assert done.requests == done.held == len(used) == len(data_requests(server))
+    assert done.unplanned == 0
+
+
+def test_what_is_evicted_leaves_the_disk(dataset, cache, expected):
+    """A reader lets go of the maps of deleted files at its next batch."""
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("maps are listed on Linux alone")
+    sampler = make_sampler(dataset)
+    cache.follow(sampler, dataset)
+    most = 0
+    for batch in sampler:
+        dataset.__getitems__(batch)
+        maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(cache.folder) in line]
+        most = max(most, len([line for line in maps if line.endswith("(deleted)")]))
+        assert len(maps) > 1
+    assert most <= 8
+
+
 def test_a_limit_below_the_open_window_is_warned_of(dataset, tmp_path, expected):
-    for limit, message in ((30_000, "less than the blocks of one step"), (130_000, "less than the open window")):
+    for limit, message in (
+        (30_000, "less than the blocks of the batches that are read"),
+        (130_000, "less than the open window"),
+    ):
         with KnownFutureCache(tmp_path / str(limit), limit=limit, depth=120_000, prefetched=0) as cache:
             sampler = make_sampler(dataset)
             with pytest.warns(UserWarning, match=message):

@@ -53,16 +53,17 @@ def test_no_eviction_is_better(room):
         assert evict_ends[-1] == len(evictions)
 
 
-def replay(uses, actions, sizes, held=()):
+def replay(uses, actions, sizes, prefetched=0):
     """Check what the actions promise, and return the most bytes held."""
-    held, place, most, last_step = set(held), 0, 0, {}
+    held, place, most, last_step = set(), 0, 0, {}
     for step, blocks in enumerate(uses):
         while place < len(actions.fetches) and actions.steps[place] == step:
             begin = actions.evict_ends[place - 1] if place else 0
             for victim in actions.evictions[begin : actions.evict_ends[place]].tolist():
                 held.remove(victim)
-                # Every step that uses a victim is consumed before it goes.
-                assert last_step.get(victim, -1) < actions.after[place] <= step
+                # No step that uses a victim is still read when it goes.
+                assert last_step[victim] < actions.after[place] - prefetched
+            assert actions.after[place] <= step
             assert actions.fetches[place] not in held
             held.add(int(actions.fetches[place]))
             place += 1
@@ -89,13 +90,14 @@ def join(parts):
 
 @pytest.mark.parametrize("depth", [0, 300, 2_000])
 @pytest.mark.parametrize("share", [0.2, 0.5])
-@pytest.mark.parametrize("horizon", [0, 500])
-def test_actions_keep_the_limit_and_never_take_what_is_in_use(share, depth, horizon):
+@pytest.mark.parametrize(("horizon", "prefetched"), [(0, 0), (500, 0), (0, 6)])
+def test_actions_keep_the_limit_and_never_take_what_is_in_use(share, depth, horizon, prefetched):
     uses, steps = job(8_000, block=32, batch_size=16, shard=300)
     limit = int(uses.blocks.sizes.sum() * share)
-    actions = join(cache_actions(uses, start=0, stop=steps, limit=limit, depth=depth, horizon=horizon))
+    options = {"start": 0, "stop": steps, "limit": limit, "depth": depth, "prefetched": prefetched}
+    actions = join(cache_actions(uses, **options, horizon=horizon))
     each = [uses.at(step) for step in range(steps)]
-    assert replay(each, actions, uses.blocks.sizes) <= limit
+    assert replay(each, actions, uses.blocks.sizes, prefetched) <= limit
     ahead = 0
     sizes = uses.blocks.sizes
     for place in range(len(actions.fetches)):  # bytes fetched for the open window, this fetch included
@@ -104,15 +106,18 @@ def test_actions_keep_the_limit_and_never_take_what_is_in_use(share, depth, hori
         )
         ahead = max(ahead, int(sizes[actions.fetches[: place + 1][window]].sum()))
     assert ahead <= depth
-    again = join(cache_actions(uses, start=0, stop=steps, limit=limit, depth=depth, horizon=horizon))
+    again = join(cache_actions(uses, **options, horizon=horizon))
     assert all((one == other).all() for one, other in zip(actions[:5], again[:5]))
+    forecasted = forecast(uses, stop=steps, limits=[limit], depths=[depth], prefetched=prefetched).forecasts[0]
+    if not horizon:  # the plan that looks at few uses first, and at the rest when the cache is full
+        assert len(actions.fetches) == forecasted.requests
 
 
 def test_a_resumed_job_fetches_nothing_that_is_there():
     uses, steps = job(8_000, block=32, batch_size=64, shard=300)
     held = np.arange(0, len(uses.blocks), 3)
     limit = int(uses.blocks.sizes.sum())
-    actions = join(cache_actions(uses, start=50, stop=steps, limit=limit, depth=100, held=held))
+    actions = join(cache_actions(uses, start=50, stop=steps, limit=limit, depth=100, prefetched=0, held=held))
     assert not set(actions.fetches.tolist()) & set(held.tolist())
     assert len(set(actions.fetches.tolist())) == len(actions.fetches)
     assert actions.steps.min() >= 50
@@ -126,7 +131,7 @@ def test_figures_of_the_simulation(block, expected, requests):
     """8 domains, 1000:1, tau = 5, B = 1,024: bytes fetched over bytes used at 10, 25 and 50 % of the data."""
     uses, steps = job(256_000, block=block)
     limits = [int(uses.blocks.sizes.sum() * share) for share in (0.1, 0.25, 0.5)]
-    plan = forecast(uses, stop=steps, limits=limits, depths=[0, 0, 0])
+    plan = forecast(uses, stop=steps, limits=limits, depths=[0, 0, 0], prefetched=0)
     for found, wanted in zip(plan.forecasts, expected):
         assert found.bytes_fetched / found.bytes_used < wanted + 0.02
         assert found.bytes_fetched / found.bytes_used >= 1 + 0.7 * (wanted - 1)
@@ -135,20 +140,42 @@ def test_figures_of_the_simulation(block, expected, requests):
 
 def test_the_smallest_limit_is_the_smallest():
     uses, steps = job(8_000, block=32, batch_size=64, shard=300)
-    for depth in (0, 1_000):
-        limit = forecast(uses, stop=steps, limits=[0], depths=[depth]).smallest_limit
-        plan = forecast(uses, stop=steps, limits=[limit, limit - 1], depths=[depth, depth])
+    for depth, prefetched in ((0, 0), (1_000, 0), (0, 5)):
+        options = {"stop": steps, "prefetched": prefetched}
+        limit = forecast(uses, limits=[0], depths=[depth], **options).smallest_limit
+        plan = forecast(uses, limits=[limit, limit - 1], depths=[depth, depth], **options)
         distinct = len(np.unique(np.concatenate([uses.at(step) for step in range(steps)])))
         assert [found.requests == distinct for found in plan.forecasts] == [True, False]
 
 
 def test_a_limit_below_a_step_is_exceeded_and_counted():
     uses, steps = job(4_000, block=32, batch_size=64, shard=300)
-    plan = forecast(uses, stop=steps, limits=[100, 10**6], depths=[50, 50])
+    plan = forecast(uses, stop=steps, limits=[100, 10**6], depths=[50, 50], prefetched=0)
     assert plan.forecasts[0].steps_over_limit > steps / 2
     assert plan.forecasts[1].steps_over_limit == plan.forecasts[1].steps_shrunk == 0
-    small = forecast(uses, stop=steps, limits=[2_500], depths=[2_000]).forecasts[0]
+    small = forecast(uses, stop=steps, limits=[2_500], depths=[2_000], prefetched=0).forecasts[0]
     assert small.steps_shrunk > 0 == small.steps_over_limit
+
+
+def test_few_uses_are_planned_at_first_and_nothing_is_evicted_for_that(monkeypatch):
+    """While all blocks fit, parts are short; what is fetched is what one plan of all uses fetches."""
+    uses, steps = job(8_000, block=32, batch_size=64, shard=300)
+    monkeypatch.setattr("pycooldown.data.cache.plan.PART", 200)
+    limit = int(uses.blocks.sizes.sum()) // 3
+    options = {"start": 0, "stop": steps, "limit": limit, "depth": 300, "prefetched": 4}
+    parts = list(cache_actions(uses, **options))
+    assert len(parts) > 3
+    assert not any(len(part.evictions) for part in parts[:3])
+    assert len(parts[-1].evictions)
+    plan = forecast(uses, stop=steps, limits=[limit], depths=[300], prefetched=4).forecasts[0]
+    assert sum(len(part.fetches) for part in parts) == plan.requests
+
+
+def test_blocks_of_samples_are_those_of_their_bytes():
+    uses, _ = job(4_000, block=32, batch_size=60, shard=300, length=7)
+    samples = np.random.default_rng(0).integers(0, sum(uses.dataset.sizes.values()), 500)
+    located = uses.blocks.used_by(uses.dataset.locate(samples))
+    assert uses.blocks.used_by_samples(samples, uses.dataset).tolist() == located.tolist()
 
 
 def test_ranks_of_two_nodes_share_each_step():

@@ -12,8 +12,11 @@ from token_files import make_documents, write_folder
 
 pytest.importorskip("obstore")
 
-from pycooldown.data import TokenDataset, range_requests
+from pycooldown import DomainBatchSampler, Mixture, schedules
+from pycooldown.data import KnownFutureCache, TokenDataset, range_requests
 from pycooldown.data.byte_ranges import StoreRanges
+from pycooldown.data.cache.blocks import Blocks
+from pycooldown.data.cache.plan import BlockUses, forecast
 
 COLUMNS = ("input_ids", "position_ids", "segment_ids", "labels", "shift_labels", "domain_ids")
 
@@ -201,3 +204,27 @@ for batch in DataLoader(dataset, batch_sampler=[[0, 5], [7, 3]], **options):
     here = TokenDataset(folder, length=16)
     expected = [" ".join(map(str, here.__getitems__(batch)["input_ids"].ravel())) for batch in ([0, 5], [7, 3])]
     assert run.stdout.splitlines() == expected, run.stderr
+
+
+@pytest.mark.parametrize("options", [{"length": 16}, {"length": 100, "mode": "best_fit"}])
+def test_a_cache_gives_the_arrays_of_files(folder, server, tmp_path, options):
+    """Blocks are of bytes, so rows go on from one to the next; batches and requests are those of the plan."""
+    from torch.utils.data import DataLoader
+
+    here, there = TokenDataset(folder, **options), TokenDataset(url(server), **options)
+    job = {"batch_size": 6, "seed": 0, "num_steps": 30}
+
+    def make():
+        return DomainBatchSampler(schedules.constant(Mixture.temperature_sampling(here.sizes, 2)), **job)
+
+    sampler = make()
+    blocks = Blocks.of(there, 3)
+    limit, depth = int(0.6 * blocks.sizes.sum()), int(0.1 * blocks.sizes.sum())
+    plan = forecast(BlockUses(make(), there, blocks), stop=30, limits=[limit], depths=[depth], prefetched=2)
+    with KnownFutureCache(tmp_path / "blocks", limit=limit, depth=depth, block=3, prefetched=2) as cache:
+        cache.follow(sampler, there)
+        loader = DataLoader(there, batch_sampler=sampler, collate_fn=dict, num_workers=2, prefetch_factor=1)
+        for found, indices in zip(loader, make(), strict=True):
+            assert_equal(found, here.__getitems__(indices))
+        done = cache.statistics()
+    assert (done.requests, done.unplanned) == (plan.forecasts[0].requests, 0)

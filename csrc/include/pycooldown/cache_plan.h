@@ -17,7 +17,7 @@ namespace pycooldown {
 struct CacheActions {
   std::vector<std::int64_t> fetches;     // block numbers
   std::vector<std::int64_t> steps;       // the step that uses each
-  std::vector<std::int64_t> after;       // steps that must have been consumed before each begins
+  std::vector<std::int64_t> after;       // each begins when every rank has asked for the batch of this step
   std::vector<std::int64_t> evict_ends;  // evictions before each begins, counted from the first fetch
   std::vector<std::int64_t> evictions;   // block numbers
 };
@@ -25,13 +25,15 @@ struct CacheActions {
 // Belady's rule ("A study of replacement algorithms for a virtual-storage computer", 1966): where room is needed, the
 // block goes whose next use is farthest; among those with no known use, the one used last longest ago.
 //
-// Fetches run ahead of consumption. The steps that are fetched but not known to be consumed form the open window, and
-// no block of it is evicted; fetches for it hold at most `depth` bytes. Blocks count as held from the moment their
-// fetch is planned. Where the limit is too small for that, the window shrinks, in the end to one step, whose blocks are
-// all held whatever the limit.
+// Fetches run ahead of the batches that are asked for: those for the step that is asked for and the ones behind it hold
+// at most `depth` bytes. Batches are asked for ahead of their use too, by loaders: while a step is asked for, the
+// `prefetched` steps before it may still be read, so that no block of them is evicted. Blocks count as held from the
+// moment their fetch is planned. Where the limit is too small for that, less is fetched ahead, in the end nothing; the
+// blocks of a step and of the `prefetched` ones before it are held whatever the limit. So no fetch waits for a later
+// step than its own, and a job cannot come to a stand.
 class CachePlanner {
  public:
-  CachePlanner(std::vector<std::int64_t> block_bytes, std::int64_t limit, std::int64_t depth);
+  CachePlanner(std::vector<std::int64_t> block_bytes, std::int64_t limit, std::int64_t depth, std::int64_t prefetched);
 
   // Blocks that are there before the first step.
   void hold(std::span<const std::int64_t> blocks);
@@ -43,7 +45,8 @@ class CachePlanner {
   std::int64_t held_bytes() const { return held_bytes_; }
   std::int64_t most_held_bytes() const { return most_held_bytes_; }
   std::int64_t next_step() const { return next_step_; }
-  // Steps whose blocks did not fit, and the fewest consumed steps that a window was shrunk to wait for.
+  // Steps whose blocks, with those before them that may be read, did not fit; and steps for which less than the depth
+  // could be fetched ahead.
   std::int64_t steps_over_limit() const { return steps_over_limit_; }
   std::int64_t steps_shrunk() const { return steps_shrunk_; }
 
@@ -59,17 +62,17 @@ class CachePlanner {
   using Candidate = std::pair<std::int64_t, std::int64_t>;
 
   void offer(std::int64_t block, const Held& held);
-  void close_step();
+  void ask_for_next();
   bool evict(CacheActions& actions);
   std::size_t index(std::int64_t block) const;
 
   std::vector<std::int64_t> block_bytes_;
-  std::int64_t limit_, depth_;
+  std::int64_t limit_, depth_, prefetched_;
   std::int64_t held_bytes_ = 0, most_held_bytes_ = 0, window_bytes_ = 0;
-  std::int64_t next_step_ = 0, consumed_ = 0;  // consumed_: the steps before the open window
+  std::int64_t next_step_ = 0, asked_ = 0, consumed_ = 0;  // consumed_: those before asked_ - prefetched_
   std::int64_t steps_over_limit_ = 0, steps_shrunk_ = 0;
   std::unordered_map<std::int64_t, Held> held_;
-  std::deque<OpenStep> open_;                  // steps [consumed_, next_step_)
+  std::deque<OpenStep> open_;                  // steps [consumed_, next_step_]
   std::priority_queue<Candidate> candidates_;  // some are outdated
 };
 

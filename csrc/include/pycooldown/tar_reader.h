@@ -31,6 +31,7 @@ class TarReader {
   std::uint32_t source(std::uint32_t shard) const { return shards_[shard].source; }
   std::uint32_t number(std::uint32_t shard) const { return shards_[shard].number; }  // within its index
   std::string path(std::uint32_t shard) const;
+  const std::vector<MappedBytes*>& index_maps() const { return index_maps_; }  // for a MapGuard
 
   struct Place {
     std::uint32_t shard;

@@ -8,30 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import mmap
 import os
 import re
-import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from pycooldown._core import SEAL_BYTES, BlockMaps, seal_block
 from pycooldown._files import write_atomically
 from pycooldown.data.cache.blocks import Blocks
 from pycooldown.data.stores import StoredObject
 
-__all__ = ["BlockFiles", "seal"]
+__all__ = ["BlockFiles", "BlockMaps"]
 
-_MAGIC = b"pycdblk1"
-_TRAILER = struct.Struct("<8sQI4x")  # magic, bytes of the block, CRC-32 of them
 _NAME = re.compile(r"([0-9a-f]{32})-([0-9a-f]+)-([0-9a-f]+)\.block")
-
-
-def seal(content: bytes | memoryview) -> bytes:
-    """Return what follows the content of a block in its file."""
-    return _TRAILER.pack(_MAGIC, len(content), zlib.crc32(content))
 
 
 class BlockFiles:
@@ -54,31 +45,20 @@ class BlockFiles:
         item, start, end = self.blocks.span(number)
         return self.folder / f"{self._stems[item]}-{start:x}-{end:x}.block"
 
-    def open(self, number: int) -> memoryview | None:
-        """Map a block, checked; nothing if there is no such file.
-
-        What is mapped stays readable when the file is deleted.
+    def map(self, states: str, max_maps: int) -> BlockMaps:
+        """Return what reads the files in a process; `states` is the file of `BlockStates`.
 
         Raises:
-            ValueError: If the file is damaged.
+            OSError: If `states` cannot be mapped.
         """
-        path = self.path(number)
-        _, start, end = self.blocks.span(number)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        try:
-            size = os.fstat(descriptor).st_size
-            if size != end - start + _TRAILER.size:
-                raise ValueError(f"{path} has {size} bytes; expected {end - start + _TRAILER.size}")
-            content = memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
-        finally:
-            os.close(descriptor)
-        block = content[: end - start]
-        if bytes(content[end - start :]) != seal(block):
-            raise ValueError(f"{path} is damaged: its content is not that of its checksum")
-        return block
+        return BlockMaps(
+            folder=f"{self.folder}/",
+            bases=self.blocks.bases,
+            bounds=self.blocks.bounds.ravel(),
+            stems=self._stems,
+            states=states,
+            max_maps=max_maps,
+        )
 
     def write(self, number: int, content: bytes | memoryview) -> None:
         """Write a block, which appears under its name when it is whole.
@@ -93,7 +73,7 @@ class BlockFiles:
             # `take_over` must know the name of what a killed process has left.
             with open(aside, "wb") as file:
                 file.write(content)
-                file.write(seal(content))
+                file.write(seal_block(content))
             os.replace(aside, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -154,7 +134,7 @@ class BlockFiles:
         if number == len(self.blocks) or self.blocks.span(number) != (item, start, end):
             return None
         size = (self.folder / name).lstat().st_size
-        return number if size == end - start + _TRAILER.size else None
+        return number if size == end - start + SEAL_BYTES else None
 
 
 def _stem(item: StoredObject) -> str:

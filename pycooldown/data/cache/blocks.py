@@ -39,10 +39,20 @@ class Blocks:
         bases: Where each object begins if all lie end to end, in bytes; int64 of shape (objects + 1,).
         bounds: Where blocks begin and end, likewise: int64 of shape (blocks, 2), ascending.
         samples: How many samples begin in each block, about: float64 of shape (blocks,).
+        first_samples: The first sample of each object, int64 of shape (objects,), if a block begins every so many.
+        block: Samples in a block then.
     """
 
-    def __init__(self, bases: Integers, bounds: Integers, samples: Vector) -> None:
+    def __init__(
+        self,
+        bases: Integers,
+        bounds: Integers,
+        samples: Vector,
+        first_samples: Integers | None = None,
+        block: int = 0,
+    ) -> None:
         self.bases, self.bounds, self.samples = bases, bounds, samples
+        self._first_samples, self._block = first_samples, block
         self.firsts = np.searchsorted(bounds[:, 0], bases)  # the first block of each object
 
     @classmethod
@@ -69,7 +79,7 @@ class Blocks:
         last = within == counts[shards] - 1
         ends[last] = bases[shards[last] + 1]
         samples = np.minimum(block, sizes[shards] - within * block)
-        return cls(bases, np.stack([begins, ends], axis=1), samples.astype(np.float64))
+        return cls(bases, np.stack([begins, ends], axis=1), samples.astype(np.float64), firsts[:-1], block)
 
     @classmethod
     def cut_evenly(cls, dataset: StoredDataset, size: int, sample: int) -> Blocks:
@@ -132,8 +142,15 @@ class Blocks:
         offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return np.unique(np.repeat(firsts, counts) + offsets)
 
+    def used_by_samples(self, indices: Integers, dataset: StoredDataset) -> Integers:
+        """Return the blocks that reading samples of the data set takes, each once, ascending."""
+        if self._first_samples is None:
+            return self.used_by(dataset.locate(indices))
+        objects = np.searchsorted(self._first_samples, indices, "right") - 1
+        return np.unique(self.firsts[objects] + (indices - self._first_samples[objects]) // self._block)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return Blocks, (self.bases, self.bounds, self.samples)
+        return Blocks, (self.bases, self.bounds, self.samples, self._first_samples, self._block)
 
 
 def _first_bytes(dataset: StoredDataset, indices: Integers) -> Integers:

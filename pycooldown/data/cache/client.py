@@ -8,6 +8,7 @@ import os
 import socket
 import warnings
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pycooldown.data.cache.block_files import BlockFiles
 from pycooldown.data.cache.blocks import Blocks, StoredDataset
 from pycooldown.data.cache.job import CacheJob
 from pycooldown.data.cache.messages import send
+from pycooldown.data.cache.plan import PREFETCHED
 from pycooldown.data.cache.reader import BlockReader
 from pycooldown.data.cache.starting import join_fetcher
 from pycooldown.data.stores import is_url
@@ -75,7 +77,8 @@ class KnownFutureCache:
         block: Samples in a block, those of the sampler by default, else 64.
         depth: Bytes that are fetched ahead of use at most; by default a quarter of the limit.
         prefetched: Batches that loaders ask for ahead of use, at least ``num_workers * prefetch_factor`` of a
-            ``DataLoader``: blocks are kept for so many steps behind the newest one.
+            ``DataLoader``: blocks of so many steps before the one that is asked for are kept, since workers may still
+            read them.
         concurrency: Requests at a time.
         timeout: Seconds that one request may take, its body included.
         patience: Seconds after which a block is given up, which ends the job.
@@ -91,7 +94,7 @@ class KnownFutureCache:
         limit: int,
         block: int | None = None,
         depth: int | None = None,
-        prefetched: int = 16,
+        prefetched: int = PREFETCHED,
         concurrency: int = 64,
         timeout: float = 60.0,
         patience: float = 600.0,
@@ -176,7 +179,7 @@ class KnownFutureCache:
         self.reports = _Reports(self, sampler, start)
         sampler.watch(self.reports)
 
-    def read(self, objects: Integers, starts: Integers, ends: Integers) -> list[Buffer]:
+    def read(self, objects: Integers, starts: Integers, ends: Integers) -> Sequence[Buffer]:
         """Return the bytes of n ranges; see `ByteRanges.read`.
 
         Raises:
@@ -192,8 +195,7 @@ class KnownFutureCache:
             RuntimeError: If the cache does not follow a sampler.
             OSError: If the fetcher has ended.
         """
-        message, _ = self._following().ask({"kind": "statistics"})
-        return CacheStatistics(**message)
+        return CacheStatistics(**self._following().statistics())
 
     def close(self) -> None:
         """Leave the fetcher, which ends when all have left it; blocks stay in the folder."""

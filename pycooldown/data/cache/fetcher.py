@@ -13,14 +13,15 @@ import os
 import pickle
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pycooldown._files import lock_folder, write_atomically
 from pycooldown.data.cache.job import CacheJob
 from pycooldown.data.cache.messages import receive_async, send_async
-from pycooldown.data.cache.replay import Replay
+from pycooldown.data.cache.replay import GRACE, Replay
+from pycooldown.data.cache.starting import states_path
 from pycooldown.data.cache.supply import Supply
 
 __all__ = ["main"]
@@ -30,28 +31,38 @@ _ALONE = 60.0  # seconds that it waits for its first reader
 
 @dataclass
 class _Member:
-    """A rank, or the rank of another job with the same plan: what it has consumed, and the step it has come to."""
+    """A rank, or the rank of another job with the same plan: the step it has come to."""
 
-    consumed: int
     step: int
+    leap: int = 0
+    is_waited_for: bool = True
 
 
-@dataclass
+class _Leap(NamedTuple):
+    """A step, not the one that comes next, from which ranks go on."""
+
+    number: int
+    step: int
+    epoch: int
+    timer: asyncio.TimerHandle
+
+
 class Fetcher:
     """Serves the blocks of a job to the processes of its node.
 
     Args:
         job: What is fetched.
+        start: The first step.
+        address: Path of its socket.
     """
 
-    job: CacheJob
-    start: int
-    members: dict[asyncio.StreamWriter, _Member] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.supply = Supply(self.job)
-        self.replay = Replay(self.job, self.supply, self.start)
+    def __init__(self, job: CacheJob, start: int, address: str) -> None:
+        self.job, self.start = job, start
+        self.supply = Supply(job, states_path(address))
+        self.replay = Replay(job, self.supply, start)
+        self.members: dict[asyncio.StreamWriter, _Member] = {}
         self.joined = self.leap = 0
+        self.leaving: _Leap | None = None  # where some ranks have gone to, and the others will
         self.done = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -61,9 +72,11 @@ class Fetcher:
                 message, _ = received
                 with contextlib.suppress(ConnectionError):
                     await getattr(self, f"_on_{message.pop('kind')}")(writer, **message)
+        except asyncio.CancelledError:
+            pass  # the fetcher ends before this process does; asyncio would print it
         finally:
             if self.members.pop(writer, None) is not None:
-                self._note_consumed()
+                self._note_steps()
                 self.end_if_alone()
             writer.close()
 
@@ -76,8 +89,9 @@ class Fetcher:
             await send_async(writer, {"differing": differing})
             return
         self.joined += 1
-        self.members[writer] = _Member(start, start - 1)
-        self._note_consumed()
+        # A job that begins late is not waited for, until it has caught up.
+        self.members[writer] = _Member(start - 1, self.leap, start >= self.replay.asked or self._are_missing())
+        self._note_steps()
         await self.replay.begun.wait()
         await send_async(writer, {"warnings": self.replay.warnings})
 
@@ -87,17 +101,30 @@ class Fetcher:
         """A rank has come to a step; `leap` counts how often it did not go on from the step before."""
         if learned is not None:
             self.job.sampler.schedule.load_state_dict(learned)  # type: ignore[attr-defined]
-        if leap > self.leap:  # the first rank that leaps; the others follow
-            self.leap = leap
-            self.job.sampler.set_epoch(epoch)
-            self.replay.restart(step)
-            for member in self.members.values():
-                member.consumed, member.step = step, step - 1
-        if leap == self.leap:
-            member = self.members[writer]
-            member.step = step
-            member.consumed = max(member.consumed, step - self.job.prefetched)
-        self._note_consumed()
+        member = self.members[writer]
+        member.step, member.leap = step, leap
+        member.is_waited_for |= leap == self.leap and step >= self.replay.asked
+        if leap > (self.leaving.number if self.leaving else self.leap):  # the first rank that leaps; the others follow
+            if self.leaving is not None:
+                self.leaving.timer.cancel()
+            timer = asyncio.get_running_loop().call_later(GRACE, self._follow)
+            self.leaving = _Leap(leap, step, epoch, timer)
+            self.replay.is_leaving = True
+        self._note_steps()
+
+    def _follow(self) -> None:
+        """Go on from where ranks have gone to; those that have not followed in time are not waited for."""
+        if self.leaving is None:
+            return
+        self.leap, step, epoch, timer = self.leaving
+        timer.cancel()
+        self.leaving = None
+        self.job.sampler.set_epoch(epoch)
+        self.replay.restart(step)
+        for member in self.members.values():
+            if member.leap != self.leap:
+                member.step, member.leap, member.is_waited_for = step - 1, self.leap, False
+        self._note_steps()
 
     async def _on_want(self, writer: asyncio.StreamWriter, numbers: list[int], damaged: list[int]) -> None:
         try:
@@ -120,18 +147,26 @@ class Fetcher:
         if not self.members:
             self.done.set()
 
-    def _note_consumed(self) -> None:
-        """Let the plan go on behind the slowest rank; until all ranks are there, none is consumed."""
-        if self.members:
-            missing = self.joined < self.job.ranks[1] - self.job.ranks[0]
-            consumed = self.start if missing else min(member.consumed for member in self.members.values())
-            self.replay.consume(consumed, max(member.step for member in self.members.values()))
+    def _are_missing(self) -> bool:
+        return self.joined < self.job.ranks[1] - self.job.ranks[0]
+
+    def _note_steps(self) -> None:
+        """Let the plan go on with the slowest rank; it begins when all ranks are there."""
+        if not self.members:
+            return
+        waited_for = [member for member in self.members.values() if member.is_waited_for] or [*self.members.values()]
+        if self.leaving is not None and all(member.leap == self.leaving.number for member in waited_for):
+            self._follow()
+            return
+        here = [member.step for member in waited_for if member.leap == self.leap]
+        if here:
+            self.replay.ask(self.start if self._are_missing() else min(here), max(here))
 
 
 async def _run(job: CacheJob, start: int) -> None:
     with tempfile.TemporaryDirectory(prefix="pycooldown-") as folder:
         path = os.path.join(folder, "fetcher")
-        fetcher = Fetcher(job, start)
+        fetcher = Fetcher(job, start, path)
         server = await asyncio.start_unix_server(fetcher.serve, path)
         replaying = asyncio.create_task(fetcher.replay.run())
         async with server:

@@ -29,7 +29,7 @@ class CacheJob:
         blocks: The blocks of the data set.
         limit: Bytes that the cache holds at most.
         depth: Bytes that are fetched ahead at most.
-        prefetched: Batches that a loader asks for ahead of their use.
+        prefetched: Batches that a loader asks for ahead of their use at most.
         ranks: The first of the node's ranks and the one behind its last.
         world_size: Ranks of the job.
         concurrency: Requests at a time.
@@ -68,13 +68,14 @@ class CacheJob:
         for item in self.dataset.objects:
             digest.update(f"{item.url}\0{item.version}\0{item.size}\n".encode())
         digest.update(self.blocks.bounds.tobytes())
-        options = {"limit": self.limit, "depth": self.depth, "ranks": list(self.ranks), "world_size": self.world_size}
-        return {**order, "epoch": 0, "num_steps": self.sampler.num_steps, "blocks": digest.hexdigest(), **options}
+        options = {name: getattr(self, name) for name in ("limit", "depth", "prefetched", "world_size")}
+        options |= {"ranks": list(self.ranks), "num_steps": self.sampler.num_steps}
+        return {**order, "epoch": 0, "blocks": digest.hexdigest(), **options}
 
     def actions(self, start: int, held: Integers) -> Iterator[Actions | None]:
         """Yield what the cache does from a step on; see `cache_actions`."""
         uses = BlockUses(self.sampler, self.dataset, self.blocks, ranks=self.ranks, world_size=self.world_size)
         # A schedule that learns is planned step by step, as soon as each is known.
         horizon = 1 if self.learns else 0
-        span = {"start": start, "stop": self.stop}
-        return cache_actions(uses, held=held, limit=self.limit, depth=self.depth, horizon=horizon, **span)
+        options = {"limit": self.limit, "depth": self.depth, "prefetched": self.prefetched, "horizon": horizon}
+        return cache_actions(uses, start=start, stop=self.stop, held=held, **options)

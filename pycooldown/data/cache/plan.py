@@ -13,10 +13,14 @@ from pycooldown.data.cache.blocks import Blocks, StoredDataset
 from pycooldown.mixture import Integers
 from pycooldown.sampling.sampler import DomainBatchSampler
 
-__all__ = ["Actions", "BlockUses", "Forecast", "StorePlan", "cache_actions", "forecast"]
+__all__ = ["PREFETCHED", "Actions", "BlockUses", "Forecast", "StorePlan", "cache_actions", "forecast"]
 
 # How many uses of blocks are looked ahead at least. Beyond, a next use counts as unknown.
 HORIZON = 2**22
+# And as long as all blocks fit, so that nothing is evicted whatever comes: few, so that a job starts soon.
+PART = 2**16
+# Batches that loaders ask for ahead of their use, unless it is said.
+PREFETCHED = 16
 
 
 class Actions(NamedTuple):
@@ -25,11 +29,12 @@ class Actions(NamedTuple):
     Attributes:
         fetches: Numbers of blocks, int64 of shape (n,).
         steps: The step that uses each.
-        after: Each begins only when the steps before this one have been consumed.
+        after: Each begins when every rank has asked for the batch of this step, which is not behind its own.
         evict_ends: Each begins when the evictions before this one have been made; int64 of shape (n,).
         evictions: Numbers of blocks, in order.
         planned: The step up to which, exclusively, these are all.
-        steps_over_limit: Steps so far whose blocks did not fit into the limit, which is exceeded there.
+        steps_over_limit: Steps so far at which the blocks of batches that are read did not fit into the limit, which
+            is exceeded there.
         steps_shrunk: Steps so far for which the limit left less than the depth to fetch ahead.
     """
 
@@ -74,11 +79,19 @@ class BlockUses:
 
     def at(self, step: int) -> Integers:
         """Return the numbers of the blocks of a step, each once, ascending."""
-        return self.blocks.used_by(self.dataset.locate(self.samples(step)))
+        return self.blocks.used_by_samples(self.samples(step), self.dataset)
 
 
 def cache_actions(
-    uses: BlockUses, *, start: int, stop: int, limit: int, depth: int, held: Integers | None = None, horizon: int = 0
+    uses: BlockUses,
+    *,
+    start: int,
+    stop: int,
+    limit: int,
+    depth: int,
+    prefetched: int,
+    held: Integers | None = None,
+    horizon: int = 0,
 ) -> Iterator[Actions | None]:
     """Yield what a cache does from step ``start`` to ``stop``, some steps at a time; ``None`` where it is not known.
 
@@ -89,30 +102,38 @@ def cache_actions(
         start: The first step.
         stop: The step behind the last one.
         limit: Bytes that the cache holds at most.
-        depth: Bytes that are fetched ahead of consumption at most.
+        depth: Bytes that are fetched at most ahead of the batches that are asked for.
+        prefetched: Batches that may still be read when one is asked for: blocks of so many steps before it are kept.
         held: Blocks that are there at the start.
         horizon: Uses that are looked ahead at least; by default `HORIZON`, and twice the blocks that fit.
     """
     sizes = uses.blocks.sizes
-    planner = CachePlanner(sizes, limit=limit, depth=depth)
+    planner = CachePlanner(sizes, limit=limit, depth=depth, prefetched=prefetched)
+    fetched = np.zeros(len(sizes), np.bool_)  # or there at the start
     if held is not None:
         planner.hold(held)
+        fetched[held] = True
+    room = limit - planner.held_bytes  # below 0 once something will have been evicted
     if not horizon:
         horizon = max(HORIZON, 2 * int(limit / max(1.0, sizes.mean() if len(sizes) else 1.0)))
     known: list[Integers] = []
     count, end, begin = 0, start, start
     while begin < stop:
-        while end < stop and (count < horizon or end == begin):
+        while end < stop and (end == begin or count < (horizon if room < 0 else min(horizon, PART))):
             try:
-                known.append(uses.at(end))
+                blocks = uses.at(end)
             except LookupError:
                 break
-            count += len(known[-1])
+            known.append(blocks)
+            new = blocks[~fetched[blocks]]
+            fetched[new] = True
+            room -= int(sizes[new].sum())
+            count += len(blocks)
             end += 1
         if end == begin:
             yield None
             continue
-        steps = end - begin if end == stop else max(1, len(known) // 2)
+        steps = end - begin if end == stop or room >= 0 else max(1, len(known) // 2)
         ends = np.cumsum([len(blocks) for blocks in known], dtype=np.int64)
         fetches, at, after, evict_ends, evictions = planner.plan(np.concatenate(known), ends, num_steps=steps)
         begin += steps
@@ -139,7 +160,8 @@ class Forecast:
         bytes_used: Bytes of the samples that are read, each counted once, with what lies between them.
         bytes_fetched: Bytes that are fetched.
         requests: Number of blocks that are fetched, by one request each.
-        steps_over_limit: Steps whose blocks do not fit into the limit, which is exceeded there.
+        steps_over_limit: Steps at which the blocks of batches that are read do not fit into the limit, which is
+            exceeded there.
         steps_shrunk: Steps for which the limit leaves less than the depth to fetch ahead.
     """
 
@@ -170,8 +192,12 @@ class StorePlan:
     forecasts: list[Forecast]
 
 
-def forecast(uses: BlockUses, *, start: int = 0, stop: int, limits: list[int], depths: list[int]) -> StorePlan:
+def forecast(
+    uses: BlockUses, *, start: int = 0, stop: int, limits: list[int], depths: list[int], prefetched: int
+) -> StorePlan:
     """Return what steps [start, stop) fetch with caches of several sizes, each with a depth.
+
+    `prefetched` is that of `cache_actions`.
 
     It plans the whole job: `HORIZON` does not matter for what is said of the smallest limit, but all uses are held in
     memory, 8 bytes each.
@@ -180,7 +206,7 @@ def forecast(uses: BlockUses, *, start: int = 0, stop: int, limits: list[int], d
     known = _KnownUses(uses, start, stop)
     forecasts = []
     for limit, depth in zip(limits, depths, strict=True):
-        planner = CachePlanner(sizes, limit=limit, depth=depth)
+        planner = CachePlanner(sizes, limit=limit, depth=depth, prefetched=prefetched)
         fetches, *_ = planner.plan(known.blocks, known.ends, num_steps=stop - start)
         forecasts.append(
             Forecast(
@@ -196,7 +222,7 @@ def forecast(uses: BlockUses, *, start: int = 0, stop: int, limits: list[int], d
         data_bytes=int(sizes.sum()),
         steps=stop - start,
         uses_per_step=len(known.blocks) / max(1, stop - start),
-        smallest_limit=known.smallest_limit(sizes, min(depths, default=0)),
+        smallest_limit=known.smallest_limit(sizes, min(depths, default=0), prefetched),
         forecasts=forecasts,
     )
 
@@ -222,15 +248,15 @@ class _KnownUses:
         self.blocks = np.concatenate([np.empty(0, np.int64), *found])
         self.ends = np.cumsum([len(blocks) for blocks in found], dtype=np.int64)
 
-    def smallest_limit(self, sizes: Integers, depth: int) -> int:
+    def smallest_limit(self, sizes: Integers, depth: int, prefetched: int) -> int:
         """Return the most bytes that are in use at a time: from a block's fetch until its last step is consumed."""
         steps = len(self.ends)
-        planner = CachePlanner(sizes, limit=2**62, depth=depth)
+        planner = CachePlanner(sizes, limit=2**62, depth=depth, prefetched=prefetched)
         fetches, _, after, _, _ = planner.plan(self.blocks, self.ends, num_steps=steps)
         step_of = np.repeat(np.arange(steps), np.diff(self.ends, prepend=0))
         last_steps = np.full(len(sizes), -1)
         np.maximum.at(last_steps, self.blocks, step_of)
         done = np.zeros(steps + 1, np.int64)  # bytes of blocks whose last step is before each step
         np.add.at(done, last_steps[fetches] + 1, sizes[fetches])
-        in_use = np.cumsum(sizes[fetches]) - np.cumsum(done)[after]
+        in_use = np.cumsum(sizes[fetches]) - np.cumsum(done)[np.maximum(0, after - prefetched)]
         return int(in_use.max(initial=0))

@@ -5,21 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections import OrderedDict
+import threading
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from pycooldown.data.byte_ranges import Buffer, Spans
-from pycooldown.data.cache.block_files import BlockFiles
+from pycooldown.data.byte_ranges import Buffer
+from pycooldown.data.cache.block_files import BlockFiles, BlockMaps
 from pycooldown.data.cache.messages import receive, send
-from pycooldown.data.cache.starting import connect
+from pycooldown.data.cache.starting import connect, states_path
 from pycooldown.data.stores import StoreError
 from pycooldown.mixture import Integers
 
 __all__ = ["BlockReader"]
 
-_MAPPED = 1_024  # blocks that a process keeps mapped
+_MAPPED = 16_384  # blocks that a process keeps mapped
 
 
 class BlockReader:
@@ -39,44 +38,56 @@ class BlockReader:
     def _reset(self) -> None:
         self._process = os.getpid()
         self._connection: socket.socket | None = None
-        self._mapped: OrderedDict[int, tuple[str, memoryview]] = OrderedDict()
+        self._maps: BlockMaps | None = None
+        self._lock = threading.Lock()  # of the connection
 
-    def read(self, objects: Integers, starts: Integers, ends: Integers) -> list[Buffer]:
+    def read(self, objects: Integers, starts: Integers, ends: Integers) -> Sequence[Buffer]:
         """Return the bytes of n ranges; see `ByteRanges.read`.
 
         Raises:
+            ValueError: If a range is not within blocks.
             StoreError: If a block cannot be read from its store.
             OSError: If the fetcher has ended.
         """
         if self._process != os.getpid():
             self._reset()
-        blocks, spans = self._files.blocks, Spans(*(np.asarray(a, np.int64) for a in (objects, starts, ends)))
-        firsts, lasts = blocks.covering(spans)
-        views = self._views(blocks.used_by(spans).tolist())
-        begins = blocks.bases[spans.objects] + spans.starts - blocks.bounds[firsts, 0]
-        lengths = spans.ends - spans.starts
-        found: list[Buffer] = []
-        for first, last, at, length in zip(firsts.tolist(), lasts.tolist(), begins.tolist(), lengths.tolist()):
-            content = views[first] if first == last else b"".join(views[number] for number in range(first, last + 1))
-            found.append(content[at : at + length])
+        if self._maps is None:
+            try:
+                self._maps = self._files.map(states_path(self._address), _MAPPED)
+            except FileNotFoundError as error:
+                raise self._ended(error) from error
+        found = self._maps.read(objects, starts, ends)
+        while missing := found.missing:
+            answer, payload = self._want(missing, found.damaged)
+            at = 0
+            for number, size in zip(missing, answer["sizes"], strict=True):
+                if size is not None:
+                    found.give(number, payload[at : at + size])
+                    at += size
+            found.retry()  # again where a block was evicted since the answer
         return found
 
-    def ask(self, message: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
-        """Return the fetcher's answer to this process.
+    def statistics(self) -> dict[str, Any]:
+        """Return what the fetcher has counted; also while another thread waits for blocks.
 
         Raises:
-            StoreError: If the answer is an error.
             OSError: If the fetcher has ended.
         """
         try:
-            if self._connection is None:
-                self._connection = connect(self._address)
-            send(self._connection, message)
-            answer, payload = receive(self._connection)
+            with connect(self._address) as connection:
+                return _ask(connection, {"kind": "statistics"})[0]
         except OSError as error:
-            raise ConnectionError(
-                error.errno, f"the fetcher of {self._files.folder} has ended ({error}); go on from the last checkpoint"
-            ) from error
+            raise self._ended(error) from error
+
+    def _want(self, missing: list[int], damaged: list[int]) -> tuple[dict[str, Any], memoryview]:
+        """Wait until missing blocks have files, and return the contents of those that have none."""
+        try:
+            with self._lock:
+                if self._connection is None:
+                    self._connection = connect(self._address)
+                answer, payload = _ask(self._connection, {"kind": "want", "numbers": missing, "damaged": damaged})
+        except OSError as error:
+            raise self._ended(error) from error
         if "errno" in answer:
             raise StoreError(answer["errno"] or errno.EIO, answer["strerror"], answer["filename"])
         return answer, payload
@@ -87,48 +98,14 @@ class BlockReader:
             self._connection.close()
         self._reset()
 
-    def _views(self, numbers: list[int]) -> dict[int, memoryview]:
-        """Return the contents of blocks."""
-        views, missing, damaged = {}, [], []
-        for number in numbers:
-            try:
-                view = self._view(number)
-            except ValueError:
-                damaged.append(number)
-                view = None
-            if view is None:
-                missing.append(number)
-            else:
-                views[number] = view
-        while missing:
-            answer, payload = self.ask({"kind": "want", "numbers": missing, "damaged": damaged})
-            again, damaged, at = [], [], 0
-            for number, size in zip(missing, answer["sizes"], strict=True):
-                if size is not None:
-                    views[number] = payload[at : at + size]
-                    at += size
-                elif (view := self._view(number)) is not None:
-                    views[number] = view
-                else:  # evicted since the answer
-                    again.append(number)
-            missing = again
-        return views
-
-    def _view(self, number: int) -> memoryview | None:
-        """Return the content of a block's file, if there is one."""
-        if number in self._mapped:
-            path, view = self._mapped[number]
-            # What was evicted is let go as well, though it could still be read: else its room on the disk stays taken.
-            if os.path.exists(path):
-                self._mapped.move_to_end(number)
-                return view
-            del self._mapped[number]
-        found = self._files.open(number)
-        if found is not None:
-            self._mapped[number] = os.fspath(self._files.path(number)), found
-            if len(self._mapped) > _MAPPED:
-                self._mapped.popitem(last=False)
-        return found
+    def _ended(self, error: OSError) -> ConnectionError:
+        reason = f"the fetcher of {self._files.folder} has ended ({error}); go on from the last checkpoint"
+        return ConnectionError(error.errno, reason)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return BlockReader, (self._files, self._address)
+
+
+def _ask(connection: socket.socket, message: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
+    send(connection, message)
+    return receive(connection)

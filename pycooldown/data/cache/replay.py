@@ -11,11 +11,16 @@ from pycooldown.data.cache.job import NEVER, CacheJob
 from pycooldown.data.cache.plan import Actions
 from pycooldown.data.cache.supply import Supply
 
-__all__ = ["Replay"]
+__all__ = ["GRACE", "Replay"]
+
+# Seconds that a read waits for other ranks when the plan does not go on without them. They are waited for because
+# nothing is evicted that they may still read; but they may have stopped.
+GRACE = 30.0
+_NEWS = 0.005  # seconds; asyncio sees what was sent before, such as the news of a step, before they are over
 
 
 class Replay:
-    """Fetches and evicts as planned, behind the consumption of the slowest rank.
+    """Fetches and evicts as planned, as ranks ask for batches: for each step when the slowest one has come to it.
 
     Args:
         job: Whose plan it is.
@@ -27,6 +32,7 @@ class Replay:
         self._job, self._supply = job, supply
         self.begun = asyncio.Event()  # when the first steps are planned
         self.warnings: list[str] = []
+        self.is_leaving = False  # some ranks have left for another step, where it is restarted soon
         self._moved = asyncio.Event()  # when something that the plan waits for has happened
         self._went_on = asyncio.Event()  # when the plan has gone on
         self._restarts = 0
@@ -34,36 +40,38 @@ class Replay:
 
     def restart(self, step: int) -> None:
         """Plan anew from a step on, with the blocks that are there."""
-        self._start = self._consumed = self._until = step
+        self._start = self.asked = self._until = step
         self._front = step - 1
         self._restarts += 1
-        self._places: dict[int, deque[tuple[int, int]]] = {}  # by block, the places and steps of its fetches to come
-        self._place = 0  # of the next fetch
-        self._wanted = -1  # fetches up to this place are made at once
+        self._steps: dict[int, deque[int]] = {}  # by block, the steps of its fetches to come
+        self.is_leaving = False
         self._moved.set()
 
-    def consume(self, consumed: int, front: int) -> None:
-        """Note that all ranks have consumed the steps before ``consumed``, and that one has come to step ``front``."""
-        self._consumed, self._front = max(self._consumed, consumed), max(self._front, front)
+    def ask(self, step: int, front: int) -> None:
+        """Note that all ranks have asked for the batch of a step, and that one has come to step ``front``."""
+        self.asked, self._front = max(self.asked, step), max(self._front, front)
         self._moved.set()
 
     async def want(self, number: int) -> memoryview | None:
         """Return a block that has no file, or nothing when it has one.
 
-        A block that is planned for now is fetched at once, with all that the plan has before it, whatever has been
-        consumed: who asks for it cannot wait for others.
+        A block that the plan fetches for a step which is read now is waited for. Others are read beside the plan.
         """
-        while not self._supply.has(number):
-            place, step = (self._places.get(number) or [(-1, NEVER)])[0]
-            # A reader may be faster than the news of the step that it reads.
-            if step <= self._front + self._job.prefetched + 1:
-                self._wanted = max(self._wanted, place)
-                self._moved.set()
-            elif not (self._until <= self._front and self._until < self._job.stop):
-                break  # all that is read now is planned, and this is not part of it
+        if not self._supply.has(number) and not self._is_planned(number):
+            await asyncio.sleep(_NEWS)
+        while not self._supply.has(number) and self._is_planned(number):
             self._went_on.clear()
-            await self._went_on.wait()
+            try:
+                await asyncio.wait_for(self._went_on.wait(), GRACE)
+            except asyncio.TimeoutError:
+                break
         return await self._supply.get(number)
+
+    def _is_planned(self, number: int) -> bool:
+        """Return whether a block will be fetched for a step that some rank has come to."""
+        steps = self._steps.get(number)
+        is_known = self._until > self._front or self._until >= self._job.stop
+        return self.is_leaving or not is_known or (steps[0] if steps else NEVER) <= self._front
 
     async def run(self) -> None:
         """Follow the plan for ever, through all restarts."""
@@ -71,11 +79,19 @@ class Replay:
             restarts = self._restarts
             actions = self._job.actions(self._start, np.array(sorted(self._supply.held), np.int64))
             while restarts == self._restarts and self._until < self._job.stop:
+                begin = self._until
                 # What a schedule that learns is given meanwhile must not meet it in another thread.
                 part = next(actions) if self._job.learns else await asyncio.to_thread(next, actions)
-                if restarts == self._restarts:
-                    await (self._wait() if part is None else self._follow(part, restarts))
-                self.begun.set()
+                if restarts != self._restarts:
+                    break
+                if part is None:
+                    await self._wait()
+                    continue
+                await self._follow(part, restarts)
+                # Where nothing is fetched, nothing is planned either, but for the part that comes next.
+                is_idle = not len(part.fetches) and not self._job.learns
+                while is_idle and restarts == self._restarts and self._front < begin:
+                    await self._wait()
             self.begun.set()
             while restarts == self._restarts:
                 await self._wait()
@@ -86,32 +102,30 @@ class Replay:
         await self._moved.wait()
 
     async def _follow(self, part: Actions, restarts: int) -> None:
-        first = self._place
-        for place, (number, step) in enumerate(zip(part.fetches.tolist(), part.steps.tolist()), first):
-            self._places.setdefault(number, deque()).append((place, step))
+        fetches = list(zip(*(array.tolist() for array in (part.fetches, part.steps, part.after, part.evict_ends))))
+        for number, step, _, _ in fetches:
+            self._steps.setdefault(number, deque()).append(step)
         self._until = part.planned
         self._warn(part)
         self.begun.set()
         self._went_on.set()
-        evicted = 0
-        ends, after, evictions = part.evict_ends.tolist(), part.after.tolist(), part.evictions.tolist()
-        for i, number in enumerate(part.fetches.tolist()):
-            while self._consumed < after[i] and self._wanted < first + i:
+        evicted, evictions = 0, part.evictions.tolist()
+        for number, _, after, evict_end in fetches:
+            while self.asked < after:
                 await self._wait()
                 if restarts != self._restarts:
                     return
-            for victim in evictions[evicted : ends[i]]:
+            for victim in evictions[evicted:evict_end]:
                 await self._supply.evict(victim)
-            evicted = ends[i]
+            evicted = evict_end
             if restarts != self._restarts:
                 return
             if not self._supply.has(number):
                 self._supply.fetch(number)
-            places = self._places[number]
-            places.popleft()
-            if not places:
-                del self._places[number]
-            self._place = first + i + 1
+            steps = self._steps[number]
+            steps.popleft()
+            if not steps:
+                del self._steps[number]
             self._went_on.set()
 
     def _warn(self, part: Actions) -> None:
@@ -119,13 +133,14 @@ class Replay:
             return
         if part.steps_over_limit:
             self.warnings.append(
-                f"limit = {self._job.limit} bytes is less than the blocks of one step, at {part.steps_over_limit} "
-                f"steps before step {part.planned}: the cache grows beyond it there; give a greater limit or smaller "
-                "blocks"
+                f"limit = {self._job.limit} bytes is less than the blocks of the batches that are read at a time "
+                f"(prefetched = {self._job.prefetched} and one more), at {part.steps_over_limit} steps before step "
+                f"{part.planned}: the cache grows beyond it there; give a greater limit, smaller blocks or a smaller "
+                "prefetched"
             )
         elif part.steps_shrunk:
             self.warnings.append(
                 f"limit = {self._job.limit} bytes is less than the open window of depth = {self._job.depth} bytes and "
-                f"the blocks of a step, at {part.steps_shrunk} steps before step {part.planned}: less is fetched "
-                "ahead; give a greater limit, smaller blocks or shuffle='blocks'"
+                f"the blocks of the batches that are read at a time, at {part.steps_shrunk} steps before step "
+                f"{part.planned}: less is fetched ahead; give a greater limit, smaller blocks or shuffle='blocks'"
             )

@@ -17,7 +17,7 @@ from pycooldown._files import lock_file, read_bounded
 from pycooldown.data.cache.job import CacheJob
 from pycooldown.data.cache.messages import receive, send
 
-__all__ = ["connect", "join_fetcher"]
+__all__ = ["connect", "join_fetcher", "states_path"]
 
 _ENDING = 30.0  # seconds in which a fetcher whose ranks have gone ends
 _PROGRAM = "from pycooldown.data.cache.fetcher import main; main()"
@@ -69,6 +69,11 @@ def connect(address: str) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def states_path(address: str) -> str:
+    """Return the path of the fetcher's `BlockStates`, which lies beside its socket."""
+    return f"{address}.states"
 
 
 def _address(folder: Path) -> str:

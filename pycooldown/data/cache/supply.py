@@ -10,6 +10,7 @@ from typing import Any
 
 from pycooldown.data.cache.block_files import BlockFiles
 from pycooldown.data.cache.job import CacheJob
+from pycooldown.data.cache.states import BlockStates
 from pycooldown.data.range_requests import read_range
 from pycooldown.data.stores import StoreError
 
@@ -23,13 +24,17 @@ class Supply:
 
     Args:
         job: What is fetched.
+        states: Path of what says to readers which blocks have files.
     """
 
-    def __init__(self, job: CacheJob) -> None:
+    def __init__(self, job: CacheJob, states: str) -> None:
         self._job = job
+        self._states = BlockStates(states, len(job.blocks))
         self._files = BlockFiles(job.folder, job.dataset.objects, job.blocks)
         numbers, self.deleted = self._files.take_over()
         self.held = set(numbers)
+        for number in numbers:
+            self._states.appear(number)
         self._coming: dict[int, asyncio.Task[memoryview | None]] = {}
         # Blocks that found no room on the disk, the newest last, up to the depth.
         self._past_disk: OrderedDict[int, memoryview] = OrderedDict()
@@ -80,6 +85,7 @@ class Supply:
         self.held.discard(number)
         if (content := self._past_disk.pop(number, None)) is not None:
             self._past_bytes -= len(content)
+        self._states.vanish(number)
         self._files.delete(number)
 
     def statistics(self) -> dict[str, int]:
@@ -97,6 +103,7 @@ class Supply:
             self._keep_past_disk(number, content)
             return content
         self.held.add(number)
+        self._states.appear(number)
         return None
 
     def _store(self, number: int, content: memoryview) -> None:

@@ -1,0 +1,259 @@
+#include "pycooldown/block_maps.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <cstring>
+#include <stdexcept>
+#include <system_error>
+
+#include "checksum.h"
+
+namespace pycooldown {
+
+namespace {
+
+constexpr char kMagic[8] = {'p', 'y', 'c', 'd', 'b', 'l', 'k', '1'};
+constexpr std::size_t kHeader = sizeof(std::uint64_t);  // of the file of states
+
+std::string hex(std::int64_t value) {
+  std::array<char, 16> digits;
+  return {digits.data(), std::to_chars(digits.begin(), digits.end(), value, 16).ptr};
+}
+
+[[noreturn]] void fail(int error, const std::string& what) {
+  throw std::system_error(error, std::generic_category(), what);
+}
+
+std::string_view view(const MappedFile& file) { return {file.data(), file.size()}; }
+
+}  // namespace
+
+std::string seal_block(std::string_view content) {
+  std::string seal(kMagic, sizeof kMagic);
+  for (const std::uint64_t number : {std::uint64_t{content.size()}, striped_checksum(content)})
+    seal.append(reinterpret_cast<const char*>(&number), sizeof number);
+  return seal;
+}
+
+std::int64_t BlockLayout::find(std::int64_t byte) const {
+  std::int64_t first = 0, count = static_cast<std::int64_t>(num_blocks());
+  while (count > 1) {
+    const std::int64_t half = count / 2;
+    first = begin(first + half) <= byte ? first + half : first;
+    count -= half;
+  }
+  return first;
+}
+
+std::string BlockLayout::file_name(std::int64_t block) const {
+  // Empty objects have the same base as the one behind them, which is the last of them.
+  const auto object = static_cast<std::size_t>(std::ranges::upper_bound(bases, begin(block)) - bases.begin() - 1);
+  return stems[object] + '-' + hex(begin(block) - bases[object]) + '-' + hex(end(block) - bases[object]) + ".block";
+}
+
+BlockMaps::BlockMaps(std::string folder, BlockLayout layout, const std::string& states, std::size_t max_maps)
+    : folder_(std::move(folder)), layout_(std::move(layout)), states_(states), max_maps_(max_maps) {
+  if (layout_.bases.size() != layout_.stems.size() + 1 || layout_.bounds.size() % 2 != 0)
+    throw std::invalid_argument("bases, bounds and stems do not fit each other");
+  if (states_.size() != kHeader + layout_.num_blocks()) fail(EIO, states + " is not of these blocks");
+}
+
+std::uint8_t BlockMaps::state(std::int64_t block) const {
+  return __atomic_load_n(
+      reinterpret_cast<const std::uint8_t*>(states_.data()) + kHeader + static_cast<std::size_t>(block),
+      __ATOMIC_ACQUIRE);
+}
+
+BlockMaps::Found BlockMaps::find(std::int64_t block) {
+  const std::uint8_t now = state(block);
+  if (const auto place = places_.find(block); place != places_.end()) {
+    Held& held = held_[place->second];
+    if (held.state == now) {
+      held.last_read = reads_;
+      return {State::there, held.file};
+    }
+    drop(place->second);
+  }
+  if (now == 0) return {State::absent, nullptr};
+  Found found = map(block);
+  if (found.state == State::there) {
+    places_.emplace(block, held_.size());
+    held_.push_back({block, now, reads_, found.file});
+  }
+  return found;
+}
+
+BlockMaps::Found BlockMaps::map(std::int64_t block) const {
+  std::shared_ptr<MappedFile> file;
+  try {
+    file = std::make_shared<MappedFile>(path(block));
+  } catch (const std::system_error& error) {
+    if (error.code().value() == ENOENT) return {State::absent, nullptr};  // evicted at this moment
+    throw;
+  }
+  const auto size = static_cast<std::size_t>(layout_.end(block) - layout_.begin(block));
+  if (file->size() != size + kSealBytes) return {State::damaged, nullptr};
+#if defined(MADV_POPULATE_READ)
+  // One call in place of a fault for every few pages. It is only faster, so it may fail.
+  ::madvise(const_cast<char*>(file->data()), file->size(), MADV_POPULATE_READ);
+#endif
+  MapGuard guard;
+  MappedBytes* const watched = file->mapped();
+  guard.watch({&watched, 1});
+  const std::string_view content = view(*file);
+  const bool is_whole = content.substr(size) == seal_block(content.substr(0, size));
+  guard.watch({});
+  return is_whole && !watched->lost ? Found{State::there, file} : Found{State::damaged, nullptr};
+}
+
+void BlockMaps::drop(std::size_t place) {
+  places_.erase(held_[place].block);
+  if (place + 1 < held_.size()) {
+    held_[place] = std::move(held_.back());
+    places_[held_[place].block] = place;
+  }
+  held_.pop_back();
+}
+
+void BlockMaps::release() {
+  ++reads_;
+  std::uint64_t evictions;
+  std::memcpy(&evictions, states_.data(), sizeof evictions);
+  if (evictions != evictions_) {
+    evictions_ = evictions;
+    for (std::size_t place = held_.size(); place-- > 0;)
+      if (state(held_[place].block) != held_[place].state) drop(place);
+  }
+  if (held_.size() <= max_maps_) return;
+  // A quarter at once, so that they are seldom looked through.
+  std::vector<std::uint64_t> reads;
+  for (const Held& held : held_) reads.push_back(held.last_read);
+  const auto quarter = reads.begin() + static_cast<std::ptrdiff_t>(held_.size() - max_maps_ + max_maps_ / 4);
+  std::ranges::nth_element(reads, std::min(quarter, reads.end() - 1));
+  const std::uint64_t oldest = *std::min(quarter, reads.end() - 1);
+  for (std::size_t place = held_.size(); place-- > 0;)
+    if (held_[place].last_read <= oldest) drop(place);
+}
+
+BlockRanges::BlockRanges(std::shared_ptr<BlockMaps> maps, std::span<const std::int64_t> objects,
+                         std::span<const std::int64_t> starts, std::span<const std::int64_t> ends)
+    : maps_(std::move(maps)) {
+  if (objects.size() != starts.size() || objects.size() != ends.size())
+    throw std::invalid_argument("objects, starts and ends must be of one size");
+  maps_->release();
+  const BlockLayout& layout = maps_->layout();
+  places_.reserve(objects.size());
+  for (std::size_t i = 0; i < objects.size(); ++i) {
+    const auto refuse = [&] {
+      throw std::invalid_argument("bytes " + std::to_string(starts[i]) + " to " + std::to_string(ends[i]) +
+                                  " of object " + std::to_string(objects[i]) + " are in no block");
+    };
+    const auto object = static_cast<std::size_t>(objects[i]);
+    if (objects[i] < 0 || object + 1 >= layout.bases.size() || layout.num_blocks() == 0 || starts[i] < 0 ||
+        starts[i] > ends[i] || ends[i] > layout.bases[object + 1] - layout.bases[object])
+      refuse();
+    const std::int64_t begin = layout.bases[object] + starts[i], size = ends[i] - starts[i];
+    std::int64_t block = layout.find(begin);
+    if (begin < layout.begin(block) || begin > layout.end(block)) refuse();
+    const Place place{enter(block), layout.end(block) < begin + size, begin - layout.begin(block), size};
+    while (layout.end(block) < begin + size) {
+      if (static_cast<std::size_t>(++block) == layout.num_blocks() || layout.begin(block) != layout.end(block - 1))
+        refuse();
+      enter(block);
+    }
+    places_.push_back(place);
+  }
+  retry();
+}
+
+std::uint32_t BlockRanges::enter(std::int64_t block) {
+  const auto [found, is_new] = numbers_.try_emplace(block, static_cast<std::uint32_t>(entries_.size()));
+  if (is_new) {
+    entries_.push_back({block, nullptr, nullptr});
+    missing_.push_back(block);
+  }
+  return found->second;
+}
+
+void BlockRanges::give(std::int64_t block, std::string content) {
+  const auto found = numbers_.find(block);
+  if (found == numbers_.end()) throw std::invalid_argument("block " + std::to_string(block) + " is in no range");
+  if (static_cast<std::int64_t>(content.size()) != maps_->layout().end(block) - maps_->layout().begin(block))
+    throw std::invalid_argument("block " + std::to_string(block) + " has another size");
+  entries_[found->second].content = std::make_shared<const std::string>(std::move(content));
+}
+
+void BlockRanges::retry() {
+  std::vector<std::int64_t> still;
+  damaged_.clear();
+  for (const std::int64_t block : missing_) {
+    Entry& entry = entries_[numbers_[block]];
+    if (entry.content) continue;
+    auto [state, file] = maps_->find(block);
+    entry.file = std::move(file);
+    if (state != BlockMaps::State::there) still.push_back(block);
+    if (state == BlockMaps::State::damaged) damaged_.push_back(block);
+  }
+  missing_ = std::move(still);
+  if (missing_.empty()) resolve();
+}
+
+BlockRanges::Range BlockRanges::Entry::range(std::int64_t from, std::int64_t size) const {
+  return {(content ? content->data() : file->data()) + from, static_cast<std::size_t>(size),
+          content ? nullptr : file->mapped()};
+}
+
+void BlockRanges::resolve() {
+  RangeCopy copy;
+  ranges_.reserve(places_.size());
+  for (const Place& place : places_) {
+    if (!place.goes_on) {
+      ranges_.push_back(entries_[place.entry].range(place.from, place.size));
+      continue;
+    }
+    std::string& joined = joined_.emplace_back(static_cast<std::size_t>(place.size), '\0');
+    std::int64_t from = place.from, done = 0;
+    for (std::int64_t block = entries_[place.entry].block; done < place.size; ++block, from = 0) {
+      const std::int64_t rest = maps_->layout().end(block) - maps_->layout().begin(block) - from;
+      const Range part = entries_[numbers_.at(block)].range(from, std::min(rest, place.size - done));
+      copy(part, part.data, part.size, joined.data() + done);
+      done += static_cast<std::int64_t>(part.size);
+    }
+    ranges_.push_back({joined.data(), joined.size(), nullptr});
+  }
+}
+
+void BlockRanges::join(char* out) const {
+  RangeCopy copy;
+  for (std::size_t i = 0; i < ranges_.size(); ++i) {
+    prefetch(i);
+    copy(ranges_[i], ranges_[i].data, ranges_[i].size, out);
+    out += ranges_[i].size;
+  }
+  check();
+}
+
+void BlockRanges::prefetch(std::size_t i) const {
+  constexpr std::size_t kAhead = 8, kLine = 64, kAtMost = 512;
+  if (i + kAhead >= ranges_.size()) return;
+  const Range& next = ranges_[i + kAhead];
+  for (std::size_t at = 0; at < std::min(next.size, kAtMost); at += kLine) __builtin_prefetch(next.data + at);
+}
+
+void BlockRanges::check() const {
+  for (const Entry& entry : entries_)
+    if (entry.file && entry.file->mapped()->lost)
+      fail(EIO, maps_->path(entry.block) + " was truncated while it was mapped, or its disk fails");
+}
+
+void RangeCopy::operator()(const BlockRanges::Range& range, const char* from, std::size_t size, void* out) {
+  if (range.map) guard_.watch({&range.map, 1});
+  std::memcpy(out, from, size);
+  guard_.watch(others_);
+}
+
+}  // namespace pycooldown

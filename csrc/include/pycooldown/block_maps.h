@@ -1,0 +1,143 @@
+// Blocks of a cache of object stores, read out of their files: mapped into memory, and checked when they are.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "pycooldown/map_guard.h"
+#include "pycooldown/mapped_file.h"
+
+namespace pycooldown {
+
+// What follows the content of a block in its file: a magic number, its size and a checksum.
+constexpr std::size_t kSealBytes = 24;
+std::string seal_block(std::string_view content);
+
+// Where blocks lie. Objects lie end to end: object o has bytes [bases[o], bases[o + 1]).
+struct BlockLayout {
+  std::vector<std::int64_t> bases;   // of shape (objects + 1,)
+  std::vector<std::int64_t> bounds;  // where each block begins and ends, of shape (blocks, 2), ascending
+  std::vector<std::string> stems;    // of the objects' files
+
+  std::size_t num_blocks() const { return bounds.size() / 2; }
+  std::int64_t begin(std::int64_t block) const { return bounds[2 * static_cast<std::size_t>(block)]; }
+  std::int64_t end(std::int64_t block) const { return bounds[2 * static_cast<std::size_t>(block) + 1]; }
+  // The block of a byte; the last one that begins before it.
+  std::int64_t find(std::int64_t byte) const;
+  std::string file_name(std::int64_t block) const;
+};
+
+// The blocks that a process has mapped. Which ones have files is said by a file that the fetcher keeps: the number of
+// evictions so far (8 bytes), then for each block a byte that is 0 if it has no file, and changes with each new file.
+class BlockMaps {
+ public:
+  // `folder` ends with a slash. At most `max_maps` blocks stay mapped, beside those of ranges that are in use.
+  BlockMaps(std::string folder, BlockLayout layout, const std::string& states, std::size_t max_maps);
+
+  const BlockLayout& layout() const { return layout_; }
+  std::string path(std::int64_t block) const { return folder_ + layout_.file_name(block); }
+  std::size_t num_mapped() const { return held_.size(); }
+
+  enum class State { there, absent, damaged };
+  struct Found {
+    State state;
+    std::shared_ptr<MappedFile> file;
+  };
+  // Maps a block, unless it is mapped.
+  Found find(std::int64_t block);
+
+  // Unmaps what was evicted, so that the disk has its room again, and what is read least if there is too much.
+  void release();
+
+ private:
+  struct Held {
+    std::int64_t block;
+    std::uint8_t state;
+    std::uint64_t last_read;
+    std::shared_ptr<MappedFile> file;
+  };
+  std::uint8_t state(std::int64_t block) const;
+  Found map(std::int64_t block) const;
+  void drop(std::size_t place);
+
+  std::string folder_;
+  BlockLayout layout_;
+  MappedFile states_;
+  std::size_t max_maps_;
+  std::vector<Held> held_;
+  std::unordered_map<std::int64_t, std::size_t> places_;  // of blocks in held_
+  std::uint64_t evictions_ = 0, reads_ = 0;
+};
+
+// The bytes of some ranges, which lie in mapped blocks or were given. They stay readable as long as this lives.
+class BlockRanges {
+ public:
+  // Ranges of objects, as pycooldown.data.byte_ranges.Spans has them. Throws std::invalid_argument if one is not within
+  // blocks.
+  BlockRanges(std::shared_ptr<BlockMaps> maps, std::span<const std::int64_t> objects,
+              std::span<const std::int64_t> starts, std::span<const std::int64_t> ends);
+
+  // Blocks without a file, of which those in `damaged` have a wrong one. Nothing can be read before all are there.
+  const std::vector<std::int64_t>& missing() const { return missing_; }
+  const std::vector<std::int64_t>& damaged() const { return damaged_; }
+  void give(std::int64_t block, std::string content);
+  // Maps missing blocks that have files by now.
+  void retry();
+
+  struct Range {
+    const char* data;
+    std::size_t size;
+    MappedBytes* map;  // for a guard; null if the bytes are in memory
+  };
+  std::size_t size() const { return ranges_.size(); }
+  const Range& operator[](std::size_t i) const { return ranges_[i]; }
+  // Asks the processor to bring in what reading some ranges after this one will touch.
+  void prefetch(std::size_t i) const;
+  // Copies all ranges, end to end.
+  void join(char* out) const;
+  // Throws std::system_error if pages of a map were lost. Nothing that was read may be used before.
+  void check() const;
+
+ private:
+  struct Entry {
+    std::int64_t block;
+    std::shared_ptr<MappedFile> file;  // or:
+    std::shared_ptr<const std::string> content;
+    Range range(std::int64_t from, std::int64_t size) const;
+  };
+  struct Place {
+    std::uint32_t entry;      // of the block that a range begins in
+    bool goes_on;             // in the next one
+    std::int64_t from, size;  // within the first block; of the range
+  };
+  std::uint32_t enter(std::int64_t block);
+  void resolve();
+
+  std::shared_ptr<BlockMaps> maps_;
+  std::vector<Entry> entries_;
+  std::unordered_map<std::int64_t, std::uint32_t> numbers_;  // of entries, by block
+  std::vector<Place> places_;
+  std::vector<std::int64_t> missing_, damaged_;
+  std::vector<Range> ranges_;
+  std::list<std::string> joined_;  // ranges that are in several blocks
+};
+
+// Copies bytes of ranges while lost pages are looked out for; between copies, those of `others`.
+class RangeCopy {
+ public:
+  explicit RangeCopy(std::span<MappedBytes* const> others = {}) : others_(others) { guard_.watch(others_); }
+  void operator()(const BlockRanges::Range& range, const char* from, std::size_t size, void* out);
+
+ private:
+  MapGuard guard_;
+  std::span<MappedBytes* const> others_;
+};
+
+}  // namespace pycooldown
