@@ -129,9 +129,9 @@ def only_torch(session: nox.Session) -> tuple[str, str]:
 # What each framework brings its own pins for, with the release that its example was tried with.
 FRAMEWORKS = {
     "trl": ("trl_sft", ("trl==1.16.0",)),
-    "torchtitan": ("torchtitan_loader", ("torchtitan==0.3.0",)),
+    "torchtitan": ("torchtitan_loader", ("torchtitan==0.3.0", "triton")),  # which a torch for CPUs does not bring
     "olmo_core": ("olmo_core_loader", ("ai2-olmo-core==3.0.0", "google-cloud-storage", "boto3")),
-    "litgpt": ("litgpt_data", ("litgpt==0.5.13",)),
+    "litgpt": ("litgpt_data", ("litgpt==0.5.13", "requests")),
     "megatron": ("megatron_external", ("megatron-core==0.16.1",)),
 }
 

@@ -2,8 +2,8 @@
 
     python examples/litgpt_data.py
 
-With data of your own: `litgpt pretrain MODEL --data litgpt_data.MixtureData --data.path TOKENS ...`. litgpt computes
-the loss itself, without weights by domain, so the mixture has to sample by the target.
+Yours: `PYTHONPATH=. litgpt pretrain MODEL --data litgpt_data.MixtureData --data.path TOKENS ...`. litgpt computes the
+loss itself, without weights by domain, so the mixture has to sample by the target.
 """
 
 import os
@@ -94,14 +94,8 @@ def pretrain(folder, out, *options):
     model = {"block_size": 16, "vocab_size": 32, "padded_vocab_size": 32, "n_layer": 1, "n_head": 2, "n_embd": 32}
     data = {"path": folder, "global_batch_size": 8, "switch_step": 15}
     train = {"global_batch_size": 8, "micro_batch_size": 4, "max_tokens": 2560, "max_norm": 1, "lr_warmup_steps": 2}
-    sys.argv = ["litgpt", "pretrain", "pythia-14m", "--data=litgpt_data.MixtureData", f"--out_dir={out}", *options]
-    sys.argv += [
-        "--devices=1",
-        "--precision=32-true",
-        "--logger_name=csv",
-        "--eval.max_iters=2",
-        "--train.save_interval=12",
-    ]
+    sys.argv = ["litgpt", "pretrain", "pythia-14m", "--data=__main__.MixtureData", f"--out_dir={out}", *options]
+    sys.argv += ["--devices=1", "--precision=32-true", "--logger_name=csv", "--train.save_interval=12"]
     for section, values in {"model_config": model, "data": data, "train": train}.items():
         sys.argv += [f"--{section}.{key}={value}" for key, value in values.items()]
     litgpt.__main__.main()

@@ -163,7 +163,7 @@ class Training:
             if self.save_every % getattr(self, name):
                 raise ValueError(
                     f"save_every = {self.save_every} is no multiple of {name} = {getattr(self, name)}; a run that goes "
-                    "on from a checkpoint would log other values than one that was never interrupted"
+                    "on from a checkpoint would log other values than one that was never interrupted; change either"
                 )
 
 
