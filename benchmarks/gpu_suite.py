@@ -104,7 +104,13 @@ def stages(site: Path) -> dict[int, list[Task]]:
                 )
                 for tool in ("memcheck", "racecheck")
             ),
-            Task("tests of training", pytest(str(ROOT / "tests/huggingface")), 180, rows=False, dry=imports),
+            Task(
+                "tests of training",
+                pytest(str(ROOT / "tests/huggingface"), "-m", "slow or not slow"),
+                240,
+                rows=False,
+                dry=imports,
+            ),
             Task("sweep", script("cross_entropy", "--sweep"), 180, dry=imports),  # "cross-entropy" does it in a dry run
         ],
         2: [
