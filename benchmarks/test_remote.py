@@ -118,6 +118,11 @@ def collate(samples):
     return [sample["txt"] for sample in samples]
 
 
+def as_bytes(samples):
+    """What litdata hands out may be views, which a worker cannot send."""
+    return [bytes(sample) for sample in samples]
+
+
 def flat(dataset):
     """A data set whose batches are one buffer."""
 
@@ -242,7 +247,7 @@ def test_litdata(server, texts, tmp_path, monkeypatch):
     ]
     weights = MIXTURE.sampling.tolist()
     combined = litdata.CombinedStreamingDataset(datasets, weights=weights, iterate_over_all=False)
-    loader = litdata.StreamingDataLoader(combined, batch_size=BATCH, collate_fn=list, num_workers=1)
+    loader = litdata.StreamingDataLoader(combined, batch_size=BATCH, collate_fn=as_bytes, num_workers=1)
     first = rate(loader)
     note("litdata", first, rate(loader))
 
