@@ -12,7 +12,9 @@ from pycooldown.cli import console, names, progress_bars, run
 
 if TYPE_CHECKING:
     from reproduction.regimes import Place
+    from reproduction.rules import Regime
     from reproduction.translation import TrainedSystem
+    from reproduction.verdicts import JudgedClaim
 
 SEEDS = 8
 
@@ -138,16 +140,11 @@ def regimes(
         raise ValueError("--claim is for a regime of your own; give --regime SKEW:PASSES, such as --regime 100:130")
     where = results or folder / "results"
 
-    def show(place: Place, training: TrainedSystem) -> None:
-        name = f"{place.regime.name}, seed {place.seed}, {place.system}"
-        console.print(f"{name}: {training.cpu_seconds:.0f} s of the processor", highlight=False, soft_wrap=True)
-
-    train_regimes(data, folder, chosen, seeds=range(seeds), workers=workers, results=where, progress=show)
+    options = {"seeds": range(seeds), "workers": workers, "results": where, "progress": _print_training}
+    train_regimes(data, folder, chosen, **options)  # type: ignore[arg-type]
     for trained in chosen:
         found, trainings = read_results(where / f"{trained.skew}-{trained.passes}.csv")
-        for judged in judge(trainings):
-            text = f"{found.name}: {judged.claim.name}: {judged.verdict}: {judged.claim.statement}"
-            console.print(text, highlight=False, soft_wrap=True)
+        _print_verdicts(found, judge(trainings))
 
 
 @app.command()
@@ -175,16 +172,21 @@ def blocks(
     regime = rules.block_regime(chosen, passes or rules.PASSES, steps or rules.STEPS)
     where = results or folder / "results"
 
-    def show(place: Place, training: TrainedSystem) -> None:
-        name = f"seed {place.seed}, {place.system}"
-        console.print(f"{name}: {training.cpu_seconds:.0f} s of the processor", highlight=False, soft_wrap=True)
-
-    options = {"seeds": range(seeds), "workers": workers, "results": where, "job": rules.job_of, "progress": show}
-    train_regimes(data, folder, [regime], **options)  # type: ignore[arg-type]
+    options = {"seeds": range(seeds), "workers": workers, "results": where, "progress": _print_training}
+    train_regimes(data, folder, [regime], job=rules.job_of, **options)  # type: ignore[arg-type]
     for trained, trainings in rules.read_results(where).items():
-        for judged in judge(trainings, rules.CLAIMS):
-            text = f"{trained.name}: {judged.claim.name}: {judged.verdict}: {judged.claim.statement}"
-            console.print(text, highlight=False, soft_wrap=True)
+        _print_verdicts(trained, judge(trainings, rules.CLAIMS))
+
+
+def _print_training(place: Place, training: TrainedSystem) -> None:
+    name = f"{place.regime.name}, seed {place.seed}, {place.system}"
+    console.print(f"{name}: {training.cpu_seconds:.0f} s of the processor", highlight=False, soft_wrap=True)
+
+
+def _print_verdicts(regime: Regime, verdicts: list[JudgedClaim]) -> None:
+    for judged in verdicts:
+        text = f"{regime.name}: {judged.claim.name}: {judged.verdict}: {judged.claim.statement}"
+        console.print(text, highlight=False, soft_wrap=True)
 
 
 def _named_size(text: str) -> tuple[str, int]:

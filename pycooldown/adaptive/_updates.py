@@ -103,6 +103,12 @@ def check_decay(name: str, decay: float) -> None:
         raise ValueError(f"{name} = {decay}; expected a number in [0, 1)")
 
 
+def check_least(least: float, num_domains: int) -> None:
+    """Raise ValueError if not all domains can have this share at least."""
+    if not 0 < least <= 1 / num_domains:
+        raise ValueError(f"least = {least}; expected a probability > 0, at most 1/K = {1 / num_domains:.4g}")
+
+
 def check_warmup(warmup: int) -> None:
     """Raise ValueError if a number of warm-up steps is negative."""
     if warmup < 0:

@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pycooldown.adaptive._updates import check_all_drawn, check_probes, check_warmup, proportional_with_floor
+from pycooldown.adaptive._updates import (
+    check_all_drawn,
+    check_least,
+    check_probes,
+    check_warmup,
+    proportional_with_floor,
+)
 from pycooldown.adaptive.schedule import LearnedSchedule
 from pycooldown.mixture import Mixture, Vector
 
@@ -98,8 +104,7 @@ class ADO(LearnedSchedule):
         check_all_drawn(start)
         check_warmup(warmup)
         check_probes(interval, 0.0)
-        if not 0 < least <= 1 / start.num_domains:
-            raise ValueError(f"least = {least}; expected a probability > 0, at most 1/K = {1 / start.num_domains:.4g}")
+        check_least(least, start.num_domains)
         self.warmup = warmup
         self.interval = interval
         self.least = least

@@ -6,7 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from pycooldown.adaptive._updates import check_all_drawn, check_probes, exponentiated_gradient, proportional_with_floor
+from pycooldown.adaptive._updates import (
+    check_all_drawn,
+    check_least,
+    check_probes,
+    exponentiated_gradient,
+    proportional_with_floor,
+)
 from pycooldown.adaptive.schedule import LearnedSchedule
 from pycooldown.mixture import Mixture, Vector
 
@@ -81,8 +87,7 @@ class PiKE(LearnedSchedule):
         for name, value in (("gradient_rate", gradient_rate), ("variance_rate", variance_rate)):
             if not 0 <= value < np.inf:
                 raise ValueError(f"{name} = {value}; expected a finite number >= 0")
-        if not 0 < least <= 1 / start.num_domains:
-            raise ValueError(f"least = {least}; expected a probability > 0, at most 1/K = {1 / start.num_domains:.4g}")
+        check_least(least, start.num_domains)
         self.batch_size = batch_size
         self.gradient_rate = gradient_rate
         self.variance_rate = variance_rate

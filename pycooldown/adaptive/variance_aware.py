@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from pycooldown.adaptive._updates import check_probes, moving_average, proportional_with_floor
+from pycooldown.adaptive._updates import check_least, check_probes, moving_average, proportional_with_floor
 from pycooldown.adaptive.schedule import LearnedSchedule
 from pycooldown.adaptive.statistics import Statistics
 from pycooldown.mixture import Mixture, Vector
@@ -71,8 +71,7 @@ class VarianceAware(LearnedSchedule):
             raise ValueError(f"allocation = {allocation!r}; expected 'multinomial', 'systematic' or 'quota'")
         if isinstance(objective, LearnedSchedule) and objective.delay != delay:
             raise ValueError(f"delay = {delay}, but objective has {objective.delay}; expected the same")
-        if not 0 < least <= 1 / start.num_domains:
-            raise ValueError(f"least = {least}; expected a probability > 0, at most 1/K = {1 / start.num_domains:.4g}")
+        check_least(least, start.num_domains)
         self._warned = True  # the objective itself warns of its target
         self.objective = objective
         self.allocation = allocation

@@ -170,14 +170,19 @@ def test_workers_read_what_is_planned(dataset, tmp_path, expected, workers, cont
         assert_as_planned(cache, forecasted)
 
 
-def test_ranks_with_workers_read_what_is_planned(dataset, tmp_path, expected):
-    """Two ranks with two workers each, for two passes; ranks begin the second one at different times."""
-    options = {"limit": 200_000, "depth": 20_000, "prefetched": 2}
-    caches = [KnownFutureCache(tmp_path / "cache", **options) for _ in range(2)]
+def two_ranks(dataset, folder, **options):
+    """Caches, samplers and data sets of both ranks of a node; the caches follow."""
+    caches = [KnownFutureCache(folder, **options) for _ in range(2)]
     samplers = [make_sampler(dataset, rank=rank, world_size=2) for rank in range(2)]
     sets = [TarDataset(dataset.shards) for _ in range(2)]
     for cache, sampler, one in zip(caches, samplers, sets):
         cache.follow(sampler, one, ranks=(0, 2))
+    return caches, samplers, sets
+
+
+def test_ranks_with_workers_read_what_is_planned(dataset, tmp_path, expected):
+    """Two ranks with two workers each, for two passes; ranks begin the second one at different times."""
+    caches, samplers, sets = two_ranks(dataset, tmp_path / "cache", limit=200_000, depth=20_000, prefetched=2)
     for number in range(2):
         loaders = [loader_of(one, sampler, workers=2) for one, sampler in zip(sets, samplers)]
         assert [first + second for first, second in zip(*loaders)] == expected
@@ -552,12 +557,7 @@ def test_a_limit_below_the_open_window_is_warned_of(dataset, tmp_path, expected)
 
 
 def test_ranks_of_a_node_share_a_fetcher(dataset, tmp_path, expected):
-    options = {"limit": 160_000, "depth": 50_000, "prefetched": 0}
-    caches = [KnownFutureCache(tmp_path / "cache", **options) for _ in range(2)]
-    samplers = [make_sampler(dataset, rank=rank, world_size=2) for rank in range(2)]
-    sets = [TarDataset(dataset.shards) for _ in range(2)]
-    for cache, sampler, one in zip(caches, samplers, sets):
-        cache.follow(sampler, one, ranks=(0, 2))
+    caches, samplers, sets = two_ranks(dataset, tmp_path / "cache", limit=160_000, depth=50_000, prefetched=0)
     found = [
         [text for one, batch in zip(sets, batches) for text in texts(one.__getitems__(batch))]
         for batches in zip(*samplers)

@@ -155,29 +155,6 @@ def test_losses_that_are_not_finite_say_how_a_recipe_allows_them(user, steps):
         train(load_recipe("recipe.yaml", changes), "run", progress=False)
 
 
-@pytest.mark.parametrize("mode", ["concat", "document", "best_fit"])
-def test_resuming_is_exact(user, mode, monkeypatch):
-    recipe = load_recipe("recipe.yaml", [f"data.mode={mode}", "data.length=64"])
-    whole = train(recipe, "whole", progress=False)
-    created = RecipeTrainer.train
-
-    def interrupted(self, *args, **kwargs):
-        self.add_callback(Kill())
-        return created(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RecipeTrainer, "train", interrupted)
-        with pytest.raises(Killed):
-            train(recipe, "part", progress=False)
-    part = train(recipe, "part", resume=True, progress=False)
-    assert part.summary["resumed_at"] == 2
-    for name, weights in load_model(whole.path).state_dict().items():
-        assert torch.equal(weights, load_model(part.path).state_dict()[name]), name
-    assert [e["eval_loss"] for e in whole.evaluations] == [e["eval_loss"] for e in part.evaluations]
-    losses = RunGradients.load("whole").losses(load_model(whole.path), [RunGradients.load("whole").dataset[0]])
-    assert torch.isfinite(losses).all()
-
-
 class Killed(Exception):
     pass
 
@@ -188,11 +165,8 @@ class Kill(transformers.TrainerCallback):
             raise Killed
 
 
-def test_a_run_of_one_pass_goes_on_with_another_batch_size(user, monkeypatch):
-    rule = ["training.steps=all_exhausted_without_replacement", "data.length=2048", "data.domains=[middle, small]"]
-    rule += ["mixture={method: temperature, tau: 2}"]
-    recipe = load_recipe("recipe.yaml", rule)
-    sizes = open_corpus(recipe.data).sizes
+def train_until_killed(monkeypatch, recipe, output):
+    """Break a run off after its third step."""
     created = RecipeTrainer.train
 
     def interrupted(self, *args, **kwargs):
@@ -202,7 +176,29 @@ def test_a_run_of_one_pass_goes_on_with_another_batch_size(user, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(RecipeTrainer, "train", interrupted)
         with pytest.raises(Killed):
-            train(recipe, "run", progress=False)
+            train(recipe, output, progress=False)
+
+
+@pytest.mark.parametrize("mode", ["concat", "document", "best_fit"])
+def test_resuming_is_exact(user, mode, monkeypatch):
+    recipe = load_recipe("recipe.yaml", [f"data.mode={mode}", "data.length=64"])
+    whole = train(recipe, "whole", progress=False)
+    train_until_killed(monkeypatch, recipe, "part")
+    part = train(recipe, "part", resume=True, progress=False)
+    assert part.summary["resumed_at"] == 2
+    for name, weights in load_model(whole.path).state_dict().items():
+        assert torch.equal(weights, load_model(part.path).state_dict()[name]), name
+    assert [e["eval_loss"] for e in whole.evaluations] == [e["eval_loss"] for e in part.evaluations]
+    losses = RunGradients.load("whole").losses(load_model(whole.path), [RunGradients.load("whole").dataset[0]])
+    assert torch.isfinite(losses).all()
+
+
+def test_a_run_of_one_pass_goes_on_with_another_batch_size(user, monkeypatch):
+    rule = ["training.steps=all_exhausted_without_replacement", "data.length=2048", "data.domains=[middle, small]"]
+    rule += ["mixture={method: temperature, tau: 2}"]
+    recipe = load_recipe("recipe.yaml", rule)
+    sizes = open_corpus(recipe.data).sizes
+    train_until_killed(monkeypatch, recipe, "run")
     early = load_recipe("recipe.yaml", [*rule, "training.batch_size=[[0, 4], [1, 6]]"])
     with pytest.raises(ValueError, match=r"cannot be resumed from: from_step = 1, but batches before step 2"):
         train(early, "run", resume=True, progress=False)
