@@ -8,14 +8,14 @@ from pathlib import Path
 
 from pycooldown.recipes import advice
 from pycooldown.recipes.advice import Finding
-from reproduction import blocks, evidence_figures, evidence_tables, groups, kept, regimes, reproduce, rules
+from reproduction import blocks, evidence_figures, evidence_tables, groups, kept, readings, regimes, reproduce, rules
 from reproduction.blocks import BlockRegime
 from reproduction.groups import Scores
 from reproduction.reproduce import Result
 from reproduction.rules import MIN_SEEDS, TAU_5, Regime, Trainings
 from reproduction.verdicts import advised, judge, mean_losses
 
-_TEXT = Path(__file__).with_name("evidence.md")  # what stands before the first table
+_TEXT = Path(__file__).with_name("evidence.md")  # what stands before the first table; see `readings`
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,14 @@ def page(evidence: Evidence, pictures: Mapping[str, str]) -> str:
         pictures: Paths of images, relative to the page, by caption.
     """
     judged = {regime: judge(trainings) for regime, trainings in evidence.regimes.items()}
+    findings = evidence.findings()
+    text = _TEXT.read_text(encoding="utf-8").rstrip()
     parts = [
-        _TEXT.read_text(encoding="utf-8").rstrip(),
+        readings.fill(text, evidence.regimes, evidence.claims, evidence_tables.regrets(findings)),
         evidence_tables.verdicts(judged),
         evidence_tables.best_by_regime(evidence.regimes),
         _images(pictures, evidence_figures.MAP),
-        evidence_tables.advice_and_regret(evidence.regimes, evidence.findings()),
+        evidence_tables.advice_and_regret(evidence.regimes, findings),
     ]
     for regime, claims in sorted(judged.items(), key=lambda item: -len(item[0].systems)):
         parts.append(evidence_tables.regime_section(regime, evidence.regimes[regime], claims))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pycooldown.mixture import Vector
 from pycooldown.recipes.advice import Finding, nearest
 from pycooldown.recipes.paired import paired_difference
 from reproduction import blocks, groups, rules
@@ -73,17 +74,31 @@ def best_by_regime(regimes: Mapping[Regime, Trainings]) -> str:
     return "\n".join(lines)
 
 
-def advice_and_regret(regimes: Mapping[Regime, Trainings], findings: Sequence[Finding]) -> str:
-    """Return what the advisor does, and its regret when each regime in turn is left out."""
-    lines = ["## What `pycooldown plan` advises", ""]
+def regrets(findings: Sequence[Finding]) -> dict[str, Vector]:
+    """Return how far each rule's choice is above the best system in each regime, which the rule did not see, in nats.
+
+    Returns:
+        One value for each finding, by rule; empty for fewer than two findings.
+    """
     if len(findings) < 2:
-        return "\n".join([*lines, "Too few regimes to say how good its advice is."])
+        return {}
     others = [nearest([f for f in findings if f is not left], left.passes, left.skew) for left in findings]
     choices = {
         "the advisor": [finding.advised for finding in others],
         "its first rule, the lowest mean of the nearest regime": [finding.best for finding in others],
         **{f"always {system}": [system] * len(findings) for system in MAP_SYSTEMS},
     }
+    return {
+        name: np.array([f.losses[system] - f.losses[f.best] for f, system in zip(findings, systems, strict=True)])
+        for name, systems in choices.items()
+    }
+
+
+def advice_and_regret(regimes: Mapping[Regime, Trainings], findings: Sequence[Finding]) -> str:
+    """Return what the advisor does, and its regret when each regime in turn is left out."""
+    lines = ["## What `pycooldown plan` advises", ""]
+    if len(findings) < 2:
+        return "\n".join([*lines, "Too few regimes to say how good its advice is."])
     later = [(f.skew, f.passes) not in SEEN_BEFORE_ADVICE for f in findings]
     lines += [
         "It looks up the nearest regime of the map and names Cooldown, unless another system had the lowest mean loss "
@@ -100,11 +115,10 @@ def advice_and_regret(regimes: Mapping[Regime, Trainings], findings: Sequence[Fi
         _row("rule", "mean regret", "largest regret", "where", "mean regret, later regimes"),
         _rule(5),
     ]
-    for name, systems in choices.items():
-        regrets = np.array([f.losses[system] - f.losses[f.best] for f, system in zip(findings, systems, strict=True)])
-        worst = list(regimes)[int(np.argmax(regrets))].name
-        apart = f"{regrets[later].mean():.3f}" if any(later) else ""
-        lines.append(_row(name, f"{regrets.mean():.3f}", f"{regrets.max():.3f}", worst, apart))
+    for name, found in regrets(findings).items():
+        worst = list(regimes)[int(np.argmax(found))].name
+        apart = f"{found[later].mean():.3f}" if any(later) else ""
+        lines.append(_row(name, f"{found.mean():.3f}", f"{found.max():.3f}", worst, apart))
     return "\n".join(lines)
 
 
