@@ -28,7 +28,7 @@ from reproduction.rules import (
 )
 from reproduction.texts import FREQUENT, RARE
 from reproduction.translation import TrainedSystem
-from reproduction.verdicts import PARTS_OF_MAP, Best, JudgedClaim, best_system, decide, judge
+from reproduction.verdicts import PARTS_OF_MAP, Best, JudgedClaim, best_system, decide, judge, p_text
 
 _SIGNS = {"reproduced": "yes", "not reproduced": "**no**", "inconclusive": "?"}
 
@@ -207,7 +207,7 @@ def _claim_parts(claims: Sequence[JudgedClaim]) -> list[str]:
     lines = [_row("", "part of the claim", "mean ± sd", "must exceed", "verdict (p for, against)"), _rule(5)]
     for claim, parts, verdict, p_for, p_against in claims:
         for i, part in enumerate(parts):
-            judgement = f"{verdict} ({_p(p_for)}, {_p(p_against)})" if i == 0 else ""
+            judgement = f"{verdict} ({p_text(p_for)}, {p_text(p_against)})" if i == 0 else ""
             lines.append(_row(claim.name if i == 0 else "", part.label, str(part), f"{part.bound:g}", judgement))
     return lines
 
@@ -237,7 +237,7 @@ def other_claims(results: Mapping[str, Result]) -> str:
     for name, (verdict, p_for, p_against) in judged.items():
         claim = CLAIMS[name]
         lines += ["", f"### {name}: {claim.item}", "", f"{claim.statement}. *Rule:* {claim.rule}. *In the paper:* "]
-        lines[-1] += f"{claim.paper_scale}. **{verdict}** (p for it: {_p(p_for)}; against: {_p(p_against)})."
+        lines[-1] += f"{claim.paper_scale}. **{verdict}** (p for it: {p_text(p_for)}; against: {p_text(p_against)})."
         lines += ["", claim.note] if claim.note else []
         lines += ["", _row("measured", "mean ± sd", "must exceed"), _rule(3)]
         for part in (part for part in results[name].parts if not part.label.startswith(NORMS)):
@@ -304,10 +304,6 @@ def _best(best: Best) -> str:
 
 def _ties(best: Best) -> str:
     return "" if best.clear else f" (not told from {', '.join(best.ties)})"
-
-
-def _p(p: float) -> str:
-    return f"{p:.2g}" if p >= 1e-4 else "< 1e-4"
 
 
 def _row(*cells: str) -> str:

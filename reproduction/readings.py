@@ -17,7 +17,7 @@ import numpy as np
 
 from reproduction.reproduce import Result
 from reproduction.rules import Regime, Trainings, paired
-from reproduction.verdicts import judge
+from reproduction.verdicts import judge, p_text
 
 if TYPE_CHECKING:
     from pycooldown.mixture import Vector
@@ -61,7 +61,7 @@ def _part(result: Result, label: str) -> str:
 def _p_value(trainings: Trainings, kind: str, name: str) -> str:
     for judged in judge(trainings):
         if judged.claim.name == name:
-            return f"{judged.p_for if kind == 'p for' else judged.p_against:.2g}"
+            return p_text(judged.p_for if kind == "p for" else judged.p_against)
     return NO_RESULT
 
 
