@@ -8,7 +8,18 @@ from pathlib import Path
 
 from pycooldown.recipes import advice
 from pycooldown.recipes.advice import Finding
-from reproduction import blocks, evidence_figures, evidence_tables, groups, kept, readings, regimes, reproduce, rules
+from reproduction import (
+    blocks,
+    evidence_commands,
+    evidence_figures,
+    evidence_tables,
+    groups,
+    kept,
+    readings,
+    regimes,
+    reproduce,
+    rules,
+)
 from reproduction.blocks import BlockRegime
 from reproduction.groups import Scores
 from reproduction.reproduce import Result
@@ -99,7 +110,7 @@ def page(evidence: Evidence, pictures: Mapping[str, str]) -> str:
     parts.append(evidence_tables.groups_section(evidence.groups))
     parts.append(evidence_tables.other_claims(evidence.claims))
     parts.append(_images(pictures, *evidence_figures.THEORY))
-    parts.append(evidence_tables.method(evidence.regimes, evidence.claims))
+    parts.append(evidence_commands.method(evidence.regimes, evidence.blocks, evidence.claims))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
