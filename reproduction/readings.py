@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,9 @@ NO_RESULT = "(no result)"
 def fill(
     text: str, regimes: Mapping[Regime, Trainings], claims: Mapping[str, Result], regrets: Mapping[str, Vector]
 ) -> str:
-    """Return the text with its fields filled; where a result is missing, a field becomes ``NO_RESULT``.
+    """Return the text with its fields filled and its lines broken anew.
+
+    Where a result is missing, a field becomes ``NO_RESULT``.
 
     Raises:
         ValueError: If a field is not understood.
@@ -48,7 +51,24 @@ def fill(
         kind, _, claim = rest.rpartition(" ")
         return _p_value(by_name[first], kind, claim) if kind.startswith("p ") else _difference(by_name[first], rest)
 
-    return _FIELD.sub(value, text)
+    return _wrap(_FIELD.sub(value, text))
+
+
+def _wrap(text: str) -> str:
+    """Break the lines of headings, paragraphs and list items, which begin at ``- ``, at a width of 120."""
+    parts = re.split(r"(\n\n|\n(?=- ))", text)  # parts and what stands between them
+    return "".join(
+        textwrap.fill(
+            " ".join(part.split()),
+            120,
+            subsequent_indent="  " * part.startswith("- "),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        if part.strip()
+        else part
+        for part in parts
+    )
 
 
 def _part(result: Result, label: str) -> str:
