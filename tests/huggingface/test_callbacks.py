@@ -1,4 +1,4 @@
-"""What is written of a run while it trains."""
+"""The metrics of a run are written while it trains."""
 
 import json
 import math

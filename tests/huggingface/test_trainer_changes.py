@@ -1,4 +1,4 @@
-"""Another schedule or batch size for a trainer's running job, and rules that end it."""
+"""A running job of the trainer takes another schedule or batch size, and rules can end it."""
 
 import itertools
 
@@ -16,7 +16,7 @@ SECOND = schedules.constant(Mixture.temperature_sampling(SIZES, 2.0))  # other d
 
 
 class Change(transformers.TrainerCallback):
-    """Decides in step 1 that step 3 shall have another mixture."""
+    """Change the schedule in step 1, from step 3 on."""
 
     trainer = None
 
@@ -47,7 +47,7 @@ def test_a_changed_job_trains_and_resumes_as_if_it_had_been_planned(tmp_path, wh
     assert losses(resumed) == losses(planned)
 
 
-def test_what_a_trainer_cannot_change_to(tmp_path):
+def test_impossible_changes_of_the_schedule_are_refused(tmp_path):
     learning = adaptive.GroupDRO(Mixture.proportional(SIZES), delay=1)
     grown = schedules.constant(Mixture.proportional(SIZES | {"small": 9}))
     trainer = make_trainer(tmp_path, FIRST)
@@ -62,7 +62,7 @@ def test_what_a_trainer_cannot_change_to(tmp_path):
 
 
 class Recording(MixtureTrainer):
-    """Notes the samples of each step."""
+    """Record the samples of each step."""
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         self.seen.setdefault(self.state.global_step, []).extend(inputs["input_ids"][:, 0].tolist())
@@ -95,14 +95,14 @@ def test_a_ramp_trains_on_the_planned_batches_and_resumes_with_another_size(tmp_
     with pytest.raises(ValueError, match=r"cannot be resumed from: .* batch sizes .* calls of set_batch_size\(\)"):
         other.train(resume_from_checkpoint=checkpoint)
     other.set_batch_size(20, from_step=2)
-    other.set_batch_size(24, from_step=5)  # not what the checkpoint was to go on with
+    other.set_batch_size(24, from_step=5)  # the checkpoint's job has size 8 from step 4 on
     with pytest.raises(ValueError, match=r"cannot be resumed from: .* batch sizes .* calls of set_batch_size\(\)"):
         other.train(resume_from_checkpoint=checkpoint)
 
     late = recording(tmp_path / "late", save_strategy="steps", save_steps=3)
     late.train()
     late = recording(tmp_path / "late")
-    late.set_batch_size(16, from_step=3)  # from the checkpoint on, which does not know of it
+    late.set_batch_size(16, from_step=3)  # a change at the checkpoint's step needs no record there
     late.train(resume_from_checkpoint=str(tmp_path / "late" / "checkpoint-3"))
     changed = DomainBatchSampler(switching(), batch_size=[(0, 12), (3, 16)], seed=42)
     assert late.seen == {step: changed.plan(step).indices.tolist() for step in range(3, 6)}
@@ -122,7 +122,7 @@ def test_the_loss_of_a_mixture_of_tokens_is_divided_by_the_tokens_of_its_batch(t
     assert length == pytest.approx(float(trainer.sampler.mixture(3).sampling @ trainer._lengths))
 
 
-def test_batch_sizes_that_cannot_be(tmp_path):
+def test_impossible_batch_sizes_are_refused(tmp_path):
     trainer = recording(tmp_path)
     with pytest.raises(ValueError, match=r"batch_size = 1; expected at least 2, a sample for each of 1 processes x 2"):
         trainer.set_batch_size(1, from_step=2)
@@ -152,7 +152,7 @@ def test_a_rule_sets_the_length_of_training(tmp_path, stop):
     assert resumed.seen == {step: samples for step, samples in trainer.seen.items() if step > 0}
 
 
-def test_rules_and_changes(tmp_path):
+def test_changes_move_the_end_of_a_rule_before_training_only(tmp_path):
     with pytest.raises(ValueError, match="stop = 'all_exhausted' sets max_steps, which is 6; expected only one"):
         make_trainer(tmp_path, SECOND, more={"stop": "all_exhausted"})
     trainer = make_trainer(tmp_path, SECOND, steps=-1, more={"stop": "all_exhausted_without_replacement"})
