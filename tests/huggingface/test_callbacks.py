@@ -17,7 +17,7 @@ def state(step):
 
 
 def refuse(constant):
-    raise AssertionError(f"{constant} is no JSON")
+    raise AssertionError(f"{constant} is not valid JSON")
 
 
 def test_metrics_are_valid_json_whatever_is_logged(tmp_path):

@@ -241,7 +241,7 @@ def test_a_loss_that_is_not_finite_may_be_allowed_and_is_null_in_json(tmp_path):
     assert (last["loss"], last["loss/small"]) == (None, None)
 
     def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not valid JSON")
 
     text = (tmp_path / "checkpoint-8" / "trainer_state.json").read_text()
     json.loads(text, parse_constant=refuse)
