@@ -177,7 +177,7 @@ def test_rows_without_weight_take_no_part(monkeypatch, fused):
     """Rows without a weight are not read: the kernel sees only the others."""
     seen = []
     kernel = backends.load_fused(fused)
-    rows = kernel.rows
+    rows = kernel.rows  # a function of the contract of all backends
     monkeypatch.setattr(kernel, "rows", lambda x, *a, **kw: seen.append(len(x)) or rows(x, *a, **kw))
     hidden, weight, _, target = layer(rows=10)
     token_weights = torch.ones(10)
@@ -279,7 +279,8 @@ GROUPS = {
 @pytest.mark.parametrize("with_rows_left_out", [False, True])
 @pytest.mark.parametrize("case", GROUPS)
 def test_groups_of_rows(case, with_rows_left_out, monkeypatch):
-    monkeypatch.setattr(_products, "SLICE", 16)  # classes of 61
+    # Slices of 16 of the 61 classes. Real ones have 2,048, and their number is no option, since users need not choose it.
+    monkeypatch.setattr(_products, "SLICE", 16)
     dtype, autocast, features, chunk_size, rows_at_once = GROUPS[case]
     hidden, weight, bias, target = layer(dtype, features=features, rows=29 if with_rows_left_out else ROWS)
     if not with_rows_left_out:

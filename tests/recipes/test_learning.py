@@ -232,6 +232,7 @@ def test_projected_gradients_are_those_along_random_directions(monkeypatch):
         measured = make_probe(directions=2).measure(model, 5, [0, 2], gradients=True)
         assert torch.equal(measured, make_probe(directions=2).measure(model, 5, [0, 2], gradients=True))
         assert not torch.equal(measured, make_probe(directions=2, seed=1).measure(model, 5, [0, 2], gradients=True))
+        # Along a known direction, the sum of all coordinates, the projection has a value to compare with.
         monkeypatch.setattr(torch, "randn", lambda shape, **_: torch.ones(shape))
         measured = make_probe(directions=2).measure(model, 5, [0], gradients=True)
     sums = []
