@@ -279,7 +279,7 @@ GROUPS = {
 @pytest.mark.parametrize("with_rows_left_out", [False, True])
 @pytest.mark.parametrize("case", GROUPS)
 def test_groups_of_rows(case, with_rows_left_out, monkeypatch):
-    # Slices of 16 of the 61 classes. Real ones have 2,048, and their number is no option, since users need not choose it.
+    # Slices of 16 of the 61 classes. Real slices have 2,048, and users have no reason to choose another size.
     monkeypatch.setattr(_products, "SLICE", 16)
     dtype, autocast, features, chunk_size, rows_at_once = GROUPS[case]
     hidden, weight, bias, target = layer(dtype, features=features, rows=29 if with_rows_left_out else ROWS)
