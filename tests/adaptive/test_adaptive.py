@@ -288,11 +288,12 @@ def test_odm_rewards_are_importance_weighted():
     start = Mixture.temperature_sampling(SIZES, 5)
     one = OnlineDataMixing(start, delay=1)
     one.update(0, Statistics([0, 20, 0, 0], [0, 10, 0, 0]))
-    assert np.allclose(one._state["rewards"], [0, 2 / start.sampling[1] / 10, 0, 0])
+    rewards = list(one.state_dict()["learned"]["rewards"].values())
+    assert np.allclose(rewards, [0, 2 / start.sampling[1] / 10, 0, 0])
     mixed = OnlineDataMixing(start, delay=1)
     losses, counts = np.array([1, 2, 3, 4]), 1e6 * start.sampling
     mixed.update(0, Statistics(losses * counts, counts))
-    assert np.allclose(mixed._state["rewards"], losses / 10)
+    assert np.allclose(list(mixed.state_dict()["learned"]["rewards"].values()), losses / 10)
 
 
 def test_odm_smoothed_mean_is_that_of_the_public_code():

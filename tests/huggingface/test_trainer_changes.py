@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 
+torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from test_trainer import SIZES, losses, make_trainer, switching  # noqa: E402
+from test_trainer import AS_LOGGED, SIZES, Sequences, losses, make_trainer, switching, tiny_model  # noqa: E402
 
 from pycooldown import DomainBatchSampler, Mixture, adaptive, schedules  # noqa: E402
 from pycooldown.huggingface import MixtureTrainer  # noqa: E402
@@ -114,12 +115,21 @@ def test_a_ramp_trains_on_the_planned_batches_and_resumes_with_another_size(tmp_
 
 def test_the_loss_of_a_mixture_of_tokens_is_divided_by_the_tokens_of_its_batch(tmp_path):
     """The loss is divided by the expected number of tokens, so a larger batch does not weigh more."""
-    trainer = recording(tmp_path, learning_rate=0.0, more={"mixture_unit": "tokens"})
+    lengths = {"big": 4.0, "mid": 5.0, "small": 6.0}
+    trainer = recording(
+        tmp_path, learning_rate=0.0, steps=5, more={"mixture_unit": "tokens", "tokens_per_sample": lengths}
+    )
     trainer.set_batch_size(24, from_step=3)
-    before, after = (trainer._loss_weights(step) for step in (2, 3))
-    length = after[1] / 24
-    assert before[1] == pytest.approx(12 * float(trainer.sampler.mixture(2).sampling @ trainer._lengths))
-    assert length == pytest.approx(float(trainer.sampler.mixture(3).sampling @ trainer._lengths))
+    trainer.train()
+    model = tiny_model().eval()
+    for step, loss in enumerate(losses(trainer)):
+        plan, expected = trainer.sampler.plan(step), 0.0
+        weights = plan.mixture.loss_weights / list(lengths.values())
+        for i, domain in zip(plan.indices.tolist(), plan.domain_ids.tolist()):
+            row = torch.tensor([Sequences()[i]])
+            with torch.no_grad():
+                expected += weights[domain] * float(model(row, labels=row).loss) * (row.shape[1] - 1)
+        assert loss == pytest.approx(expected / (12 if step < 3 else 24), **AS_LOGGED)
 
 
 def test_impossible_batch_sizes_are_refused(tmp_path):
