@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import random
 import time
 from datetime import datetime, timezone
 
@@ -163,7 +164,7 @@ def test_a_failing_run_leaves_no_manifest(corpus, make_store, tokenizer_file):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_large_shards_arrive_in_parts(make_store, tmp_path, scheme):
     output = open_output(make_store(scheme))
-    content = os.urandom(12 << 20)
+    content = random.Random(0).randbytes(12 << 20)
     (tmp_path / "x.tar").write_bytes(content)
     (tmp_path / "x.tar.ends").write_bytes(b"ends")
     output.write("x.tar.ends", b"of another tar")
