@@ -11,7 +11,7 @@
 #include "arrays.h"
 #include "integers.h"
 #include "pycooldown/block_maps.h"
-#include "pycooldown/cache_plan.h"
+#include "pycooldown/cache_planner.h"
 
 namespace py = pybind11;
 using namespace py::literals;
