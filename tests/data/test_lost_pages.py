@@ -12,7 +12,7 @@ import pytest
 
 from pycooldown.data import token_sources
 from pycooldown.data.index_building import build_index
-from pycooldown.data.token_writer import write_token_shard
+from pycooldown.data.token_shard_writer import write_token_shard
 
 # Each case runs in a process of its own. Before the mapped file is truncated, it is renamed and another file takes its
 # name. So the status of the file shows nothing, and only a read of the map meets the missing pages.
