@@ -12,9 +12,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pycooldown.huggingface.sources import Samples
-from pycooldown.huggingface.vmap_masks import vmap_inputs
-
-Tensors = dict[str, torch.Tensor]
+from pycooldown.huggingface.vmap_masks import Tensors, vmap_inputs
 
 
 class Probe:
