@@ -123,8 +123,10 @@ def test_the_mask_of_documents():
     ]
 
 
-def test_probes_keep_documents_apart():
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_probes_keep_documents_apart(attention):
     model = tiny("llama").eval()
+    model.set_attn_implementation(attention)
     model.config.use_cache = False
     rows = [{**Rows().row, "input_ids": [(3 * i + k) % 64 for k in range(1, 9)]} for i in range(3)]
     gradients = []

@@ -295,14 +295,17 @@ def test_the_losses_of_routers_of_switch_transformers_are_kept():
     theirs, ours = build(), build()
     expected = theirs(**inputs, output_router_logits=True)
     expected.loss.backward()
-    without = theirs(**inputs).loss
-    assert expected.loss.item() > without.item() + 0.1
+    # Left out, the option is False, with transformers 4.57 True: the fused loss follows the model in either.
+    others = [{"output_router_logits": False}, {}]
+    others = [(options, theirs(**inputs, **options).loss.item()) for options in others]
+    assert expected.loss.item() > others[0][1] + 0.1
     fuse_loss(ours)
     output = ours(**inputs, output_router_logits=True)
     output.loss.backward()
     assert output.logits is None
     assert output.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
-    assert ours(**inputs).loss.item() == pytest.approx(without.item(), rel=1e-5)
+    for options, loss in others:
+        assert ours(**inputs, **options).loss.item() == pytest.approx(loss, rel=1e-5)
     for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         if other.grad is not None:
             assert (mine.grad - other.grad).abs().amax() <= 2e-5 * other.grad.abs().amax().clamp(min=0.01), name

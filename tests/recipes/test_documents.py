@@ -259,7 +259,7 @@ def test_training_starts_from_a_models_folder_or_with_an_adapter(user):
         ("trainer.gradient_checkpoint=true", "trainer.gradient_checkpoint is unknown.*mean gradient_checkpointing"),
         ("trainer.learning_rate=1", "trainer.learning_rate: the recipe decides it; set training.learning_rate"),
         ("trainer.use_liger_kernel=true", "trainer.use_liger_kernel: its forward"),
-        ("trainer.report_to=tensorboard", "always in the run's folder"),
+        ("trainer.logging_dir=charts", "trainer.logging_dir: the recipe decides it; events for TensorBoard are in"),
         ("trainer.optim=adamm", "trainer: .*adamm"),
         ("data.domains=[large, none]", "data.domains has 'none'"),
         ("data.path=nowhere", "nowhere/manifest.json is missing"),
@@ -273,14 +273,20 @@ def test_what_does_not_fit_is_refused(user, override, message):
 
 def test_arguments_of_trainer_pass_through(user):
     path = Path("arguments.yaml")
-    path.write_text(RECIPE + "trainer: {gradient_checkpointing: true, optim: sgd, lr_scheduler_type: constant}\n")
-    run = train(load_recipe(path, ["data.length=64", "training.warmup=0"]), "run", progress=False)
+    given = "gradient_checkpointing: true, optim: sgd, lr_scheduler_type: constant, report_to: [tensorboard]"
+    path.write_text(RECIPE + f"trainer: {{{given}}}\n")
+    # The last step is then evaluated after training, with transformers before 5.
+    overrides = ["data.length=64", "training.warmup=0", "training.eval_every=3", "training.save_every=3"]
+    run = train(load_recipe(path, overrides), "run", progress=False)
+    assert {path.parent for path in Path("run").rglob("events.*")} == {Path("run/tensorboard")}
     assert {entry["learning_rate"] for entry in run.train} == {2e-3}
     args = torch.load("run/checkpoint-4/training_args.bin", weights_only=False)
     assert args.gradient_checkpointing
     assert args.optim == "sgd"
     assert not args.bf16  # the default on a CPU
-    assert set(DECIDED) - {"overwrite_output_dir", "warmup_ratio"} <= set(vars(args)) | {"logging_strategy"}
+    assert set(DECIDED) - {"overwrite_output_dir", "warmup_ratio", "logging_dir"} <= set(vars(args)) | {
+        "logging_strategy"
+    }
 
 
 def test_tokens_of_other_projects_are_trained_on(user):

@@ -226,6 +226,22 @@ def test_probe_measures_losses_and_gradients_of_single_examples():
         assert float(measured[3, i]) == pytest.approx(float(torch.stack(gradients).square().sum(1).mean()), rel=1e-4)
 
 
+@pytest.mark.parametrize("directions", [0, 2])
+def test_probes_leave_a_module_under_two_names_as_it_was(directions):
+    """Encoder and decoder may have the same embeddings, in which torch's functional_call leaves other parameters."""
+    model = tiny_model()
+    alone = make_probe(directions=directions)
+    with fuse_loss(model):
+        expected = alone.measure(model, 5, [0, 2], gradients=True)
+    model.twin = model.model.embed_tokens
+    before = dict(model.named_parameters(remove_duplicate=False))
+    with fuse_loss(model):
+        measured = alone.measure(model, 5, [0, 2], gradients=True)
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert all(after[name] is parameter for name, parameter in before.items())
+    torch.testing.assert_close(measured, expected, rtol=1e-5, atol=0)
+
+
 def test_projected_gradients_are_those_along_random_directions(monkeypatch):
     model = tiny_model()
     with fuse_loss(model):
