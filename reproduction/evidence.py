@@ -77,7 +77,7 @@ def read_evidence(folder: Path | None = None) -> Evidence:
 
 def save_page(evidence: Evidence, out: Path, advice_path: Path | None = None) -> list[Path]:
     """Write evidence.md, its pictures and, if a path is given, the advice; return what was written."""
-    pictures = evidence_figures.draw(evidence.regimes, evidence.claims, out / "figures")
+    pictures = evidence_figures.draw(evidence.regimes, evidence.claims, out / "figures", evidence.blocks)
     relative = {caption: f"figures/{path.name}" for caption, path in pictures.items()}
     kept.write_text(out / "evidence.md", page(evidence, relative))
     if advice_path is not None:
@@ -107,6 +107,7 @@ def page(evidence: Evidence, pictures: Mapping[str, str]) -> str:
         if regime.is_paper:
             parts.append(_images(pictures, *evidence_figures.LOSSES))
     parts.append(evidence_tables.blocks_section(evidence.blocks))
+    parts.append(_images(pictures, evidence_figures.BLOCKS))
     parts.append(evidence_tables.groups_section(evidence.groups))
     parts.append(evidence_tables.other_claims(evidence.claims))
     parts.append(_images(pictures, *evidence_figures.THEORY))
