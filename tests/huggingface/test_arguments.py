@@ -231,5 +231,5 @@ def test_two_trainers_may_have_one_model(tmp_path):
 
 def test_collators_without_labels_are_named(tmp_path):
     trainer = make_trainer(tmp_path, switching(), collator=lambda rows: {"input_ids": collate(rows)["input_ids"]})
-    with pytest.raises(ValueError, match=r"data_collator gives \['domain_ids', 'input_ids'\]; expected 'labels'"):
+    with pytest.raises(ValueError, match=r"data_collator returns \['domain_ids', 'input_ids'\]; expected 'labels'"):
         trainer.train()

@@ -382,7 +382,7 @@ def test_a_checkpoint_holds_the_state_of_its_own_step_however_far_workers_read_a
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": -1}, "max_steps = -1; .*expected a number of steps"),
+        ({"steps": -1}, "max_steps = -1; .*expected a number > 0"),
         ({"save_total_limit": 1}, "save_total_limit = 1; expected at least 2"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size = True; it would change"),
     ],
@@ -404,7 +404,7 @@ def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypa
     [
         ({"SLURM_NTASKS": "4"}, "Slurm has 4 tasks .SLURM_NTASKS., but Trainer knows of 1.*torchrun"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI has 2 tasks"),
-        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "on CPUs it starts one; use torchrun"),
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "on CPUs it starts only one; use torchrun"),
         ({"SLURM_NTASKS": "1", "OMPI_COMM_WORLD_SIZE": "1", "ACCELERATE_USE_CPU": "True"}, None),
         ({"SLURM_NTASKS": "4", "WORLD_SIZE": "1"}, None),  # torchrun within an allocation: its count is the job's
     ],
