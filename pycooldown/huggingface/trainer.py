@@ -63,23 +63,23 @@ class MixtureTrainerMixin(SamplerPart):
     Args:
         model: A model that `fuse_loss` accepts. It stays fused. A model that is fused already keeps its z-loss and
             label smoothing.
-    args: With ``max_steps`` > 0; ``data_seed`` (or else ``seed``) decides the order of samples.
-    schedule: The mixture at each step, or a function of {domain: size} that returns it.
-    train_dataset: Map-style datasets by domain, a `datasets.Dataset` with ``domain_column``, a list of datasets in
-        the order of the schedule's domains, or one with the domains laid end to end in this order.
+        args: With ``max_steps`` > 0; ``data_seed`` (or else ``seed``) decides the order of samples.
+        schedule: The mixture at each step, or a function of {domain: size} that returns it.
+        train_dataset: Map-style datasets by domain, a `datasets.Dataset` with ``domain_column``, a list of datasets in
+            the order of the schedule's domains, or one with the domains laid end to end in this order.
         data_collator: Makes the model's inputs and ``labels`` (N, T) from samples; -100 marks tokens without a
             loss. It may also return ``domain_ids`` (N, T), for rows that hold samples of several domains.
         eval_dataset: A map-style dataset for each domain to be evaluated, by name, or one without domains.
         allocation: How a batch's samples are distributed over domains, see `pycooldown.DomainBatchSampler`.
-    stop: Train one pass that ends by this rule, see `pycooldown.DomainBatchSampler`. It sets ``args.max_steps``.
-    domain_column: The column of a `datasets.Dataset` that names each sample's domain.
+        stop: Train one pass that ends by this rule, see `pycooldown.DomainBatchSampler`. It sets ``args.max_steps``.
+        domain_column: The column of a `datasets.Dataset` that names each sample's domain.
         mixture_unit: Whether the mixture's target counts "samples" or "tokens".
         tokens_per_sample: Mean tokens with a loss in a sample, by domain, for a mixture of tokens; by default they
             are measured on up to 256 samples of each domain.
-    allow_non_finite_loss: Whether to go on when a loss is not finite.
+        allow_non_finite_loss: Whether to go on when a loss is not finite.
         reference_model: The model over whose losses DoReMi takes the excess.
         probe: Examples kept out of training, for the schedules that learn from them.
-    **kwargs: Further arguments of Trainer.
+        **kwargs: Further arguments of Trainer.
 
     Raises:
         ValueError: For arguments that contradict each other or cannot be honoured, with the way to fix them.

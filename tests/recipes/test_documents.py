@@ -250,7 +250,7 @@ def test_going_on_from_a_folder_and_with_an_adapter(user):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.max_length=32", "max_length cuts packed pairs"),
+        ("data.max_length=32", "max_length is for packed pairs"),
         ("model.config={model_type: lama}", "model_type is 'lama'.*did you mean"),
         ("model.config={model_type: llama, hiden_size: 3}", "hiden_size is unknown to LlamaConfig; did you mean"),
         ("model.config={model_type: llama, vocab_size: 100}", "has 100 token ids, the data's tokenizer 202"),

@@ -110,7 +110,7 @@ def test_files_that_hold_no_sizes(tmp_path, name, text, message):
 def test_sizes_that_do_not_fit():
     with pytest.raises(ValueError, match="expected domain=number"):
         parse_size("en")
-    with pytest.raises(ValueError, match="give --sequence-length"):
+    with pytest.raises(ValueError, match="pass --sequence-length"):
         to_sequences({"en": 1e9}, "tokens")
     with pytest.raises(ValueError, match="domain 'sw' has 100 tokens, less than one sequence of 512"):
         to_sequences({"sw": 100}, "tokens", 512)
