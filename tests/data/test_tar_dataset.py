@@ -206,7 +206,7 @@ def test_patterns_are_expanded_in_order(shards):
         ({3: "x.tar"}, TypeError, "has the domain 3, a int; expected a name"),
         ({"a": "pipe:cat x.tar"}, ValueError, r"'pipe:' cannot be; stream it with pycooldown\.data\.mix"),
         ({"a": "hf://host/x.tar"}, ValueError, "'hf://' cannot be; stream it"),
-        ({"a": "https://host/*.tar"}, ValueError, "http has no lists; name every file, with braces"),
+        ({"a": "https://host/*.tar"}, ValueError, "http has no listings; name every file, with braces"),
         ({"a": "file:///x.tar"}, ValueError, "expected a path, without 'file://'"),
         ({"a": "missing-*.tar"}, FileNotFoundError, r"no file matches the pattern 'missing-\*\.tar'"),
         ({"a": "missing-{0..1}.tar"}, FileNotFoundError, r"missing-0\.tar"),

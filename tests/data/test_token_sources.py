@@ -121,7 +121,7 @@ def test_datatrove_without_metadata(tmp_path):
     write_datatrove(tmp_path, DOCUMENTS, "uint16")
     (tmp_path / "d.ds.metadata").unlink()
     assert contents(token_sources.datatrove(tmp_path / "d.ds", "uint16")) == EXPECTED
-    with pytest.raises(ValueError, match="give dtype='uint16' or 'uint32'"):
+    with pytest.raises(ValueError, match="pass dtype='uint16' or 'uint32'"):
         token_sources.datatrove(tmp_path / "d.ds")
     with pytest.raises(ValueError, match="it has 400 tokens, but its last document ends at 800"):
         token_sources.datatrove(tmp_path / "d.ds", "uint32")

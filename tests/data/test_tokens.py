@@ -204,8 +204,11 @@ def test_a_split_without_documents_of_some_domain(tmp_path):
         ({"pad_id": 200, "vocabulary_size": 128}, "pad_id = 200; expected one of the 128 ids"),
         ({"columns": ["labels"]}, "expected some of .*, input_ids among them"),
         ({"columns": ["input_ids", "tokens"]}, "expected some of .*, input_ids among them"),
-        ({"columns": ["input_ids"], "cross_document_labels": True}, "cross_document_labels without labels"),
-        ({"mode": "best_fit", "cross_document_labels": True}, "neighbours there do not follow each other"),
+        ({"columns": ["input_ids"], "cross_document_labels": True}, "cross_document_labels needs labels"),
+        (
+            {"mode": "best_fit", "cross_document_labels": True},
+            "expected mode 'concat', where documents follow each other",
+        ),
         ({"mode": "document", "remainder": "drop"}, "mode 'document' has long_documents"),
         ({"long_documents": "drop"}, "leave it out"),
         ({"mode": "document", "long_documents": "cut"}, "long_documents = 'cut'; expected one of"),

@@ -1,4 +1,4 @@
-"""Which blocks have files, in memory that the fetcher shares with all processes that read."""
+"""The blocks that have files, in memory that the fetcher shares with all reading processes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import struct
 
 __all__ = ["BlockStates"]
 
-_EVICTIONS = struct.Struct("=Q")  # their number so far, before the states
+_EVICTIONS = struct.Struct("=Q")  # the number of evictions so far, stored before the states
 
 
 class BlockStates:
-    """A byte for each block: 0 where it has no file, and another number for each new file.
+    """A byte for each block: 0 if it has no file, and another number for each new file.
 
-    Readers look at it in place of the folder (see `csrc/include/pycooldown/block_maps.h`). Only the fetcher writes it.
+    Readers read it instead of the folder (see `csrc/include/pycooldown/block_maps.h`). Only the fetcher writes it.
 
     Args:
-        path: Where it is made.
+        path: The file to create.
         blocks: Number of blocks.
 
     Raises:
@@ -26,7 +26,7 @@ class BlockStates:
     def __init__(self, path: str, blocks: int) -> None:
         size = _EVICTIONS.size + blocks
         with open(path, "xb+") as file:
-            file.write(bytes(size))  # now, since a page that finds no room later would end the process
+            file.write(bytes(size))  # allocate now: a page without room later would end the process
             file.flush()
             self._states = mmap.mmap(file.fileno(), size)
         self._evictions = 0
@@ -38,7 +38,7 @@ class BlockStates:
         self._states[_EVICTIONS.size + number] = self._last[number]
 
     def vanish(self, number: int) -> None:
-        """Note that a block's file is about to go."""
+        """Note that a block's file is about to be deleted."""
         if self._states[_EVICTIONS.size + number]:
             self._states[_EVICTIONS.size + number] = 0
             self._evictions += 1

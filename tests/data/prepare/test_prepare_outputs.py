@@ -185,7 +185,7 @@ def test_large_shards_arrive_in_parts(make_store, tmp_path, scheme):
 def test_outputs_that_cannot_be(corpus, make_store, tokenizer_file):
     make_store("s3")
     inputs = parse_inputs([str(corpus)])
-    with pytest.raises(ValueError, match="a web server takes no files: expected a folder here"):
+    with pytest.raises(ValueError, match="a web server accepts no files: expected a local folder"):
         run("https://x/y", inputs, tokenizer_file)
     with pytest.raises(ValueError, match="ftp://x/y cannot be read; expected a local path, or a bucket"):
         run("ftp://x/y", inputs, tokenizer_file)

@@ -297,8 +297,8 @@ def test_recorded_objects_are_not_fetched_again(scheme, fetched, web, corpus, to
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("/forbidden/x.jsonl", r"Errno 13.*look at the credentials.*/forbidden/x.jsonl"),
-        ("/short/x.jsonl", r"Errno 5.*look at the endpoint.*/short/x.jsonl"),
+        ("/forbidden/x.jsonl", r"Errno 13.*check the credentials.*/forbidden/x.jsonl"),
+        ("/short/x.jsonl", r"Errno 5.*check the endpoint.*/short/x.jsonl"),
         ("/whole/x.jsonl", r"Errno 5.*[Rr]ange.*/whole/x.jsonl"),
         ("/none.jsonl", "/none.jsonl cannot be listed: http has no folders or patterns; name every file"),
         ("/*.jsonl", "http has no folders or patterns"),
@@ -325,12 +325,12 @@ def test_names_in_urls_are_decoded_once(web):
 def test_credentials_that_are_wrong_or_missing_are_named(web, monkeypatch):
     use_s3(monkeypatch, web[0])
     for pattern in ("x.jsonl", "*.jsonl"):
-        with pytest.raises(StoreError, match=r"Errno 13.*look at the credentials in the environment.*s3://forbidden"):
+        with pytest.raises(StoreError, match=r"Errno 13.*check the credentials in the environment.*s3://forbidden"):
             find_files({"en": f"s3://forbidden/{pattern}"})
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", f"{web[0]}/forbidden")
-    with pytest.raises(StoreError, match=r"Errno 13.*no credentials were found .*look at the credentials") as caught:
+    with pytest.raises(StoreError, match=r"Errno 13.*no credentials were found .*check the credentials") as caught:
         find_files({"en": "s3://no-credentials/x.jsonl"})
     assert "\n" not in str(caught.value)
     monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
