@@ -189,7 +189,7 @@ def test_outputs_that_cannot_be(corpus, make_store, tokenizer_file):
         run("https://x/y", inputs, tokenizer_file)
     with pytest.raises(ValueError, match="ftp://x/y cannot be read; expected a local path, or a bucket"):
         run("ftp://x/y", inputs, tokenizer_file)
-    with pytest.raises(StoreError, match=r"bucket does not exist; look at the spelling .*'s3://no-such-bucket/out"):
+    with pytest.raises(StoreError, match=r"bucket does not exist; check the spelling .*'s3://no-such-bucket/out"):
         run("s3://no-such-bucket/out", inputs, tokenizer_file)
     with pytest.raises(ValueError, match=r"tokenizer 's3://no-such-bucket/tokenizer.json' is not there"):
         run("s3://no-such-bucket/out", inputs, "s3://no-such-bucket/tokenizer.json")

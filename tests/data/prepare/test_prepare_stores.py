@@ -210,7 +210,7 @@ def test_what_is_missing_is_named(bucket):
     with pytest.raises(ValueError, match=rf"'{bucket}/none.jsonl' of domain 'en' matches no file"):
         find_files({"en": f"{bucket}/none.jsonl"})
     with pytest.raises(
-        StoreError, match=r"bucket does not exist; look at the spelling .*'s3://no-such-bucket'"
+        StoreError, match=r"bucket does not exist; check the spelling .*'s3://no-such-bucket'"
     ) as caught:
         find_files({"en": "s3://no-such-bucket/*.jsonl"})
     assert "\n" not in str(caught.value)
