@@ -6,11 +6,11 @@ Forward and backward of a loss with a kept gradient move at least 2 elements per
 
 * Rows that fit in registers move exactly these.
 * A longer row is read twice, and written once. Let R be its bytes, P the rows in progress, and C the useful bytes in
-  L2. The kernels load the first time with "evict_last" and the second with "evict_first". If the cache follows these hints,
-  it provides the share min(1, C / (R P)) of the second read, and 3 minus that share elements are moved.
+  L2. The kernels load the first time with "evict_last" and the second with "evict_first". If the cache follows these
+  hints, it provides the share min(1, C / (R P)) of the second read, and 3 minus that share elements are moved.
 * If it instead drops the least recently used data ("LRU"): between two reads of the element at a share u from the end
-  of a row, 2 u R bytes of the row are read and u R written, and as much of each other row, 3 u R P in total. So the share
-  is min(1, C / (3 R P)).
+  of a row, 2 u R bytes of the row are read and u R written, and as much of each other row, 3 u R P in total. So the
+  share is min(1, C / (3 R P)).
 
 Assumptions: C is half of L2, because an SM's half may hold copies of data of the other half. Rows in progress are at
 evenly spread stages. Nothing else uses the cache. None of this was measured.

@@ -19,7 +19,7 @@ from pycooldown.mixture import Mixture, Vector
 
 Table = npt.NDArray[np.float64]
 
-_SLOTS = 32  # averages of losses that are kept for the fit
+_SLOTS = 32  # number of loss averages kept for the fit
 _EXPONENTS = np.linspace(0.01, 1.0, 199)
 
 

@@ -55,7 +55,7 @@ class DoReMi(LearnedSchedule):
 
     @property
     def moving_average(self) -> Mixture:
-        """As `average`, with an exponential moving average. If the two differ, the weights have not settled."""
+        """As `average`, but with an exponential moving average. If they differ, the weights have not settled."""
         mean = self._state["moving_average"] / self._state["moving_average"].sum()
         return self._mixture(mean, mean)
 

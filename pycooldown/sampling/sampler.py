@@ -1,4 +1,4 @@
-"""Turns a schedule into batches of sample indices, each a pure function of (seed, step)."""
+"""Turn a schedule into batches of sample indices, each a pure function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class DomainBatchSampler:
         self._exclusive = Exclusive()
         self._check_batches(schedule, sizes, 0)
         self._planner = Planner(self._job)
-        self._next_step = 0  # where iteration goes on
+        self._next_step = 0  # where iteration continues
         self._pass_ended = False  # whether the last batch has been yielded, so that the next pass starts at step 0
         self._listeners: list[Callable[[int], None]] = []
         self._apply_stop()
@@ -126,7 +126,7 @@ class DomainBatchSampler:
     def __len__(self) -> int:
         """Return ``num_steps``, the length of a whole pass; one that goes on from a state has fewer steps left."""
         if self.num_steps is None:
-            raise TypeError("the sampler has no end: give num_steps to have a length")
+            raise TypeError("the sampler has no end, so it has no length; set num_steps")
         return self.num_steps
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -150,7 +150,7 @@ class DomainBatchSampler:
                 listener(step - 1)
             yield plan.indices.tolist()
         with self._exclusive.hold():
-            if self._next_step >= self.num_steps:  # not if a state was loaded meanwhile
+            if self._next_step >= self.num_steps:  # false if a state was loaded in the meantime
                 self._next_step, self._pass_ended = 0, False
 
     def watch(self, listener: Callable[[int], None]) -> None:
@@ -295,6 +295,6 @@ class DomainBatchSampler:
         checks.check_batches(schedule, sizes, from_step, end, self.world_size, homogeneous=self.homogeneous)
 
     def __getstate__(self) -> dict[str, Any]:
-        with self._exclusive.hold():  # copies, which other threads do not change while they are pickled
+        with self._exclusive.hold():  # copies, so that other threads do not change them during pickling
             job = self._job.copy()
             return self.__dict__ | {"_job": job, "_planner": self._planner.copy(job), "_listeners": []}

@@ -187,7 +187,10 @@ def test_altered_headers_are_refused_or_read_within_the_files(tmp_path, kind):
         (lambda f: token_sources.flat(f / "f.bin", ">u2"), "little endian"),
         (lambda f: token_sources.flat(f / "f.bin", "uint64"), "expected int8 to int64 or uint8 to uint32"),
         (lambda f: token_sources.flat(f / "f.bin", "uint16", eos_id=3, bos_id=4), "eos_id and bos_id are both given"),
-        (lambda f: token_sources.flat(f / "f.bin", "uint16", eos_id=70_000), "eos_id = 70000 does not fit dtype uint16"),
+        (
+            lambda f: token_sources.flat(f / "f.bin", "uint16", eos_id=70_000),
+            "eos_id = 70000 does not fit dtype uint16",
+        ),
         (lambda f: token_sources.flat(f / "f.bin", "int64", offset=3), "bytes of tokens, no multiple of 8"),
         (lambda f: token_sources.flat(f / "f.bin", "uint16", offset=10_000), "bytes of tokens"),
         (lambda f: token_sources.flat(f / "f.npy", "uint32"), r"holds uint16 of shape \(800,\); expected uint32"),
