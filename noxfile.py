@@ -108,7 +108,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def ray(session: nox.Session) -> None:
     """Run `pycooldown tokenize` and `index` on a local Ray cluster; opt-in, because Ray is large."""
-    install(session, "ray", "remote", "test")
+    install(session, "ray,remote", "test")
     session.run("pytest", "tests/data/prepare/test_prepare_ray.py", "tests/data/test_index_ray.py", *session.posargs)
 
 

@@ -1,4 +1,8 @@
-"""The actions of a cache at each step of a job: a pure function of the sampler's plan, the limit and the depth."""
+"""The actions of a cache at each step of a job: a pure function of the sampler's plan, the limit and the depth.
+
+This module collects the blocks that each step uses. `csrc/cpu/cache_planner.cpp` decides which one is evicted when
+there is no room.
+"""
 
 from __future__ import annotations
 

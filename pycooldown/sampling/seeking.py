@@ -1,4 +1,4 @@
-"""Plan the batch of any step. The core stands before one step, and is moved to others on demand."""
+"""Move the core to any step. The core, `csrc/cpu/batch_planner.cpp`, chooses the samples of one step after another."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-// The index of one shard in the format up to version 0.2 of the package: a fixed header, rows, then texts, each after
-// its length. It is only read, not written.
+// Reads the index file beside one shard: in this version (see tar_index_file.h), or in the format up to version 0.2 of
+// the package, which is only read: a fixed header, rows, then texts, each after its length.
 #include <cstring>
 #include <stdexcept>
 

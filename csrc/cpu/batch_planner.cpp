@@ -1,6 +1,6 @@
 // Plans the batch of a step: how many samples of each domain (batch_allocation.cpp), which ones (permute_kernel.cpp),
 // and in which order.
-#include "pycooldown/batch_plan.h"
+#include "pycooldown/batch_planner.h"
 
 #include <algorithm>
 #include <array>
