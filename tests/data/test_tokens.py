@@ -209,7 +209,7 @@ def test_a_split_without_documents_of_some_domain(tmp_path):
             {"mode": "best_fit", "cross_document_labels": True},
             "expected mode 'concat', where documents follow each other",
         ),
-        ({"mode": "document", "remainder": "drop"}, "mode 'document' has long_documents"),
+        ({"mode": "document", "remainder": "drop"}, "for mode 'document' pass long_documents"),
         ({"long_documents": "drop"}, "leave it out"),
         ({"mode": "document", "long_documents": "cut"}, "long_documents = 'cut'; expected one of"),
         ({"remainder": "keep"}, "remainder = 'keep'; expected 'pad' or 'drop'"),

@@ -323,7 +323,7 @@ def test_only_whole_checkpoints_are_trusted_and_an_older_one_is_taken(tmp_path, 
     copies(uninterrupted[0], tmp_path, 4, 6)
     damage(tmp_path / "checkpoint-6")
     trainer = make_trainer(tmp_path, switching(), steps=8, **SAVING)
-    told = rf"resuming from checkpoint-4, as a newer one is not whole: checkpoint-6: {DAMAGES[damage]}"
+    told = rf"resuming from checkpoint-4, because newer ones are not complete: checkpoint-6: {DAMAGES[damage]}"
     with pytest.warns(UserWarning, match=told):
         assert complete_checkpoint(tmp_path)[0] == str(tmp_path / "checkpoint-4")
     with pytest.raises(ValueError, match=rf"checkpoint-6 is not a complete checkpoint: {DAMAGES[damage]}"):
@@ -395,7 +395,7 @@ def test_arguments_that_cannot_work_are_refused(tmp_path, options, message):
 def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, switching())
     monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets it, which Trainer ignores without use_cpu or a GPU
-    with pytest.raises(ValueError, match=r"2 processes are started but Trainer knows of 1.*pass use_cpu=True"):
+    with pytest.raises(ValueError, match=r"torchrun started 2 processes but Trainer knows about 1.*pass use_cpu=True"):
         check_arguments(trainer.args, switching().mixture(0), VOCABULARY, None)
 
 

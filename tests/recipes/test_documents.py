@@ -200,7 +200,7 @@ def test_a_run_of_one_pass_goes_on_with_another_batch_size(user, monkeypatch):
     sizes = open_corpus(recipe.data).sizes
     train_until_killed(monkeypatch, recipe, "run")
     early = load_recipe("recipe.yaml", [*rule, "training.batch_size=[[0, 4], [1, 6]]"])
-    with pytest.raises(ValueError, match=r"cannot be resumed from: from_step = 1, but batches before step 2"):
+    with pytest.raises(ValueError, match=r"cannot resume from .*: from_step = 1, but batches before step 2"):
         train(early, "run", resume=True, progress=False)
     with pytest.raises(ValueError, match=r"another recipe: training.batch_size is 4 there and 8 here"):
         train(load_recipe("recipe.yaml", [*rule, "training.batch_size=8"]), "run", resume=True, progress=False)
@@ -257,7 +257,7 @@ def test_going_on_from_a_folder_and_with_an_adapter(user):
         ("model.config={model_type: llama, max_position_embeddings: 100}", "max_position_embeddings = 100"),
         ("model.config={model_type: t5}", "an encoder-decoder needs pairs"),
         ("trainer.gradient_checkpoint=true", "trainer.gradient_checkpoint is unknown.*mean gradient_checkpointing"),
-        ("trainer.learning_rate=1", "trainer.learning_rate: the recipe decides it; set training.learning_rate"),
+        ("trainer.learning_rate=1", "trainer.learning_rate is decided by other keys of the recipe: set training.learning_rate"),
         ("trainer.use_liger_kernel=true", "trainer.use_liger_kernel: its forward"),
         ("trainer.report_to=tensorboard", "always in the run's folder"),
         ("trainer.optim=adamm", "trainer: .*adamm"),

@@ -84,7 +84,7 @@ def load(tmp_path, text, overrides=()):
             "method: staircase, stages: [[0, 5], {start: 0.5, tua: 1}]",
             r"mixture.stages\[1\].tua is unknown; expected start, tau, domains, weights; did you mean tau\?",
         ),
-        ("steps: 100", "steps: 100, steps: 200", "key 'steps' stands twice"),
+        ("steps: 100", "steps: 100, steps: 200", "key 'steps' is repeated"),
         (GOOD, "- 1", "expected sections data"),
         (GOOD, "a: [", "is not YAML"),
     ],
@@ -193,7 +193,7 @@ def bomb(levels):
     ("text", "message"),
     [
         (bomb(30), "more than 100,000 values, counting what aliases repeat"),
-        ("data: &a [*a]", r"alias \*a stands before the end of its anchor"),
+        ("data: &a [*a]", r"alias \*a is used before the end of its anchor"),
         ("data: " + "[" * 5000, "nests deeper than 20 levels"),
         ("data: " + "{a: " * 5000, "nests deeper than 20 levels"),
         ("# " + "x" * 2_000_000, "more than 1,048,576 bytes"),

@@ -137,7 +137,7 @@ def test_weights_are_taken_by_name(tmp_path):
 def test_probes_are_kept_out_of_training(tmp_path):
     recipe = load(tmp_path, GOOD, ["mixture.method=fgls", "mixture.hold_out=0.1"])
     assert training_sizes(recipe, {"a": 1000, "b": 5}) == {"a": 900, "b": 3}
-    with pytest.raises(ValueError, match="domain 'b' has 2 samples, all kept out"):
+    with pytest.raises(ValueError, match="domain 'b' has 2 samples, and all of them are held out"):
         training_sizes(recipe, {"a": 1000, "b": 2})
     assert training_sizes(load(tmp_path, GOOD), {"b": 2}) == {"b": 2}
 

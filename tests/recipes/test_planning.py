@@ -123,7 +123,7 @@ def test_rules_say_how_many_steps_a_run_has(tmp_path):
     assert stage.end == 36  # of 64 sequences, the last one of 60
     (stage,) = plan(recipe(tmp_path, "{method: temperature, tau: 3}", steps="all_exhausted"), SIZES)
     assert stage.exposure.epochs.min() >= 1 > (stage.exposure.draws[0] - 64) / SIZES["en"]
-    with pytest.raises(ValueError, match=r"mixture: cooldown goes by training.steps, which is 'all_exhausted'"):
+    with pytest.raises(ValueError, match=r"mixture: cooldown depends on training.steps, which is 'all_exhausted'"):
         plan(recipe(tmp_path, "{method: cooldown}", steps="all_exhausted"), SIZES)
 
 
@@ -134,5 +134,5 @@ def test_ramps(tmp_path, monkeypatch, mixture):
     assert exact.draws.sum() == 10 * 16 + 50 * 32 + 40 * 64
     monkeypatch.setattr(planning_module, "MAX_COUNTED", 0)
     assert plan(chosen, SIZES)[-1].exposure.draws == pytest.approx(exact.draws, rel=0.1)
-    with pytest.raises(ValueError, match=r"mixture: unimax goes by training.batch_size, which is \(\(0, 16\), "):
+    with pytest.raises(ValueError, match=r"mixture: unimax depends on training.batch_size, which is \(\(0, 16\), "):
         plan(recipe(tmp_path, "{method: unimax, max_epochs: 2}", batch_size=[[0, 16], [10, 32]]), SIZES)

@@ -191,7 +191,7 @@ def test_outputs_that_cannot_be(corpus, make_store, tokenizer_file):
         run("ftp://x/y", inputs, tokenizer_file)
     with pytest.raises(StoreError, match=r"bucket does not exist; check the spelling .*'s3://no-such-bucket/out"):
         run("s3://no-such-bucket/out", inputs, tokenizer_file)
-    with pytest.raises(ValueError, match=r"tokenizer 's3://no-such-bucket/tokenizer.json' is not there"):
+    with pytest.raises(ValueError, match=r"tokenizer 's3://no-such-bucket/tokenizer.json' does not exist"):
         run("s3://no-such-bucket/out", inputs, "s3://no-such-bucket/tokenizer.json")
 
 

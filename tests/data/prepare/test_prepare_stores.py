@@ -164,7 +164,9 @@ def test_datasets_of_several_splits_are_refused_as_of_folders(bucket, tmp_path):
     (tmp_path / "data" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     upload(tmp_path / "data", bucket)
     for root in (str(tmp_path), bucket):
-        with pytest.raises(ValueError, match=f"{root}/data is a Hugging Face .*; name one of train, test in it"):
+        with pytest.raises(
+            ValueError, match=f"{root}/data is a Hugging Face .*; use the path of one of them: train, test"
+        ):
             find_files({"en": f"{root}/data"})
 
 

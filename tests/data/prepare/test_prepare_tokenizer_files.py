@@ -128,7 +128,7 @@ def test_files_that_are_no_tokenizers(tmp_path, name, content):
 
 
 def test_without_a_tokenizer_the_error_says_how_to_get_one(tmp_path):
-    with pytest.raises(ValueError, match=r"'tokenizer.json' is not there .* --train-tokenizer bpe .* trains one"):
+    with pytest.raises(ValueError, match=r"'tokenizer.json' does not exist .* --train-tokenizer bpe .* trains one"):
         prepare_tokenizer("tokenizer.json", tmp_path / "t")
 
 
