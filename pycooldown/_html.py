@@ -15,7 +15,7 @@ figure { margin: 1rem 0; } figcaption { color: light-dark(#57606a, #9aa4af); }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 pre { overflow-x: auto; background: var(--card); padding: .6rem; font: 13px/1.4 ui-monospace, monospace; }
 """
-# A browser that opens the page asks no server for anything, whatever the page holds.
+# A browser that opens the page sends no request to any server, for any content of the page.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 

@@ -27,8 +27,8 @@ def pike_step(
 ) -> Vector:
     """Return w_k exp(zeta_1 |grad L_k|^2 - zeta_2 sigma_k^2 / (2 b)), normalised: line 6 and 7 of PiKE's algorithm 1.
 
-    It is a step of mirror descent on the paper's bound of the loss after one step of SGD on a batch of b samples,
-    sum_k w_k lambda_k + w_k^2 kappa_k / 2, with constants in place of the factors of both terms.
+    It is a step of mirror descent on the paper's bound sum_k w_k lambda_k + w_k^2 kappa_k / 2. This bounds the loss
+    after one step of SGD on a batch of b samples. Constants replace the factors of both terms.
 
     Args:
         weights: (K,) w on the simplex.

@@ -37,7 +37,7 @@ class VarianceAware(LearnedSchedule):
     """Set sampling_i in proportion to target_i v_i, with v_i^2 a moment of domain i's gradients in probe batches.
 
     Variance-aware sampling of Salmani et al., arXiv 2511.06913, which is Neyman's allocation of the batch. The moment
-    is the one that is best for the sampler's ``allocation``; see `best_sampling`. The target is that of ``objective``.
+    is the best one for the sampler's ``allocation``; see `best_sampling`. The target is that of ``objective``.
     If this one learns too (FGLS or ERMA: the paper's joint methods), it learns first and the sampling follows its new
     target. The moving average and its start are our reconstruction.
 

@@ -25,8 +25,8 @@ def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of `path`, without fields other than `key`, `src` and `tgt`.
 
     Raises:
-        ValueError: At a line that is longer than 16 MiB or not a UTF-8 JSON object with these three strings, or whose
-            key could not be part of a member's name in a shard (letters, digits, `_` and `-` can).
+        ValueError: At a line that is longer than 16 MiB or not a UTF-8 JSON object with these three strings. Also if a
+            key has other characters than letters, digits, `_` and `-`, because it becomes part of a member's name.
     """
     with open_regular(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):

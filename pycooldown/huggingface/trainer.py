@@ -76,7 +76,7 @@ class MixtureTrainerMixin(SamplerPart):
         mixture_unit: Whether the mixture's target counts "samples" or "tokens".
         tokens_per_sample: Mean tokens with a loss in a sample, by domain, for a mixture of tokens; by default they
             are measured on up to 256 samples of each domain.
-        allow_non_finite_loss: Whether to go on when a loss is not finite.
+        allow_non_finite_loss: Whether to continue if a loss is not finite.
         reference_model: The model over whose losses DoReMi takes the excess.
         probe: Examples kept out of training, for the schedules that learn from them.
         **kwargs: Further arguments of Trainer.

@@ -158,7 +158,7 @@ class LossPart(Base):  # type: ignore[misc]
 
     def _weights_of(self, mixture: Mixture) -> tuple[Vector, float | None]:
         """Return the weights (K,) and, for a mixture of tokens, the expected tokens of a sample; otherwise None."""
-        if self._domain_means:  # whatever the lengths
+        if self._domain_means:  # independent of the lengths
             return mixture.target, None
         if self._lengths is None:
             return mixture.loss_weights, None

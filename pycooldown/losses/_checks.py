@@ -54,7 +54,7 @@ def layer_layout(input: torch.Tensor, layer: Layer) -> Layout:
     if input.dim() == 0 or weight.dim() < 2 or input.shape[-1] != weight.shape[-1]:
         raise ValueError(
             f"input must be (..., D) and linear_weight (V, D) or (V, d1, ..., D), got {tuple(input.shape)} and "
-            f"{tuple(weight.shape)}; a weight of torch.nn.Linear fits as it is"
+            f"{tuple(weight.shape)}; a weight of torch.nn.Linear has this shape"
         )
     if weight.dim() > 2 and input.dim() == 1:
         raise ValueError(

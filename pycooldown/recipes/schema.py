@@ -60,7 +60,7 @@ class Data:
     length: Count | None = None
     """Tokens of a sequence of documents; 1024 by default."""
     mode: Literal["concat", "document", "best_fit"] | None = None
-    """What a sequence of documents is: "concat" (the default) cuts a domain's stream of tokens, "document" has one
+    """The form of sequences of documents: "concat" (the default) cuts a domain's stream of tokens, "document" has one
     document, padded, "best_fit" packs whole documents. See `pycooldown.data.TokenDataset`."""
     intra_document_attention: Flag | None = None
     """Whether tokens attend only to their own document (the default). The model is first tested for this ability."""

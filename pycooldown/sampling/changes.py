@@ -114,7 +114,7 @@ class ScheduleHistory:
         if once and (grown := [domain for domain in change.new_sizes if domain in old]):
             raise ValueError(
                 f"domain {grown[0]!r} would grow, but a pass that draws each sample once keeps to the order of its "
-                "samples; give the new ones a domain of their own"
+                "samples; put the new ones into another domain"
             )
         return change
 

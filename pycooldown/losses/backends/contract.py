@@ -141,7 +141,7 @@ class Backend(SliceBackend, Protocol):
     ) -> Outputs:
         """Return loss, gradient and sums of rows, in one sweep.
 
-        Ignored rows have loss 0, lse 0 and gradient 0, whatever their logits. So have rows of scale 0, except that with
+        Ignored rows have loss 0, lse 0 and gradient 0 for any logits. So have rows of scale 0, except that with
         want_stats their loss and lse are computed. Sums are formed in a fixed order: the same bits every time.
 
         Args:

@@ -46,7 +46,7 @@ INTERPRETED = not isinstance(rows_kernel, triton.runtime.JITFunction)  # TRITON_
 
 
 class Variant(NamedTuple):
-    """What a kernel is compiled for: threads of a row, and tiles of 16 bytes a thread, kept or loaded at a time."""
+    """The constants of a kernel's compilation: threads of a row, and tiles of 16 bytes per thread, kept or loaded."""
 
     LANES: int
     TILES: int
@@ -65,7 +65,7 @@ KEPT = {
 }
 READ_TWICE = Variant(1024, 0, 4)
 # The most tiles that registers keep without spilling, by whether the device is of compute capability 10.0 or later and
-# whether the loss is plain: smoothing and a soft cap need registers of their own, on such a device too many.
+# whether the loss is plain: smoothing and a soft cap need more registers, on such a device too many.
 MAX_TILES = {(False, True): 8, (False, False): 6, (True, True): 4}
 UNLIKE = Variant(512, 0, 2)  # logits are read one by one, because their rows are not aligned like the gradient's
 MAX_REGISTERS = 64

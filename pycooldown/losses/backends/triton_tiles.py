@@ -2,8 +2,8 @@
 """Rows in Triton: where their edges and tiles are, and how values are read from them and written to them.
 
 A row need not start on a 16-byte boundary (with V = 50,257 and 2 bytes each, seven rows of eight do not). Each is
-split, by its own address, into a head and a tail of less than 16 bytes, the edges, and an aligned body between them, so
-that the body moves in 128-bit accesses at any V. The edges stay in registers between the passes: when the gradient
+split by its own address into an aligned body and two edges, a head and a tail of less than 16 bytes. So
+the body moves in 128-bit accesses at any V. The edges stay in registers between the passes: when the gradient
 overwrites the logits, one warp may have written them while another still has to read.
 
 The body is read as 32-bit words, of one float32 or two halves, in tiles of (LANES, 4): a thread has the four words of
