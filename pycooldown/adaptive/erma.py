@@ -64,7 +64,7 @@ def _project(weights: Vector, target: Vector) -> Vector:
 
 
 class ERMA(LearnedSchedule):
-    """Set target_i = start target_i * w_i, with w from `erma_step` on a probe batch every ``interval`` steps.
+    """Targets target_i = start target_i * w_i, with w from `erma_step` on a probe batch every ``interval`` steps.
 
     ERM with adaptation of Salmani et al., arXiv 2511.06913. We know only a summary of the paper, which leaves two
     points open; these are our reconstruction. One is G(t), which makes the step descend (sum_i pi_i (1 - w_i) L_i)^2 /

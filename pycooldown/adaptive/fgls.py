@@ -32,7 +32,7 @@ def aitken_weights(target: Vector, variance: Vector) -> Vector:
 
 
 class FGLS(LearnedSchedule):
-    """Set target_i = start target_i * w_i, with w_i inverse to the domain's squared error on held-out training data.
+    """Targets start target_i * w_i, with w_i inverse to the domain's squared error on held-out training data.
 
     One-shot FGLS of Salmani et al., arXiv 2511.06913. The errors are measured during training, on a part of each
     domain's training data that is held out, and averaged over time. We know only a summary of the paper, which leaves

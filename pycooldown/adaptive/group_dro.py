@@ -32,7 +32,7 @@ def worst_share(losses: Vector, fractions: Vector, share: float, least: float = 
 
 
 class GroupDRO(LearnedSchedule):
-    """Raise the target of domains with high loss: target_i <- target_i exp(eta L_i), normalised.
+    """Higher targets for domains with high loss: target_i <- target_i exp(eta L_i), normalised.
 
     Sagawa et al., "Distributionally Robust Neural Networks for Group Shifts", ICLR 2020, algorithm 1. The sampling
     stays that of the start. L_i is the mean loss of a token of domain i in the batch. A domain that is absent from a

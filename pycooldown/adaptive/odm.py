@@ -49,7 +49,7 @@ def smoothed_mean(log_rewards: Vector, step: int) -> Vector:
 
 
 class OnlineDataMixing(LearnedSchedule):
-    """Draw from a bandit's distribution over domains, with the loss as the reward; all losses weigh the same.
+    """Sampling from a bandit's distribution over domains, with the loss as the reward; all losses weigh the same.
 
     Albalak et al., "Efficient Online Data Mixing For Language Model Pre-Training", 2023. There are two variants.
 

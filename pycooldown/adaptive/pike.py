@@ -43,7 +43,7 @@ def pike_step(
 
 
 class PiKE(LearnedSchedule):
-    """Move target and sampling by `pike_step` with the gradients of a probe batch every ``interval`` steps.
+    """Target and sampling that `pike_step` moves every ``interval`` steps, with the gradients of a probe batch.
 
     Li et al., "PiKE: Adaptive Data Mixing for Large-Scale Multi-Task Learning Under Low Gradient Conflicts", NeurIPS
     2025 (arXiv 2502.06244). If a domain's gradients are long, its loss can fall; if they vary, they are noisy. The

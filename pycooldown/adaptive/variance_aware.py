@@ -34,7 +34,7 @@ def best_sampling(target: Vector, moments: Vector, least: float = 0.0) -> Vector
 
 
 class VarianceAware(LearnedSchedule):
-    """Set sampling_i in proportion to target_i v_i, with v_i^2 a moment of domain i's gradients in probe batches.
+    """Sampling in proportion to target_i v_i, with v_i^2 a moment of domain i's gradients in probe batches.
 
     Variance-aware sampling of Salmani et al., arXiv 2511.06913, which is Neyman's allocation of the batch. The moment
     is the best one for the sampler's ``allocation``; see `best_sampling`. The target is that of ``objective``.

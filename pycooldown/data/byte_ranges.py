@@ -34,7 +34,7 @@ class Spans(NamedTuple):
 
 
 class ByteRanges(Protocol):
-    """Reads ranges of bytes of the files ("objects") of a data set.
+    """A reader of ranges of bytes in the files ("objects") of a data set.
 
     It is pickled with its data set when workers are spawned, and it is used in the child processes of a fork.
     """

@@ -178,7 +178,7 @@ def _read_scan(shard: StoredObject, content: bytes, size: int, mtime_ns: int) ->
 
 
 class _Windows:
-    """Reads an object in windows to scan its headers. Windows grow, and are small again after a large member."""
+    """A reader of an object's headers in windows, which grow, and are small again after a large member."""
 
     def __init__(self, item: StoredObject) -> None:
         self._ranges = StoreRanges([item])

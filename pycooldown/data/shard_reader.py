@@ -19,7 +19,7 @@ __all__ = ["ShardReader"]
 
 
 class ShardReader:
-    """Reads samples by index: from files directly, and from objects with one call of `ranges` per batch.
+    """A reader of samples by index: from files directly, and from objects with one call of `ranges` per batch.
 
     Args:
         max_maps: Maximum number of files that are mapped into memory.

@@ -71,7 +71,7 @@ class Stream:
 
 
 class Passes:
-    """Finds the n-th sample of a sequence of shards that is read pass after pass, each time in another order.
+    """A search for the n-th sample of shards that are read pass after pass, each time in another order.
 
     Shards are counted when the search first reaches them, so a reader that stops early does not open all of them.
 

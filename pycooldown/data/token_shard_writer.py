@@ -109,7 +109,7 @@ def write_token_shard(
 
 
 class _Blocks:
-    """Writes the members of the tar, and collects the sidecar's data."""
+    """A writer of the tar's members that collects the sidecar's data."""
 
     def __init__(self, file: IO[bytes], dtype: np.dtype[Any], vocabulary_size: int) -> None:
         self.file = _Hashed(file)

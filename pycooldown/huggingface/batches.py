@@ -166,7 +166,7 @@ def load(
 
 
 class PackedText:
-    """Collate samples written by `pycooldown pack` into a batch for language modelling on their target side.
+    """A collator of samples written by `pycooldown pack`, for language modelling on their target side.
 
     Args:
         max_length: Tokens at which longer sequences are cut.
@@ -186,7 +186,7 @@ class PackedText:
 
 
 class PackedPairs:
-    """Collate samples written by `pycooldown pack` into a batch for translation.
+    """A collator of samples written by `pycooldown pack`, for translation.
 
     Args:
         max_length: Tokens at which longer sequences are cut, on both sides.

@@ -42,7 +42,7 @@ class MixtureProgress(ProgressCallback):  # type: ignore[misc]
 
 
 class ProgressLines(TrainerCallback):  # type: ignore[misc]
-    """Print a line for each log, for outputs that cannot show a progress bar."""
+    """A callback that prints a line for each log, for outputs that cannot show a progress bar."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Print the newest values."""
@@ -52,7 +52,7 @@ class ProgressLines(TrainerCallback):  # type: ignore[misc]
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
-    """Append what Trainer logs in training and evaluation to a file, one JSON object per line.
+    """A callback that appends Trainer's logs of training and evaluation to a file, one JSON object per line.
 
     ``seconds`` in a line is the training time so far, including evaluation and checkpoints. A resumed run first drops
     the lines after its checkpoint, then counts on from there.
@@ -85,7 +85,7 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
 
 
 class ResetAtStep(TrainerCallback):  # type: ignore[misc]
-    """Clear the optimizer's state or restart the learning rate before a step, as Order Matters does at its switch.
+    """A callback that resets the optimizer's state or the learning rate before a step, as Order Matters does.
 
     The learning rate follows its whole schedule again, warm-up included, compressed to the remaining steps: s steps
     after the reset it has the value of step s * max_steps / (max_steps - step). So it ends as low as without a reset.

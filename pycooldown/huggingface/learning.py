@@ -25,7 +25,7 @@ _ROWS = (
 
 
 class Learner(TrainerCallback):  # type: ignore[misc]
-    """Update a schedule after every optimizer step, with one all-reduce.
+    """A callback that updates a schedule after every optimizer step, with one all-reduce.
 
     Each domain is probed by one rank, so the outcome does not depend on the number of ranks.
 

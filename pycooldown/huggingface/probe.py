@@ -18,7 +18,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Probe:
-    """Measure a model on a few examples of each domain, drawn anew at each step from data kept out of training.
+    """A measurement of a model on a few examples of each domain, drawn anew at each step from held-out data.
 
     An example's loss is the mean over its tokens. Its gradient is that of the sum over its tokens, which is what one
     draw adds to the gradient of a batch. Dropout is off. The draws depend only on seed, step and the domain's name.

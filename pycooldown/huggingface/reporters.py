@@ -33,7 +33,7 @@ class LoggingTrainer(Protocol):
 
 
 class _Grouped(TrainerCallback):  # type: ignore[misc]
-    """Send values of domains as ``quantity/domain``, apart from Trainer's own ``train/...`` and ``eval/...``."""
+    """A callback that sends values of domains as ``quantity/domain``, apart from Trainer's ``train/`` and ``eval/``."""
 
     source: LoggingTrainer
 

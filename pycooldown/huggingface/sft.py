@@ -17,7 +17,7 @@ from pycooldown.losses._statistics import sum_by_domain
 
 
 class _CausalTargets:
-    """Takes the place of `FusedLoss` when TRL computes the loss of a causal model."""
+    """A substitute for `FusedLoss` when TRL computes the loss of a causal model."""
 
     shifts = True
     label_smoothing = 0.0

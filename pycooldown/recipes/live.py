@@ -54,7 +54,7 @@ def time_left(seconds: float, done: int, left: int) -> str:
 
 
 class LiveTable(TrainerCallback):  # type: ignore[misc]
-    """Show the domains and the time left, in place of a progress bar.
+    """A callback that shows the domains and the time left, in place of a progress bar.
 
     Args:
         console: Where to print; by default the terminal of stderr.

@@ -235,7 +235,7 @@ class KnownFutureCache:
 
 
 class _Reports:
-    """Reports the steps that a rank reaches to the fetcher."""
+    """A listener that reports the steps of a rank to the fetcher."""
 
     def __init__(self, cache: KnownFutureCache, sampler: DomainBatchSampler, start: int) -> None:
         self._cache, self._sampler, self._next, self._leaps = cache, sampler, start, 0

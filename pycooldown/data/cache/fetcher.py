@@ -48,7 +48,7 @@ class _Leap(NamedTuple):
 
 
 class Fetcher:
-    """Serves the blocks of a job to the processes of its node.
+    """A server of a job's blocks for the processes of its node.
 
     Args:
         job: The job to fetch for.

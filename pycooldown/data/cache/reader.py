@@ -22,7 +22,7 @@ _MAPPED = 16_384  # maximum number of blocks that a process keeps mapped
 
 
 class BlockReader:
-    """Reads ranges of bytes from blocks.
+    """A reader of ranges of bytes from blocks.
 
     It can be pickled and used after a fork: each process has its own connection and its own maps.
 

@@ -20,7 +20,7 @@ _NEWS = 0.005  # seconds in which asyncio handles messages sent before, such as 
 
 
 class Replay:
-    """Fetches and evicts as planned while ranks request batches. A step's actions wait for the slowest rank.
+    """The planned fetches and evictions, made while ranks request batches. A step's actions wait for the slowest rank.
 
     Args:
         job: The job whose plan is run.

@@ -26,7 +26,7 @@ RowIterator = Iterator[tuple[Any, list[Any]]]  # the place of each record, and i
 
 
 class Faults:
-    """Raises at an invalid record, or counts it.
+    """A handler of invalid records, which raises an error or counts them.
 
     Attributes:
         skipped: The number of records that were left out, by kind: "encoding", "malformed", "field" or "long".

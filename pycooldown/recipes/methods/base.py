@@ -40,7 +40,7 @@ _REGISTERED: dict[str, type[MethodOptions]] = {}
 
 
 class TrainStage(Protocol):
-    """Trains a recipe with another method, and optionally another model, in another folder."""
+    """A function that trains a recipe with another method, and optionally another model, in another folder."""
 
     def __call__(self, method: MethodOptions, folder: Path, model: AnyModel | None = None, /) -> Run:
         """Return the run. A finished run is not trained again."""
