@@ -87,7 +87,7 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
 
 
 class _RecipeFile(TrainerCallback):  # type: ignore[misc]
-    """A callback that writes the recipe when training begins. Before, a checkpoint may still refuse a changed recipe."""
+    """A callback that writes the recipe when training begins. Before, a checkpoint may refuse a changed recipe."""
 
     def __init__(self, path: Path, resolved: dict[str, Any]) -> None:
         self.path, self.resolved = path, resolved
