@@ -2,8 +2,8 @@
 
     python examples/megatron_external.py
 
-In pretrain_gpt.py let the provider return `micro_batches(...), None, None`, and use `loss_func` from here. The loss
-mask carries the weights by domain. Megatron's loop needs GPUs, so 4 processes, two by two, call its parts in its order.
+A sketch of a job: in pretrain_gpt.py let the provider return `micro_batches(...), None, None`, and use `loss_func` from
+here. The loss mask carries the weights. Megatron's loop needs GPUs, so 4 processes, two by two, call its parts.
 """
 
 import tempfile

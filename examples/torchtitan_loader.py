@@ -2,9 +2,9 @@
 
 python examples/torchtitan_loader.py
 
-Name the two configs in your model's config_registry and run `MixtureTrainer` in place of Trainer. Trainer needs GPUs,
-so loader, loss and hook are called here in its order. With pipeline parallelism this does not work, because the loss is
-called after the hook of several micro-batches.
+A sketch of a job: name the two configs in your model's config_registry, and run `MixtureTrainer` in place of Trainer.
+Trainer needs GPUs, so loader, loss and hook are called here in its order. Pipeline parallelism does not work with it,
+because the loss is called after the hook of several micro-batches.
 """
 
 import tempfile

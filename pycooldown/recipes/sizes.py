@@ -67,7 +67,7 @@ def to_sequences(sizes: Mapping[str, float], unit: Unit = "samples", length: int
     counts = {domain: int(size // divisor) for domain, size in sizes.items()}
     if short := [domain for domain, count in counts.items() if count < 1]:
         raise ValueError(
-            f"domain {short[0]!r} has {sizes[short[0]]:g} {unit}, fewer than one sequence of {divisor}; leave it out, "
+            f"domain {short[0]!r} has {sizes[short[0]]:g} {unit}, less than one sequence of {divisor}; leave it out, "
             "or lower the length"
         )
     return counts
