@@ -165,7 +165,7 @@ def test_a_rule_sets_the_length_of_training(tmp_path, stop):
 def test_changes_move_the_end_of_a_rule_before_training_only(tmp_path):
     with pytest.raises(ValueError, match="stop = 'all_exhausted' sets max_steps, which is 6; expected only one"):
         make_trainer(tmp_path, SECOND, more={"stop": "all_exhausted"})
-    with pytest.raises(ValueError, match="trains one pass, and num_train_epochs is 2"):
+    with pytest.raises(ValueError, match="trains one pass, but num_train_epochs = 2"):
         make_trainer(tmp_path, SECOND, steps=-1, more={"stop": "all_exhausted"}, num_train_epochs=2)
     trainer = make_trainer(tmp_path, SECOND, steps=-1, more={"stop": "all_exhausted_without_replacement"})
     assert trainer.args.max_steps == 6
