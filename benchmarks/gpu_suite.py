@@ -1,4 +1,4 @@
-"""Everything that only a GPU can tell, in three calls of less than ten minutes each.
+"""All measurements that need a GPU, in three calls of less than ten minutes each.
 
     python benchmarks/gpu_suite.py --stage 1 [--output gpu-results]    # then 2 and 3
     python benchmarks/gpu_suite.py --stage 1 --dry-run                 # tiny shapes, no GPU: in CI
@@ -8,10 +8,10 @@
 2. The output layer; feeding from tars and tokens; steps of training.
 3. Gradient variance at batch 512; training under τ = 1, τ = 5 and Cooldown, 130 passes through the rarest domain.
 
-Each task is a process of its own, and every row is written at once, so nothing is lost when the machine goes: the same
-command goes on after the last task that was finished. Peers are measured where they are installed (gpu/peers.txt and
-gpu/peers_quack.txt). A short table comes last; numbers, with the names and versions of what they were measured on, are
-in stage<N>.jsonl.
+Each task is a separate process, and every row is written at once, so nothing is lost if the machine is withdrawn. The
+same command continues after the last finished task. Peers are measured if they are installed (gpu/peers.txt and
+gpu/peers_quack.txt). A short table is printed at the end; stage<N>.jsonl has all numbers, with the names and versions
+of hardware and software.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-MINUTES = 9.5  # for a stage, of the ten that a call has
+MINUTES = 9.5  # limit of a stage; a call has ten
 PACKAGES = ("torch", "triton", "numpy", "transformers", "liger-kernel", "cut-cross-entropy", "quack-kernels")
 
 
@@ -37,12 +37,12 @@ class Task(NamedTuple):
     """A process of a stage.
 
     Attributes:
-        name: Of its rows.
-        command: What runs; "python" stands for this interpreter.
-        seconds: That it may take on a GPU.
-        needs: A program without which it is left out.
+        name: Name in the rows.
+        command: The command; "python" stands for this interpreter.
+        seconds: Time limit on a GPU.
+        needs: A program that the task needs; without it the task is skipped.
         rows: Whether it takes --dry-run, --output and --task, and writes rows itself.
-        dry: What runs in its place in a dry run, if not the same.
+        dry: The command for a dry run, if it differs.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Task(NamedTuple):
 
 
 def script(name: str, *arguments: str) -> tuple[str, ...]:
-    """The command of a benchmark."""
+    """Return the command of a benchmark."""
     return ("python", str(HERE / "gpu" / f"{name}.py"), *arguments)
 
 
 def pytest(*arguments: str) -> tuple[str, ...]:
-    """The command of tests."""
+    """Return the command of tests."""
     return (
         "python",
         "-m",
@@ -70,11 +70,11 @@ def pytest(*arguments: str) -> tuple[str, ...]:
         "-o",
         "addopts=",
         *arguments,
-    )  # whatever plugins are there
+    )  # independent of installed plugins
 
 
 def stages(site: Path) -> dict[int, list[Task]]:
-    """The tasks of each stage; what is built goes to a folder."""
+    """Return the tasks of each stage; builds go to a folder."""
     install = ("python", "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--no-index", "--upgrade")
     build = (*install, "--target", str(site), "-C", "cmake.define.PYCOOLDOWN_CUDA=ON", str(ROOT))
     losses = str(ROOT / "tests/losses")
@@ -127,14 +127,14 @@ def stages(site: Path) -> dict[int, list[Task]]:
 
 
 def environment(site: Path) -> dict[str, str]:
-    """What was built comes first; PYTHONSAFEPATH may keep a script from what lies beside it."""
+    """Return an environment in which the build comes first. PYTHONSAFEPATH may hide a script's neighbours from it."""
     paths = [str(site)] if site.exists() else []
     paths += [str(HERE / "gpu"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def read(path: Path) -> list[dict[str, object]]:
-    """The rows of a stage so far."""
+    """Return the rows of a stage so far."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -145,7 +145,7 @@ def write(path: Path, **row: object) -> None:
 
 
 def describe() -> dict[str, object]:
-    """The device and the versions."""
+    """Return the device and the versions."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -159,7 +159,7 @@ def describe() -> dict[str, object]:
 
 
 def perform(task: Task, path: Path, site: Path, *, dry: bool, seconds: float) -> None:
-    """Run a task and write how it ended."""
+    """Run a task and write its result."""
     command = task.dry if dry and task.dry else task.command
     if task.needs and not dry and shutil.which(task.needs) is None:
         write(path, task=task.name, dry=dry, status=0, skipped=f"{task.needs} is not installed")
@@ -177,7 +177,7 @@ def perform(task: Task, path: Path, site: Path, *, dry: bool, seconds: float) ->
                 env=environment(site),
                 stdout=file,
                 stderr=file,
-                timeout=seconds if dry else min(task.seconds, seconds),  # without a GPU nothing is timed
+                timeout=seconds if dry else min(task.seconds, seconds),  # nothing is timed without a GPU
             ).returncode
         except subprocess.TimeoutExpired:
             status = 124
@@ -193,7 +193,7 @@ def perform(task: Task, path: Path, site: Path, *, dry: bool, seconds: float) ->
 
 
 def print_table(path: Path, *, dry: bool) -> None:
-    """What is worth a look: how tasks ended, and times."""
+    """Print the results of tasks, and times."""
     for row in read(path):
         if row.get("dry") != dry or "task" not in row:
             continue
@@ -206,12 +206,12 @@ def print_table(path: Path, *, dry: bool) -> None:
 
 
 def main() -> int:
-    """Run a stage; the exit status says whether every task has passed."""
+    """Run a stage; the exit status tells whether every task has passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", type=int, choices=(1, 2, 3), required=True)
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes, on the interpreter")
     parser.add_argument("--output", type=Path, default=Path(os.environ.get("OUT", "gpu-results")))
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="after which no task is started")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="time after which no task is started")
     options = parser.parse_args()
     output = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
@@ -229,7 +229,7 @@ def main() -> int:
         if done and (dry or task.name != "build" or site.exists()):
             continue
         if remaining < 20:
-            print(f"no time is left for {task.name}: the same command goes on with it")
+            print(f"no time is left for {task.name}; the same command continues with it")
             break
         print(f"{task.name} ...", flush=True)
         perform(task, path, site, dry=dry, seconds=remaining)

@@ -1,19 +1,19 @@
-"""The model of what the cross-entropy kernels move between the chip and its memory, per logit.
+"""A model of the memory traffic of the cross-entropy kernels on a GPU, per logit.
 
     python benchmarks/gpu_traffic.py [--device H100]     # the table of docs/gpu.md
 
-Forward and backward of a loss with a kept gradient move at the least 2 elements per logit: one is read, one written.
+Forward and backward of a loss with a kept gradient move at least 2 elements per logit: one read and one write.
 
-* Rows that registers keep move just these.
-* A longer row is read twice, and written once. Let R be its bytes, P the rows under way, and C what L2 holds of use.
-  The kernels load the first time with "evict_last" and the second with "evict_first". If the cache does as it is asked,
-  the share min(1, C / (R P)) of the second reading comes from it, and 3 less that share are moved.
-* If it does not, but drops what was used least recently ("LRU"), then between two readings of the element at a share u
-  from the end of a row, 2 u R bytes of it are read and u R written, and as much of each other row: 3 u R P in all. So
-  the share is min(1, C / (3 R P)).
+* Rows that fit in registers move exactly these.
+* A longer row is read twice, and written once. Let R be its bytes, P the rows in progress, and C the useful bytes in
+  L2. The kernels load the first time with "evict_last" and the second with "evict_first". If the cache follows these
+  hints, it provides the share min(1, C / (R P)) of the second read, and 3 minus that share elements are moved.
+* If it instead drops the least recently used data ("LRU"): between two reads of the element at a share u from the end
+  of a row, 2 u R bytes of the row are read and u R written, and as much of each other row, 3 u R P in total. So the
+  share is min(1, C / (3 R P)).
 
-Assumptions: C is half of L2, as an SM's half may keep a copy of what belongs to the other; rows under way are at stages
-that are spread evenly; nothing else uses the cache. Nothing of this was measured.
+Assumptions: C is half of L2, because an SM's half may hold copies of data of the other half. Rows in progress are at
+evenly spread stages. Nothing else uses the cache. None of this was measured.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from pycooldown.losses.backends.triton import READ_TWICE, choose_variant, rows_u
 
 
 class Device(NamedTuple):
-    """What the model needs to know of a GPU."""
+    """The properties of a GPU that the model needs."""
 
     num_processors: int
     l2_bytes: int
     capability: tuple[int, int]
 
 
-# NVIDIA's data sheets: SXM versions.
+# From NVIDIA's data sheets of the SXM versions.
 DEVICES = {
     "A100": Device(108, 40 << 20, (8, 0)),
     "H100": Device(132, 50 << 20, (9, 0)),
@@ -44,14 +44,14 @@ CLASSES = (32_768, 50_257, 65_536, 98_304, 128_256, 151_936, 262_144)
 
 
 def accesses(num_classes: int, itemsize: int, device: Device, *, num_rows: int = 4096, lru: bool = False) -> float:
-    """Return the modelled number of elements that are moved per logit, forward and backward.
+    """Return the modelled number of elements moved per logit, forward and backward.
 
     Args:
         num_classes: V.
         itemsize: Bytes of a logit.
-        device: Where.
+        device: The GPU.
         num_rows: N.
-        lru: Whether the cache drops what was used least recently, whatever it is asked for.
+        lru: Whether the cache drops the least recently used data and ignores hints.
     """
     row_bytes = num_classes * itemsize
     if choose_variant(row_bytes, capability=device.capability) != READ_TWICE:
@@ -62,7 +62,7 @@ def accesses(num_classes: int, itemsize: int, device: Device, *, num_rows: int =
 
 
 def table(names: list[str]) -> str:
-    """Return the model as a table in Markdown."""
+    """Return the model's results as a Markdown table."""
     columns = [(name, label, size) for name in names for label, size in (("bf16", 2), ("fp32", 4))]
     lines = ["| V | " + " | ".join(f"{name} {label}" for name, label, _ in columns) + " |"]
     lines.append("|---:|" + "---:|" * len(columns))

@@ -1,4 +1,4 @@
-"""Compile every variant of the Triton kernels for GPUs that are not there, and hold the machine code to its budget.
+"""Compile every variant of the Triton kernels for GPUs that are not present, and check the machine code's budget.
 
     python benchmarks/triton_aot.py [--all | --targets 80 90 100] [--jobs N] [--write]
 
@@ -62,7 +62,7 @@ KNOWN_SPILLS = {
 
 
 def violations(variant: Variant, target: int, figures: Figures) -> list[str]:
-    """What a variant does that none may do."""
+    """Return the limits that a variant violates."""
     found = []
     spills = KNOWN_SPILLS.get(variant.row(target), 0)
     if figures.registers > MAX_REGISTERS:
@@ -75,7 +75,7 @@ def violations(variant: Variant, target: int, figures: Figures) -> list[str]:
         found.append(f"{figures.shared} bytes of shared memory, not less than {MAX_SHARED}")
     if figures.warps < MIN_WARPS:
         found.append(f"{figures.warps} warps < {MIN_WARPS}")
-    if figures.together < variant.together - 1:  # some assemblers leave the last for later
+    if figures.together < variant.together - 1:  # some assemblers delay the last one
         found.append(f"{figures.together} wide loads together, not {variant.together}")
     if figures.loop_shuffles:
         found.append(f"{figures.loop_shuffles} shuffles between tiles")
@@ -88,7 +88,7 @@ def violations(variant: Variant, target: int, figures: Figures) -> list[str]:
 
 
 def read_table() -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Figures by triton, target, kernel, dtype and constants."""
+    """Return figures by triton version, target, kernel, dtype and constants."""
     if not TABLE.exists():
         return {}
     with TABLE.open(newline="") as file:
@@ -96,7 +96,7 @@ def read_table() -> dict[tuple[str, ...], tuple[str, ...]]:
 
 
 def write_table(figures: dict[tuple[str, ...], tuple[str, ...]]) -> None:
-    """Put figures into the table, in place of all others of the same triton and target."""
+    """Write figures into the table, replacing all others of the same triton version and target."""
     renewed = {key[:2] for key in figures}
     rows = {key: row for key, row in read_table().items() if key[:2] not in renewed} | figures
     with TABLE.open("w", newline="") as file:
@@ -106,7 +106,7 @@ def write_table(figures: dict[tuple[str, ...], tuple[str, ...]]) -> None:
 
 
 def print_groups(results: list[tuple[tuple[Variant, int], Figures]]) -> None:
-    """The worst of each group of variants."""
+    """Print the worst figures of each group of variants."""
     groups = defaultdict(list)
     for (variant, target), figures in results:
         groups[variant.group, variant.dtype, target].append(figures)
@@ -154,7 +154,9 @@ def main() -> None:
         found = violations(variant, target, figures)
         expected = table.get(variant.row(target))
         if known and expected != tuple(map(str, figures)):
-            found.append(f"{tuple(figures)}, but {TABLE.name} has {expected}; renew it with --write if that is meant")
+            found.append(
+                f"{tuple(figures)}, but {TABLE.name} has {expected}; update it with --write if the change is intended"
+            )
         for violation in found:
             failed += 1
             print(f"FAILED {variant.kernel} {variant.dtype} sm_{target} {dict(variant.constants)}: {violation}")

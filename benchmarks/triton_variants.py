@@ -1,4 +1,4 @@
-"""Every variant of the Triton kernels that can be launched, and its compilation for a GPU that is not there."""
+"""Every variant of the Triton kernels that can be launched, and its compilation for a GPU that is not present."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POINTERS = {
 
 
 class Variant(NamedTuple):
-    """One compilation and how many narrow accesses it may have; None: any, as it has no wide ones to make."""
+    """One compilation, and its allowed number of narrow accesses; None for any, if it cannot make wide ones."""
 
     kernel: str
     group: str
@@ -35,27 +35,27 @@ class Variant(NamedTuple):
 
     @property
     def together(self) -> int:
-        """How many wide loads it must issue before it computes with any of them."""
+        """The number of wide loads that it must issue before it computes with any of them."""
         constants = dict(self.constants)
         return 0 if self.narrow_loads is None else constants.get("TILES") or constants.get("FLIGHT", 1)
 
     def row(self, target: int) -> tuple[str, ...]:
-        """What names it in the table."""
+        """Return its key in the table."""
         constants = " ".join(f"{name}={value}" for name, value in self.constants)
         return triton.__version__, f"sm_{target}", self.kernel, self.dtype, constants
 
 
 def shapes(plain: bool, grad: bool, target: int) -> list[tuple[launches.Variant, int]]:
-    """What `choose_variant` may choose on a target, and whether logits and gradient are aligned alike."""
+    """Return the choices of `choose_variant` on a target, and whether logits and gradient are aligned alike."""
     capability = target // 10, target % 10
     widths = (*launches.KEPT, 1 << 20)
     chosen = [launches.choose_variant(width, plain=plain, grad=grad, capability=capability) for width in widths]
-    # Without a gradient there is none to be aligned otherwise.
+    # Without a gradient there is no other alignment.
     return [*((shape, 1) for shape in dict.fromkeys(chosen)), *([(launches.UNLIKE, 0)] if grad else [])]
 
 
 def variants(target: int) -> Iterator[Variant]:
-    """What can be launched, but for a soft cap alone, which needs no more than one with smoothing."""
+    """Yield all variants that can be launched, except a soft cap alone, which needs no more than one with smoothing."""
     for dtype, options in itertools.product(("fp32", "bf16", "fp16"), ("", "smoothing", "soft cap")):
         flags = {"SMOOTHING": int(options != ""), "SOFTCAP": int(options == "soft cap")}
         plain = f" +{options}" if options else ""
@@ -80,7 +80,7 @@ def variants(target: int) -> Iterator[Variant]:
 
 
 def compile_variant(variant: Variant, target: int) -> Any:
-    """The kernel as any launch compiles it, which takes that no argument is specialized by its value."""
+    """Return the compiled kernel as any launch compiles it, if no argument is specialized by its value."""
     kernel = getattr(triton_stats if variant.kernel == "stats" else triton_kernels, f"{variant.kernel}_kernel")
     integers = {"LANES", "TILES", "FLIGHT"}
     constants = {name: value if name in integers else bool(value) for name, value in variant.constants}

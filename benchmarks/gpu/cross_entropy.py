@@ -1,7 +1,8 @@
 """The fused cross-entropy against torch, torch.compile, Liger and quack: forward and backward, plain and by domains.
 
-ms is the median of interleaved runs, L2 flushed before each. Accesses are what a copy of the logits would have moved in
-that time, per logit: 2 at the speed of a copy; beside it is what the model of `gpu_traffic` predicts.
+ms is the median of interleaved runs, with L2 flushed before each. Accesses are the elements per logit that a copy of
+the logits would have moved in that time: 2 at the speed of a copy. The prediction of `gpu_traffic`'s model is beside
+it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Loss = Callable[[torch.Tensor], torch.Tensor]
 
 
 def contenders(target: torch.Tensor, dry: bool) -> dict[str, Loss | str]:
-    """Losses of logits by name; a string says why there is none."""
+    """Return losses of logits by name; a string states why there is none."""
     ids = torch.arange(len(target), device=DEVICE) % NUM_DOMAINS
     domains = {"domain_ids": ids, "domain_weights": torch.linspace(0.2, 3, NUM_DOMAINS, device=DEVICE)}
     plain = partial(F.cross_entropy, target=target)
@@ -54,7 +55,7 @@ def contenders(target: torch.Tensor, dry: bool) -> dict[str, Loss | str]:
 
 
 def problem(num_rows: int, num_classes: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and targets, of which every tenth is ignored."""
+    """Return logits and targets; every tenth target is ignored."""
     torch.manual_seed(0)
     target = torch.randint(num_classes, (num_rows,), device=DEVICE)
     target[::10] = -100
@@ -62,7 +63,7 @@ def problem(num_rows: int, num_classes: int, dtype: torch.dtype) -> tuple[torch.
 
 
 def both(loss: Loss, logits: torch.Tensor, *, copy: bool = False) -> list[torch.Tensor]:
-    """The loss and its gradient; of a copy for those that overwrite the logits."""
+    """Return the loss and its gradient, for a copy if the loss overwrites the logits."""
     leaf = logits.detach().requires_grad_()
     value = loss(leaf.clone() if copy else leaf)
     return [value.detach(), torch.autograd.grad(value, leaf)[0]]
@@ -86,7 +87,7 @@ def check(run: Run) -> None:
 
 
 def device() -> gpu_traffic.Device:
-    """What the model needs to know of the device that is here, or of an H100 if none is."""
+    """Return the properties of the present device that the model needs, or those of an H100."""
     if not ON_GPU:
         return gpu_traffic.DEVICES["H100"]
     found = torch.cuda.get_device_properties(DEVICE)
@@ -113,7 +114,7 @@ def compare(run: Run, num_rows: int, num_classes: int, dtype: torch.dtype) -> No
             run.write(**where, contender=name, skipped=refusal(name, error))
     if ON_GPU and not run.dry:
         actions["pycooldown, graph"] = graphed(actions["pycooldown"])
-    actions["clone"] = logits.clone  # that "in place" is charged with
+    actions["clone"] = logits.clone  # its time is subtracted from "in place"
     out = torch.empty_like(logits)
     actions["copy"] = lambda: out.copy_(logits)
     times = median_ms(actions, runs=3 if run.dry else 20)
@@ -125,7 +126,7 @@ def compare(run: Run, num_rows: int, num_classes: int, dtype: torch.dtype) -> No
 
 
 def graphed(action: Callable[[], object]) -> Callable[[], object]:
-    """The action as a CUDA graph that is replayed."""
+    """Return the action as a CUDA graph that is replayed."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         action()
@@ -137,10 +138,10 @@ def graphed(action: Callable[[], object]) -> Callable[[], object]:
 
 
 def variants(num_classes: int, dtype: torch.dtype) -> Iterator[tuple[kernels.Variant, float]]:
-    """Threads of a row, tiles, and share of L2, around what the package chooses."""
+    """Yield threads of a row, tiles, and share of L2, around the package's choices."""
     row_bytes = num_classes * dtype.itemsize
     for lanes, flight in ((256, 2), (512, 2), (512, 4), (1024, 2), (1024, 4)):
-        for share in (0.3, 0.6, 0.9, 1e9):  # the last: a row on each multiprocessor
+        for share in (0.3, 0.6, 0.9, 1e9):  # the last means a row per multiprocessor
             yield kernels.Variant(lanes, 0, flight), share
     for lanes in (128, 256, 512, 1024):
         tiles = -(-row_bytes // (16 * lanes))
@@ -149,7 +150,7 @@ def variants(num_classes: int, dtype: torch.dtype) -> Iterator[tuple[kernels.Var
 
 
 def sweep(run: Run, num_rows: int, num_classes: int, dtype: torch.dtype) -> None:
-    """Time variants that the package might choose, by its own launcher."""
+    """Time variants that the package might choose, with its own launcher."""
     where = {"rows": num_rows, "classes": num_classes, "dtype": str(dtype).removeprefix("torch.")}
     logits, target = problem(num_rows, num_classes, dtype)
     chosen, share = kernels.choose_variant, kernels.L2_SHARE
@@ -166,7 +167,7 @@ def sweep(run: Run, num_rows: int, num_classes: int, dtype: torch.dtype) -> None
 
 
 def main() -> None:
-    """Check and compare, or with --sweep time what the package might have chosen; a dry run does both."""
+    """Check and compare, or with --sweep time the possible variants; a dry run does both."""
     run, rest = parse(__doc__.splitlines()[0])
     if "--sweep" in rest or run.dry:
         for shape in [(2, 1000)] if run.dry else SHAPES[::2]:
