@@ -11,6 +11,7 @@ for, prints the worst figures of each group of variants, and exits with 1 if any
 * moves the body of a row other than in 128-bit loads and stores. Rows are split by their own address at run time, so
   that one variant serves every V, 50,257 too. Only scalars and the edges of a row, counted here, may move in narrow
   accesses, and the loads of logits whose rows are aligned otherwise than those of the gradient ("unlike");
+* loads a tile of a row that registers keep more than once, or stores its gradient more than once;
 * waits for a tile before it has asked for all those that it loads together, or all but the last;
 * shuffles values between threads in a loop over tiles, or between such loads: a tile's layout is then not that of its
   loads;
@@ -79,6 +80,11 @@ def violations(variant: Variant, target: int, figures: Figures) -> list[str]:
         found.append(f"{figures.together} wide loads together, not {variant.together}")
     if figures.loop_shuffles:
         found.append(f"{figures.loop_shuffles} shuffles between tiles")
+    tiles = dict(variant.constants).get("TILES")
+    if tiles and figures.wide_loads != tiles:
+        found.append(f"{figures.wide_loads} wide loads of {tiles} tiles that are kept")
+    if tiles and figures.wide_stores != variant.stores_kept:
+        found.append(f"{figures.wide_stores} wide stores of {tiles} tiles that are kept, not {variant.stores_kept}")
     for name in ("loads", "stores"):
         allowed = getattr(variant, f"narrow_{name}")
         narrow, wide = getattr(figures, f"narrow_{name}"), getattr(figures, f"wide_{name}")

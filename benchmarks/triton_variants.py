@@ -39,6 +39,12 @@ class Variant(NamedTuple):
         constants = dict(self.constants)
         return 0 if self.narrow_loads is None else constants.get("TILES") or constants.get("FLIGHT", 1)
 
+    @property
+    def stores_kept(self) -> int:
+        """How many wide stores a variant has that keeps rows: each tile's, and a tile of zeros in each of two loops."""
+        constants = dict(self.constants)
+        return constants["TILES"] + 2 if constants["GRAD"] else 0
+
     def row(self, target: int) -> tuple[str, ...]:
         """What names it in the table."""
         constants = " ".join(f"{name}={value}" for name, value in self.constants)
