@@ -23,7 +23,8 @@ from __future__ import annotations
 import argparse
 from typing import NamedTuple
 
-from pycooldown.losses.backends.triton import READ_TWICE, STATS_ROWS, STATS_TILE, choose_variant, rows_under_way
+from pycooldown.losses.backends.triton import READ_TWICE, choose_variant, rows_under_way
+from pycooldown.losses.backends.triton_stats import STATS_ROWS, STATS_TILE
 
 
 class Moves(NamedTuple):

@@ -1,6 +1,7 @@
 """The GPU's benchmarks, without one: dry runs, the model of memory traffic, the table of the ahead-of-time gate."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,14 @@ def test_dry_run(stage, tmp_path):
     assert statuses
     assert not any(statuses.values())
     assert result.stdout.count(" passed, ") == len(statuses)
+    written = {row["task"] for row in rows if "task" in row and "status" not in row}  # by the task itself
+    import gpu_suite
+
+    assert written == {task.name for task in gpu_suite.stages(tmp_path)[stage] if task.rows}
+    if stage == 1:
+        assert {row["tool"]: row["faults"] for row in rows if "tool" in row} == {"memcheck": 0, "racecheck": 0}
+        assert sum(row.get("check") == "every kernel ran" for row in rows) == 2
+        assert sum("variant" in row for row in rows) == 24
     again, _, more = run_stage(stage, tmp_path)
     assert again.returncode == 0
     assert len(more) == len(rows) + 1  # that it began
@@ -52,6 +61,54 @@ def test_a_task_that_fails_is_seen_and_tried_again(tmp_path):
     task = gpu_suite.Task("late", ("python", "-c", "import time; time.sleep(60)"), 60, rows=False)
     gpu_suite.perform(task, path, tmp_path / "none", dry=True, seconds=0.1)
     assert gpu_suite.read(path)[-1]["status"] == 124
+
+
+def test_a_task_that_is_late_ends_with_what_it_started(tmp_path):
+    import gpu_suite
+
+    psutil = pytest.importorskip("psutil")
+    start = "import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); p.wait()"
+    task = gpu_suite.Task("late", ("python", "-c", start), 60, rows=False)
+    log = tmp_path / "late.log"
+    for seconds in (1, 4, 16, 64):  # until it has come so far
+        gpu_suite.perform(task, tmp_path / "stage1.jsonl", tmp_path / "none", dry=True, seconds=seconds)
+        if log.read_text():
+            break
+    (started,) = map(int, log.read_text().split())
+    assert not psutil.pid_exists(started) or psutil.Process(started).status() == psutil.STATUS_ZOMBIE
+
+
+SUMMARIES = {
+    "========= ERROR SUMMARY: 0 errors": 0,
+    "========= ERROR SUMMARY: 1 error": 1,
+    "========= LEAK SUMMARY: 0 bytes leaked in 0 allocations\n========= ERROR SUMMARY: 12 errors": 12,
+    "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)": 0,
+    "========= RACECHECK SUMMARY: 2 hazards displayed (1 error, 1 warning)": 2,
+    "========= Error: Target application terminated before first instrumented API call": None,
+}
+
+
+@pytest.mark.parametrize(("summary", "faults"), SUMMARIES.items())
+def test_what_a_sanitizer_finds_is_read(summary, faults, tmp_path, monkeypatch):
+    """From its output and its exit status, of a program in its place."""
+    monkeypatch.syspath_prepend(BENCHMARKS / "gpu")
+    import sanitize
+    from common import Run
+
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(
+        f"#!/bin/sh\ncat <<END\n========= COMPUTE-SANITIZER\nout\n{summary}\nEND\nexit {9 * bool(faults)}\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    run = Run(False, tmp_path / "rows.jsonl", "memcheck")
+    if faults == 0:
+        sanitize.sanitize(run, "memcheck")
+    else:
+        with pytest.raises(SystemExit, match="did not come to its summary" if faults is None else f"found {faults} "):
+            sanitize.sanitize(run, "memcheck")
+    row = {"task": "memcheck", "dry": False, "tool": "memcheck", "faults": faults, "exit_status": 9 * bool(faults)}
+    assert json.loads(run.output.read_text()) == row
 
 
 def test_model_of_memory_traffic():
