@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
@@ -43,7 +44,8 @@ class Task(NamedTuple):
         name: Of its rows.
         command: What runs; "python" stands for this interpreter.
         seconds: That it may take on a GPU.
-        needs: A program without which it is left out.
+        program: A program without which it is left out.
+        module: A module without which it is left out.
         rows: Whether it takes --dry-run, --output and --task, and writes rows itself.
         dry: What runs in its place in a dry run, if not the same.
     """
@@ -51,7 +53,8 @@ class Task(NamedTuple):
     name: str
     command: tuple[str, ...]
     seconds: int
-    needs: str | None = None
+    program: str | None = None
+    module: str | None = None
     rows: bool = True
     dry: tuple[str, ...] | None = None
 
@@ -95,11 +98,12 @@ def stages(site: Path) -> dict[int, list[Task]]:
             ),
             Task("cross-entropy", script("cross_entropy"), 180),
             Task("draws", script("draws"), 30),
-            *(Task(tool, script("sanitize", tool), 120, needs="compute-sanitizer") for tool in SANITIZERS),
+            *(Task(tool, script("sanitize", tool), 120, program="compute-sanitizer") for tool in SANITIZERS),
             Task(
                 "tests of training",
                 pytest(str(ROOT / "tests/huggingface"), "-m", "slow or not slow"),
                 240,
+                module="accelerate",
                 rows=False,
                 dry=pytest("--collect-only", str(ROOT / "tests/huggingface")),
             ),
@@ -153,8 +157,10 @@ def describe() -> dict[str, object]:
 def perform(task: Task, path: Path, site: Path, *, dry: bool, seconds: float) -> None:
     """Run a task and write how it ended."""
     command = task.dry if dry and task.dry else task.command
-    if task.needs and not dry and shutil.which(task.needs) is None:
-        write(path, task=task.name, dry=dry, status=0, skipped=f"{task.needs} is not installed")
+    program = None if dry or not task.program or shutil.which(task.program) else task.program
+    module = None if not task.module or importlib.util.find_spec(task.module) else task.module
+    if absent := program or module:
+        write(path, task=task.name, dry=dry, status=0, skipped=f"{absent} is not installed")
         return
     if task.rows and command != task.dry:
         command += ("--output", str(path), "--task", task.name, *(("--dry-run",) if dry else ()))
@@ -206,6 +212,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path(os.environ.get("OUT", "gpu-results")))
     parser.add_argument("--minutes", type=float, default=MINUTES, help="after which no task is started")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # after the task has been ended
     output = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
     path, site, dry = output / f"stage{options.stage}.jsonl", ROOT / "build" / "gpu-site", options.dry_run

@@ -140,7 +140,7 @@ def variants(num_classes: int, dtype: torch.dtype) -> Iterator[tuple[kernels.Var
     """Threads of a row, tiles, and share of L2, around what the package chooses."""
     row_bytes = num_classes * dtype.itemsize
     for lanes, flight in ((256, 2), (512, 2), (512, 4), (1024, 2), (1024, 4)):
-        for share in (0.3, 0.6, 0.9, 1e9):  # the last: a row on each multiprocessor
+        for share in (0.3, 0.6, 0.9, 1e9):  # the last: all rows that there are registers for
             yield kernels.Variant(lanes, 0, flight), share
     for lanes in (128, 256, 512, 1024):
         tiles = -(-row_bytes // (16 * lanes))

@@ -120,11 +120,13 @@ def test_variants_by_bytes():
 
 
 def test_rows_under_way():
-    """As many as L2 holds, at least one, and at most one per multiprocessor: of an H100, 132 and 50 MiB."""
+    """As many as L2 holds, at least one, at most as a multiprocessor has registers for: of an H100, 132 and 50 MiB."""
     h100 = {"num_processors": 132, "l2_bytes": 50 << 20}
     assert backend.rows_under_way(160 << 10, **h100) == 132
     assert backend.rows_under_way(2 * 262_144, **h100) == 60
     assert backend.rows_under_way(100 << 20, **h100) == 1
+    assert backend.rows_under_way(2000, **h100, lanes=128) == 8 * 132
+    assert backend.rows_under_way(160 << 10, **h100, lanes=512) == 50 * 1024 * 6 // 10 // 160
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of infinite logits
