@@ -116,6 +116,44 @@ def test_what_a_sanitizer_finds_is_read(summary, faults, tmp_path, monkeypatch):
     assert json.loads(run.output.read_text()) == row
 
 
+def test_a_contender_that_overwrites_the_logits_is_given_a_copy(tmp_path, monkeypatch):
+    """Or those after it would be compared and timed on other logits."""
+    monkeypatch.syspath_prepend(BENCHMARKS / "gpu")
+    import cross_entropy
+    import torch
+    from common import Run
+
+    class Overwriting(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logits, target):
+            with torch.enable_grad():
+                leaf = logits.detach().clone().requires_grad_()
+                loss = torch.nn.functional.cross_entropy(leaf, target)
+            (gradient,) = torch.autograd.grad(loss, leaf)
+            ctx.save_for_backward(logits.detach().copy_(gradient))
+            return loss.detach()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * ctx.saved_tensors[0], None
+
+    for name in ("liger-kernel", "another"):
+
+        def contenders(target, dry, name=name):
+            plain = lambda x: torch.nn.functional.cross_entropy(x, target)  # noqa: E731
+            return {name: lambda x: Overwriting.apply(x, target), "torch": plain}
+
+        monkeypatch.setattr(cross_entropy, "contenders", contenders)
+        run = Run(True, tmp_path / "rows.jsonl", "cross-entropy")
+        if name == "another":
+            with pytest.raises(SystemExit, match="another has overwritten the logits: add it to OVERWRITE"):
+                cross_entropy.check(run)
+        else:
+            cross_entropy.check(run)
+            rows = [json.loads(line) for line in run.output.read_text().splitlines()]
+            assert [row["check"] for row in rows] == ["liger-kernel", "torch"] * 2
+
+
 def test_model_of_memory_traffic():
     """Its table is that of the page, and holds what the kernels are designed for."""
     import gpu_traffic
