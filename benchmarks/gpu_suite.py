@@ -3,8 +3,8 @@
     python benchmarks/gpu_suite.py --stage 1 [--output gpu-results]    # then 2 and 3
     python benchmarks/gpu_suite.py --stage 1 --dry-run                 # tiny shapes, no GPU: in CI
 
-1. Builds from source, without network; tests on the device; memcheck and racecheck; CUDA graphs, waiting, streams; the
-   cross-entropy against its peers and around its choices; draws.
+1. Builds from source, without network; machine code beside the gate's table; tests on the device; memcheck and
+   racecheck; CUDA graphs, waiting, streams; the cross-entropy against its peers and around its choices; draws.
 2. The output layer; feeding from tars and tokens; steps of training.
 3. Gradient variance at batch 512; training under τ = 1, τ = 5 and Cooldown, 130 passes through the rarest domain.
 
@@ -85,9 +85,12 @@ def stages(site: Path) -> dict[int, list[Task]]:
     build = (*install, "--target", str(site), "-C", "cmake.define.PYCOOLDOWN_CUDA=ON", str(ROOT))
     losses = str(ROOT / "tests/losses")
     imports = ("python", "-c", "import pycooldown")
+    gate = ("env", "-u", "TRITON_INTERPRET", "python", str(HERE / "triton_aot.py"))
     return {
         1: [
             Task("build", build, 240, rows=False, dry=imports),
+            # By all cores, into Triton's cache: the tasks after it need not compile the kernels.
+            Task("machine code", gate, 120, rows=False, dry=(*gate, "--kernels", "scale")),
             Task("checks", script("checks"), 90),
             Task(
                 "tests of the losses",

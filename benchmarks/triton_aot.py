@@ -1,6 +1,6 @@
 """Compile every variant of the Triton kernels for GPUs that are not there, and hold the machine code to its budget.
 
-    python benchmarks/triton_aot.py [--all | --targets 80 90 100] [--jobs N] [--write]
+    python benchmarks/triton_aot.py [--all | --targets 80 90 100] [--kernels rows scale] [--jobs N] [--write]
 
 Needs triton, which brings its assembler and disassembler, and no GPU. Compiles for one target unless more are asked
 for, prints the worst figures of each group of variants, and exits with 1 if any variant
@@ -42,7 +42,7 @@ except ImportError as error:
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH may keep a script from what lies beside it
 
 from triton_sass import BINARIES, MULTIPROCESSOR, Figures, measure
-from triton_variants import Variant, variants
+from triton_variants import POINTERS, Variant, variants
 
 from pycooldown.losses.backends import triton as launches
 
@@ -132,18 +132,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", type=int, nargs="+", choices=MULTIPROCESSOR, default=[90])
     parser.add_argument("--all", action="store_true", help="every target")
+    parser.add_argument("--kernels", nargs="+", choices=POINTERS, default=list(POINTERS))
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--write", action="store_true", help=f"renew {TABLE.name}")
     options = parser.parse_args()
     if launches.INTERPRETED:
         sys.exit("triton_aot: TRITON_INTERPRET is set, and the interpreter compiles nothing; unset it")
+    if options.write and set(options.kernels) != set(POINTERS):
+        parser.error("--write renews the figures of all kernels; leave out --kernels")
     missing = [tool for tool in ("cuobjdump", "nvdisasm") if not (BINARIES / tool).exists()]
     if missing:
         sys.exit(f"triton_aot: triton {triton.__version__} does not bring {missing} in {BINARIES}; use one that does")
 
     began = time.monotonic()
     targets = MULTIPROCESSOR if options.all else options.targets
-    jobs = [(variant, target) for target in targets for variant in variants(target)]
+    jobs = [
+        (variant, target) for target in targets for variant in variants(target) if variant.kernel in options.kernels
+    ]
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         results = list(zip(jobs, pool.map(measure, *zip(*jobs), chunksize=4)))
     print_groups(results)

@@ -86,17 +86,22 @@ def variants(target: int) -> Iterator[Variant]:
 
 
 def compile_variant(variant: Variant, target: int) -> Any:
-    """The kernel as any launch compiles it, which takes that no argument is specialized by its value."""
+    """The kernel as any launch compiles it, which takes that no argument is specialized by its value.
+
+    A launch finds it in Triton's cache: what is compiled, and what it is called there, are the same.
+    """
     kernel = getattr(triton_stats if variant.kernel == "stats" else triton_kernels, f"{variant.kernel}_kernel")
     integers = {"LANES", "TILES", "FLIGHT"}
     constants = {name: value if name in integers else bool(value) for name, value in variant.constants}
-    signature = {}
+    signature, attributes = {}, {}
     for p in kernel.params:
         pointer = POINTERS[variant.kernel].get(p.name, f"*{variant.dtype}")
         signature[p.name] = "constexpr" if p.is_constexpr else p.annotation_type or pointer
         fixed = p.is_constexpr or p.do_not_specialize or p.do_not_specialize_on_alignment or "fp" in p.annotation_type
         if not fixed:
             raise SystemExit(f"triton_aot: {variant.kernel}_kernel would be specialized by the value of {p.name}")
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        if p.is_constexpr or p.do_not_specialize_on_alignment:
+            attributes[p.num,] = []  # what a launch notes of an argument that it has nothing to note of
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": variant.num_warps, "maxnreg": launches.MAX_REGISTERS}
     return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)

@@ -187,3 +187,33 @@ def test_the_gates_table(version, monkeypatch):
             assert not triton_aot.violations(variant, target, figures), key
             seen.add(key)
     assert seen == {key for key in table if key[0] == version}
+
+
+LAUNCHED = """
+import torch, triton, triton_variants
+from triton.runtime.jit import MockTensor
+from pycooldown.losses.backends import triton_kernels
+
+class Driver:  # of an H100
+    get_current_target = lambda self: triton.backends.compiler.GPUTarget("cuda", 90, 32)
+    get_current_device = get_current_stream = lambda self, *device: 0
+
+triton.runtime.driver.set_active(Driver())
+variant = next(v for v in triton_variants.variants(90) if v.kernel == "scale" and v.dtype == "bf16")
+arguments = MockTensor(torch.bfloat16), MockTensor(torch.float32), 50_257, 50_257
+options = {"num_warps": variant.num_warps, "maxnreg": triton_variants.launches.MAX_REGISTERS}
+launched = triton_kernels.scale_kernel.warmup(*arguments, grid=(4,), **dict(variant.constants), **options)
+compiled = triton_variants.compile_variant(variant, 90)
+assert compiled.asm["cubin"] == launched.asm["cubin"]
+assert compiled.hash == launched.hash
+"""
+
+
+@pytest.mark.slow
+def test_the_gate_compiles_what_a_launch_compiles(tmp_path):
+    """The same machine code, under the same name in Triton's cache."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(BENCHMARKS), *filter(None, [environment.get("PYTHONPATH")])])
+    result = subprocess.run([sys.executable, "-c", LAUNCHED], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
