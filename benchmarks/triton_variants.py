@@ -13,6 +13,8 @@ from triton.compiler import ASTSource
 from pycooldown.losses.backends import triton as launches
 from pycooldown.losses.backends import triton_kernels, triton_stats
 
+# Whether a launch notes that there is nothing to note of constants, as it does of pointers in every version.
+NOTES_CONSTANTS = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7)
 POINTERS = {
     "rows": {"target": "*i64", "scale": "*fp32", "loss": "*fp32", "lse": "*fp32", "correct": "*i8"},
     "slice": {"target": "*i64", "scale": "*fp32", "lse": "*fp32", "num_whole_classes": "*i64"},
@@ -100,7 +102,7 @@ def compile_variant(variant: Variant, target: int) -> Any:
         fixed = p.is_constexpr or p.do_not_specialize or p.do_not_specialize_on_alignment or "fp" in p.annotation_type
         if not fixed:
             raise SystemExit(f"triton_aot: {variant.kernel}_kernel would be specialized by the value of {p.name}")
-        if p.is_constexpr or p.do_not_specialize_on_alignment:
+        if p.do_not_specialize_on_alignment or (p.is_constexpr and NOTES_CONSTANTS):
             attributes[p.num,] = []  # what a launch notes of an argument that it has nothing to note of
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": variant.num_warps, "maxnreg": launches.MAX_REGISTERS}
