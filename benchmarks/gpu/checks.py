@@ -93,9 +93,9 @@ def every_kernel(run: Run) -> None:
     plain = KernelOptions(ignore_index=-100, label_smoothing=0.0, z_loss=0.0, softcap=0.0, backend="triton")
     numbers = torch.ones(4, device=DEVICE), torch.tensor(2006, device=DEVICE)
     widths = [limit // 2 - 3 for limit in kernels.KEPT] + [70_001]
-    for classes in (widths[0], widths[2], widths[-1]) if run.dry else widths:  # 128 and 1,024 lanes, kept and not
+    for classes in widths[:1] if run.dry else widths:
         for options in ({}, {"label_smoothing": 0.1, "softcap": 5.0}):
-            logits, target, domains = arguments(3 if run.dry else 4, classes)
+            logits, target, domains = arguments(2 if run.dry else 4, classes)
             for inplace in (False, True):
                 loss = cross_entropy(logits * 1, target, backend="triton", inplace=inplace, **domains, **options)
                 torch.autograd.grad(loss * 2, logits)
