@@ -45,7 +45,7 @@ class Task(NamedTuple):
         command: What runs; "python" stands for this interpreter.
         seconds: That it may take on a GPU.
         program: A program without which it is left out.
-        module: A module without which it is left out.
+        modules: Without any of which it is left out.
         rows: Whether it takes --dry-run, --output and --task, and writes rows itself.
         dry: What runs in its place in a dry run, if not the same.
     """
@@ -54,7 +54,7 @@ class Task(NamedTuple):
     command: tuple[str, ...]
     seconds: int
     program: str | None = None
-    module: str | None = None
+    modules: tuple[str, ...] = ()
     rows: bool = True
     dry: tuple[str, ...] | None = None
 
@@ -106,7 +106,7 @@ def stages(site: Path) -> dict[int, list[Task]]:
                 "tests of training",
                 pytest(str(ROOT / "tests/huggingface"), "-m", "slow or not slow"),
                 240,
-                module="accelerate",
+                modules=("transformers", "accelerate", "tensorboard", "yaml"),
                 rows=False,
                 dry=pytest("--collect-only", str(ROOT / "tests/huggingface/test_trainer.py")),
             ),
@@ -160,10 +160,11 @@ def describe() -> dict[str, object]:
 def perform(task: Task, path: Path, site: Path, *, dry: bool, seconds: float) -> None:
     """Run a task and write how it ended."""
     command = task.dry if dry and task.dry else task.command
-    program = None if dry or not task.program or shutil.which(task.program) else task.program
-    module = None if not task.module or importlib.util.find_spec(task.module) else task.module
-    if absent := program or module:
-        write(path, task=task.name, dry=dry, status=0, skipped=f"{absent} is not installed")
+    absent = [name for name in task.modules if importlib.util.find_spec(name) is None]
+    if task.program and not dry and shutil.which(task.program) is None:
+        absent.append(task.program)
+    if absent:
+        write(path, task=task.name, dry=dry, status=0, skipped=f"{absent[0]} is not installed")
         return
     if task.rows and command != task.dry:
         command += ("--output", str(path), "--task", task.name, *(("--dry-run",) if dry else ()))

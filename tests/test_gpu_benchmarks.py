@@ -58,10 +58,10 @@ def test_a_task_that_fails_is_seen_and_tried_again(tmp_path):
         task = gpu_suite.Task("one", ("python", "-c", f"print('out'); exit({code})"), 60, rows=False)
         gpu_suite.perform(task, path, tmp_path / "none", dry=True, seconds=60)
         assert gpu_suite.read(path)[-1].items() >= {"task": "one", "status": code, "log": "out"}.items()
-    for absent in ({"program": "no-such-program"}, {"module": "no_such_module"}):
+    for name, absent in (("no-program", {"program": "no-program"}), ("no_module", {"modules": ("json", "no_module")})):
         task = gpu_suite.Task("absent", ("false",), 60, rows=False, **absent)
         gpu_suite.perform(task, path, tmp_path / "none", dry=False, seconds=60)
-        last = {"task": "absent", "status": 0, "skipped": f"{next(iter(absent.values()))} is not installed"}
+        last = {"task": "absent", "status": 0, "skipped": f"{name} is not installed"}
         assert gpu_suite.read(path)[-1].items() >= last.items()
     task = gpu_suite.Task("late", ("python", "-c", "import time; time.sleep(60)"), 60, rows=False)
     gpu_suite.perform(task, path, tmp_path / "none", dry=True, seconds=0.1)

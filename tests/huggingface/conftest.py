@@ -1,5 +1,6 @@
-"""Without transformers and accelerate there is no trainer to test."""
+"""Without what `pycooldown.huggingface` needs there is no trainer to test."""
 
 import importlib.util
 
-collect_ignore_glob = [] if all(map(importlib.util.find_spec, ("transformers", "accelerate"))) else ["*.py"]
+NEEDED = ("torch", "transformers", "accelerate", "tensorboard", "yaml")
+collect_ignore_glob = [] if all(map(importlib.util.find_spec, NEEDED)) else ["*.py"]
