@@ -20,6 +20,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 def contenders(target: torch.Tensor, dry: bool) -> dict[str, Loss | str]:
     """Return losses of (N, D) and (V, D) by name; a string states why there is none."""
+    torch.compiler.reset()  # after eight shapes torch.compile would go on without compiling
 
     def plain(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(F.linear(hidden, weight), target)

@@ -112,7 +112,7 @@ def train(run: Run, name: str, shape: tuple[int, ...], kind: str) -> None:
 def main() -> None:
     """Train each model with each trainer."""
     run, rest = parse(__doc__.splitlines()[0])
-    if absent := missing("transformers", "accelerate"):
+    if absent := missing("transformers", "accelerate", "tensorboard", "yaml"):
         run.write(skipped=absent)
         return
     for name, shape in (DRY if run.dry else MODELS).items():

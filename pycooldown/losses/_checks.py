@@ -157,10 +157,14 @@ def check_inplace(input: torch.Tensor) -> None:
     owner = input if input._base is None else input._base
     if input.is_leaf or (owner.is_leaf and owner.requires_grad):
         raise ValueError("inplace=True would overwrite input, a leaf that requires grad; use inplace=False")
-    if any(stride == 0 and size > 1 for stride, size in zip(input.stride(), input.shape, strict=True)):
-        raise ValueError(
-            "inplace=True needs an input whose elements do not share memory, got an expanded one; clone it"
-        )
+    reach = 0  # how far the dimensions of smaller steps go
+    for step, size in sorted(zip(input.stride(), input.shape, strict=True)):
+        if size > 1 and step <= reach:
+            raise ValueError(
+                f"inplace=True needs an input whose elements do not share memory, got {tuple(input.shape)} with "
+                f"strides {input.stride()}; clone it"
+            )
+        reach += step * max(size - 1, 0)
 
 
 def needs_reference(input: torch.Tensor, layer: Layer | None, target: torch.Tensor, weights: Weights) -> str | None:

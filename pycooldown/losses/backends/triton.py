@@ -69,6 +69,7 @@ READ_TWICE = Variant(1024, 0, 4)
 MAX_TILES = {(False, True): 8, (False, False): 6, (True, True): 4}
 UNLIKE = Variant(512, 0, 2)  # logits are read one by one, because their rows are not aligned like the gradient's
 MAX_REGISTERS = 64
+MAX_THREADS = 65_536 // MAX_REGISTERS  # of a multiprocessor
 # The interpreter's device has few processors, so that a program has several rows to read twice there too.
 INTERPRETER = {"num_processors": 2, "l2_bytes": 1 << 20}
 # Share of the L2 cache for rows between their first and second reading. Chosen by reasoning, not by tuning: stores use
@@ -103,15 +104,16 @@ def choose_variant(
     return kept if 0 < kept.TILES <= MAX_TILES[recent, plain] else READ_TWICE
 
 
-def rows_under_way(row_bytes: int, *, num_processors: int, l2_bytes: int) -> int:
+def rows_under_way(row_bytes: int, *, num_processors: int, l2_bytes: int, lanes: int = READ_TWICE.LANES) -> int:
     """Return how many rows a device should process at a time, so that a row is still in L2 for its second reading.
 
     Args:
         row_bytes: Bytes of a row of logits.
         num_processors: Multiprocessors of the device.
         l2_bytes: Size of its L2 cache.
+        lanes: Threads of a row. The registers of a multiprocessor are enough for MAX_THREADS.
     """
-    return min(max(int(L2_SHARE * l2_bytes) // row_bytes, 1), num_processors)
+    return min(max(int(L2_SHARE * l2_bytes) // row_bytes, 1), num_processors * (MAX_THREADS // lanes))
 
 
 def _launch(x: torch.Tensor, variant: Variant) -> dict[str, int]:
@@ -130,7 +132,7 @@ def _programs(x: torch.Tensor, variant: Variant, *, grad: bool) -> int:
     if x.is_cuda:
         properties = torch.cuda.get_device_properties(x.device)
         device = {"num_processors": properties.multi_processor_count, "l2_bytes": properties.L2_cache_size}
-    return min(len(x), rows_under_way(x.size(1) * x.element_size(), **device))
+    return min(len(x), rows_under_way(x.size(1) * x.element_size(), lanes=variant.LANES, **device))
 
 
 def _lanes(x: torch.Tensor) -> dict[str, int]:
