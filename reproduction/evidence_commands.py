@@ -14,7 +14,7 @@ from reproduction.rules import CLAIMS, Regime, Trainings
 def method(
     regimes: Mapping[Regime, Trainings], of_blocks: Mapping[BlockRegime, Trainings], results: Mapping[str, Result]
 ) -> str:
-    """Return the rules, the commands and what they take."""
+    """Return the rules, the commands and their costs."""
     text = rules.__doc__ or ""
     lines = [
         "## The rules",

@@ -96,7 +96,7 @@ def regrets(findings: Sequence[Finding]) -> dict[str, Vector]:
 
 
 def advice_and_regret(regimes: Mapping[Regime, Trainings], findings: Sequence[Finding]) -> str:
-    """Return what the advisor does, and its regret when each regime in turn is left out."""
+    """Return the advisor's rule, and its regret when each regime in turn is left out."""
     lines = ["## What `pycooldown plan` advises", ""]
     if len(findings) < 2:
         return "\n".join([*lines, "Too few regimes to say how good its advice is."])
@@ -124,7 +124,7 @@ def advice_and_regret(regimes: Mapping[Regime, Trainings], findings: Sequence[Fi
 
 
 def describe(trainings: Trainings) -> str:
-    """Describe the outcome of a regime in a few sentences."""
+    """Return the outcome of a regime in a few sentences."""
     best = best_system(trainings, None)
     sentences = [f"there {best.system} had the lowest mean loss over both languages{_ties(best)}."]
     for name, domain in (("rare", RARE), ("frequent", FREQUENT)):
