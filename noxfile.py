@@ -25,10 +25,10 @@ def install(session: nox.Session, extra: str, *groups: str) -> None:
     session.install(*CONSTRAINTS, f".[{extra}]", *nox.project.dependency_groups(pyproject, *groups))
 
 
-def run_suite(session: nox.Session) -> None:
-    """Runs all tests by two processes, the slow ones at the end."""
+def run_suite(session: nox.Session, *options: str) -> None:
+    """Run all tests by two processes, the slow ones at the end, with further options of pytest."""
     for selected in ((), ("-m", "slow")):
-        session.run("pytest", "--numprocesses", "2", "--dist", "worksteal", *selected)
+        session.run("pytest", "--numprocesses", "2", "--dist", "worksteal", *options, *selected)
 
 
 @nox.session
@@ -93,7 +93,7 @@ def lowest(session: nox.Session) -> None:
     test = [requirement for requirement in test if not requirement.startswith("datasets")]
     # By uv, too: pip tries hundreds of releases of the tools before it finds some that go with these versions.
     session.run("uv", "pip", "install", "--quiet", "-c", f"{folder}/lowest.txt", ".[all]", *test)
-    run_suite(session)
+    run_suite(session, "--verbose")  # which names a test that fails at once, not after the last
 
 
 @nox.session
