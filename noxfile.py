@@ -43,11 +43,16 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def workflows(session: nox.Session) -> None:
-    """The workflows of GitHub: against their schema, and for what is unsafe; and the configuration of cibuildwheel."""
+    """What GitHub reads: against its schemas, workflows for what is unsafe too; and cibuildwheel's configuration."""
     session.install(*CONSTRAINTS, "check-jsonschema", "zizmor", "cibuildwheel")
-    files = session.run("git", "ls-files", ".github/workflows", external=True, silent=True).split()
-    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *files)
-    session.run("check-jsonschema", "--builtin-schema", "vendor.dependabot", ".github/dependabot.yml")
+    for schema, pattern in (
+        ("github-workflows", ".github/workflows/*.yml"),
+        ("dependabot", ".github/dependabot.yml"),
+        ("github-issue-forms", ".github/ISSUE_TEMPLATE/[!c]*.yml"),
+        ("github-issue-config", ".github/ISSUE_TEMPLATE/config.yml"),
+        ("citation-file-format", "CITATION.cff"),
+    ):
+        session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *map(str, sorted(Path().glob(pattern))))
     session.run("zizmor", "--offline", "--quiet", ".github/workflows")
     for platform_name in ("linux", "macos"):
         session.run("cibuildwheel", "--platform", platform_name, "--print-build-identifiers")
