@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ FENCE = re.compile(r"^(<!-- not run: .+ -->\n)?```python\n(.*?)^```", flags=re.D
 FOUND = {page: FENCE.findall(page.read_text()) for page in PAGES}
 SNIPPETS = {page: [code for skipped, code in found if not skipped] for page, found in FOUND.items()}
 NOT_RUN = [code for found in FOUND.values() for skipped, code in found if skipped]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+COMMAND = re.compile(r"(?:^|\s)(pycooldown|python -m reproduction) (.+)$")
 README = ROOT / "README.md"
 # tests/recipes/test_methods.py and tests/huggingface/test_training_page.py run these.
 ELSEWHERE = {ROOT / "docs/recipes.md", ROOT / "docs/training.md"}
@@ -59,6 +62,49 @@ def test_snippets_that_need_too_much_import_what_there_is(snippet):
     imports = [node for node in ast.parse(snippet).body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert imports
     exec(compile(ast.Module(imports, []), "page", "exec"), {})
+
+
+def shown_commands():
+    """Yield the program and the arguments of every command line in the pages."""
+    for page in PAGES:
+        for language, text in BLOCK.findall(page.read_text()):
+            for line in text.replace("\\\n", " ").splitlines() if not language else ():
+                if found := COMMAND.search(line):
+                    yield found[1], shlex.split(found[2], comments=True)
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    list(shown_commands()),
+    ids=lambda shown: shown if isinstance(shown, str) else " ".join(shown),
+)
+def test_shown_commands_are_understood(program, arguments, tmp_path, monkeypatch):
+    typer = pytest.importorskip("typer")
+    monkeypatch.chdir(tmp_path)
+    module = "pycooldown.cli" if program == "pycooldown" else "reproduction.__main__"
+    app = pytest.importorskip(module).app
+    name, *rest = arguments
+    command = typer.main.get_command(app).commands[name]
+    command.make_context(name, rest)  # an error names options, arguments and values that it does not know
+    if name == "plan" and "--size" in rest:  # it needs no file
+        app(arguments, standalone_mode=False)
+
+
+def shown_recipes():
+    """Yield the recipes in the pages; parts of recipes have no training or no mixture."""
+    for page in PAGES:
+        for language, text in BLOCK.findall(page.read_text()):
+            if language == "yaml" and "training:" in text and "mixture:" in text and "data:" in text:
+                yield pytest.param(text, id=f"{name(page)}: {text.splitlines()[0]}")
+
+
+@pytest.mark.parametrize("text", list(shown_recipes()))
+def test_shown_recipes_are_read(text, tmp_path):
+    pytest.importorskip("pydantic")
+    from pycooldown.recipes import load_recipe
+
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert load_recipe(tmp_path / "recipe.yaml").training.steps
 
 
 def pages_of(entries):
