@@ -334,15 +334,19 @@ def wheel(session: nox.Session) -> None:
     session.run("python", "-m", "venv", "--clear", str(bare))
     pip = (f"{bare}/bin/python", "-m", "pip", "install", "--quiet", *CONSTRAINTS)
     (bare / "bin/cat").symlink_to(shutil.which("cat"))  # a page reads through it
-    no_compiler = {"PATH": f"{bare}/bin", "PYTHONSAFEPATH": "1"}
-    session.run(*pip, f"{repaired}[cli]", *PYTEST, env=no_compiler)
+
+    def run_bare(*command: str) -> None:
+        """Run a program of the bare environment, with no compiler on the path."""
+        session.run(*command, env={"PATH": f"{bare}/bin", "PYTHONSAFEPATH": "1"}, external=True)
+
+    run_bare(*pip, f"{repaired}[cli]", *PYTEST)
     size = ("--size", "en=9000", "--size", "sw=40", "--steps", "100", "--batch-size", "8")
-    session.run(f"{bare}/bin/pycooldown", "plan", *size, "--method", "cooldown", env=no_compiler)
+    run_bare(f"{bare}/bin/pycooldown", "plan", *size, "--method", "cooldown")
     tests = [path for name in CORE_TESTS if Path(path := f"tests/{name}").exists()]
-    session.run(f"{bare}/bin/python", "-m", "pytest", "-p", "no:cacheprovider", *tests, env=no_compiler)
+    run_bare(f"{bare}/bin/python", "-m", "pytest", "-p", "no:cacheprovider", *tests)
     # Then everything that a page shows, as its reader runs it: the wheel with its extras, and still no compiler.
-    session.run(*pip, f"{repaired}[all]", *PYTEST, env=no_compiler)
-    session.run(f"{bare}/bin/python", "-m", "pytest", "-p", "no:cacheprovider", *PAGES, env=no_compiler)
+    run_bare(*pip, f"{repaired}[all]", *PYTEST)
+    run_bare(f"{bare}/bin/python", "-m", "pytest", "-p", "no:cacheprovider", *PAGES)
 
 
 @nox.session
