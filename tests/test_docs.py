@@ -119,14 +119,29 @@ def test_the_navigation_has_every_page():
     assert sorted(listed) == sorted(str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md"))
 
 
-def test_generated_pages_name_every_key_and_command():
+@pytest.fixture(scope="module")
+def hooks():
     pytest.importorskip("mkdocs")
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs/hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if ROOT / "docs" in page.parents], ids=name)
+def test_links_of_the_site_stay_within_it(hooks, page):
+    text = re.sub(r"```.*?```", "", hooks.on_page_markdown(page.read_text()), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        if not re.match(r"[a-z]+:", target) and Path(target).name not in MADE:
+            place = (page.parent / target).resolve().relative_to(ROOT / "docs")
+            clone = ROOT / place.with_suffix(".py") if place.parts[0] == "examples" else ROOT / "docs" / place
+            assert clone.exists(), f"{page.name} links to {target}"
+
+
+def test_generated_pages_name_every_key_and_command(hooks):
     from pycooldown.cli import app
     from pycooldown.recipes.schema import json_schema
 
-    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs/hooks.py")
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
     keys = hooks.on_page_markdown("{{ recipe_keys }}")
     for section in json_schema()["properties"]:
         assert f"## `{section}`" in keys
@@ -136,6 +151,7 @@ def test_generated_pages_name_every_key_and_command():
     names = [c.name or c.callback.__name__ for c in app.registered_commands if not c.hidden]
     assert all(f"## `pycooldown {name}`" in commands for name in names)
     assert hooks.on_page_markdown("[x](../examples/trl_sft.py)") == "[x](examples/trl_sft.md)"
+    assert hooks.on_page_markdown("[x](../../examples/trl_sft.py)") == "[x](../examples/trl_sft.md)"
 
 
 def test_pages_have_snippets():
