@@ -113,7 +113,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def ray(session: nox.Session) -> None:
     """`pycooldown tokenize` and `index` on a real Ray cluster of this machine; opt-in, since Ray is large."""
-    install(session, "ray", "remote", "test")
+    install(session, "ray,remote", "test")
     session.run("pytest", "tests/data/prepare/test_prepare_ray.py", "tests/data/test_index_ray.py", *session.posargs)
 
 

@@ -36,7 +36,7 @@ from pycooldown.data.prepare.inputs import find_files  # noqa: E402
 from pycooldown.data.prepare.parts import divide  # noqa: E402
 from pycooldown.data.prepare.readers import read_documents  # noqa: E402
 from pycooldown.data.prepare.split import validation_test  # noqa: E402
-from pycooldown.data.token_writer import write_token_shard  # noqa: E402
+from pycooldown.data.token_shard_writer import write_token_shard  # noqa: E402
 
 MEGABYTES = int(os.environ.get("PYCOOLDOWN_TOKENIZE_MB", "32"))
 COPIES = int(os.environ.get("PYCOOLDOWN_TOKENIZE_COPIES", "3"))

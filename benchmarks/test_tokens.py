@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pycooldown.data import TokenDataset
-from pycooldown.data.token_writer import write_token_shard
+from pycooldown.data.token_shard_writer import write_token_shard
 
 BATCH_TOKENS = 1 << 16
 DOMAINS = {"en": 70_000_000, "de": 20_000_000, "sw": 9_000_000, "is": 1_000_000}

@@ -11,7 +11,7 @@
 #include "arrays.h"
 #include "integers.h"
 #include "pycooldown/block_maps.h"
-#include "pycooldown/cache_plan.h"
+#include "pycooldown/cache_planner.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -66,7 +66,7 @@ void register_block_maps(py::module_& m) {
   py::class_<BlockMaps, std::shared_ptr<BlockMaps>>(m, "BlockMaps", "The blocks of a cache that a process has mapped.")
       .def(py::init([](const std::string& folder, const Input<std::int64_t>& bases, const Input<std::int64_t>& bounds,
                        std::vector<std::string> stems, const std::string& states, UInt64<"max_maps"> max_maps) {
-             BlockLayout layout{copy(bases), copy(bounds), std::move(stems)};
+             BlockLayout layout(copy(bases), copy(bounds), std::move(stems));
              return std::make_shared<BlockMaps>(folder, std::move(layout), states, max_maps);
            }),
            py::kw_only(), "folder"_a, "bases"_a, "bounds"_a, "stems"_a, "states"_a, "max_maps"_a)

@@ -14,7 +14,7 @@
 #include "arrays.h"
 #include "integers.h"
 #include "pycooldown/alias_table.h"
-#include "pycooldown/batch_plan.h"
+#include "pycooldown/batch_planner.h"
 #include "signal_check.h"
 
 namespace py = pybind11;

@@ -88,6 +88,9 @@ class PyTarReader {
   Located locate(const py::object& indices, const std::optional<std::string>& extension) {
     Located out;
     out.places = find(indices);
+    out.keys.reserve(out.places.size());
+    out.members.reserve(out.places.size());
+    out.ends.reserve(out.places.size());
     TarReader::Batch batch(reader_);
     TarSample sample;
     for (std::size_t i = 0; i < out.places.size(); ++i) {

@@ -29,8 +29,8 @@ def token_shard(path):
 
 
 def sidecar(path):
+    from pycooldown.data.token_shard_writer import write_token_shard
     from pycooldown.data.token_shards import open_token_shard
-    from pycooldown.data.token_writer import write_token_shard
 
     shard = path.with_suffix("")
     write_token_shard(shard, [[1, 2, 3]], 8)

@@ -30,7 +30,7 @@ FLOORS = [
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 CORE_USERS = {
     "__init__.py",
-    "sampling/batch_planner.py",
+    "sampling/seeking.py",
     "data/cache/block_files.py",
     "data/cache/plan.py",
     "data/index.py",

@@ -1,5 +1,6 @@
 """What a release must have right before anyone sees it: absolute links, versions that agree, workflows that fit."""
 
+import ast
 import importlib.util
 import re
 import sys
@@ -91,3 +92,16 @@ def test_actions_are_pinned_by_hash():
         for line in path.read_text().splitlines():
             if "uses:" in line and "zizmor: ignore" not in line:
                 assert re.search(r"@[0-9a-f]{40}  # v\d+\.\d+\.\d+$", line), line
+
+
+def test_sessions_install_extras_and_groups_that_exist():
+    extras, groups = PYPROJECT["project"]["optional-dependencies"], PYPROJECT["dependency-groups"]
+    calls = [
+        [argument.value for argument in node.args[1:] if isinstance(argument, ast.Constant)]
+        for node in ast.walk(ast.parse((ROOT / "noxfile.py").read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "install"
+    ]
+    assert len(calls) > 5
+    for extra, *named in calls:
+        assert set(extra.split(",")) <= set(extras)
+        assert set(named) <= set(groups)

@@ -8,7 +8,7 @@
 
 #include "dispatch.h"
 #include "draw_kernel.h"
-#include "pycooldown/batch_plan.h"
+#include "pycooldown/batch_planner.h"
 
 namespace pycooldown {
 

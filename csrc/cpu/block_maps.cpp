@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
@@ -17,7 +18,6 @@ namespace pycooldown {
 namespace {
 
 constexpr char kMagic[8] = {'p', 'y', 'c', 'd', 'b', 'l', 'k', '1'};
-constexpr std::size_t kHeader = sizeof(std::uint64_t);  // of the file of states
 
 std::string hex(std::int64_t value) {
   std::array<char, 16> digits;
@@ -39,8 +39,27 @@ std::string seal_block(std::string_view content) {
   return seal;
 }
 
+BlockLayout::BlockLayout(std::vector<std::int64_t> all_bases, std::vector<std::int64_t> all_bounds,
+                         std::vector<std::string> all_stems)
+    : bases(std::move(all_bases)), bounds(std::move(all_bounds)), stems(std::move(all_stems)) {
+  if (bases.size() != stems.size() + 1 || bounds.size() % 2 != 0)
+    throw std::invalid_argument("bases, bounds and stems do not fit each other");
+  if (bounds.empty()) return;
+  // About four blocks for each number in the guide.
+  const auto count = static_cast<std::int64_t>(num_blocks()), last = begin(count - 1);
+  const std::uint64_t width = std::max<std::int64_t>(1, last / std::max<std::int64_t>(1, count / 4));
+  shift_ = static_cast<int>(std::bit_width(width)) - 1;
+  std::int64_t block = 0;
+  for (std::int64_t at = 0; at >> shift_ <= last >> shift_; at += std::int64_t{1} << shift_) {
+    while (block + 1 < count && begin(block + 1) <= at) ++block;
+    guide_.push_back(block);
+  }
+  guide_.push_back(count - 1);
+}
+
 std::int64_t BlockLayout::find(std::int64_t byte) const {
-  std::int64_t first = 0, count = static_cast<std::int64_t>(num_blocks());
+  const auto at = std::min(static_cast<std::size_t>(byte >> shift_), guide_.size() - 2);
+  std::int64_t first = guide_[at], count = guide_[at + 1] - first + 1;
   while (count > 1) {
     const std::int64_t half = count / 2;
     first = begin(first + half) <= byte ? first + half : first;
@@ -56,38 +75,38 @@ std::string BlockLayout::file_name(std::int64_t block) const {
 }
 
 BlockMaps::BlockMaps(std::string folder, BlockLayout layout, const std::string& states, std::size_t max_maps)
-    : folder_(std::move(folder)), layout_(std::move(layout)), states_(states), max_maps_(max_maps) {
-  if (layout_.bases.size() != layout_.stems.size() + 1 || layout_.bounds.size() % 2 != 0)
-    throw std::invalid_argument("bases, bounds and stems do not fit each other");
-  if (states_.size() != kHeader + layout_.num_blocks()) fail(EIO, states + " is not of these blocks");
-}
-
-std::uint8_t BlockMaps::state(std::int64_t block) const {
-  return __atomic_load_n(
-      reinterpret_cast<const std::uint8_t*>(states_.data()) + kHeader + static_cast<std::size_t>(block),
-      __ATOMIC_ACQUIRE);
-}
+    : folder_(std::move(folder)),
+      layout_(std::move(layout)),
+      states_(states, layout_.num_blocks()),
+      max_maps_(max_maps),
+      places_(layout_.num_blocks(), kNowhere) {}
 
 BlockMaps::Found BlockMaps::find(std::int64_t block) {
-  const std::uint8_t now = state(block);
-  if (const auto place = places_.find(block); place != places_.end()) {
-    Held& held = held_[place->second];
+  const std::uint8_t now = states_.state(block);
+  if (const std::uint32_t place = places_[static_cast<std::size_t>(block)]; place != kNowhere) {
+    Held& held = held_[place];
     if (held.state == now) {
       held.last_read = reads_;
       return {State::there, held.file};
     }
-    drop(place->second);
+    drop(place);
   }
   if (now == 0) return {State::absent, nullptr};
-  Found found = map(block);
+  Found found = map(block, now);
   if (found.state == State::there) {
-    places_.emplace(block, held_.size());
-    held_.push_back({block, now, reads_, found.file});
+    places_[static_cast<std::size_t>(block)] = static_cast<std::uint32_t>(held_.size());
+    held_.push_back({.block = block, .state = now, .last_read = reads_, .file = found.file});
   }
   return found;
 }
 
-BlockMaps::Found BlockMaps::map(std::int64_t block) const {
+void BlockMaps::note_entry(std::int64_t block, std::uint32_t entry) {
+  Held& held = held_[places_[static_cast<std::size_t>(block)]];
+  held.entry = entry;
+  held.entry_read = reads_;
+}
+
+BlockMaps::Found BlockMaps::map(std::int64_t block, std::uint8_t state) {
   std::shared_ptr<MappedFile> file;
   try {
     file = std::make_shared<MappedFile>(path(block));
@@ -105,28 +124,28 @@ BlockMaps::Found BlockMaps::map(std::int64_t block) const {
   MappedBytes* const watched = file->mapped();
   guard.watch({&watched, 1});
   const std::string_view content = view(*file);
-  const bool is_whole = content.substr(size) == seal_block(content.substr(0, size));
+  const bool is_whole = states_.is_checked(block, state) || content.substr(size) == seal_block(content.substr(0, size));
   guard.watch({});
-  return is_whole && !watched->lost ? Found{State::there, file} : Found{State::damaged, nullptr};
+  if (!is_whole || watched->lost) return {State::damaged, nullptr};
+  states_.note_checked(block, state);
+  return {State::there, file};
 }
 
 void BlockMaps::drop(std::size_t place) {
-  places_.erase(held_[place].block);
+  places_[static_cast<std::size_t>(held_[place].block)] = kNowhere;
   if (place + 1 < held_.size()) {
     held_[place] = std::move(held_.back());
-    places_[held_[place].block] = place;
+    places_[static_cast<std::size_t>(held_[place].block)] = static_cast<std::uint32_t>(place);
   }
   held_.pop_back();
 }
 
-void BlockMaps::release() {
+void BlockMaps::begin_read() {
   ++reads_;
-  std::uint64_t evictions;
-  std::memcpy(&evictions, states_.data(), sizeof evictions);
-  if (evictions != evictions_) {
+  if (const std::uint64_t evictions = states_.evictions(); evictions != evictions_) {
     evictions_ = evictions;
     for (std::size_t place = held_.size(); place-- > 0;)
-      if (state(held_[place].block) != held_[place].state) drop(place);
+      if (states_.state(held_[place].block) != held_[place].state) drop(place);
   }
   if (held_.size() <= max_maps_) return;
   // A quarter at once, so that they are seldom looked through.
@@ -144,7 +163,7 @@ BlockRanges::BlockRanges(std::shared_ptr<BlockMaps> maps, std::span<const std::i
     : maps_(std::move(maps)) {
   if (objects.size() != starts.size() || objects.size() != ends.size())
     throw std::invalid_argument("objects, starts and ends must be of one size");
-  maps_->release();
+  maps_->begin_read();
   const BlockLayout& layout = maps_->layout();
   places_.reserve(objects.size());
   for (std::size_t i = 0; i < objects.size(); ++i) {
@@ -163,25 +182,33 @@ BlockRanges::BlockRanges(std::shared_ptr<BlockMaps> maps, std::span<const std::i
     while (layout.end(block) < begin + size) {
       if (static_cast<std::size_t>(++block) == layout.num_blocks() || layout.begin(block) != layout.end(block - 1))
         refuse();
-      enter(block);
+      next_entries_.push_back(enter(block));
     }
     places_.push_back(place);
   }
-  retry();
+  if (missing_.empty()) resolve();
 }
 
 std::uint32_t BlockRanges::enter(std::int64_t block) {
-  const auto [found, is_new] = numbers_.try_emplace(block, static_cast<std::uint32_t>(entries_.size()));
-  if (is_new) {
-    entries_.push_back({block, nullptr, nullptr});
+  if (const auto entry = maps_->entry(block)) return *entry;
+  const auto number = static_cast<std::uint32_t>(entries_.size());
+  auto [state, file] = maps_->find(block);
+  if (state == BlockMaps::State::there) {
+    maps_->note_entry(block, number);
+  } else {
+    const auto [found, is_new] = missing_entries_.try_emplace(block, number);
+    if (!is_new) return found->second;
     missing_.push_back(block);
+    if (state == BlockMaps::State::damaged) damaged_.push_back(block);
   }
-  return found->second;
+  entries_.push_back({block, std::move(file), nullptr});
+  return number;
 }
 
 void BlockRanges::give(std::int64_t block, std::string content) {
-  const auto found = numbers_.find(block);
-  if (found == numbers_.end()) throw std::invalid_argument("block " + std::to_string(block) + " is in no range");
+  const auto found = missing_entries_.find(block);
+  if (found == missing_entries_.end())
+    throw std::invalid_argument("block " + std::to_string(block) + " is none of those that were missing");
   if (static_cast<std::int64_t>(content.size()) != maps_->layout().end(block) - maps_->layout().begin(block))
     throw std::invalid_argument("block " + std::to_string(block) + " has another size");
   entries_[found->second].content = std::make_shared<const std::string>(std::move(content));
@@ -191,7 +218,7 @@ void BlockRanges::retry() {
   std::vector<std::int64_t> still;
   damaged_.clear();
   for (const std::int64_t block : missing_) {
-    Entry& entry = entries_[numbers_[block]];
+    Entry& entry = entries_[missing_entries_.at(block)];
     if (entry.content) continue;
     auto [state, file] = maps_->find(block);
     entry.file = std::move(file);
@@ -210,6 +237,7 @@ BlockRanges::Range BlockRanges::Entry::range(std::int64_t from, std::int64_t siz
 void BlockRanges::resolve() {
   RangeCopy copy;
   ranges_.reserve(places_.size());
+  auto next = next_entries_.begin();
   for (const Place& place : places_) {
     if (!place.goes_on) {
       ranges_.push_back(entries_[place.entry].range(place.from, place.size));
@@ -217,11 +245,12 @@ void BlockRanges::resolve() {
     }
     std::string& joined = joined_.emplace_back(static_cast<std::size_t>(place.size), '\0');
     std::int64_t from = place.from, done = 0;
-    for (std::int64_t block = entries_[place.entry].block; done < place.size; ++block, from = 0) {
-      const std::int64_t rest = maps_->layout().end(block) - maps_->layout().begin(block) - from;
-      const Range part = entries_[numbers_.at(block)].range(from, std::min(rest, place.size - done));
+    for (const Entry* entry = &entries_[place.entry];; entry = &entries_[*next++], from = 0) {
+      const std::int64_t rest = maps_->layout().end(entry->block) - maps_->layout().begin(entry->block) - from;
+      const Range part = entry->range(from, std::min(rest, place.size - done));
       copy(part, part.data, part.size, joined.data() + done);
       done += static_cast<std::int64_t>(part.size);
+      if (done == place.size) break;
     }
     ranges_.push_back({joined.data(), joined.size(), nullptr});
   }

@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from pycooldown.huggingface.trainer import MixtureTrainer
-from pycooldown.recipes import learning_rate
+from pycooldown.recipes import learning_rate_decay
 from pycooldown.recipes.adapters import adapt
 from pycooldown.recipes.corpus import Corpus
 from pycooldown.recipes.models import build_model, load_model
@@ -37,7 +37,7 @@ class RecipeTrainer(MixtureTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Return Trainer's scheduler, or the exponential one that it lacks."""
         if self.lr_scheduler is None and self.recipe.training.decay == "exponential":
-            self.lr_scheduler = learning_rate.exponential(
+            self.lr_scheduler = learning_rate_decay.exponential(
                 optimizer or self.optimizer, warmup=self.recipe.training.warmup, num_steps=num_training_steps
             )
             self._created_lr_scheduler = True

@@ -24,7 +24,7 @@ from pycooldown.recipes.fields import (
     Steps,
     Text,
 )
-from pycooldown.recipes.learning_rate import Decay
+from pycooldown.recipes.learning_rate_decay import Decay
 from pycooldown.recipes.methods import MethodOptions, method_schemas, read_method
 from pycooldown.recipes.model_section import AnyModel, FolderModel, Model, read_model
 from pycooldown.sampling.sampler import AllocationName

@@ -12,7 +12,7 @@ import torch
 from transformers import TrainingArguments
 
 from pycooldown.huggingface.arguments import TRAINING_ARGUMENTS
-from pycooldown.recipes import learning_rate
+from pycooldown.recipes import learning_rate_decay
 from pycooldown.recipes.schema import Recipe
 
 # Arguments that other keys of the recipe decide, and how to set them.
@@ -61,7 +61,7 @@ def arguments(recipe: Recipe, output: Path, progress: bool) -> TrainingArguments
     if "lr_scheduler_type" in given or "lr_scheduler_kwargs" in given:
         decay = {"lr_scheduler_kwargs": None}
     else:
-        decay = learning_rate.arguments(training.decay)
+        decay = learning_rate_decay.arguments(training.decay)
     if not {"bf16", "fp16"} & set(given) and recipe.model.dtype != "float16":
         given["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     values: dict[str, Any] = {

@@ -7,12 +7,12 @@ from typing import Any
 
 from pycooldown.mixture import Integers, Mixture
 from pycooldown.sampling import checks
-from pycooldown.sampling.batch_planner import Planner, epoch_seed
 from pycooldown.sampling.batches import BatchPlan, Exposure
 from pycooldown.sampling.block_shuffle import BlockShuffle, ShuffleName, check_shuffle
 from pycooldown.sampling.changes import BatchSizes, Job, ScheduleHistory
 from pycooldown.sampling.checks import AllocationName as AllocationName
 from pycooldown.sampling.exclusive import Exclusive
+from pycooldown.sampling.seeking import Planner, epoch_seed
 from pycooldown.sampling.state import read_state, write_state
 from pycooldown.sampling.stops import ONCE, check_stop, steps_of_pass
 from pycooldown.sampling.stops import StopRule as StopRule

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from pycooldown.mixture import Integers
-from pycooldown.sampling.batch_planner import MAX_DRAWS, Position
 from pycooldown.sampling.changes import BatchSizes, Job, ScheduleHistory
+from pycooldown.sampling.seeking import MAX_DRAWS, Position
 
 VERSION = 1
 # The version of states that have one of these keys. A reader of version 1 would ignore the keys and go on wrongly.

@@ -8,8 +8,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from pycooldown.mixture import Integers
-from pycooldown.sampling.batch_planner import Planner
 from pycooldown.sampling.changes import NEVER, Job
+from pycooldown.sampling.seeking import Planner
 from pycooldown.schedules import AdaptiveSchedule, Schedule
 
 StopRule = Literal["first_exhausted", "all_exhausted", "all_exhausted_without_replacement"]

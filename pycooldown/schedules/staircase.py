@@ -1,4 +1,4 @@
-"""Schedules with one mixture after another: constant, staircase, cooldown, Order Matters."""
+"""Schedules with one mixture after another: constant, staircase, Order Matters."""
 
 from __future__ import annotations
 
@@ -35,30 +35,6 @@ def staircase(stages: Sequence[tuple[int, Mixture]]) -> Schedule:
     for start, mixture in stages[1:]:
         _check_same_domains(mixtures[0], mixture, f"the stage at step {start}")
     return Staircase(starts, mixtures, f"staircase({', '.join(f'{s}: {m.describe()}' for s, m in stages)})")
-
-
-def cooldown(sizes: Mapping[str, int], *, tau: float = 5.0, final_tau: float = 1.0, switch_step: int) -> Schedule:
-    """Return temperature sampling with ``tau`` until ``switch_step``, with ``final_tau`` from there on.
-
-    Source: Li et al. (NAACL 2025), section 4: from 5 to 1 at half of the steps.
-
-    Args:
-        sizes: Number of samples of each domain.
-        tau: Temperature before the switch, > 0.
-        final_tau: Temperature from the switch on, > 0.
-        switch_step: First step with ``final_tau``, > 0.
-
-    Raises:
-        ValueError: If a temperature or ``switch_step`` is not positive.
-    """
-    if switch_step <= 0:
-        raise ValueError(f"switch_step = {switch_step}; expected a step > 0: use constant() for a single temperature")
-    mixtures = tuple(Mixture.temperature_sampling(sizes, t) for t in (tau, final_tau))
-    return Staircase(
-        (0, switch_step),
-        mixtures,
-        f"cooldown(tau={float(tau)}, final_tau={float(final_tau)}, switch_step={switch_step})",
-    )
 
 
 def order_matters(

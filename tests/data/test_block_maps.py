@@ -111,6 +111,25 @@ def test_one_changed_bit_is_damage(cache, at):
     assert list(found) == cache.bytes_of([(0, 410, 420), (0, 510, 520)])
 
 
+def flip_last_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-25] ^= 1  # of the content, before the seal
+    path.write_bytes(content)
+
+
+def test_a_file_is_checked_by_one_process_of_a_node(cache, tmp_path):
+    other = cache.files.map(str(tmp_path / "states"), 1_000)  # as another process has it
+    assert cache.read((0, 0, 200)).missing == []
+    flip_last_bit(cache.files.path(0))
+    flip_last_bit(cache.files.path(5))
+    ranges = np.array([[0, 0, 600]], np.int64).T
+    assert other.read(*ranges).damaged == [5]  # block 0 was checked
+    cache.evict(0)
+    cache.write(0)
+    flip_last_bit(cache.files.path(0))  # a new file is checked anew
+    assert sorted(other.read(*ranges).damaged) == [0, 5]
+
+
 def test_evicted_blocks_are_let_go_and_what_is_in_use_stays(cache):
     held = cache.read((0, 0, 1_000))
     assert cache.maps.num_mapped == 10

@@ -12,7 +12,7 @@ import pytest
 
 from pycooldown.data import token_sources
 from pycooldown.data.index_building import build_index
-from pycooldown.data.token_writer import write_token_shard
+from pycooldown.data.token_shard_writer import write_token_shard
 
 # Each case runs in a process of its own. The file is renamed and another one takes its name before the mapped one is
 # truncated, so that a look at the file's status finds nothing: only reading the map meets the missing pages.

@@ -14,8 +14,8 @@ from token_files import make_documents, write_folder
 
 from pycooldown.data import TarDataset, TokenDataset
 from pycooldown.data.token_manifest import load_token_manifest
+from pycooldown.data.token_shard_writer import write_token_shard
 from pycooldown.data.token_shards import open_token_shard
-from pycooldown.data.token_writer import write_token_shard
 
 GOLDEN = {7: ("7e120be3ddedd1db", "c03135ded7f3ec11"), 70_000: ("ed569dbda7aea85a", "5e363af690f25ac2")}
 LENGTHS = [5, 60, 1, 300, 44, 7]

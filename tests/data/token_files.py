@@ -7,8 +7,8 @@ import struct
 import numpy as np
 
 from pycooldown.data import token_sources
+from pycooldown.data.token_shard_writer import write_token_shard
 from pycooldown.data.token_shards import FORMAT
-from pycooldown.data.token_writer import write_token_shard
 
 EOS = 3
 

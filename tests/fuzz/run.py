@@ -47,7 +47,7 @@ def main() -> None:
             "csrc/cpu/tar_scan.cpp",
             "csrc/cpu/tar_index.cpp",
             "csrc/cpu/tar_index_writer.cpp",
-            "csrc/cpu/tar_index_v1.cpp",
+            "csrc/cpu/shard_index.cpp",
             "csrc/cpu/mapped_file.cpp",
         )
         corpus = Path(folder, "corpus")

@@ -23,7 +23,7 @@ from pycooldown.recipes import load_recipe, train  # noqa: E402
 from pycooldown.recipes.build import assemble  # noqa: E402
 from pycooldown.recipes.corpus import open_corpus  # noqa: E402
 from pycooldown.recipes.gradient_variance import RunGradients, measure_run  # noqa: E402
-from pycooldown.recipes.learning_rate import exponential  # noqa: E402
+from pycooldown.recipes.learning_rate_decay import exponential  # noqa: E402
 from pycooldown.recipes.models import build_model  # noqa: E402
 from pycooldown.recipes.trainer_arguments import arguments  # noqa: E402
 from pycooldown.recipes.translation import Translation, score  # noqa: E402

@@ -5,12 +5,14 @@
 #include <cstdint>
 #include <list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
 
+#include "pycooldown/block_states.h"
 #include "pycooldown/map_guard.h"
 #include "pycooldown/mapped_file.h"
 
@@ -22,23 +24,31 @@ std::string seal_block(std::string_view content);
 
 // Where blocks lie. Objects lie end to end: object o has bytes [bases[o], bases[o + 1]).
 struct BlockLayout {
-  std::vector<std::int64_t> bases;   // of shape (objects + 1,)
-  std::vector<std::int64_t> bounds;  // where each block begins and ends, of shape (blocks, 2), ascending
-  std::vector<std::string> stems;    // of the objects' files
+  // `bases` has shape (objects + 1,); `bounds`, of shape (blocks, 2) and ascending, says where each block begins and
+  // ends; `stems` are those of the objects' files. Throws std::invalid_argument if they do not fit each other.
+  BlockLayout(std::vector<std::int64_t> bases, std::vector<std::int64_t> bounds, std::vector<std::string> stems);
+
+  std::vector<std::int64_t> bases, bounds;
+  std::vector<std::string> stems;
 
   std::size_t num_blocks() const { return bounds.size() / 2; }
   std::int64_t begin(std::int64_t block) const { return bounds[2 * static_cast<std::size_t>(block)]; }
   std::int64_t end(std::int64_t block) const { return bounds[2 * static_cast<std::size_t>(block) + 1]; }
-  // The block of a byte; the last one that begins before it.
+  // The block of a byte; the last one that begins at it or before.
   std::int64_t find(std::int64_t byte) const;
   std::string file_name(std::int64_t block) const;
+
+ private:
+  // The block of every 2^shift_-th byte, with which a search begins: a table of a fraction of the blocks.
+  std::vector<std::int64_t> guide_;
+  int shift_ = 0;
 };
 
-// The blocks that a process has mapped. Which ones have files is said by a file that the fetcher keeps: the number of
-// evictions so far (8 bytes), then for each block a byte that is 0 if it has no file, and changes with each new file.
+// The blocks that a process has mapped.
 class BlockMaps {
  public:
-  // `folder` ends with a slash. At most `max_maps` blocks stay mapped, beside those of ranges that are in use.
+  // `folder` ends with a slash, `states` is the file of BlockStates. At most `max_maps` blocks stay mapped, beside
+  // those of ranges that are in use.
   BlockMaps(std::string folder, BlockLayout layout, const std::string& states, std::size_t max_maps);
 
   const BlockLayout& layout() const { return layout_; }
@@ -50,29 +60,40 @@ class BlockMaps {
     State state;
     std::shared_ptr<MappedFile> file;
   };
-  // Maps a block, unless it is mapped.
+  // Maps a block, unless it is mapped. The file is checked by the first process of the node that maps it.
   Found find(std::int64_t block);
 
-  // Unmaps what was evicted, so that the disk has its room again, and what is read least if there is too much.
-  void release();
+  // Begins a read of many blocks: unmaps what was evicted, so that the disk has its room again, and what is read least
+  // if there is too much.
+  void begin_read();
+  // The number that `note_entry` gave a block in this read, or nothing.
+  std::optional<std::uint32_t> entry(std::int64_t block) const {
+    const std::uint32_t place = places_[static_cast<std::size_t>(block)];
+    if (place == kNowhere || held_[place].entry_read != reads_) return {};
+    return held_[place].entry;
+  }
+  // Notes a number for a block that `find` has found in this read.
+  void note_entry(std::int64_t block, std::uint32_t entry);
 
  private:
   struct Held {
     std::int64_t block;
     std::uint8_t state;
-    std::uint64_t last_read;
+    std::uint32_t entry = 0;
+    std::uint64_t last_read, entry_read = 0;  // numbers of reads
     std::shared_ptr<MappedFile> file;
   };
-  std::uint8_t state(std::int64_t block) const;
-  Found map(std::int64_t block) const;
+  static constexpr std::uint32_t kNowhere = ~std::uint32_t{0};
+
+  Found map(std::int64_t block, std::uint8_t state);
   void drop(std::size_t place);
 
   std::string folder_;
   BlockLayout layout_;
-  MappedFile states_;
+  BlockStates states_;
   std::size_t max_maps_;
   std::vector<Held> held_;
-  std::unordered_map<std::int64_t, std::size_t> places_;  // of blocks in held_
+  std::vector<std::uint32_t> places_;  // by block, in held_
   std::uint64_t evictions_ = 0, reads_ = 0;
 };
 
@@ -114,15 +135,17 @@ class BlockRanges {
   };
   struct Place {
     std::uint32_t entry;      // of the block that a range begins in
-    bool goes_on;             // in the next one
+    bool goes_on;             // in the next ones
     std::int64_t from, size;  // within the first block; of the range
   };
+  // The number of a block's entry, which is made if there is none.
   std::uint32_t enter(std::int64_t block);
   void resolve();
 
   std::shared_ptr<BlockMaps> maps_;
   std::vector<Entry> entries_;
-  std::unordered_map<std::int64_t, std::uint32_t> numbers_;  // of entries, by block
+  std::vector<std::uint32_t> next_entries_;                          // of the blocks in which ranges go on, in order
+  std::unordered_map<std::int64_t, std::uint32_t> missing_entries_;  // of blocks that were missing at first
   std::vector<Place> places_;
   std::vector<std::int64_t> missing_, damaged_;
   std::vector<Range> ranges_;

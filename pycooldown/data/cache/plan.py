@@ -1,4 +1,8 @@
-"""What a cache does at each step of a job: a pure function of the sampler's plan, the limit and the depth."""
+"""What a cache does at each step of a job: a pure function of the sampler's plan, the limit and the depth.
+
+This module collects which blocks each step uses; `csrc/cpu/cache_planner.cpp` decides which one goes when there is no
+room.
+"""
 
 from __future__ import annotations
 

@@ -11,9 +11,11 @@ _EVICTIONS = struct.Struct("=Q")  # their number so far, before the states
 
 
 class BlockStates:
-    """A byte for each block: 0 where it has no file, and another number for each new file.
+    """Two bytes for each block, for readers to look at in place of the folder.
 
-    Readers look at it in place of the folder (see `csrc/include/pycooldown/block_maps.h`). Only the fetcher writes it.
+    The first is 0 where the block has no file, and another number for each new file. Only the fetcher writes it. The
+    second is that number once a reader has checked the file, so that other processes need not check it again; see
+    `csrc/include/pycooldown/block_states.h`.
 
     Args:
         path: Where it is made.
@@ -24,17 +26,18 @@ class BlockStates:
     """
 
     def __init__(self, path: str, blocks: int) -> None:
-        size = _EVICTIONS.size + blocks
+        size = _EVICTIONS.size + 2 * blocks
         with open(path, "xb+") as file:
             file.write(bytes(size))  # now, since a page that finds no room later would end the process
             file.flush()
             self._states = mmap.mmap(file.fileno(), size)
-        self._evictions = 0
+        self._evictions, self._blocks = 0, blocks
         self._last = bytearray(blocks)  # the state of each block's latest file
 
     def appear(self, number: int) -> None:
         """Note that a block has a new file."""
         self._last[number] = self._last[number] % 255 + 1
+        self._states[_EVICTIONS.size + self._blocks + number] = 0  # not checked
         self._states[_EVICTIONS.size + number] = self._last[number]
 
     def vanish(self, number: int) -> None:

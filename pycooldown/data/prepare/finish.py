@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
-from pycooldown.data.prepare.outputs import ResultFolder
 from pycooldown.data.prepare.plan import MEANWHILE, PLAN, TOKENIZER, Plan, read_json
 from pycooldown.data.prepare.records import SPLITS, WORK, Record, record_name, shard_name
+from pycooldown.data.prepare.result_folder import ResultFolder
 from pycooldown.data.publish import seal
 from pycooldown.data.token_shards import ENDS_SUFFIX, FORMAT
 

@@ -19,7 +19,6 @@ import numpy as np
 
 from pycooldown.data.prepare.encoders import Ids
 from pycooldown.data.prepare.formats import Faults
-from pycooldown.data.prepare.outputs import name_errors, open_output
 from pycooldown.data.prepare.parts import Part
 from pycooldown.data.prepare.readers import read_documents
 from pycooldown.data.prepare.records import (
@@ -34,10 +33,11 @@ from pycooldown.data.prepare.records import (
     shard_name,
     trusted_record,
 )
+from pycooldown.data.prepare.result_folder import name_errors, open_output
 from pycooldown.data.prepare.split import validation_test
 from pycooldown.data.prepare.tokenizer_files import load_encoder
+from pycooldown.data.token_shard_writer import write_token_shard
 from pycooldown.data.token_shards import ENDS_SUFFIX
-from pycooldown.data.token_writer import write_token_shard
 
 BATCH_BYTES = 1 << 20  # of text that the tokenizer gets at a time: its memory is some ten times that
 BATCH_DOCUMENTS = 1024

@@ -16,9 +16,9 @@ from typing import Any
 from pycooldown.data.engines import RunParts
 from pycooldown.data.prepare.inputs import InputFile, InputPaths, find_files
 from pycooldown.data.prepare.options import Options, TokenizerOptions
-from pycooldown.data.prepare.outputs import ResultFolder
 from pycooldown.data.prepare.parts import Part, divide
 from pycooldown.data.prepare.records import WORK, Setup, part_key
+from pycooldown.data.prepare.result_folder import ResultFolder
 from pycooldown.data.prepare.split import choose, chosen_name, count_digests, validation_test
 from pycooldown.data.prepare.tokenizer_files import TokenizerSpec, prepare_tokenizer, tokenizer_hash
 from pycooldown.data.prepare.tokenizer_training import balanced_sample, train_tokenizer

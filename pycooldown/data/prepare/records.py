@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pycooldown.data.prepare.options import Options
-from pycooldown.data.prepare.outputs import open_output
 from pycooldown.data.prepare.parts import Part
 from pycooldown.data.prepare.readers import hash_range
+from pycooldown.data.prepare.result_folder import open_output
 from pycooldown.data.prepare.tokenizer_files import TokenizerSpec
 from pycooldown.data.stores import is_url
 from pycooldown.data.token_shards import ENDS_SUFFIX, FORMAT

@@ -11,9 +11,9 @@ from pycooldown.data.prepare.finish import MANIFEST, finish
 from pycooldown.data.prepare.inputs import InputPaths
 from pycooldown.data.prepare.make_shards import make_shards
 from pycooldown.data.prepare.options import Options, TokenizerOptions
-from pycooldown.data.prepare.outputs import open_output
 from pycooldown.data.prepare.plan import fingerprint, locked, make_plan, read_json
 from pycooldown.data.prepare.records import Record
+from pycooldown.data.prepare.result_folder import open_output
 from pycooldown.data.publish import Progress
 from pycooldown.data.stores import is_url
 

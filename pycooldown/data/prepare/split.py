@@ -16,10 +16,10 @@ from functools import lru_cache
 
 from pycooldown.data.prepare.formats import Faults
 from pycooldown.data.prepare.options import Options
-from pycooldown.data.prepare.outputs import open_output
 from pycooldown.data.prepare.parts import Part
 from pycooldown.data.prepare.readers import read_documents
 from pycooldown.data.prepare.records import WORK
+from pycooldown.data.prepare.result_folder import open_output
 
 Digest = bytes
 

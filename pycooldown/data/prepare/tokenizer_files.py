@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from pycooldown.data.prepare.encoders import Encoder, open_encoder
-from pycooldown.data.prepare.outputs import open_output
+from pycooldown.data.prepare.result_folder import open_output
 from pycooldown.data.stores import find_object, is_url, open_binary
 
 KINDS = {".json": "huggingface", ".model": "sentencepiece", ".tiktoken": "tiktoken"}  # by the suffix of the file

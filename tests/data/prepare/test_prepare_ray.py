@@ -44,7 +44,7 @@ def test_a_failing_task_is_the_error_of_its_line(corpus, tokenizer_file, tmp_pat
 def test_objects_on_both_sides(corpus, make_store, tokenizer_file, tmp_path):
     """Workers share nothing but the store: inputs, tokenizer, validation documents and results are there."""
     obstore = pytest.importorskip("obstore")
-    from pycooldown.data.prepare.outputs import open_output
+    from pycooldown.data.prepare.result_folder import open_output
 
     url = make_store("s3")
     store = obstore.store.from_url(url)

@@ -1,5 +1,5 @@
-// The index of one shard as it was written up to version 0.2 of the package: a fixed header, rows, then texts, each
-// after its length. It is read, and no longer written.
+// The index file beside one shard: of this version (see tar_index_file.h), or as it was written up to version 0.2 of the
+// package, which is read and no longer written: a fixed header, rows, then texts, each after its length.
 #include <cstring>
 #include <stdexcept>
 

@@ -1,4 +1,4 @@
-"""Cooldown that switches when the rarest domain has been passed through a number of times."""
+"""Cooldown: a high temperature, then a low one from a step on, or once the rarest domain was passed through often."""
 
 from __future__ import annotations
 
@@ -8,7 +8,31 @@ from collections.abc import Mapping
 
 from pycooldown.mixture import Mixture
 from pycooldown.schedules.protocol import Schedule
-from pycooldown.schedules.staircase import cooldown
+from pycooldown.schedules.staircase import Staircase
+
+
+def cooldown(sizes: Mapping[str, int], *, tau: float = 5.0, final_tau: float = 1.0, switch_step: int) -> Schedule:
+    """Return temperature sampling with ``tau`` until ``switch_step``, with ``final_tau`` from there on.
+
+    Source: Li et al. (NAACL 2025), section 4: from 5 to 1 at half of the steps.
+
+    Args:
+        sizes: Number of samples of each domain.
+        tau: Temperature before the switch, > 0.
+        final_tau: Temperature from the switch on, > 0.
+        switch_step: First step with ``final_tau``, > 0.
+
+    Raises:
+        ValueError: If a temperature or ``switch_step`` is not positive.
+    """
+    if switch_step <= 0:
+        raise ValueError(f"switch_step = {switch_step}; expected a step > 0: use constant() for a single temperature")
+    mixtures = tuple(Mixture.temperature_sampling(sizes, t) for t in (tau, final_tau))
+    return Staircase(
+        (0, switch_step),
+        mixtures,
+        f"cooldown(tau={float(tau)}, final_tau={float(final_tau)}, switch_step={switch_step})",
+    )
 
 
 def cooldown_by_exposure(

@@ -1,4 +1,4 @@
-"""Plans the batch of any step: the core stands before one step, and is moved to others."""
+"""Moves the core to any step. The core, `csrc/cpu/batch_planner.cpp`, chooses the samples of one step after another."""
 
 from __future__ import annotations
 

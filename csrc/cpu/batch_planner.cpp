@@ -1,6 +1,6 @@
 // The batch of a step: how many samples of each domain (batch_allocation.cpp), which of them (permute_kernel.cpp),
 // and in which order.
-#include "pycooldown/batch_plan.h"
+#include "pycooldown/batch_planner.h"
 
 #include <algorithm>
 #include <array>

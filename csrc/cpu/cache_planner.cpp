@@ -1,4 +1,4 @@
-#include "pycooldown/cache_plan.h"
+#include "pycooldown/cache_planner.h"
 
 #include <algorithm>
 #include <limits>

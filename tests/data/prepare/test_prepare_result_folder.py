@@ -14,7 +14,7 @@ obstore = pytest.importorskip("obstore")
 from obstore.store import from_url  # noqa: E402
 
 from pycooldown.data.prepare import Options, TokenizerOptions, parse_inputs, tokenize  # noqa: E402
-from pycooldown.data.prepare.outputs import open_output  # noqa: E402
+from pycooldown.data.prepare.result_folder import open_output  # noqa: E402
 from pycooldown.data.stores import StoreError  # noqa: E402
 
 SCHEMES = ("s3", "gs", "az")
