@@ -2,8 +2,8 @@
 
     python examples/megatron_external.py
 
-In pretrain_gpt.py let the provider return `micro_batches(...), None, None` and take `loss_func` from here. Weights by
-domain travel in the loss mask. As Megatron's loop wants GPUs, 4 processes, two by two, call its parts in its order.
+A sketch of a job: in pretrain_gpt.py let the provider return `micro_batches(...), None, None`; take `loss_func` from
+here. Weights travel in the loss mask. Megatron's loop wants GPUs, so 4 processes, two by two, call its parts in order.
 """
 
 import tempfile

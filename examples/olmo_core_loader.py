@@ -2,7 +2,8 @@
 
 python examples/olmo_core_loader.py
 
-Give a `MixtureDataLoader` to OLMo-core's Trainer as `data_loader`. Here its methods are called in the trainer's order.
+A sketch of a job: give a `MixtureDataLoader` to OLMo-core's Trainer as `data_loader`. As that wants GPUs, its methods
+are called here in the trainer's order.
 The loss is computed in OLMo-core's output layer, which has no weights by domain: use mixtures that
 sample by the target, such as temperature sampling, whose loss weights are 1.
 """

@@ -2,9 +2,9 @@
 
 python examples/torchtitan_loader.py
 
-Name the two configs in your model's config_registry and run `MixtureTrainer` in place of Trainer. As that wants GPUs,
-loader, loss and hook are called here as it calls them. With pipeline parallelism this does not work: the loss is called
-after the hook of several micro-batches.
+A sketch of a job: name the two configs in your model's config_registry, and run `MixtureTrainer` in place of Trainer.
+As that wants GPUs, loader, loss and hook are called here as it calls them. Pipeline parallelism does not work with it:
+the loss is called after the hook of several micro-batches.
 """
 
 import tempfile

@@ -1,6 +1,6 @@
-"""The planner and a report in Chromium (`nox -s browser`), offline: errors, accessibility, keyboard, narrow screens.
+"""The planner and a report work offline in Chromium, with a keyboard and on narrow screens (`nox -s browser`).
 
-The rules of accessibility are axe's, which Lighthouse uses too: contrast, labels, names, headings.
+Accessibility is checked by the rules of axe, which Lighthouse uses too: contrast, labels, names, headings.
 """
 
 import json
@@ -65,7 +65,7 @@ def name(request):
 
 @pytest.fixture
 def opened(browser, files, name):
-    """Opens a page without a network; what it asks for and what goes wrong is in ``page.seen``."""
+    """Return a function that opens the page offline and records its requests and errors in ``page.seen``."""
     contexts = []
 
     def open_page(width=1000, scheme="light"):
@@ -121,7 +121,7 @@ def test_every_control_is_reached_by_the_keyboard_and_shows_it(opened):
         )
         reached.append(number)
         unseen += [number] if outline == "none" else []
-    assert reached == list(range(len(wanted)))  # in the order in which they stand
+    assert reached == list(range(len(wanted)))  # in the order of the page
     assert unseen == []
 
 

@@ -1,6 +1,6 @@
-"""The built site in headless Chromium (`nox -s browser`): errors in the console, pictures, a narrow screen, the search.
+"""The built site works in headless Chromium: console, pictures, narrow screens and search (`nox -s browser`).
 
-Links are checked when the site is built, strictly.
+The strict build of the site checks the links.
 """
 
 import html

@@ -1,36 +1,38 @@
-"""The environment of all tests, set before anything is imported, and what several of them read."""
+"""The environment of all tests, set before other imports, and the fixtures that several folders of tests share."""
 
 import importlib.util
 import io
 import os
+import random
 import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
 # Processes that tests start must import the installed package, not the source tree that they happen to start in.
 os.environ["PYTHONSAFEPATH"] = "1"
-os.environ["COLUMNS"] = "160"  # tables are as wide on every terminal, and without one
+os.environ["COLUMNS"] = "160"  # tables have the same width on every terminal, and without a terminal
 # Processes of pytest-xdist share the cores. Each of them would start a thread for every core.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 sys.path.append(str(Path(__file__).parents[1]))  # `reproduction`, behind the installed package
 
-# The devices that are there, as torch sees them: a driver alone is none. Tests that take `device` run on each.
+# The devices that torch can use. Tests that take `device` run on each.
 DEVICES = ["cpu"]
 if importlib.util.find_spec("torch"):
     import torch
 
     if torch.cuda.is_available():
         DEVICES.append("cuda")
-# Without a GPU, Triton's kernels run in its interpreter; read when triton is imported.
+# Without a GPU, Triton's kernels run in its interpreter. Triton reads this variable when it is imported.
 if "cuda" not in DEVICES:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# The same examples on every machine; `pytest --hypothesis-profile=default` looks for new ones.
+# Hypothesis tries the same examples on every machine. `pytest --hypothesis-profile=default` looks for new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("fuzz", max_examples=20_000, deadline=None, print_blob=True)
 settings.load_profile("repeatable")
@@ -43,7 +45,7 @@ def pytest_generate_tests(metafunc):
 
 
 def leaves_slow_tests_out(config):
-    """True unless the command line picks tests: by `-m`, by `-k`, or by the name of a file or of a test."""
+    """Return True unless the command line picks tests: by `-m`, by `-k`, or by the name of a file or of a test."""
     paths = [argument.split("::")[0] for argument in config.args]
     return not (config.option.markexpr or config.option.keyword or any(path.endswith(".py") for path in paths))
 
@@ -58,9 +60,32 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
+def seed_generators():
+    """Seed the global random generators."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup():
+    """Seed before each fixture. A fixture of a module or session draws the same numbers in whichever test it starts."""
+    seed_generators()
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Seed before each test. It draws the same numbers alone as after other tests."""
+    seed_generators()
+
+
 @pytest.fixture(autouse=True)
 def settings_of_accelerate():
-    """Undoes what arguments of Trainer set for the process in some versions, such as bfloat16 for later ones."""
+    """Restore Accelerate's environment variables after each test.
+
+    In some versions of transformers the arguments of Trainer set them for the whole process, bfloat16 for example.
+    """
     before = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
     yield
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
@@ -70,7 +95,7 @@ def settings_of_accelerate():
 
 @pytest.fixture
 def device(request, monkeypatch):
-    """A device that is there. New tensors are made on it, and those among the names of the module are moved there."""
+    """Return one of `DEVICES`. New tensors are made on it, and tensors that the test's module defines move to it."""
     device = torch.device(request.param)
     if device.type == "cpu":
         yield device
@@ -84,19 +109,22 @@ def device(request, monkeypatch):
 
 @pytest.fixture
 def fused(device):
-    """The name of the device's fused backend."""
+    """Return the name of the device's fused backend."""
     return {"cpu": "cpp", "cuda": "triton"}[device.type]
 
 
 @pytest.fixture(scope="session")
 def kernel_device():
-    """Where Triton's kernels run: on a GPU, or interpreted on the CPU."""
+    """Return the device on which Triton's kernels run: a GPU, or the CPU, where they are interpreted."""
     return DEVICES[-1]
 
 
 @pytest.fixture
 def write_shards(tmp_path):
-    """Writes tar shards of so many samples each; the key of a sample, and its text, is domain/shard/number."""
+    """Return a function that writes tar shards with the given numbers of samples.
+
+    The key of a sample is domain/shard/number, and so is its text.
+    """
 
     def write(counts):
         shards = {}

@@ -1,4 +1,4 @@
-"""The benchmarks' report, from what pytest-benchmark writes."""
+"""The report of benchmarks is made from what pytest-benchmark writes."""
 
 import importlib.util
 import json
@@ -46,7 +46,7 @@ def test_report_of_a_file(report, tmp_path, monkeypatch):
     assert (folder / "test_sum.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_files_that_are_not_there(report, tmp_path, monkeypatch, capsys):
+def test_missing_benchmark_files_are_named(report, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["report.py", "test_nothing.py"])
     with pytest.raises(SystemExit):
         report.main()

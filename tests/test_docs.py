@@ -1,4 +1,4 @@
-"""The pages are part of the product: links lead somewhere and their Python runs."""
+"""The links of the pages lead to files, and their Python snippets run."""
 
 import ast
 import importlib.util
@@ -20,7 +20,7 @@ COMMAND = re.compile(r"(?:^|\s)(pycooldown|python -m reproduction) (.+)$")
 README = ROOT / "README.md"
 # tests/recipes/test_methods.py and tests/huggingface/test_training_page.py run these.
 ELSEWHERE = {ROOT / "docs/recipes.md", ROOT / "docs/training.md"}
-MADE = {"planner.html"}  # by docs/hooks.py, when the site is built
+MADE = {"planner.html"}  # docs/hooks.py makes it when the site is built
 
 
 def name(page):
@@ -36,7 +36,7 @@ def test_relative_links_lead_somewhere(page):
 
 
 def run(code, tmp_path, monkeypatch):
-    """Run code from a file, as its reader would: sources can be read then, which dataclasses and Triton may do."""
+    """Run code from a file, since dataclasses and Triton may read its source."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "snippet.py").write_text(code)
     spec = importlib.util.spec_from_file_location("snippet", tmp_path / "snippet.py")
@@ -58,7 +58,7 @@ def test_snippets_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("snippet", NOT_RUN, ids=lambda s: s.strip().splitlines()[-1][:50])
-def test_snippets_that_need_too_much_import_what_there_is(snippet):
+def test_imports_of_snippets_that_are_not_run_exist(snippet):
     imports = [node for node in ast.parse(snippet).body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert imports
     exec(compile(ast.Module(imports, []), "page", "exec"), {})

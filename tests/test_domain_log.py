@@ -1,4 +1,4 @@
-"""The file of values by domain: it grows, a resumed run replaces its part, a reader never sees half a record."""
+"""The file of values by domain grows. A resumed run replaces its part, and readers see whole records only."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_a_resumed_run_replaces_what_it_logs_again(tmp_path):
     records = domain_log.read(path)
     assert records["step"].tolist() == [10, 20]
     assert records["loss"][1].tolist() == [3.0, 4.0, 5.0]
-    domain_log.append(path, 5, values(5))  # a run from the start
+    domain_log.append(path, 5, values(5))  # the run starts again
     assert domain_log.read(path)["step"].tolist() == [5]
     assert path.stat().st_size == np.load(path).nbytes + np.load(path, mmap_mode="r").offset
 
@@ -37,7 +37,7 @@ def test_a_reader_keeps_the_records_that_a_resumed_run_drops(tmp_path):
     path = tmp_path / "domains.npy"
     for step in range(2000):
         domain_log.append(path, step, values(step))
-    records = domain_log.read(path)  # mapped: pages that the file has lost would end the process
+    records = domain_log.read(path)  # mapped, so losing pages of the file would kill the process
     domain_log.append(path, 0, values(7))
     assert records["step"].tolist() == list(range(2000))
     assert domain_log.read(path)["step"].tolist() == [0]

@@ -1,4 +1,4 @@
-"""Files are whole or not there; what killed writers leave behind goes; locks are seen by others."""
+"""Files are written whole or not at all, leftovers of killed writers are removed, and locks exclude others."""
 
 import errno
 import fcntl
@@ -166,9 +166,10 @@ def test_reads_regular_files_up_to_a_limit(tmp_path):
 
 
 def test_there_is_one_atomic_writer():
-    """No other module of the package renames or makes temporary files.
+    """No other module of the package renames files or makes temporary ones.
 
-    Except `publish`, which moves whole folders, and the cache, whose blocks have checksums in place of a flush to disk.
+    The exceptions are `publish`, which moves whole folders, and the cache, whose blocks have checksums instead of a
+    flush to disk.
     """
     package = os.path.dirname(_files.__file__)
     found = set()

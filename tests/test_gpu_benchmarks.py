@@ -1,4 +1,4 @@
-"""The GPU's benchmarks, without one: dry runs, the model of memory traffic, the table of the ahead-of-time gate."""
+"""Benchmarks for GPUs are checked without one: dry runs, model of memory traffic, table of compiled kernels."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ def run_stage(stage, output):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_dry_run(stage, tmp_path):
-    """Every task runs; a second call of the same command has nothing left to do."""
+    """Every task runs, and a second call of the same command has nothing left to do."""
     pytest.importorskip("transformers")
     result, statuses, rows = run_stage(stage, tmp_path)
     logs = "".join(path.read_text()[-3000:] for path in tmp_path.glob("*.log"))
@@ -38,7 +38,7 @@ def test_dry_run(stage, tmp_path):
     assert result.stdout.count(" passed, ") == len(statuses)
     again, _, more = run_stage(stage, tmp_path)
     assert again.returncode == 0
-    assert len(more) == len(rows) + 1  # that it began
+    assert len(more) == len(rows) + 1  # the row of its start
 
 
 def test_a_task_that_fails_is_seen_and_tried_again(tmp_path):
@@ -55,12 +55,12 @@ def test_a_task_that_fails_is_seen_and_tried_again(tmp_path):
 
 
 def test_model_of_memory_traffic():
-    """Its table is that of the page, and holds what the kernels are designed for."""
+    """The model's table is that of the page, and shows the accesses for which the kernels are designed."""
     import gpu_traffic
 
     assert gpu_traffic.table(["H100", "B200"]) in (ROOT / "docs" / "gpu.md").read_text()
     for name, device in gpu_traffic.DEVICES.items():
-        kept = 32_768 if name == "B200" else 65_536  # classes of 2 bytes that registers keep
+        kept = 32_768 if name == "B200" else 65_536  # number of 2-byte classes that registers keep
         for num_classes in (1, 1000, 32_768, 50_257, 65_536, 70_000, 98_304, 128_256, 151_936, 262_144):
             for itemsize in (2, 4):
                 hinted, lru = (gpu_traffic.accesses(num_classes, itemsize, device, lru=lru) for lru in (False, True))
@@ -69,12 +69,12 @@ def test_model_of_memory_traffic():
                 if num_classes * itemsize <= 2 * kept:
                     assert lru == 2
     few = gpu_traffic.accesses(262_144, 2, gpu_traffic.DEVICES["H100"], num_rows=4, lru=True)
-    assert few == 2  # all rows fit
+    assert few == 2  # all rows fit into L2
 
 
 @pytest.mark.parametrize("version", ["3.6.0", "3.7.1"])
 def test_the_gates_table(version, monkeypatch):
-    """Every variant of every target is in it, within its budget; the gate compares it with what it compiles."""
+    """The table has every variant of every target, each within its budget. The gate compares it with new builds."""
     import triton_aot
 
     monkeypatch.setattr(triton_aot.triton, "__version__", version)

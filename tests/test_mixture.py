@@ -1,4 +1,4 @@
-"""Mixtures and schedules: golden values of the papers, invariants, errors."""
+"""Mixtures and schedules have the papers' values, keep their invariants and refuse wrong arguments."""
 
 import math
 
@@ -151,7 +151,7 @@ def test_schedule_contract(make):
     schedule = make(5.0)
     assert isinstance(schedule, schedules.Schedule)
     assert schedule.describe() == make(5).describe() != make(4.999999).describe()
-    for step in range(12):  # the mixture holds still until the announced change
+    for step in range(12):  # the mixture does not change before the announced step
         change = schedule.next_change(step)
         assert change is None or change > step
         for later in range(step, 12 if change is None else change):

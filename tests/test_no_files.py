@@ -1,4 +1,4 @@
-"""A pipe or a folder where a file is expected is an error that names it, at once: nothing waits for a pipe's writer."""
+"""A pipe or folder instead of a file raises an error that names it. Nothing waits for a pipe's writer."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def sidecar(path):
 
 
 def replace(path, other):
-    """Replaces a file by what stands at another path."""
+    """Replace a file by the one at another path."""
     path.unlink()
     os.rename(other, path)
 
@@ -167,12 +167,12 @@ CASES = [
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", ["pipe", "folder"])
 @pytest.mark.parametrize(("read", "name"), CASES, ids=lambda value: getattr(value, "__name__", value))
-def test_what_is_no_file_is_named(tmp_path, read, name, kind):
+def test_pipes_and_folders_in_place_of_files_are_named(tmp_path, read, name, kind):
     for module in ("torch", "pydantic", "yaml", "orjson", "tokenizers", "webdataset"):
         pytest.importorskip(module)
     path = tmp_path / name
     if kind == "pipe" and read is mixed:
-        pytest.skip("a stream may come from a pipe")
+        pytest.skip("streams may be read from pipes")
     if kind == "pipe":
         os.mkfifo(path)
     else:

@@ -1,4 +1,4 @@
-"""The shape of the package: which room imports which, what stays unloaded, what a missing part says."""
+"""Rooms of the package import lower floors only, imports stay light, and missing parts are named."""
 
 import ast
 import shutil
@@ -14,7 +14,7 @@ import pycooldown
 from pycooldown._extras import shortcoming
 
 PACKAGE = Path(pycooldown.__file__).parent
-# From the top down: a module imports its own room and those of lower floors; rooms of one floor do not know each other.
+# From the top down. A module imports its own room and rooms of lower floors, never another room of its own floor.
 FLOORS = [
     ("__main__",),
     ("cli",),
@@ -93,7 +93,7 @@ def module_name(path):
 
 
 def imports_of(path, modules):
-    """The package's modules that a file imports, inside functions too, but not for type checkers alone."""
+    """Return the package's modules that a file imports, also inside functions, but not only for type checkers."""
     package = module_name(path).split(".")
     package = package if path.name == "__init__.py" else package[:-1]
     found, nodes = set(), [ast.parse(path.read_text())]
@@ -126,7 +126,7 @@ def test_a_type_name_is_used_for_one_thing():
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.parse(path.read_text()).body:
             names = [node.name] if isinstance(node, ast.ClassDef) else []
-            if isinstance(node, ast.Assign):  # of a type: its name has capitals and small letters, as in Vector
+            if isinstance(node, ast.Assign):  # a type alias has capitals and small letters in its name, as in Vector
                 names = [t.id for t in node.targets if isinstance(t, ast.Name) and t.id[0].isupper()]
             for name in names:
                 if not name.isupper():
@@ -197,7 +197,7 @@ def test_version():
 
 
 def test_public_names():
-    """Changes of this list are changes of the public surface: they belong in the CHANGELOG."""
+    """These are the public names. A change of this list belongs in the CHANGELOG."""
     assert sorted(pycooldown.__all__) == [
         "AliasTable",
         "BatchPlan",
@@ -215,7 +215,7 @@ def test_a_module_that_is_missing_or_too_old_is_named(tmp_path, monkeypatch):
     (tmp_path / "lonely.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
     assert shortcoming("absent", (3, 7)) == "running without absent installed"
-    assert shortcoming("lonely", (3, 7)) is None  # no version is known
+    assert shortcoming("lonely", (3, 7)) is None  # its version is unknown
     for installed, expected in [
         ("3.10.0", None),
         ("3.7.1+git1", None),

@@ -1,4 +1,4 @@
-"""The process pool: results with their numbers, errors that stop it, and one thread in each process."""
+"""The process pool returns results with their numbers, stops at errors, and runs one thread per process."""
 
 import math
 import os
@@ -33,7 +33,7 @@ def test_a_killed_worker_is_an_error():
         list(run_all(os._exit, [3], workers=2))
 
 
-def test_no_workers():
+def test_no_workers_is_an_error():
     with pytest.raises(ValueError, match="workers = 0; expected at least 1"):
         list(run_all(math.sqrt, [1.0], workers=0))
 
@@ -53,7 +53,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     parent.kill()
     parent.wait()
     while any(is_running(path.name) for path in folder.iterdir()):
-        time.sleep(0.01)  # ends by the limit of the test if a worker stays
+        time.sleep(0.01)  # the test's time limit ends this loop if a worker stays
 
 
 def is_running(pid):

@@ -1,4 +1,4 @@
-"""What a release must have right before anyone sees it: absolute links, versions that agree, workflows that fit."""
+"""A release has absolute links, versions that agree, and workflows that fit."""
 
 import ast
 import importlib.util
@@ -65,7 +65,9 @@ def test_the_changelog_has_the_version_and_no_ratios():
     version = re.search(r'__version__ = "(.*?)"', (ROOT / "pycooldown/__init__.py").read_text()).group(1)
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert f"## {version} " in changelog
-    assert re.findall(r"\d(?:\.\d+)? times|\d ?%|\d ?[µnm]s\b", changelog) == []  # speed is in docs/performance.md
+    assert (
+        re.findall(r"\d(?:\.\d+)? times|\d ?%|\d ?[µnm]s\b", changelog) == []
+    )  # figures of speed belong in docs/performance.md
 
 
 def test_workflows_cover_the_versions_that_are_promised():

@@ -93,9 +93,14 @@ def check_length(length: int, mixture: Mixture) -> None:
 
 
 def check_max_steps(args: TrainingArguments, stop: str, num_steps: int | None) -> None:
-    """Set ``args.max_steps`` to the steps of a pass, or raise ValueError if it is another number already."""
+    """Set ``args.max_steps`` to the steps of a pass, or raise ValueError if another length is given."""
     if args.max_steps not in (-1, 0, num_steps):
         raise ValueError(f"stop = {stop!r} sets max_steps, which is {args.max_steps}; expected only one of them")
+    if args.num_train_epochs not in (1, type(args).__dataclass_fields__["num_train_epochs"].default):
+        raise ValueError(
+            f"stop = {stop!r} trains one pass, and num_train_epochs is {args.num_train_epochs}; leave it out, or give "
+            "max_steps in place of stop"
+        )
     assert num_steps is not None
     args.max_steps = num_steps
 

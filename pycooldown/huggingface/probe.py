@@ -11,10 +11,8 @@ import torch
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pycooldown.huggingface.document_attention import block_causal
 from pycooldown.huggingface.sources import Samples
-
-Tensors = dict[str, torch.Tensor]
+from pycooldown.huggingface.vmap_masks import Tensors, vmap_inputs
 
 
 class Probe:
@@ -124,19 +122,14 @@ class Probe:
 
         def loss(parameters: Mapping[str, torch.Tensor], example: Tensors) -> torch.Tensor:
             one = {name: value.unsqueeze(0) for name, value in example.items()}
-            output = functional_call(model, dict(parameters), kwargs={**one, "reduction": "sum", "skip_logits": True})
-            total: torch.Tensor = output.loss
+            total: torch.Tensor = call(parameters, {**one, "reduction": "sum", "skip_logits": True}).loss
             return total
 
-        moments = {}
+        call, moments = _with_parameters(model), {}
         for i, inputs in drawn.items():
-            if getattr(model.config, "is_encoder_decoder", False) and "attention_mask" in inputs:
-                # Hugging Face looks into a mask of padding, which vmap forbids, but takes one of attention as it is.
-                inputs = {**inputs, "attention_mask": inputs["attention_mask"].bool()[:, None, None]}
-            elif inputs.get("position_ids") is not None and "attention_mask" not in inputs:
-                inputs = {**inputs, "attention_mask": block_causal(inputs["position_ids"])}  # likewise of positions
-            with sdpa_kernel(SDPBackend.MATH):  # the one form of attention that vmap does not run example by example
-                examples = vmap(grad(loss), in_dims=(None, 0))(chosen, inputs)
+            # The mathematical one is the only kernel of attention that vmap does not run example by example.
+            with sdpa_kernel(SDPBackend.MATH), vmap_inputs(model, inputs) as masked:
+                examples = vmap(grad(loss), in_dims=(None, 0))(chosen, masked)
             parts = [
                 torch.stack([g.var(dim=0).sum(dtype=torch.float64), g.square().mean(dim=0).sum(dtype=torch.float64)])
                 for g in examples.values()
@@ -150,9 +143,10 @@ class Probe:
         """Return the same of the gradients' projections, which have these moments as expectation."""
 
         def losses(parameters: Tensors) -> torch.Tensor:
-            each: torch.Tensor = functional_call(model, parameters, kwargs=options).loss
+            each: torch.Tensor = call(parameters, options).loss
             return each.sum(dim=1)
 
+        call = _with_parameters(model)
         normal = torch.Generator(next(iter(chosen.values())).device).manual_seed(self.seed * 1_000_003 + step)
         moments = {i: torch.zeros(2, dtype=torch.float64) for i in drawn}
         for _ in range(self.directions):
@@ -167,3 +161,23 @@ class Probe:
                 slopes = slopes.double()
                 moments[i] += torch.stack([slopes.var(), slopes.square().mean()]).cpu() / self.directions
         return moments
+
+
+def _with_parameters(model: torch.nn.Module) -> Callable[[Mapping[str, torch.Tensor], Mapping[str, Any]], Any]:
+    """Return a function that calls a model with other parameters, by their names in the model.
+
+    Tied parameters are put in by each module that has them, once. `functional_call` ties by names, and where one module
+    stands under two (the embeddings of encoder and decoder), it leaves the other parameters in the model.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    places = {
+        f"{path}.{attribute}" if path else attribute: names[id(parameter)]
+        for path, module in model.named_modules()
+        for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+    }
+
+    def call(parameters: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> Any:
+        given = {place: parameters[name] for place, name in places.items() if name in parameters}
+        return functional_call(model, given, kwargs=dict(options), tie_weights=False)
+
+    return call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -65,10 +66,40 @@ class _Grouped(TrainerCallback):  # type: ignore[misc]
 class GroupedTensorBoard(_Grouped, TensorBoardCallback):  # type: ignore[misc]
     """TensorBoard's callback, with a group of charts for each quantity, and one chart of all its domains.
 
-    The latter are in the tab "Custom Scalars".
+    The latter are in the tab "Custom Scalars". What is logged after training goes to the folder of the training's
+    events. That is, unless a writer is given, the one in the environment variable ``TENSORBOARD_LOGGING_DIR``, or of
+    ``TrainingArguments.logging_dir`` where the installed transformers has it; each version reads one of them alone.
     """
 
+    tb_writer: Any
     _laid_out: Any = None
+    _folder: str | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the arguments."""
+        self._open(args, state)
+        super().on_train_begin(args, state, control, **kwargs)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Send a log."""
+        self._open(args, state)
+        super().on_log(args, state, control, logs=logs, **kwargs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the writer, and keep its folder in mind."""
+        if self.tb_writer is not None:
+            self._folder = getattr(self.tb_writer, "log_dir", None) or getattr(self.tb_writer, "logdir", None)
+        super().on_train_end(args, state, control, **kwargs)
+
+    def _open(self, args: Any, state: Any) -> None:
+        """Open a writer, if there is none and its folder is known."""
+        if self.tb_writer is not None or not state.is_world_process_zero:
+            return
+        named = os.environ.get("TENSORBOARD_LOGGING_DIR") or getattr(args, "logging_dir", None)
+        if self._folder is None and named:
+            self._folder = os.path.expanduser(named)
+        if self._folder is not None:
+            self.tb_writer = self._SummaryWriter(log_dir=self._folder)
 
     def send(self, scalars: Mapping[str, float], histograms: Mapping[str, Vector], step: int) -> None:
         """Write values by tag."""

@@ -38,6 +38,7 @@ DECIDED = {
     "logging_strategy": "set training.log_every",
     "logging_steps": "set training.log_every",
     "logging_nan_inf_filter": "set training.allow_non_finite",
+    "logging_dir": "events for TensorBoard are in the folder tensorboard of the run's folder",
     "eval_strategy": "set training.eval_every",
     "eval_steps": "set training.eval_every",
     "save_strategy": "set training.save_every",
@@ -106,13 +107,15 @@ def arguments(recipe: Recipe, output: Path, progress: bool) -> TrainingArguments
                 f"{accumulation} micro-batches; expected a multiple of {parts}"
             )
     args.per_device_train_batch_size = training.batch_sizes[0][1] // parts
+    # Events for TensorBoard are always in the run's folder; another callback would write them a second time.
+    args.report_to = [name for name in args.report_to if name != "tensorboard"]
     return args
 
 
 def _checked(recipe: Recipe) -> dict[str, Any]:
     """Return the section ``trainer``, or raise ValueError for keys that cannot be honoured."""
     known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
-    for name, value in recipe.trainer.items():
+    for name in recipe.trainer:
         if name in DECIDED:
             raise ValueError(f"trainer.{name}: the recipe decides it; {DECIDED[name]}")
         if name not in known:
@@ -122,8 +125,6 @@ def _checked(recipe: Recipe) -> dict[str, Any]:
         rule = TRAINING_ARGUMENTS.get(name)
         if rule is not None and rule.by == "refused":
             raise ValueError(f"trainer.{name}: {rule.note}")
-        if name == "report_to" and {"tensorboard", "all"} & set([value] if isinstance(value, str) else value or []):
-            raise ValueError("trainer.report_to: events for TensorBoard are always in the run's folder; name others")
         if name.startswith("lr_scheduler") and recipe.training.decay != "cosine":
             raise ValueError(f"trainer.{name} stands in place of training.decay = {recipe.training.decay!r}; give one")
     return dict(recipe.trainer)

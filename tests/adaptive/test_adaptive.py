@@ -1,4 +1,4 @@
-"""Methods that learn: one contract for all of them, and known answers for each update rule."""
+"""Learning methods keep one contract, and each update rule gives known answers."""
 
 import json
 import math
@@ -50,7 +50,7 @@ METHODS = {
 
 
 def statistics(step, domains=tuple(SIZES), alike=False):
-    """Those of one step, a function of the domains' names and not of their order; gl is absent from some batches."""
+    """Return statistics of one step, which depend on the domains' names, not their order. Some batches lack gl."""
     values = {}
     for domain in domains:
         rng = np.random.default_rng([step, 0 if alike else list(SIZES).index(domain)])
@@ -60,7 +60,7 @@ def statistics(step, domains=tuple(SIZES), alike=False):
 
 
 def train(schedule, first, last, **options):
-    """The mixtures of the steps, each as it is when the step is trained."""
+    """Train the steps and return the mixture of each at the time of its training."""
     mixtures = []
     for step in range(first, last):
         mixtures.append(schedule.mixture(step))
@@ -86,7 +86,7 @@ class TestContract:
 
     def test_the_delay_only_shifts_the_mixtures_of_methods_that_do_not_depend_on_their_draws(self, method):
         if method.startswith(("odm", "ado")):
-            pytest.skip("it depends on the probabilities of the draws")
+            pytest.skip("the rewards depend on the probabilities of the draws")
         now, later = (train(METHODS[method](delay=delay), 0, 40) for delay in (1, 7))
         assert now[:-6] == later[6:]
 
@@ -114,7 +114,7 @@ class TestContract:
 
     def test_identical_domains_stay_put(self, method):
         if method == "group_dro_worst":
-            pytest.skip("it goes by the sizes of the domains")
+            pytest.skip("the update depends on the sizes of the domains")
         for mixture in train(METHODS[method](delay=1), 0, 200, alike=True):
             assert np.allclose(mixture.target, 0.25, atol=1e-12)
             assert np.allclose(mixture.sampling, 0.25, atol=1e-12)
@@ -230,7 +230,7 @@ def stats(loss, count=1, **more):
 def test_exponentiated_gradient():
     assert np.allclose(exponentiated_gradient(np.array([0.5, 0.5]), np.log([3, 1]), 1.0), [0.75, 0.25])
     assert np.allclose(exponentiated_gradient(np.array([0.5, 0.5]), np.array([1e6, 0]), 1.0, 0.1), [0.95, 0.05])
-    present = np.array([True, True, False])  # who is absent keeps a weight, whatever the others do
+    present = np.array([True, True, False])  # an absent domain keeps its weight, whatever the others do
     assert np.allclose(
         exponentiated_gradient(np.array([0.25, 0.25, 0.5]), np.array([np.log(3), 0, np.nan]), 1.0, 0.0, present),
         [0.375, 0.125, 0.5],
@@ -238,7 +238,7 @@ def test_exponentiated_gradient():
 
 
 def test_doremi_rises_for_excess_loss_and_not_for_entropy():
-    """Domain a is hard for the model and for the reference. Domain b is easy, but the reference is better there."""
+    """DoReMi raises b, where the reference is better, not a, which is hard for both. Group DRO raises a."""
     schedule = DoReMi(Mixture.temperature_sampling({"a": 1, "b": 1}, 1), step_size=1.0, smoothing=0.0, delay=1)
     for step in range(10):
         schedule.update(step, stats([8.0, 1.0], count=100, excess_loss_sum=[5.0, 30.0]))
@@ -270,7 +270,7 @@ def test_warns_when_one_domain_takes_all():
         schedule.update(0, stats([0, 0, 0, 9]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        schedule.update(1, stats([0, 0, 0, 9]))  # once is enough
+        schedule.update(1, stats([0, 0, 0, 9]))  # the warning comes once
 
 
 def test_exp3():
@@ -280,23 +280,24 @@ def test_exp3():
     now, before = exploration_rate(4, t), exploration_rate(4, t - 1)
     weights = np.exp(before * rewards)
     assert np.allclose(exp3(rewards, t), (1 - 4 * now) * weights / weights.sum() + now)
-    assert np.allclose(exp3(rewards, 1), 0.25)  # at first all of it is exploration
+    assert np.allclose(exp3(rewards, 1), 0.25)  # the first step only explores
 
 
 def test_odm_rewards_are_importance_weighted():
-    """A batch of one domain counts loss / probability, as in the paper; a mixed one has the losses as expectation."""
+    """A batch of one domain gives loss / probability, as in the paper. A mixed batch gives about the losses."""
     start = Mixture.temperature_sampling(SIZES, 5)
     one = OnlineDataMixing(start, delay=1)
     one.update(0, Statistics([0, 20, 0, 0], [0, 10, 0, 0]))
-    assert np.allclose(one._state["rewards"], [0, 2 / start.sampling[1] / 10, 0, 0])
+    rewards = list(one.state_dict()["learned"]["rewards"].values())
+    assert np.allclose(rewards, [0, 2 / start.sampling[1] / 10, 0, 0])
     mixed = OnlineDataMixing(start, delay=1)
     losses, counts = np.array([1, 2, 3, 4]), 1e6 * start.sampling
     mixed.update(0, Statistics(losses * counts, counts))
-    assert np.allclose(mixed._state["rewards"], losses / 10)
+    assert np.allclose(list(mixed.state_dict()["learned"]["rewards"].values()), losses / 10)
 
 
 def test_odm_smoothed_mean_is_that_of_the_public_code():
-    """Constant losses of 1, 3, 5, 7 and 9 nats for 3,000 steps, beside the rule of the public code written out."""
+    """The moving average equals that of the public code, written out here, for 3,000 steps of constant losses."""
     start = Mixture.temperature_sampling(dict.fromkeys("abcde", 10), 1)
     losses, drawn = np.array([1.0, 3, 5, 7, 9]), np.random.default_rng(0)
     schedule = OnlineDataMixing(start, momentum=0.9, delay=1)
@@ -327,7 +328,7 @@ def test_odm_learns_nothing_while_it_warms_up():
 
 
 def test_group_dro_options():
-    """The steps of the authors' public code, written out."""
+    """The options give the steps of the authors' public code, which is written out here."""
     start = Mixture.proportional({"a": 900, "b": 90, "c": 10})
     loss = np.array([1.0, 2.0, 4.0])
     schedule = GroupDRO(start, step_size=0.3, adjustment=5.0, normalize_losses=True, delay=1)
@@ -346,13 +347,13 @@ def test_the_worst_share_is_the_conditional_value_at_risk():
     start = Mixture.proportional({"a": 700, "b": 200, "c": 100})
     schedule = GroupDRO(start, worst=0.25, decay=0.5, least=0.2, delay=1)
     schedule.update(0, Statistics([1.0, 4.0, 0.0], [1, 1, 0]))
-    assert schedule.current is start  # c was not seen
+    assert schedule.current is start  # c has not been seen yet
     schedule.update(1, stats([1.0, 2.0, 5.0]))  # averages 1, 3, 5
     assert np.allclose(schedule.current.target, 0.2 * np.array([0.7, 0.2, 0.1]) + 0.8 * np.array([0, 0.6, 0.4]))
 
 
 def test_fgls_is_generalized_least_squares_where_the_target_is_the_share_of_samples():
-    """The exact mean squared error of weighted least squares with 900 and 100 samples of equal noise."""
+    """The exact mean squared error of weighted least squares is checked for 900 and 100 samples of equal noise."""
     x = np.random.default_rng(0).normal(size=(1000, 5))
     sizes = np.array([900, 100])
 
@@ -442,7 +443,7 @@ def test_variance_aware_is_neyman():
         bounded = best_sampling(pi, v, least=0.1)
         assert np.isclose(bounded.sum(), 1)
         assert bounded.min() >= 0.1 - 1e-12
-        for _ in range(20):  # no other feasible allocation has less variance
+        for _ in range(20):  # no other feasible allocation has a smaller variance
             other = 0.1 + 0.5 * rng.dirichlet(np.ones(5) / 3)
             assert (pi**2 * v / bounded).sum() <= (pi**2 * v / other).sum() * (1 + 1e-9)
     assert np.allclose(best_sampling(np.array([0.5, 0.5, 0]), np.array([0.0, 1, 1]), 0.01), [0.01, 0.99, 0])
@@ -464,8 +465,8 @@ def test_variance_aware_follows_its_objective():
         VarianceAware(FGLS(UNIFORM, delay=2))
 
 
-def test_variance_aware_is_best_for_its_allocation():
-    """Two domains with equal mean gradients and unequal noise, by the closed form of the gradient's variance."""
+def test_variance_aware_is_best_for_the_allocation_that_it_was_given():
+    """The closed form of the gradient's variance is compared for two domains with unequal noise."""
     pi, traces, means = np.array([0.5, 0.5]), np.array([0.01, 1.0]), np.array([[2.0, 0.0], [0.0, 2.0]])
     start = Mixture(("a", "b"), np.array([500, 500]), pi, pi)
     moments = {"probe_gradient_variance": traces, "probe_gradient_second_moment": traces + 4}
@@ -479,14 +480,16 @@ def test_variance_aware_is_best_for_its_allocation():
         }
     assert theory.gradient_variance(start, means, traces, 48) == pytest.approx(0.0522, abs=5e-5)
     assert variance["multinomial"]["multinomial"] == pytest.approx(0.0519, abs=5e-5)
-    assert variance["systematic"]["multinomial"] == pytest.approx(0.217, abs=5e-4)  # the wrong moment
+    assert variance["systematic"]["multinomial"] == pytest.approx(
+        0.217, abs=5e-4
+    )  # much worse: systematic allocation uses the other moment
     assert variance["systematic"]["stratified"] < variance["multinomial"]["stratified"]
     assert variance["quota"] == variance["systematic"]
 
 
 def test_a_probe_of_one_example_is_refused():
     schedule = VarianceAware(UNIFORM, interval=1, allocation="systematic")
-    alone = np.array([1, 1, np.nan, 1])  # the variance of one example
+    alone = np.array([1, 1, np.nan, 1])  # one example has no variance
     with pytest.raises(ValueError, match=r"probe_gradient_variance of domain 'gl' is nan .* at least two examples"):
         schedule.update(0, stats([1] * 4, probe_gradient_variance=alone))
     assert schedule.num_updates == 0

@@ -1,4 +1,4 @@
-"""ADO against its formulas: the fit of power laws, the preference, and what it does on losses that follow such laws."""
+"""ADO follows its formulas: the fit of power laws, the preference, and the sampling that follows from both."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_the_fit_is_the_least_squares_one():
         assert error(found) <= best * 1.005  # the exponent is on a grid
 
 
-def test_losses_without_weight_are_not_looked_at():
+def test_losses_without_weight_are_ignored():
     n, losses = np.array([10.0, 20, 30, 40, 50]), np.array([5.0, 4, np.nan, 3, 2.9])
     weights = np.array([1.0, 1, 0, 1, 1])
     assert fit_power_law(n, losses, weights) == fit_power_law(n[weights > 0], losses[weights > 0], np.ones(4))
@@ -47,7 +47,7 @@ def test_losses_without_weight_are_not_looked_at():
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_sampling_is_that_of_the_formula(shared):
-    """All sums of the paper's formula, from losses and counts of each step, with the laws that were fitted."""
+    """The sampling equals the paper's formula, computed from the fitted laws and the losses and counts of each step."""
     laws = np.array([[2.0, 30.0, 0.3], [1.0, 9.0, 0.2], [3.0, 40.0, 0.5]]).T
     schedule = ADO(START, warmup=3, interval=9, shared_count=shared, delay=1)
     n, history, mean, rng = np.zeros(3), START.sampling, START.target, np.random.default_rng(0)
@@ -68,7 +68,7 @@ def test_the_sampling_is_that_of_the_formula(shared):
         predicted = epsilon + beta * count**-alpha
         p = START.target * history**0.5 * alpha * (predicted - epsilon) / count
         p = np.maximum(p / p.sum(), 0)
-        assert p.min() > 0.01  # the floor has no part here
+        assert p.min() > 0.01  # the floor does not bind here
         assert np.allclose(schedule.current.sampling, 0.9 * mean + 0.1 * p, rtol=1e-6)
         mean = mean + (p - mean) / (step + 1)
     assert np.allclose(alpha, laws[2], atol=0.1)

@@ -1,4 +1,4 @@
-"""PiKE against its algorithm, the problem that each step solves, and the paper's example with two losses."""
+"""PiKE follows its algorithm, solves the problem of each step, and descends faster on the paper's example."""
 
 import math
 
@@ -37,7 +37,7 @@ def test_weights_are_those_of_the_algorithm():
 
 
 def test_a_step_is_mirror_descent():
-    """It minimises <slope, w> + KL(w | old) over the simplex, for the slope of the paper's bound."""
+    """Each step minimises <slope, w> + KL(w | old) over the simplex, for the slope of the paper's bound."""
     rng = np.random.default_rng(1)
     for _ in range(5):
         old, squared_norms, variances = rng.dirichlet(np.ones(4)), rng.uniform(0, 5, 4), rng.uniform(0, 30, 4)
@@ -52,8 +52,8 @@ def test_a_step_is_mirror_descent():
         assert pike_step(old, squared_norms, variances, 8, 0.2, 0.7) == pytest.approx(best, abs=1e-5)
 
 
-def test_it_descends_faster_than_an_even_batch_where_losses_are_apart():
-    """Example 2.1: L_k = theta_k^2 / 2 with noise; a batch of b_k samples moves theta_k by -eta theta_k b_k / b."""
+def test_it_descends_faster_than_an_even_batch_when_losses_differ():
+    """Example 2.1 is L_k = theta_k^2 / 2 with noise. A batch of b_k samples moves theta_k by -eta theta_k b_k / b."""
     eta, b, noise = 0.2, 8, np.array([0.01, 0.01])
 
     def expected_loss(adaptive):
@@ -75,7 +75,7 @@ def test_noise_makes_a_domain_rarer_and_a_negative_estimate_counts_as_none():
     q = schedule.mixture(1).sampling
     assert q[0] == q[1] > q[2]
     schedule = PiKE(UNIFORM, batch_size=8, variance_rate=0.0, interval=1, delay=1)
-    schedule.update(0, probe([-3, 0, -1], [9, 9, 9]))  # the mean of so few gradients is shorter than its noise
+    schedule.update(0, probe([-3, 0, -1], [9, 9, 9]))  # noise makes the estimated squared norms negative
     assert schedule.mixture(1).sampling == pytest.approx(np.full(3, 1 / 3))
 
 
@@ -85,7 +85,7 @@ def test_no_domain_vanishes():
         schedule.update(step, probe([400, 1, 1], [1, 1, 1]))
     assert schedule.mixture(3).sampling == pytest.approx([0.96, 0.02, 0.02])
     schedule.update(3, probe([1, 400, 1], [1, 1, 1]))
-    assert schedule.mixture(4).sampling == pytest.approx([0.02, 0.96, 0.02])  # and any comes back
+    assert schedule.mixture(4).sampling == pytest.approx([0.02, 0.96, 0.02])  # a domain at the floor can rise again
 
 
 @pytest.mark.parametrize(

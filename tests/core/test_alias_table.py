@@ -1,4 +1,4 @@
-"""The random numbers and the alias table: known answers, bit-for-bit references, distributions."""
+"""Random numbers and alias tables agree with known answers and slow references, and have the right distributions."""
 
 import math
 
@@ -26,7 +26,7 @@ def skewed(num_outcomes, exponent=1.2):
 
 
 def philox_words(seed, first_block, num_blocks):
-    """Philox4x32-10 in NumPy, from its description (Salmon et al., SC'11): uint64 words 0..3 of each block."""
+    """Return uint64 words 0..3 of each block of Philox4x32-10, from its description (Salmon et al., SC'11)."""
     block = np.arange(first_block, first_block + num_blocks, dtype=np.uint64)
     low, high = np.uint64(0xFFFFFFFF), np.uint64(32)
     c = [block & low, block >> high, np.zeros_like(block), np.zeros_like(block)]
@@ -56,17 +56,17 @@ def test_philox_known_answers(counter, key, expected):
 
 @pytest.mark.parametrize("num_outcomes", [1, 2, 3, 100, 1000])
 def test_table_realises_its_weights_exactly(num_outcomes):
-    """Each of the 2^32 words belongs to one outcome; counting column by column gives the weights back."""
+    """Each of the 2^32 words belongs to one outcome, and the words of an outcome are its weight."""
     table = AliasTable(skewed(num_outcomes))
     assert table.probabilities.sum() == 1
     assert np.abs(table.probabilities - skewed(num_outcomes) / skewed(num_outcomes).sum()).max() <= 2**-32
-    # Draw with words at the edges of every column through the NumPy generator below.
+    # The words of the draws, from the NumPy generator, tell which column each draw fell into.
     words = philox_words(11, 0, 2_500)
     drawn = table.draw(10_000, seed=11)
     columns = 2 ** max(1, math.ceil(math.log2(num_outcomes)))
     column = (words * np.uint64(columns)) >> np.uint64(32)
     fraction = (words * np.uint64(columns)) & np.uint64(0xFFFFFFFF)
-    for c in np.unique(column):  # within a column the own outcome lies below a threshold and one alias above it
+    for c in np.unique(column):  # a column has its own outcome below a threshold and one alias above
         own = (drawn == c)[column == c]
         order = np.argsort(fraction[column == c], kind="stable")
         assert np.array_equal(own[order], np.sort(own)[::-1])
@@ -97,7 +97,7 @@ def test_same_draws_on_a_device(num_outcomes, n, offset):
     torch = pytest.importorskip("torch")
     if hasattr(_core, "DeviceAliasTable") and torch.cuda.is_available():
         memory = torch.zeros(n + 6, dtype=torch.int32, device="cuda")
-        for start in (0, 1, 2, 3):  # four draws are stored at once where their place is aligned
+        for start in (0, 1, 2, 3):  # four draws are stored at once at aligned places
             out = memory.zero_()[start : start + n]
             _core.DeviceAliasTable(table).draw(out.data_ptr(), n, seed=2**63 + 5, offset=offset)
             assert np.array_equal(out.cpu().numpy(), expected)
@@ -135,7 +135,7 @@ def test_draw_frequencies(weights, seed):
 
 
 def rounded(probabilities):
-    """Largest-remainder rounding to multiples of 2^-32, unit after unit: the slow way."""
+    """Return largest-remainder rounding to multiples of 2^-32, computed slowly, unit after unit."""
     total, error = 0.0, 0.0
     for p in probabilities:
         term = p - error
@@ -160,7 +160,7 @@ def rounded(probabilities):
 
 @pytest.mark.parametrize("case", range(40))
 def test_rounding_is_by_largest_remainders(case):
-    """Ties, zeros, probabilities below a unit, and few that must give to many."""
+    """The cases have ties, zeros, probabilities below a unit, and few outcomes that give units to many."""
     rng = np.random.default_rng(case)
     size = int(rng.integers(1, 400))
     probabilities = [
@@ -174,7 +174,7 @@ def test_rounding_is_by_largest_remainders(case):
 
 
 def test_rounding_takes_linear_time():
-    """One outcome that gives a unit to each of the others; unit after unit, this is quadratic."""
+    """One outcome gives a unit to each of the others. An algorithm that moves single units takes quadratic time."""
     table = AliasTable(np.r_[1, np.full(999_999, 1e-300)])
     assert table.probabilities[0] == 1 - 999_999 * 2**-32
     assert (table.probabilities[1:] == 2**-32).all()
@@ -187,7 +187,7 @@ def test_rounding_takes_linear_time():
 @pytest.mark.parametrize("n", [5, 59_999])
 @pytest.mark.parametrize("offset", [2**64 - 60_000, 2**64 - 65_536 - 7, 2**64 - 131_072])
 def test_the_last_draws(isa, n, offset):
-    """An even choice of two takes the top bit of a random word."""
+    """The last draws of the stream are right: an even choice of two takes the top bit of a random word."""
     words = philox_words(1, offset // 4, n // 4 + 2)[offset % 4 :][:n]
     for num_threads in (1, 3):
         drawn = AliasTable([1, 1]).draw(n, seed=1, offset=offset, num_threads=num_threads)
@@ -204,7 +204,7 @@ def test_draws_beyond_the_last():
             _core.draw_as_device(table, n, seed=1, offset=offset)
 
 
-def test_positive_probabilities_stay_possible():
+def test_positive_probabilities_stay_positive():
     table = AliasTable([1e30, 1e-30, 0])
     assert table.probabilities.tolist() == [1 - 2**-32, 2**-32, 0]
 
@@ -251,7 +251,7 @@ def test_permutation_is_a_bijection(size):
 
 
 def test_small_permutations_are_uniform():
-    """All orders of a few samples are equally likely over keys."""
+    """All orders of a few samples are equally likely over the keys."""
     for size in (4, 5, 6):
         seen = [tuple(_core.permutation(size, seed=s, domain=s % 7, epoch=s // 3)) for s in range(40_000)]
         _, counts = np.unique(seen, axis=0, return_counts=True)
@@ -261,11 +261,11 @@ def test_small_permutations_are_uniform():
 
 @pytest.mark.parametrize("size", [24, 63, 168, 5_000])
 def test_permutation_mixes_neighbours(size):
-    """Where a sample lands tells nothing of where the next one lands, and each place is uniform over epochs."""
+    """The place of a sample does not predict the place of the next one, and is uniform over epochs."""
     orders = np.array([_core.permutation(size, seed=1, epoch=e) for e in range(2_000_000 // size)])
     for distance in (1, 2):
         gaps = (orders[:, distance:] - orders[:, :-distance]) % size
         assert stats.chisquare(np.bincount(gaps.ravel(), minlength=size)[1:]).pvalue > 1e-4
-    coarse = orders[:, size // 3] * 20 // size  # twenty cells, filled as their widths say
+    coarse = orders[:, size // 3] * 20 // size  # twenty cells, with expected counts by their widths
     cells = np.bincount(np.arange(size) * 20 // size)
     assert stats.chisquare(np.bincount(coarse, minlength=20), len(orders) * cells / size).pvalue > 1e-4

@@ -1,4 +1,4 @@
-"""The kernels of the best instruction set that the processor has are the ones that run."""
+"""The core runs the kernels of the best instruction set that the processor supports."""
 
 import platform
 from pathlib import Path
@@ -14,7 +14,10 @@ NEEDED = {
 CPUINFO = Path("/proc/cpuinfo")
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64" or not CPUINFO.exists(), reason="reads Linux's list of x86-64 flags")
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not CPUINFO.exists(),
+    reason="the flags are read from Linux's /proc/cpuinfo on x86-64",
+)
 def test_the_best_instruction_set_is_chosen(monkeypatch):
     monkeypatch.delenv("PYCOOLDOWN_ISA", raising=False)
     flags = set(next(line for line in CPUINFO.read_text().splitlines() if line.startswith("flags")).split())

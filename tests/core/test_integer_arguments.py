@@ -1,4 +1,4 @@
-"""Integers beyond the bounds of an argument are errors that name the argument, in every bound function."""
+"""In every function of the core, an integer out of range raises an error that names the argument."""
 
 import inspect
 import re
@@ -69,13 +69,13 @@ def block_permutation(**options):
 
 
 def numbers():
-    """The numbers of an empty file."""
+    """Return the numbers of an empty file."""
     with tempfile.NamedTemporaryFile() as file:
         return _core.MappedNumbers(file.name, 0, 0)
 
 
 def index():
-    """The index of an empty shard."""
+    """Return the index of an empty shard."""
     return _core.TarIndex.scan_object(lambda offset, size: bytes(size), 1024)
 
 
@@ -87,7 +87,7 @@ def block_maps(max_maps=1):
 
 
 UINT64, INT64, INT32 = (0, 2**64), (-(2**63), 2**63), (-(2**31), 2**31)
-# By argument, a call with it and the integers that its type holds.
+# For each argument, a call that passes it and the range of its type.
 ARGUMENTS = {
     "AliasTable.draw n": (lambda v: TABLE.draw(v, seed=0), INT64),
     "AliasTable.draw seed": (lambda v: TABLE.draw(1, seed=v), UINT64),
@@ -181,7 +181,7 @@ def test_integers_out_of_range_are_value_errors(argument):
 
 
 def test_every_argument_that_is_an_integer_is_listed():
-    """The signatures that pybind11 writes say `int` for each of them."""
+    """Integer arguments are found by `int` in the signatures that pybind11 writes."""
     classes = [_core, *(value for _, value in inspect.getmembers(_core, inspect.isclass))]
     found = set()
     for owner in classes:
@@ -197,7 +197,7 @@ def test_every_argument_that_is_an_integer_is_listed():
     assert {name for _, name, _ in found if not name.startswith("__")} <= listed
 
 
-def test_more_draws_than_memory_holds():
+def test_more_draws_than_memory_holds_are_an_error():
     with pytest.raises((MemoryError, ValueError)):
         TABLE.draw(2**62, seed=0)
 
@@ -207,17 +207,17 @@ MIXTURE = Mixture.temperature_sampling({"a": 50, "b": 7}, tau=2)
 
 @pytest.mark.parametrize("name", ["batch_size", "seed", "num_steps", "rank", "world_size"])
 @pytest.mark.parametrize("value", [-1, 2**64, 2**100, 1.5, "1"])
-def test_a_samplers_integers(name, value):
+def test_integers_of_a_sampler_out_of_range_are_named(name, value):
     options = {"batch_size": 4, "seed": 0, "num_steps": 10, name: value}
     if name == "num_steps" and value in (2**64, 2**100):
-        pytest.skip("steps have no end")
+        pytest.skip("the number of steps has no upper bound")
     with pytest.raises((ValueError, TypeError), match=name):
         DomainBatchSampler(schedules.constant(MIXTURE), **options)
 
 
 @pytest.mark.parametrize("call", ["plan", "exposure"])
 @pytest.mark.parametrize("value", [-1, 2**64, 2**100, 1.5, "1"])
-def test_a_samplers_steps(call, value):
+def test_steps_of_a_sampler_out_of_range_are_named(call, value):
     sampler = DomainBatchSampler(schedules.constant(MIXTURE), batch_size=4, seed=0)
     with pytest.raises((ValueError, TypeError), match="step"):
         getattr(sampler, call)(value)

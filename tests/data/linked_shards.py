@@ -1,11 +1,11 @@
-"""Many shards of many samples, of which the disk holds few: the others are further names of theirs."""
+"""Many shards of many samples that take little room on disk: most of them are hard links to a few files."""
 
 import os
 import tarfile
 
 
 def write_linked_shards(folder, shards, samples, distinct=1, size=100):
-    """Return the paths of shards with one member of `size` bytes, up to 512, a sample."""
+    """Write shards whose samples have one member of `size` bytes, up to 512, and return their paths."""
     folder.mkdir(exist_ok=True)
     for number in range(distinct):
         with open(folder / f"{number:05d}.tar", "wb") as file:

@@ -1,4 +1,4 @@
-"""A web server of files with ranges and ETags, which goes wrong where a test says so."""
+"""A web server for files with ranges and ETags, which fails where a test asks for it."""
 
 import http.server
 import threading
@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 
 class ObjectServer(http.server.ThreadingHTTPServer):
-    """Serves `files`, by path; `requests` lists what was asked for, as (method, path, range).
+    """Serve `files`, by path, and list the requests in `requests`, as (method, path, range).
 
-    `faults` is a list of what the next GET requests meet, one each: a status such as 503, "short" (a body that ends
+    `faults` holds one entry for each of the next GET requests: a status such as 503, "short" (a body that ends
     early), "drop" (the connection ends without an answer), or `None`.
     """
 
@@ -25,7 +25,7 @@ class ObjectServer(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def put(self, name, content):
-        """Stores a file and returns its URL."""
+        """Store a file and return its URL."""
         self.files[f"/{name}"] = content
         self.etags[f"/{name}"] = f'"{len(self.etags)}-{len(content)}"'
         return f"{self.address}/{name}"
@@ -35,17 +35,17 @@ class ObjectServer(http.server.ThreadingHTTPServer):
         self.etags[f"/{name}"] = self.etags[f"/{name}"][:-1] + 'x"'
 
     def restart(self):
-        """Another server in the place of one that has gone, on its port."""
+        """Return a new server on the port of this one, which has been closed."""
         other = ObjectServer(self.server_port)
         other.files, other.etags, other.requests = self.files, self.etags, self.requests
         return other
 
     def server_close(self):
-        self.is_closed = True  # also for connections that are open
+        self.is_closed = True  # open connections see this too
         super().server_close()
 
     def handle_error(self, request, client_address):
-        pass  # a client that goes away is none
+        pass  # a client that disconnects is no error
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""A data set of made-up objects whose samples have one length, for plans of caches."""
+"""A made-up data set whose samples all have one length, for plans of caches."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from pycooldown.data.stores import StoredObject
 
 
 class RegularSamples:
-    """Samples of `length` bytes, shard by shard, without anything between them."""
+    """Samples of `length` bytes that lie end to end in each shard."""
 
     def __init__(self, shard_sizes, length=1):
         self.shard_sizes, self.length = shard_sizes, length

@@ -1,4 +1,4 @@
-"""Blocks that a process maps: the bytes of any ranges, and no bytes of files that are not whole or not there."""
+"""Mapped blocks give the bytes of any ranges. Missing and damaged blocks are named instead of read."""
 
 import os
 
@@ -15,7 +15,7 @@ SIZES, BLOCK = [1_000, 0, 777, 64], 100
 
 
 class Cache:
-    """All blocks of some objects of random bytes, in files."""
+    """Hold all blocks of some objects of random bytes in files."""
 
     def __init__(self, folder, max_maps=1_000):
         rng = np.random.default_rng(0)
@@ -113,12 +113,12 @@ def test_one_changed_bit_is_damage(cache, at):
 
 def flip_last_bit(path):
     content = bytearray(path.read_bytes())
-    content[-25] ^= 1  # of the content, before the seal
+    content[-25] ^= 1  # the last byte of the content, before the seal
     path.write_bytes(content)
 
 
 def test_a_file_is_checked_by_one_process_of_a_node(cache, tmp_path):
-    other = cache.files.map(str(tmp_path / "states"), 1_000)  # as another process has it
+    other = cache.files.map(str(tmp_path / "states"), 1_000)  # as in another process
     assert cache.read((0, 0, 200)).missing == []
     flip_last_bit(cache.files.path(0))
     flip_last_bit(cache.files.path(5))
@@ -130,12 +130,12 @@ def test_a_file_is_checked_by_one_process_of_a_node(cache, tmp_path):
     assert sorted(other.read(*ranges).damaged) == [0, 5]
 
 
-def test_evicted_blocks_are_let_go_and_what_is_in_use_stays(cache):
+def test_evicted_blocks_are_unmapped_and_blocks_in_use_stay(cache):
     held = cache.read((0, 0, 1_000))
     assert cache.maps.num_mapped == 10
     for number in (0, 1, 2):
         cache.evict(number)
-    cache.write(1)  # another file of the same block
+    cache.write(1)  # a new file for the same block
     cache.read((3, 0, 10))
     assert cache.maps.num_mapped == 8
     assert list(held) == cache.bytes_of([(0, 0, 1_000)])
@@ -148,7 +148,7 @@ def test_few_blocks_stay_mapped(tmp_path):
         ranges = [(0, start, start + 10), (3, 0, 64)]
         assert list(cache.read(*ranges)) == cache.bytes_of(ranges)
         assert cache.maps.num_mapped <= 6
-    found = cache.read((0, 0, 1_000))  # more than may stay
+    found = cache.read((0, 0, 1_000))  # more blocks than may stay mapped
     assert TarReader.join(found).tobytes() == cache.contents[0]
 
 

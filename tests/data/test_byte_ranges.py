@@ -1,4 +1,4 @@
-"""Ranges of objects: the right bytes in few requests, whatever fails in passing, or a clear error."""
+"""Ranges of objects give the right bytes in few requests, despite passing failures, or raise a clear error."""
 
 import errno
 import os
@@ -77,12 +77,12 @@ def test_many_random_ranges(ranges):
 
 
 @pytest.mark.parametrize("fault", [503, 500, 429, "short", "drop"])
-def test_what_fails_in_passing_is_tried_again(ranges, server, fault):
+def test_passing_failures_are_tried_again(ranges, server, fault):
     server.faults += [fault, fault]
     assert read(ranges, (0, 10, 900), (1, 0, 100_000)) == [CONTENT[10:900], CONTENT[::-1]]
 
 
-def test_the_patience_has_an_end(ranges, server):
+def test_an_error_is_raised_when_patience_ends(ranges, server):
     ranges.patience = 0.5
     server.faults += ["short"] * 100
     with pytest.raises(
@@ -111,7 +111,7 @@ def test_without_etags_another_size_is_refused(server):
 
 
 @pytest.mark.parametrize(("fault", "code"), [(404, errno.ENOENT), (403, errno.EACCES)])
-def test_what_will_not_pass_is_not_tried_again(ranges, server, fault, code):
+def test_permanent_failures_are_not_tried_again(ranges, server, fault, code):
     server.faults.append(fault)
     with pytest.raises(StoreError) as caught:
         read(ranges, (0, 10, 900))
@@ -134,7 +134,7 @@ def test_a_server_that_is_down_is_named(ranges, server):
         ((0, 5, 4), "range"),
     ],
 )
-def test_ranges_that_are_none_are_refused(ranges, span, message):
+def test_impossible_ranges_are_refused(ranges, span, message):
     with pytest.raises(ValueError, match=message):
         read(ranges, span)
 

@@ -1,4 +1,4 @@
-"""A cache over a real server: the samples of the files, the requests of the plan, and clear errors."""
+"""A cache over a real server gives the samples of the files with the planned requests, or clear errors."""
 
 import io
 import itertools
@@ -39,13 +39,13 @@ def folder_of_indexes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stored():
-    """A server, and the URLs of its shards."""
+    """Yield a server, and the URLs of its shards."""
     with serve_objects() as server:
         urls = {
             domain: [server.put(f"{domain}/{i}.tar", tar(domain, i, count)) for i, count in enumerate(counts)]
             for domain, counts in COUNTS.items()
         }
-        TarDataset(urls)  # indexes them
+        TarDataset(urls)  # writes the indexes
         yield server, urls
 
 
@@ -58,7 +58,7 @@ def server(stored):
 
 
 def tar(domain, shard, count):
-    """A tar of samples whose texts say what they are."""
+    """Return a tar of samples whose texts name domain, shard and number."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as file:
         for i in range(count):
@@ -87,7 +87,7 @@ def texts(samples):
 
 @pytest.fixture(scope="module")
 def expected(stored, tmp_path_factory):
-    """The batches of the job, read from files."""
+    """Return the batches of the job, read from files."""
     server, urls = stored
     folder = tmp_path_factory.mktemp("local")
     paths = {domain: [str(folder / f"{domain}-{i}.tar") for i in range(len(urls[domain]))] for domain in urls}
@@ -119,7 +119,7 @@ def read_all(dataset, sampler):
 
 
 def read_on(dataset, batches, found):
-    """Append batch after batch, as far as it goes."""
+    """Read the batches and append each to `found`, so that it holds those before an error."""
     for batch in batches:
         found.append(texts(dataset.__getitems__(batch)))
 
@@ -138,7 +138,7 @@ def test_samples_are_those_of_files_and_requests_those_of_the_plan(dataset, cach
     assert (found.requests, found.fetched_bytes) == (forecasted.requests, forecasted.bytes_fetched)
     assert found.unplanned == found.retries == found.streamed == 0
     assert len(data_requests(server)) == found.requests
-    assert 1 < forecasted.bytes_fetched / forecasted.bytes_used < 4  # the limit is felt
+    assert 1 < forecasted.bytes_fetched / forecasted.bytes_used < 4  # the limit makes some blocks be fetched twice
     files = list(cache.folder.glob("*.block"))
     assert sum(path.stat().st_size - 24 for path in files) <= cache.limit
     assert len(files) == found.held
@@ -159,7 +159,7 @@ def assert_as_planned(cache, forecasted):
 
 @pytest.mark.parametrize(("workers", "context"), [(1, "fork"), (2, "fork"), (4, "fork"), (2, "spawn")])
 def test_workers_read_what_is_planned(dataset, tmp_path, expected, workers, context):
-    """Whichever worker is ahead: a block is kept until the batches that were asked for before have been read."""
+    """A block is kept until all batches requested so far have been read, whichever worker is ahead."""
     options = {"limit": 190_000, "depth": 20_000, "prefetched": workers}
     with KnownFutureCache(tmp_path / "cache", **options) as cache:
         sampler = make_sampler(dataset)
@@ -171,7 +171,7 @@ def test_workers_read_what_is_planned(dataset, tmp_path, expected, workers, cont
 
 
 def two_ranks(dataset, folder, **options):
-    """Caches, samplers and data sets of both ranks of a node; the caches follow."""
+    """Return caches, samplers and data sets of both ranks of a node. The caches follow their samplers."""
     caches = [KnownFutureCache(folder, **options) for _ in range(2)]
     samplers = [make_sampler(dataset, rank=rank, world_size=2) for rank in range(2)]
     sets = [TarDataset(dataset.shards) for _ in range(2)]
@@ -181,7 +181,7 @@ def two_ranks(dataset, folder, **options):
 
 
 def test_ranks_with_workers_read_what_is_planned(dataset, tmp_path, expected):
-    """Two ranks with two workers each, for two passes; ranks begin the second one at different times."""
+    """Two ranks with two workers each read two passes and may begin the second one at different times."""
     caches, samplers, sets = two_ranks(dataset, tmp_path / "cache", limit=200_000, depth=20_000, prefetched=2)
     for number in range(2):
         loaders = [loader_of(one, sampler, workers=2) for one, sampler in zip(sets, samplers)]
@@ -194,7 +194,7 @@ def test_ranks_with_workers_read_what_is_planned(dataset, tmp_path, expected):
 
 
 @pytest.mark.slow
-def test_a_second_pass_fetches_what_went(dataset, cache, expected):
+def test_a_second_pass_fetches_evicted_blocks_again(dataset, cache, expected):
     sampler = make_sampler(dataset)
     cache.follow(sampler, dataset)
     assert read_all(dataset, sampler) == expected
@@ -208,7 +208,7 @@ def test_a_second_pass_fetches_what_went(dataset, cache, expected):
 
 
 def read_all_local(dataset, *, epoch):
-    """The batches of a pass, read beside any cache."""
+    """Return the batches of a pass, read without a cache."""
     sampler = make_sampler(dataset)
     sampler.set_epoch(epoch)
     other = TarDataset(dataset.shards)
@@ -217,7 +217,7 @@ def read_all_local(dataset, *, epoch):
 
 @pytest.mark.parametrize("steps", [0, 15, 33])
 def test_a_killed_fetcher_loses_nothing(dataset, tmp_path, server, expected, steps):
-    """With room for everything, two parts of a job fetch what one does; a kill leaves nothing that is not used."""
+    """With room for everything, a killed and a resumed job fetch each block once. Partial files are removed."""
     sampler = make_sampler(dataset)
     folder = tmp_path / "cache"
     cache = KnownFutureCache(folder, limit=10**7, depth=50_000, prefetched=0)
@@ -234,7 +234,7 @@ def test_a_killed_fetcher_loses_nothing(dataset, tmp_path, server, expected, ste
 
 
 def read_rest(folder, dataset, state, server):
-    """Go on from a state with room for everything; check that nothing is fetched that is there."""
+    """Resume from a state with room for everything, and check that no block on disk is fetched again."""
     before, there = len(data_requests(server)), cache_names(folder)
     resumed = make_sampler(dataset)
     resumed.load_state_dict(state)
@@ -258,7 +258,7 @@ def run_until_killed(folder, urls, results):
 
 @pytest.mark.parametrize("steps", [1, 21])
 def test_a_killed_job_loses_nothing(dataset, tmp_path, server, expected, steps):
-    """The fetcher ends when its ranks do, whatever it is doing; the next one goes on with what is there."""
+    """The fetcher ends when its ranks do, whatever it is doing. The next one uses the blocks on disk."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
     folder = tmp_path / "cache"
     job = multiprocessing.get_context("fork").Process(target=run_until_killed, args=(folder, dataset.shards, theirs))
@@ -272,7 +272,7 @@ def test_a_killed_job_loses_nothing(dataset, tmp_path, server, expected, steps):
 
 
 def wait_for_the_end_of(folder):
-    """Wait until a folder's fetcher has let it go, so that what is there no longer changes."""
+    """Wait until a folder's fetcher has released it, so that its files no longer change."""
     from pycooldown._files import lock_folder
 
     with lock_folder(folder, wait=True):
@@ -302,7 +302,7 @@ def cache_names(folder):
 
 
 def kill_fetcher(folder):
-    """Kill the fetcher of a folder as a machine that goes down would, and wait until it has gone."""
+    """Kill the fetcher of a folder with SIGKILL and wait for its end."""
     import psutil
 
     address = json.loads((folder / "fetcher.json").read_text())["socket"]
@@ -311,7 +311,7 @@ def kill_fetcher(folder):
             process.send_signal(signal.SIGKILL)
             process.wait(10)
             return
-    raise AssertionError("no fetcher")
+    raise AssertionError(f"{folder} has no running fetcher")
 
 
 def test_a_fetcher_that_was_killed_is_an_error(dataset, cache):
@@ -325,7 +325,7 @@ def test_a_fetcher_that_was_killed_is_an_error(dataset, cache):
 
 
 @pytest.mark.parametrize("fault", [503, "short", "drop"])
-def test_what_fails_in_passing_is_tried_again(dataset, cache, server, expected, fault):
+def test_passing_failures_are_tried_again(dataset, cache, server, expected, fault):
     server.faults += [None] * 10 + [fault, None] * 8
     sampler = make_sampler(dataset)
     cache.follow(sampler, dataset)
@@ -349,7 +349,7 @@ def test_a_changed_object_is_an_error_and_never_a_sample(dataset, cache, server,
     assert found == expected[: len(found)]
 
 
-def test_a_server_that_is_gone_is_an_error_when_patience_ends(dataset, tmp_path, server, expected):
+def test_a_failing_server_is_an_error_when_patience_ends(dataset, tmp_path, server, expected):
     server.faults += [None] * 12 + ["short"] * 100_000
     sampler = make_sampler(dataset)
     found = []
@@ -358,12 +358,12 @@ def test_a_server_that_is_gone_is_an_error_when_patience_ends(dataset, tmp_path,
         with pytest.raises(StoreError, match=r"could not be read in \d+ tries"):
             read_on(dataset, sampler, found)
         assert found == expected[: len(found)]
-        server.faults.clear()  # it is back: the same rank goes on
+        server.faults.clear()  # the server is back, and the same rank goes on
         assert [texts(dataset.__getitems__(batch)) for batch in resume(sampler, len(found))] == expected[len(found) :]
 
 
 def test_a_server_that_is_down_for_a_while_is_waited_for(stored, tmp_path, expected):
-    """In the middle of a pass no connection is accepted; then there is another server in its place."""
+    """In the middle of a pass the server accepts no connection, and later another server replaces it."""
     server, _ = stored
     with serve_objects() as first:
         for name, content in server.files.items():
@@ -419,7 +419,7 @@ def test_another_job_joins_with_the_same_plan_only(dataset, cache, tmp_path, exp
             assert texts(dataset.__getitems__(batch)) == texts(other.__getitems__(again)) == wanted
         assert same.statistics() == cache.statistics()
         assert same.statistics().unplanned == 0
-        late = make_sampler(dataset)  # is not waited for
+        late = make_sampler(dataset)  # the others do not wait for it
         same.follow(late, other)
         assert [texts(other.__getitems__(batch)) for batch in itertools.islice(late, 3)] == expected[:3]
         assert read_all(dataset, sampler) == expected
@@ -451,7 +451,7 @@ def test_foreign_files_stay_and_those_of_former_versions_go(dataset, cache, serv
     assert not (folder / former).exists()
 
 
-def test_reads_beside_the_plan_are_served(dataset, cache, expected):
+def test_unplanned_reads_are_served(dataset, cache, expected):
     sampler = make_sampler(dataset)
     cache.follow(sampler, dataset)
     everything = [texts(dataset.__getitems__([i]))[0] for i in range(0, len(dataset), 7)]
@@ -460,8 +460,8 @@ def test_reads_beside_the_plan_are_served(dataset, cache, expected):
     assert read_all(dataset, sampler) == expected
 
 
-def test_a_full_disk_is_passed_by(dataset, tmp_path, expected, monkeypatch):
-    """The fetcher may write files of 6 kB at most: larger blocks find no room."""
+def test_blocks_that_cannot_be_written_are_streamed(dataset, tmp_path, expected, monkeypatch):
+    """Blocks that the fetcher cannot write are streamed. A limit on the size of files stands for a full disk."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))\n"
     limited += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -475,13 +475,13 @@ def test_a_full_disk_is_passed_by(dataset, tmp_path, expected, monkeypatch):
     assert not list(cache.folder.glob("*.partial"))
 
 
-def test_a_disk_without_room_is_passed_by(dataset, tmp_path, expected):
-    """A file system that is smaller than the limit; room comes back while the job runs."""
+def test_blocks_are_streamed_while_the_disk_is_full(dataset, tmp_path, expected):
+    """A file system smaller than the cache's limit is full at first, and later has room again."""
     folder = tmp_path / "small"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", folder]
     if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("this user may not mount")
+        pytest.skip("this user may not mount a file system")
     try:
         (folder / "other").write_bytes(bytes(60_000))
         with KnownFutureCache(folder, limit=160_000, depth=50_000, prefetched=2) as cache:
@@ -505,7 +505,7 @@ def test_a_schedule_that_learns_is_fetched_as_far_as_it_is_known(dataset, tmp_pa
     mixture = Mixture.temperature_sampling(dataset.sizes, 3)
 
     def train(follow):
-        """The batches of a job, of which each step decides the mixture four steps later."""
+        """Return the batches of a job in which each step decides the mixture four steps later."""
         schedule = GroupDRO(mixture, step_size=0.5, delay=4)
         sampler = make_sampler(dataset, schedule=schedule)
         follow(sampler)
@@ -529,10 +529,10 @@ def test_a_schedule_that_learns_is_fetched_as_far_as_it_is_known(dataset, tmp_pa
     assert done.unplanned == 0
 
 
-def test_what_is_evicted_leaves_the_disk(dataset, cache, expected):
-    """A reader lets go of the maps of deleted files at its next batch."""
+def test_evicted_blocks_free_their_disk_space(dataset, cache, expected):
+    """A reader unmaps deleted files at its next batch."""
     if not Path("/proc/self/maps").exists():
-        pytest.skip("maps are listed on Linux alone")
+        pytest.skip("only Linux lists the maps of a process")
     sampler = make_sampler(dataset)
     cache.follow(sampler, dataset)
     most = 0

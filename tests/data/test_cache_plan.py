@@ -1,4 +1,4 @@
-"""The plan of a cache: Belady's rule against brute force, the simulation's figures, and what a limit means."""
+"""The plan of a cache evicts as well as brute force, reproduces the simulation's figures and keeps its limits."""
 
 from functools import lru_cache
 
@@ -13,7 +13,7 @@ from pycooldown.data.cache.plan import BlockUses, cache_actions, forecast
 
 
 def job(largest, *, block, tau=5.0, batch_size=1_024, shard=1_000, length=1):
-    """The uses of a job of 8 domains, 1000:1, in which the largest is read once; and its number of steps."""
+    """Return the uses of a job that reads the largest of 8 domains (1000:1) once, and its number of steps."""
     sizes = {f"d{k}": int(largest * 1000 ** (-k / 7)) for k in range(8)}
     shards = {domain: [min(shard, size - at) for at in range(0, size, shard)] for domain, size in sizes.items()}
     mixture = Mixture.temperature_sampling(sizes, tau)
@@ -26,7 +26,7 @@ def job(largest, *, block, tau=5.0, batch_size=1_024, shard=1_000, length=1):
 
 
 def fewest_fetches(uses, room):
-    """By trying every eviction, for steps of one block."""
+    """Return the fewest fetches for steps of one block, found by trying every eviction."""
 
     @lru_cache(None)
     def fewest(at, held):
@@ -54,14 +54,14 @@ def test_no_eviction_is_better(room):
 
 
 def replay(uses, actions, sizes, prefetched=0):
-    """Check what the actions promise, and return the most bytes held."""
+    """Carry out the actions, check that each is allowed, and return the most bytes held."""
     held, place, most, last_step = set(), 0, 0, {}
     for step, blocks in enumerate(uses):
         while place < len(actions.fetches) and actions.steps[place] == step:
             begin = actions.evict_ends[place - 1] if place else 0
             for victim in actions.evictions[begin : actions.evict_ends[place]].tolist():
                 held.remove(victim)
-                # No step that uses a victim is still read when it goes.
+                # When a victim is evicted, every step that uses it has been read.
                 assert last_step[victim] < actions.after[place] - prefetched
             assert actions.after[place] <= step
             assert actions.fetches[place] not in held
@@ -75,7 +75,7 @@ def replay(uses, actions, sizes, prefetched=0):
 
 
 def join(parts):
-    """Actions of all parts as one."""
+    """Join the actions of all parts."""
     parts, evicted = list(parts), 0
     ends = []
     for part in parts:
@@ -109,7 +109,7 @@ def test_actions_keep_the_limit_and_never_take_what_is_in_use(share, depth, hori
     again = join(cache_actions(uses, **options, horizon=horizon))
     assert all((one == other).all() for one, other in zip(actions[:5], again[:5]))
     forecasted = forecast(uses, stop=steps, limits=[limit], depths=[depth], prefetched=prefetched).forecasts[0]
-    if not horizon:  # the plan that looks at few uses first, and at the rest when the cache is full
+    if not horizon:  # parts are short at first, and the last one has all other uses
         assert len(actions.fetches) == forecasted.requests
 
 
@@ -128,7 +128,7 @@ def test_a_resumed_job_fetches_nothing_that_is_there():
     ("block", "expected", "requests"), [(64, (1.47, 1.13, 1.00), 141), (256, (1.70, 1.13, 1.00), 116)]
 )
 def test_figures_of_the_simulation(block, expected, requests):
-    """8 domains, 1000:1, tau = 5, B = 1,024: bytes fetched over bytes used at 10, 25 and 50 % of the data."""
+    """Bytes fetched over bytes used match the simulation at 10, 25 and 50 % of the data."""
     uses, steps = job(256_000, block=block)
     limits = [int(uses.blocks.sizes.sum() * share) for share in (0.1, 0.25, 0.5)]
     plan = forecast(uses, stop=steps, limits=limits, depths=[0, 0, 0], prefetched=0)
@@ -158,7 +158,7 @@ def test_a_limit_below_a_step_is_exceeded_and_counted():
 
 
 def test_few_uses_are_planned_at_first_and_nothing_is_evicted_for_that(monkeypatch):
-    """While all blocks fit, parts are short; what is fetched is what one plan of all uses fetches."""
+    """While all blocks fit, parts of the plan are short. Fetches equal those of one plan of all uses."""
     uses, steps = job(8_000, block=32, batch_size=64, shard=300)
     monkeypatch.setattr("pycooldown.data.cache.plan.PART", 200)
     limit = int(uses.blocks.sizes.sum()) // 3

@@ -1,4 +1,4 @@
-"""One index of all shards: made once, brought up to date, mapped by all processes, refused where it is damaged."""
+"""One index of all shards is made once, updated, mapped by all processes, and refused if it is damaged."""
 
 import os
 import pickle
@@ -76,17 +76,17 @@ def test_what_has_not_changed_is_not_written_again(shards, index):
 
 
 def test_only_changed_shards_are_read_again(shards, index, write_shards):
-    """The others lose their first header, keep size, time and what is compared, and so would not pass a scan."""
+    """Unchanged shards are not scanned: their first headers are destroyed here, which a scan would refuse."""
     path = Path(shards["de"][0])
     before = path.stat()
     kept = open_index(str(index))
     path.write_bytes(Path(write_shards({"xx": [10]})["xx"][0]).read_bytes())
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # only the fingerprint tells
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # only the fingerprint shows the change
     build_index({**shards, "sw": shards["sw"][:1]}, index)
     dataset = TarDataset(index)
     assert dataset.sizes == {"en": 65, "de": 10, "sw": 3}
     assert dataset[65]["__key__"] == "xx/0/0"
-    assert len(kept) == 82  # the former file is still mapped
+    assert len(kept) == 82  # the former index is still mapped
 
 
 def test_a_shard_rewritten_with_its_size_and_time_is_refused(shards, index, write_shards):
@@ -165,7 +165,7 @@ def test_an_index_written_to_in_use_is_refused(index):
         dataset[0]
 
 
-def test_what_is_no_index_of_a_data_set_is_named(shards, tmp_path):
+def test_files_that_are_no_index_of_a_data_set_are_named(shards, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"dataset\.idx is missing; make it with `pycooldown index`"):
         TarDataset(tmp_path)
     TarDataset(shards)
@@ -255,7 +255,7 @@ def test_the_command_writes_it(shards, tmp_path):
 
 
 def test_opening_takes_no_memory_for_samples(tmp_path):
-    """A quarter of a million samples, for which 93 bytes each would be 23 MB."""
+    """A quarter of a million samples take less than 2 MB of memory."""
     path = tmp_path / "x.idx"
     build_index({"x": write_linked_shards(tmp_path / "shards", 25, 10_000)}, path)
     assert path.stat().st_size < 250_000 * (len("00000/000000") + 24)

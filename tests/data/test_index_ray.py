@@ -1,4 +1,4 @@
-"""An index of a data set, made on Ray for real, a local cluster of two cores: `nox -s ray`."""
+"""A real Ray cluster, of two cores of this machine, makes the same index of a data set (`nox -s ray`)."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from pycooldown.data.index_building import build_index
 
 
 def test_the_same_bytes_on_ray(write_shards, tmp_path, monkeypatch):
-    """In order although windows are small, with relative paths, and when it is brought up to date."""
+    """The bytes are the same in small windows, with relative paths, and when the index is updated."""
     monkeypatch.setattr(index_building, "ON_RAY", 2)
     monkeypatch.chdir(tmp_path)
     paths = write_shards({"en": [40, 25, 3], "de": [10], "sw": [3, 0, 4]})
@@ -30,7 +30,7 @@ def test_the_same_bytes_on_ray(write_shards, tmp_path, monkeypatch):
 
 
 def test_objects_and_faults(write_shards, tmp_path, monkeypatch):
-    """Of objects too; a fault is the error of its shard, or listed."""
+    """Objects are indexed too, and a fault raises an error that names its shard, or is listed."""
     pytest.importorskip("obstore")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     paths = write_shards({"en": [40, 25], "de": [10]})

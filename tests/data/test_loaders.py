@@ -1,4 +1,4 @@
-"""TarDataset and the sampler in the loaders that people use: torchdata's, Accelerate's and Lightning's."""
+"""TarDataset and the sampler work in the loaders of torchdata, Accelerate and Lightning."""
 
 import itertools
 import json
@@ -36,7 +36,7 @@ def keys(samples):
 
 
 def numbers(samples):
-    """A tensor, which Accelerate and Lightning move to their device: the keys as integers."""
+    """Return the keys as a tensor of integers, since Accelerate and Lightning move tensors to their device."""
     return torch.tensor([int.from_bytes(key.encode()) for key in keys(samples)])
 
 
@@ -64,14 +64,14 @@ def test_stateful_data_loader_goes_on_in_mid_pass(dataset, expected, workers, st
 
 
 def reset():
-    """Resets the state that Accelerate keeps for the process."""
+    """Reset the state that Accelerate keeps for the process, for which it has no public function."""
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     accelerate.state.GradientState._reset_state()
 
 
 @pytest.fixture
 def accelerator():
-    """An Accelerator that splits each batch over the processes."""
+    """Yield an Accelerator that splits each batch over the processes."""
     reset()
     yield accelerate.Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=True))
     reset()
@@ -85,7 +85,7 @@ def test_accelerate_prepares_the_loader(dataset, expected, accelerator):
     for batch in loader:
         steps.append(decoded(batch))
         if len(steps) == 6:
-            state = sampler.state_dict(step=6)  # Accelerate reads a batch ahead
+            state = sampler.state_dict(step=6)  # Accelerate has read a batch ahead
             break
     assert steps == expected[:6]
     sampler.load_state_dict(state)
@@ -94,7 +94,7 @@ def test_accelerate_prepares_the_loader(dataset, expected, accelerator):
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_accelerate_slices_the_global_batch_as_the_sampler_does(dataset, expected, accelerator, world_size):
-    """Either of them may: a sampler that knows its rank is not prepared."""
+    """Slices are the same whether Accelerate makes them, or a sampler with a rank and an unprepared loader."""
     sliced, own = [], []
     for rank in range(world_size):
         loader = DataLoader(dataset, batch_sampler=make_sampler(), collate_fn=keys)
@@ -109,7 +109,7 @@ def test_accelerate_slices_the_global_batch_as_the_sampler_does(dataset, expecte
 
 
 class Recorder(lightning.LightningModule):
-    """Trains a number, and notes what it was given."""
+    """Train a number, and record the batches."""
 
     def __init__(self):
         super().__init__()
@@ -125,7 +125,7 @@ class Recorder(lightning.LightningModule):
 
 
 class SamplerState(lightning.Callback):
-    """Keeps the sampler's state in checkpoints."""
+    """Keep the sampler's state in checkpoints."""
 
     def __init__(self, sampler):
         self.sampler = sampler
@@ -141,7 +141,7 @@ class SamplerState(lightning.Callback):
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 def test_lightning_trains_and_goes_on_from_a_checkpoint(dataset, expected, tmp_path, workers):
     def fit(max_steps, checkpoint=None):
-        module, sampler = Recorder(), make_sampler(num_steps=None)  # without an end there is one epoch: max_steps stops
+        module, sampler = Recorder(), make_sampler(num_steps=None)  # one endless epoch; max_steps ends it
         loader = DataLoader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=numbers)
         trainer = lightning.Trainer(
             accelerator="cpu",

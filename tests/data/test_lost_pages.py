@@ -1,4 +1,4 @@
-"""Mapped files that lose their pages while they are read: an error names the file, instead of a signal that kills."""
+"""When a mapped file loses its pages while it is read, an error names the file and no signal kills the process."""
 
 import io
 import os
@@ -14,8 +14,8 @@ from pycooldown.data import token_sources
 from pycooldown.data.index_building import build_index
 from pycooldown.data.token_shard_writer import write_token_shard
 
-# Each case runs in a process of its own. The file is renamed and another one takes its name before the mapped one is
-# truncated, so that a look at the file's status finds nothing: only reading the map meets the missing pages.
+# Each case runs in a process of its own. Before the mapped file is truncated, it is renamed and another file takes its
+# name. So the status of the file shows nothing, and only a read of the map meets the missing pages.
 CASE = """
 import os, sys
 from pycooldown.data import TarDataset, TokenDataset, token_sources
@@ -61,7 +61,7 @@ def shard(tmp_path):
 
 @pytest.fixture
 def files(shard, tmp_path):
-    """By kind of read, the file that is opened and the one that loses its pages."""
+    """Return, for each kind of read, the file to open and the file that loses its pages."""
     tokens = str(tmp_path / "tokens.bin")
     np.arange(40_000, dtype="<u2").tofile(tokens)
     documents = str(tmp_path / "documents.tar")
@@ -100,7 +100,7 @@ for _ in range(2):
 BESIDE_A_LATER_HANDLER = """
 import faulthandler
 get([0, 1])
-faulthandler.enable()  # it takes the place of our handler
+faulthandler.enable()  # replaces our handler
 lose_pages()
 read()
 read()
@@ -194,7 +194,7 @@ def test_numbers_that_are_looked_up(files):
 
 @pytest.mark.parametrize("source", ["megatron", "flat", "datatrove"])
 def test_a_source_that_is_cut_off_while_it_is_opened(tmp_path, monkeypatch, source):
-    """The files shrink after their sizes have been checked."""
+    """Files that shrink after the check of their sizes raise an error that names them."""
     tokens, lengths = np.arange(1, 2001, dtype="<u2"), np.full(4, 500)
     path = tmp_path / "x.bin"
     tokens.tofile(path)
@@ -234,9 +234,9 @@ except OSError as error:
 """
 
 
-@pytest.mark.slow  # a process that imports torch, and its worker
+@pytest.mark.slow  # starts a process that imports torch, and a worker
 @pytest.mark.parametrize("kind", ["items", "tokens"])
-def test_a_loaders_worker_which_has_a_handler_of_its_own(files, kind):
+def test_lost_pages_in_a_worker_of_a_loader_are_an_error(files, kind):
     pytest.importorskip("torch")
     path, lost = files[kind]
     child = run(IN_A_WORKER, kind, path, lost)
@@ -260,7 +260,7 @@ other[0]
 
 
 @pytest.mark.parametrize("handler", ["none", "before", "after"])
-def test_other_bus_errors_go_to_the_handler_before(shard, handler):
+def test_other_bus_errors_go_to_the_previous_handler(shard, handler):
     child = run(FOREIGN, "items", shard, shard, handler)
     assert child.returncode == -signal.SIGBUS
     assert ("Bus error" in child.stderr) == (handler != "none")
@@ -276,7 +276,7 @@ read()
 """
 
 
-def test_a_signal_that_is_sent_reaches_pythons_handler(shard):
+def test_a_signal_from_outside_reaches_pythons_handler(shard):
     child = run(SENT, "items", shard, shard)
     assert child.returncode == 0, child.stderr
     assert child.stdout.startswith(f"got it\n[Errno 5] {shard} was truncated while it was mapped")
@@ -284,7 +284,7 @@ def test_a_signal_that_is_sent_reaches_pythons_handler(shard):
 
 @pytest.mark.parametrize("kind", ["items", "flat", "tokens", "ends", "index"])
 def test_a_file_that_is_truncated_within_a_page_is_noticed(files, kind):
-    """The rest of a page that its file still has in part reads as zeros without a signal."""
+    """A cut within the last page is noticed, although the rest of this page reads as zeros without a signal."""
     path, lost = files[kind]
     size = os.path.getsize(lost)
     child = run(f"get([0, 1])\nos.truncate(lost, {size - 1})\nread()", kind, path, lost)

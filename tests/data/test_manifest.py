@@ -1,4 +1,4 @@
-"""Every value of a manifest is checked: against its type, the other values and the shards."""
+"""Every value of a manifest is checked against its type, the other values and the shards."""
 
 import hashlib
 import io
@@ -29,7 +29,7 @@ def write_shard(path, count, first):
 
 @pytest.fixture
 def packed(tmp_path):
-    """A folder as `pack` writes it."""
+    """Return a folder as `pack` writes it."""
     folder = tmp_path / "packed"
     folder.mkdir()
     (folder / "tokenizer.model").write_bytes(b"model")
@@ -69,7 +69,7 @@ def packed(tmp_path):
 
 
 def edit(folder, place, value):
-    """Sets the entry at a place; `None` for a value removes it."""
+    """Set the entry at a place. The value `None` removes it."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
     *parents, last = place
@@ -100,7 +100,7 @@ def test_a_sound_folder_is_loaded(packed):
 
 
 def test_samples_are_compared_shard_by_shard(packed):
-    """One sample more here and one fewer there: the totals agree, but the borders between shards are wrong."""
+    """Counts are compared per shard: one sample more here and one fewer there is found, although totals agree."""
     edit(packed, (*TRAIN, "shards"), {FIRST: 3, SECOND: 4})
     manifest = load_manifest(packed)
     with pytest.raises(ValueError, match=r"de/train-000000\.tar has 4 samples; .*manifest\.json says 3; run"):

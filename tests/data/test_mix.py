@@ -1,4 +1,4 @@
-"""mix: the same draws as the sampler, split over readers without repeats, resumable."""
+"""`mix` draws as the sampler does, splits the draws over readers without repeats, and resumes."""
 
 import collections
 import functools
@@ -36,7 +36,7 @@ def schedule():
 
 @pytest.fixture
 def run_reader(monkeypatch):
-    """Runs a pipeline as one reader among many."""
+    """Return a function that runs a pipeline as one reader among many."""
 
     def run(pipeline, rank=0, world_size=1, worker=0, num_workers=1):
         for name, value in [
@@ -52,7 +52,7 @@ def run_reader(monkeypatch):
 
 
 def global_order(run_reader, make, world_size, num_workers, batch_size, num_steps):
-    """The samples of all readers, put back into the order of steps and slots."""
+    """Return the samples of all readers in the order of steps and slots."""
     steps = [[] for _ in range(num_steps)]
     for rank in range(world_size):
         size = batch_size * (rank + 1) // world_size - batch_size * rank // world_size
@@ -89,7 +89,7 @@ def test_elastic_order_does_not_depend_on_the_readers(shards, schedule, run_read
 
 @pytest.mark.parametrize(("world_size", "num_workers"), READERS)
 def test_nothing_is_lost_or_repeated(shards, run_reader, world_size, num_workers):
-    """One domain, whose readers all draw equally often: after a whole number of epochs all samples came as often."""
+    """With one domain, all samples have come equally often after a whole number of epochs."""
     for domain in shards:
         size = sum(COUNTS[domain])
         schedule = schedules.constant(Mixture.proportional({domain: size * 100}))
@@ -108,7 +108,7 @@ def test_nothing_is_lost_or_repeated(shards, run_reader, world_size, num_workers
 @pytest.mark.parametrize("elastic", [False, True])
 @pytest.mark.parametrize("start", [1, 6, 40])
 def test_goes_on_from_any_step(shards, schedule, run_reader, elastic, start):
-    """Worker w takes steps start + w, start + w + 3 and so on, with the samples that they have in a whole run."""
+    """Worker w takes steps start + w, start + w + 3 and so on. Their samples are those of a whole run."""
 
     def run(start, rank, worker):
         pipeline = mix(shards, schedule, batch_size=8, seed=3, num_steps=50, start_step=start, elastic=elastic)
@@ -128,7 +128,7 @@ def numbered(samples):
 @pytest.mark.parametrize("elastic", [False, True])
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
 def test_chained_jobs_train_every_step_once_and_in_order(shards, schedule, elastic, workers):
-    """With real workers: jobs of 5, 3, 4 and 4 steps give the batches of one of 16."""
+    """Jobs of 5, 3, 4 and 4 steps with real workers give the batches of one job of 16 steps."""
 
     def job(start, stop):
         pipeline = mix(shards, schedule, batch_size=8, seed=3, num_steps=stop, start_step=start, elastic=elastic)
@@ -140,7 +140,7 @@ def test_chained_jobs_train_every_step_once_and_in_order(shards, schedule, elast
 
 
 def test_a_pipeline_among_the_sources_starts_at_a_multiple_of_the_workers(shards, schedule, run_reader):
-    """It splits itself by worker: at another step a worker would go on with the part of another one."""
+    """A pipeline splits itself by worker. From another step, a worker would read the part of another one."""
     pipelines = {domain: webdataset.WebDataset(paths, shardshuffle=False) for domain, paths in shards.items()}
 
     def run(start):
@@ -196,7 +196,7 @@ STAGES = {
 
 @pytest.mark.parametrize(("stages", "workers"), [*((name, 0) for name in STAGES), ("none", 2), ("batched", 2)])
 def test_batches_made_in_the_pipeline_resume_exactly(shards, schedule, stages, workers):
-    """From any point, the last partial batch and the end included."""
+    """Batches resume from any point, including the last partial batch and the end."""
 
     def loader():
         pipeline = STAGES[stages](mix(shards, schedule, batch_size=8, seed=3, num_steps=5))
@@ -209,7 +209,7 @@ def test_batches_made_in_the_pipeline_resume_exactly(shards, schedule, stages, w
         iterator = iter(first)
         seen = [next(iterator) for _ in range(stop)]
         state = first.state_dict()
-        next(iterator, None)  # which the state does not see
+        next(iterator, None)  # a batch after the state
         second.load_state_dict(state)
         assert seen + list(second) == whole
         assert list(second) == whole  # a further pass
@@ -217,7 +217,7 @@ def test_batches_made_in_the_pipeline_resume_exactly(shards, schedule, stages, w
 
 @pytest.mark.parametrize("elastic", [False, True])
 def test_states_of_a_loader_that_started_late_resume_exactly(shards, schedule, elastic):
-    """start_step = 5 with 2 workers, then states after 1, 3 and 6 steps, one from the other."""
+    """A loader from step 5 with 2 workers is saved and resumed three times, after 1, 3 and 6 steps."""
 
     def loader():
         pipeline = mix(shards, schedule, batch_size=8, seed=3, num_steps=15, start_step=5, elastic=elastic)
@@ -248,7 +248,7 @@ def test_states_of_a_loader_that_started_late_resume_exactly(shards, schedule, e
         (lambda pipeline: pipeline.compose(lambda samples: samples), "<lambda>"),
     ],
 )
-def test_stages_that_hold_samples_back_have_no_state(shards, schedule, stage, name):
+def test_stages_that_buffer_samples_have_no_state(shards, schedule, stage, name):
     pipeline = stage(mix(shards, schedule, batch_size=8, seed=3, num_steps=5))
     next(iter(pipeline))
     with pytest.raises(ValueError, match=f"where its stage {name} stands.*start_step"):
@@ -257,7 +257,7 @@ def test_stages_that_hold_samples_back_have_no_state(shards, schedule, stage, na
 
 @pytest.mark.parametrize("worker", [0, 1])
 def test_states_of_version_1_are_honoured(shards, schedule, run_reader, worker):
-    """Their worker w took the steps t with t mod W = w, also where the first step was no multiple of W."""
+    """In version 1, worker w took the steps t with t mod W = w, whatever the first step."""
     whole = run_reader(mix(shards, schedule, batch_size=8, seed=3, num_steps=20), 0, 1, worker, 2)
     old = mix(shards, schedule, batch_size=8, seed=3, num_steps=20, start_step=5)
     old.load_state_dict({"version": 1, "samples": 11, "reader": [0, 1, worker, 2]})
@@ -271,8 +271,8 @@ def keys(samples):
     return [sample["__key__"] for sample in samples]
 
 
-def test_spawned_workers(shards, schedule):
-    """They get the pipeline, and the sampler in it, pickled."""
+def test_spawned_workers_give_the_same_batches(shards, schedule):
+    """Spawned workers, which get the pipeline pickled, give the batches of forked ones."""
 
     def loader(context):
         pipeline = mix(shards, schedule, batch_size=8, seed=3, num_steps=7)
@@ -324,12 +324,12 @@ def test_state_from_another_start_is_refused(shards, schedule, run_reader):
 @pytest.mark.parametrize(("readers", "counts"), [(8, [40]), (3, [5, 7, 9, 1, 6, 2, 3])])
 @pytest.mark.parametrize("elastic", [False, True])
 def test_a_reader_of_local_shards_needs_its_own_samples_only(write_shards, run_reader, readers, counts, elastic):
-    """Every header that belongs to others is destroyed before it reads, which no stream could pass."""
+    """A reader seeks to its own samples: it works although all other headers are destroyed."""
     shards = write_shards({"en": counts})
     schedule = schedules.constant(Mixture.proportional({"en": sum(counts) * 100}))
     originals = {path: Path(path).read_bytes() for path in shards["en"]}
     for path, content in originals.items():
-        # As of an object in a store: such an index knows nothing of the content, and does not notice the destruction.
+        # An index made as for an object in a store has no fingerprint of the content, so it misses the destruction.
         index = TarIndex.scan_object(lambda at, count, content=content: content[at : at + count], len(content))
         Path(f"{path}.idx").write_bytes(index.to_bytes())
         os.utime(path, ns=(0, 0))
@@ -356,13 +356,13 @@ def test_a_reader_of_local_shards_needs_its_own_samples_only(write_shards, run_r
 
 @pytest.mark.parametrize(("num_shards", "readers"), [(1, 8), (7, 3), (1000, 2048), (10007, 4096)])
 def test_all_readers_together_read_each_shard_once(num_shards, readers):
-    """A group's readers search the same passes; each sample of its shards is found by exactly one of them."""
+    """Readers of one group share the passes over its shards, and exactly one of them finds each sample."""
     groups = math.gcd(num_shards, readers)
     stride = readers // groups
     counts = [3 + i % 4 for i in range(num_shards // groups)] if num_shards > 1 else [50]
     passes = Passes(counts.__getitem__, lambda number: range(len(counts))[:: 1 if number == 0 else -1])
     total = sum(counts)
-    found = [passes.find(n) for n in range(2 * total)]  # sample n is reader n mod stride's
+    found = [passes.find(n) for n in range(2 * total)]  # sample n belongs to reader n mod stride
     every = {(shard, i) for shard, count in enumerate(counts) for i in range(count)}
     assert len(found[:total]) == len(set(found[:total]))
     assert set(found[:total]) == set(found[total:]) == every
@@ -371,8 +371,8 @@ def test_all_readers_together_read_each_shard_once(num_shards, readers):
     assert max(draws.values()) - min(draws.get(reader, 0) for reader in range(stride)) <= 1
 
 
-def test_resumes_far_ahead_without_reading_up_to_there(write_shards, run_reader):
-    """The counts of the shards are in their indexes: what lies before is not looked at."""
+def test_resumes_far_ahead_without_reading_what_comes_before(write_shards, run_reader):
+    """Resuming far ahead is fast, since the indexes have the numbers of samples and nothing before is read."""
     shards = write_shards({"en": [20, 20, 20]})
     schedule = schedules.constant(Mixture.proportional({"en": 60}))
     options = {"batch_size": 1, "seed": 3, "shuffle_shards": False}
@@ -403,7 +403,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path):
-    """Serves the shards over HTTP; gives the root's URL."""
+    """Serve the shards over HTTP and yield the URL of their folder."""
     handler = functools.partial(QuietHandler, directory=tmp_path)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -413,12 +413,12 @@ def server(tmp_path):
         thread.join()
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset opens http URLs with curl")
+@pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset needs curl for http URLs")
 def test_streams_over_http(shards, schedule, run_reader, server):
     urls = {domain: [f"{server}/{domain}-{n}.tar" for n in range(len(paths))] for domain, paths in shards.items()}
     options = {"batch_size": 8, "seed": 3, "num_steps": 12}
     assert run_reader(mix(urls, schedule, **options)) == run_reader(mix(shards, schedule, **options))
-    with pytest.raises((tarfile.ReadError, OSError), match=r"nothing\.tar"):  # whichever of tarfile and curl ends first
+    with pytest.raises((tarfile.ReadError, OSError), match=r"nothing\.tar"):  # tarfile or curl may fail first
         run_reader(mix({**urls, "de": [f"{server}/nothing.tar"]}, schedule, **options))
 
 
@@ -427,7 +427,9 @@ def test_compressed_shards_are_streamed_in_the_same_order(shards, schedule, run_
     expected = run_reader(mix(shards, schedule, **options))
     packed = {}
     for domain, paths in shards.items():
-        packed[domain] = [str(tmp_path / f"packed-{Path(path).name}") for path in paths]  # the name does not tell
+        packed[domain] = [
+            str(tmp_path / f"packed-{Path(path).name}") for path in paths
+        ]  # the name does not show the compression
         for source, target in zip(paths, packed[domain], strict=True):
             Path(target).write_bytes(gzip.compress(Path(source).read_bytes()))
     assert run_reader(mix(packed, schedule, **options)) == expected
@@ -436,7 +438,7 @@ def test_compressed_shards_are_streamed_in_the_same_order(shards, schedule, run_
 
 
 def test_damaged_local_shards_are_refused_or_left_to_the_handler(shards, schedule, run_reader):
-    """By themselves, tarfile and webdataset stop at the end of the first of two joined tars, and say nothing."""
+    """Joined tars are refused, although tarfile and webdataset silently stop after the first one."""
     first, second, *_ = shards["en"]
     Path(first).write_bytes(Path(first).read_bytes() + Path(second).read_bytes())
     options = {"batch_size": 8, "seed": 3, "num_steps": 12}

@@ -134,7 +134,7 @@ def test_rerun_after_a_change_equals_a_fresh_run(corpus: Path, tmp_path: Path, c
     pack(corpus, tmp_path / "fresh", **(OPTIONS | options))
     after, fresh = contents(out), contents(tmp_path / "fresh")
     assert after.items() >= fresh.items()
-    if change is not damage_manifest:  # without the old manifest nobody knows which files were its
+    if change is not damage_manifest:  # without the old manifest its files are unknown
         assert after.keys() - fresh.keys() == {"notes.txt"}
 
 
@@ -177,7 +177,7 @@ def test_full_disk_keeps_the_old_data(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "packed"
     pack(corpus, out, **OPTIONS)
     before = contents(out)
-    # A limit on the size of files fails in write(), as a full disk does, and without root's rights.
+    # With a limit on the size of files write() fails as on a full disk. Setting it needs no root rights.
     code = CHILD + "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); pack(corpus, out, tau=1.0, **options)"
     child = run_child(code, corpus, out)
     assert "OSError" in child.stderr
@@ -289,7 +289,7 @@ def change_fingerprint(manifest: dict) -> None:
 
 @pytest.mark.parametrize("change", [remove_domain, reorder_domains, add_token, change_fingerprint])
 def test_an_edited_manifest_is_noticed_and_mended(corpus: Path, tmp_path: Path, change) -> None:
-    """Each of these agrees with itself and with the files; only the manifest's own checksum tells."""
+    """Edits that agree with the files are found by the manifest's own checksum."""
     out = tmp_path / "packed"
     pack(corpus, out, **OPTIONS)
     path = out / "manifest.json"
@@ -299,7 +299,7 @@ def test_an_edited_manifest_is_noticed_and_mended(corpus: Path, tmp_path: Path, 
     path.write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"has changed since it was written.*`pycooldown pack` again.*'checksum'"):
         load_manifest(out)
-    del manifest["checksum"]  # what the error says for edits on purpose, and what older versions wrote
+    del manifest["checksum"]  # the error advises this for edits on purpose; older versions wrote no checksum
     path.write_text(json.dumps(manifest))
     assert list(load_manifest(out).domains) == list(manifest["domains"])
     path.write_text(json.dumps(manifest | {"checksum": "0" * 64}))

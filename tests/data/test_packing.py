@@ -1,4 +1,4 @@
-"""Packing keeps every token once, says whose it is, and wastes little."""
+"""Packing keeps every token once with its domain, and leaves little padding."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from pycooldown.data import pack_sequences
 
 
 def segments(packed):
-    """(domain, tokens) of each packed piece."""
+    """Return (domain, tokens) of each packed piece."""
     out = []
     for tokens, domains, numbers, positions in zip(
         packed.tokens, packed.domain_ids, packed.segment_ids, packed.positions, strict=True
@@ -51,11 +51,11 @@ def test_every_token_is_packed_once(sizes, length):
 @given(sizes=st.lists(st.integers(1, 100), min_size=1, max_size=200))
 def test_rows_are_within_the_bound_of_best_fit_decreasing(sizes):
     packed = pack_sequences([[7] * size for size in sizes], [0] * len(sizes), length=100)
-    fewest = -(-sum(sizes) // 100)  # no packing has fewer; the optimum may have more
+    fewest = -(-sum(sizes) // 100)  # a lower bound; the best packing may need more
     above_half = sum(size > 50 for size in sizes)
     assert len(packed.tokens) >= max(fewest, above_half)
     full = (packed.segment_ids > 0).sum(1)
-    assert (full > 50).sum() >= len(full) - 1  # two rows at most half full would have been one
+    assert (full > 50).sum() >= len(full) - 1  # two rows at most half full would have been joined
 
 
 def test_waste_of_documents_is_below_three_percent():

@@ -1,4 +1,4 @@
-"""Shards in object stores give the samples of the same files, or a clear error, whatever fails."""
+"""Shards in object stores give the samples of the same files or a clear error, whatever fails."""
 
 import io
 import itertools
@@ -40,7 +40,7 @@ def shards(write_shards):
 
 @pytest.fixture
 def urls(server, shards):
-    """The same shards on the server."""
+    """Put the same shards on the server and return their URLs."""
     return {
         domain: [server.put(f"{domain}/{i}.tar", Path(path).read_bytes()) for i, path in enumerate(paths)]
         for domain, paths in shards.items()
@@ -70,7 +70,7 @@ def test_objects_give_the_samples_of_files(urls, shards, server):
     found = dataset.__getitems__(order)
     assert contents(found) == [expected[i] for i in order]
     assert found[0]["__url__"] in urls[found[0]["__domain__"]]
-    assert len(gets(server)) == 5  # one for each shard with samples
+    assert len(gets(server)) == 5  # one request for each shard with samples
     buffer, offsets = dataset.flat(order, "txt")
     assert [bytes(buffer[a:b]) for a, b in itertools.pairwise(offsets)] == [expected[i]["txt"] for i in order]
     assert contents([dataset[81]]) == [expected[81]]
@@ -130,7 +130,7 @@ def test_an_index_in_a_store_is_copied_once(urls, shards, server, tmp_path):
 
 def test_an_object_that_changed_since_is_refused(urls, shards, server, tmp_path):
     TarDataset(urls, index=tmp_path / "x.idx")
-    dataset = TarDataset(tmp_path / "x.idx")  # asks no store
+    dataset = TarDataset(tmp_path / "x.idx")  # sends no request
     server.change("de/0.tar", server.files["/de/0.tar"])
     with pytest.raises(OSError, match=r"has changed since it was indexed .*index it again.*de/0\.tar"):
         dataset[65]
@@ -138,7 +138,7 @@ def test_an_object_that_changed_since_is_refused(urls, shards, server, tmp_path)
 
 
 @pytest.mark.parametrize("fault", [503, "short", "drop"])
-def test_what_fails_in_passing_costs_no_sample(urls, shards, server, fault, tmp_path):
+def test_passing_failures_cost_no_sample(urls, shards, server, fault, tmp_path):
     server.faults += [fault, None, fault]
     build_index(urls, tmp_path / "x.idx", workers=2)
     dataset = TarDataset(tmp_path / "x.idx")
@@ -167,7 +167,7 @@ def test_faults_are_refused_or_skipped(urls, shards, server):
 
 
 class Recorded:
-    """Ranges of objects held in memory, as a cache would hold them."""
+    """Serve ranges of objects from memory, as a cache does, and record them."""
 
     def __init__(self, objects, files):
         self.contents = [files["/" + item.url.split("/", 3)[3]] for item in objects]
@@ -210,7 +210,7 @@ def test_ranges_of_samples_are_known_without_reading(urls, shards):
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_loads_in_workers(urls, shards, context):
-    """In a process of its own, which has not read from a store before."""
+    """Workers load objects. The test runs in a new process, since a process that has read must not fork."""
     code = f"""
 from torch.utils.data import DataLoader
 from pycooldown.data import TarDataset
@@ -266,12 +266,12 @@ def test_small_members_are_fetched_in_growing_windows(server, tmp_path):
         url = server.put("small.tar", file.getvalue())
     build_index({"x": url}, tmp_path / "x.idx")
     assert len(TarDataset(tmp_path / "x.idx")) == 2000
-    assert len(gets(server)) <= 12  # of some 7 MB
+    assert len(gets(server)) <= 12  # for about 7 MB
     assert LARGEST_WINDOW > NEAR
 
 
 def test_objects_by_wildcards_in_a_bucket(shards, tmp_path, monkeypatch, request):
-    """With S3's own semantics, by moto."""
+    """Wildcards list objects of an S3 bucket, which moto serves."""
     obstore = pytest.importorskip("obstore")
     server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()

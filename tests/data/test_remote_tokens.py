@@ -1,4 +1,4 @@
-"""Tokens in object stores give the arrays of the same files, or a clear error, whatever fails."""
+"""Tokens in object stores give the arrays of the same files or a clear error, whatever fails."""
 
 import pickle
 import subprocess
@@ -23,7 +23,7 @@ COLUMNS = ("input_ids", "position_ids", "segment_ids", "labels", "shift_labels",
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two domains of some shards, of small blocks, one of them without a document."""
+    """Return a folder of two domains with small blocks. One of the shards has no document."""
     (tmp_path / "tokens").mkdir()
     rng = np.random.default_rng(0)
     en = [make_documents(rng.integers(1, 90, 40), seed) for seed in range(3)]
@@ -114,7 +114,7 @@ def test_sidecars_are_copied_once_and_made_where_they_are_missing(folder, server
 
 
 @pytest.mark.parametrize("fault", [503, "short", "drop"])
-def test_what_fails_in_passing_costs_nothing(folder, server, fault):
+def test_passing_failures_cost_nothing(folder, server, fault):
     there, here = TokenDataset(url(server), length=16), TokenDataset(folder, length=16)
     server.faults += [fault, None, fault]
     assert_equal(there.__getitems__(range(len(here))), here.__getitems__(range(len(here))))
@@ -159,7 +159,7 @@ def test_ids_outside_of_the_vocabulary_are_refused(server):
 
 
 class Recorded:
-    """Ranges of objects held in memory, as a cache would hold them."""
+    """Serve ranges of objects from memory, as a cache does, and record them."""
 
     def __init__(self, objects, files):
         self.contents = [files["/" + item.url.split("/", 3)[3]] for item in objects]
@@ -188,7 +188,7 @@ def test_rows_over_many_requests(server, folder, monkeypatch):
 
 
 def test_loads_in_forked_workers(server, folder, tmp_path):
-    """In a process of its own, which has not read from a store before."""
+    """Forked workers load objects. The test runs in a new process, since a process that has read must not fork."""
     code = f"""
 from torch.utils.data import DataLoader
 from pycooldown.data import TokenDataset
@@ -208,7 +208,7 @@ for batch in DataLoader(dataset, batch_sampler=[[0, 5], [7, 3]], **options):
 
 @pytest.mark.parametrize("options", [{"length": 16}, {"length": 100, "mode": "best_fit"}])
 def test_a_cache_gives_the_arrays_of_files(folder, server, tmp_path, options):
-    """Blocks are of bytes, so rows go on from one to the next; batches and requests are those of the plan."""
+    """Batches and requests are the planned ones, although a row may extend over several blocks."""
     from torch.utils.data import DataLoader
 
     here, there = TokenDataset(folder, **options), TokenDataset(url(server), **options)

@@ -1,4 +1,4 @@
-"""TarDataset: order, workers, pickling, bounds on what is open, the flat form."""
+"""TarDataset keeps its order in workers and after pickling, with few open shards and in the flat form."""
 
 import gc
 import itertools
@@ -20,7 +20,7 @@ from pycooldown.data import TarDataset
 
 @pytest.fixture
 def shards(write_shards):
-    """Three domains with 2, 1 and 3 shards."""
+    """Return three domains with 2, 1 and 3 shards."""
     return write_shards({"en": [40, 25], "de": [10], "sw": [3, 0, 4]})
 
 
@@ -117,7 +117,7 @@ def test_shard_that_changes_under_the_dataset_is_refused(shards):
 @pytest.mark.parametrize("read", ["items", "flat"])
 @pytest.mark.parametrize("mmap", [True, False])
 def test_shard_that_is_truncated_in_use_is_an_error_that_names_it(shards, mmap, read):
-    """In a process of its own, which a mapped page without a file behind it would kill."""
+    """The error names the shard. The test runs in a new process, since a missing mapped page could kill it."""
     code = """if True:
         import os, sys
         from pycooldown.data import TarDataset
@@ -138,7 +138,7 @@ def test_shard_that_is_truncated_in_use_is_an_error_that_names_it(shards, mmap, 
 
 
 def test_mapped_shard_may_be_deleted_or_replaced(shards):
-    """The map is of the file as it was."""
+    """The map keeps the file as it was opened."""
     dataset = TarDataset(shards)
     assert keys(dataset.__getitems__(range(82))) == KEYS
     os.replace(shards["en"][1], shards["en"][0])
@@ -161,7 +161,7 @@ def yield_to_other_threads(phase, info):
 
 def test_threads_may_share_a_dataset(shards):
     dataset = TarDataset(shards, max_open=1)
-    gc.callbacks.append(yield_to_other_threads)  # in the middle of making a sample
+    gc.callbacks.append(yield_to_other_threads)  # other threads run while a sample is made
     wrong = []
 
     def read(seed):
@@ -180,7 +180,7 @@ def test_threads_may_share_a_dataset(shards):
 
 def test_patterns_are_expanded_in_order(shards):
     folder = os.path.dirname(shards["en"][0])
-    TarDataset(shards)  # leaves the indexes, which are no shards
+    TarDataset(shards)  # writes indexes, which must not count as shards
     dataset = TarDataset(
         {"en": f"{folder}/en-{{0..1}}.tar", "de": [f"{folder}/de-[0-9].tar"], "sw": f"{folder}/sw-{{0,1,2}}*"}
     )
@@ -189,7 +189,7 @@ def test_patterns_are_expanded_in_order(shards):
     assert dataset.shard_sizes == {"en": [40, 25], "de": [10], "sw": [3, 0, 4]}
     odd = os.path.join(folder, "odd{0..1}*.tar")
     os.replace(shards["de"][0], odd)
-    assert TarDataset({"de": odd}).shards == {"de": [odd]}  # a file of that very name
+    assert TarDataset({"de": odd}).shards == {"de": [odd]}  # a file with exactly this name
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_patterns_are_expanded_in_order(shards):
         ({"a": "missing-{0..1}.tar"}, FileNotFoundError, r"missing-0\.tar"),
     ],
 )
-def test_what_is_no_shard_is_named(given, error, message):
+def test_what_is_not_a_shard_is_named(given, error, message):
     with pytest.raises(error, match=message):
         TarDataset(given)
 

@@ -1,4 +1,4 @@
-"""Tar shards are read as webdataset reads them, or refused with shard and offset."""
+"""Tar shards are read as webdataset reads them, or refused with the shard's name and the offset."""
 
 import collections
 import io
@@ -33,7 +33,7 @@ def as_ours(path, on_error="raise"):
 
 
 def outcome(read, path):
-    """(samples, None) or (None, what was wrong)."""
+    """Return (samples, None), or (None, message of the error)."""
     try:
         return read(path), None
     except ValueError as error:
@@ -41,7 +41,7 @@ def outcome(read, path):
 
 
 def write_tar(path, members, format=tarfile.USTAR_FORMAT, **kwargs):
-    """Members are (name, bytes) or (name, tar type)."""
+    """Write a tar of members, given as (name, bytes) or (name, tar type)."""
     with tarfile.open(path, "w", format=format, **kwargs) as tar:
         for name, content in members:
             info = tarfile.TarInfo(name)
@@ -89,7 +89,7 @@ def test_reads_what_webdataset_reads(tmp_path, format, extra):
     expected = as_webdataset(path)
     assert len(expected) >= 5
     assert as_ours(path) == expected
-    assert as_ours(path) == expected  # now from the index file
+    assert as_ours(path) == expected  # the second time from the index file
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -175,11 +175,11 @@ def test_names_shard_offset_and_reason(tmp_path, content, reason):
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 20, 200], ids=lambda blocks: f"{blocks}-blocks")
-def test_what_follows_the_end_of_a_tar_is_looked_at(tmp_path, blocks):
-    """Tar fills records with zeros (20 blocks by default, or any number); anything else is data that nobody reads."""
+def test_data_behind_the_end_of_a_tar_are_a_fault(tmp_path, blocks):
+    """Zeros may follow the end of a tar in any number. Other data, which no reader would see, are a fault."""
     first, second = bytes(header("a.txt", 0)), bytes(header("b.txt", 0)) + bytes(1024)
     path = tmp_path / "shard.tar"
-    for rest in (b"", bytes(100)):  # not even whole blocks
+    for rest in (b"", bytes(100)):  # zeros need not fill whole blocks
         path.write_bytes(first + bytes(512 * blocks) + rest)
         assert [sample["__key__"] for sample in as_ours(path)] == ["a"]
     for rest in (second, b"x", bytes(100_000) + b"x", bytes(512) + second):
@@ -190,7 +190,7 @@ def test_what_follows_the_end_of_a_tar_is_looked_at(tmp_path, blocks):
             TarDataset({"d": path})
         with pytest.warns(UserWarning, match="1 samples skipped"):
             dataset = TarDataset({"d": path}, on_error="skip")
-        assert [sample["__key__"] for sample in dataset] == ["a"]  # which is whole
+        assert [sample["__key__"] for sample in dataset] == ["a"]  # the sample before the fault is whole
 
 
 def test_joined_tars_are_a_fault(tmp_path):
@@ -201,7 +201,7 @@ def test_joined_tars_are_a_fault(tmp_path):
         TarDataset({"d": path})
 
 
-def test_a_name_with_a_brace_is_no_json(tmp_path):
+def test_a_name_with_a_brace_is_not_taken_for_json(tmp_path):
     path = write_tar(tmp_path / "shard.tar", [("{a}.txt", b"x")])
     assert [sample["__key__"] for sample in as_ours(path)] == ["{a}"]
 
@@ -210,12 +210,12 @@ def test_skip_counts_and_reports_what_it_leaves_out(tmp_path):
     blocks = [header("a.txt", 0), header("b.txt", 0), header("b.txt", 0), header("c.txt", 0, b"S"), header("d.txt", 0)]
     path = tmp_path / "shard.tar"
     path.write_bytes(b"".join(blocks) + b"garbage".ljust(512, b"!"))
-    for _ in range(2):  # scanned, then from the index file
+    for _ in range(2):  # the first time from a scan, then from the index file
         with pytest.warns(
             UserWarning, match=r"3 samples skipped, the first in .*shard.tar at byte 1024: 'b.txt' repeats"
         ):
             dataset = TarDataset({"d": path}, on_error="skip")
-        assert [sample["__key__"] for sample in dataset] == ["a"]  # d may have had more members
+        assert [sample["__key__"] for sample in dataset] == ["a"]  # d is left out too, since it may have lost members
         assert [(fault.shard, fault.offset) for fault in dataset.skipped] == [
             (str(path), at) for at in (1024, 1536, 2560)
         ]
@@ -227,7 +227,7 @@ MUTATIONS = ["cut", "bit", "checksum", "field", "size", "repeat", "type", "name"
 
 
 def mutate(tar, rng, mutation):
-    """One way in which a shard goes bad."""
+    """Return the tar after one kind of damage."""
     tar = bytearray(tar)
     headers = [at for at in range(0, len(tar), 512) if tar[at + 257 : at + 262] == b"ustar"]
     at = rng.choice(headers)
@@ -241,17 +241,17 @@ def mutate(tar, rng, mutation):
         case "block":
             position = 512 * rng.randrange(len(tar) // 512)
             return tar[:position] + rng.choice([bytes(512), rng.randbytes(512), b""]) + tar[position + 512 :]
-        case "field":  # damage that the checksum does not show
+        case "field":  # damage with a correct checksum
             for _ in range(rng.randrange(1, 4)):
                 block[rng.choice([*range(124), *range(136, 148), *range(156, 512)])] = rng.randrange(256)
-        case "size":  # tarfile would read to the end of such a member for hours, so the caller does not ask it
+        case "size":  # webdataset is not compared here: tarfile would read such a member for hours
             size = rng.choice([2**33, 2**62, 2**63, 2**64 - 1, 2**80, len(tar) - at, len(tar)])
             block[124:136] = rng.choice([b"\x80", b"\xff"]) + size.to_bytes(11, "big")
-        case "repeat":  # the same name again: a repeated extension or key
+        case "repeat":  # repeats a name, and so an extension or a key
             block[:100] = tar[rng.choice(headers) :][:100]
         case "type":
             block[156:157] = bytes([rng.choice(b"\x000123456789ADKLMNSVXgx\xff")])
-        case "name":  # hardly ever UTF-8
+        case "name":  # rarely valid UTF-8
             block[: rng.randrange(1, 100)] = rng.randbytes(rng.randrange(100))
             block = block.ljust(512, b"\0")[:512]
     fix_checksum(block)
@@ -262,7 +262,7 @@ def mutate(tar, rng, mutation):
 
 
 def assert_read_as_webdataset_reads_it_or_refused(path, ask_webdataset=True, originals=()):
-    """Tells which; what is left out is counted, and what is left must be right."""
+    """Return "read" or "refused". If refused, check that skipping lists the faults and keeps only right samples."""
     ours, fault = outcome(as_ours, path)
     if not fault:
         assert ours == as_webdataset(path)
@@ -283,7 +283,7 @@ def assert_read_as_webdataset_reads_it_or_refused(path, ask_webdataset=True, ori
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_mutated_shards_read_as_webdataset_reads_them_or_not_at_all(tmp_path, format):
-    """Some samples lack extensions, some members are empty, and then the shard is damaged."""
+    """Damaged shards, of samples of which some lack extensions or are empty, are read as by webdataset or refused."""
     names = [f"d/{i:03d}.{ext}" for i in range(12) for ext in ("txt", "cls", "json")[: 1 + i % 3]]
     names += [] if format == tarfile.USTAR_FORMAT else ["n" * 120 + ".txt", "m" * 300 + ".txt", "ü" * 99 + ".txt"]
     original = write_tar(
@@ -305,13 +305,13 @@ def test_mutated_shards_read_as_webdataset_reads_them_or_not_at_all(tmp_path, fo
 
 @pytest.mark.parametrize("path", sorted(CORPUS.iterdir()), ids=lambda path: path.name)
 def test_kept_inputs_of_the_fuzzer(tmp_path, path):
-    """Every input that ever broke the scanner, and one of each kind of damage; the fuzzer starts from them."""
-    copy = Path(shutil.copy(path, tmp_path))  # the index file is not to be left in the corpus
-    huge = path.stem in ("huge_size", "negative_size")  # which tarfile would take hours for
+    """The corpus has every input that ever broke the scanner, and one of each kind of damage."""
+    copy = Path(shutil.copy(path, tmp_path))  # a copy, so that no index file is left in the corpus
+    huge = path.stem in ("huge_size", "negative_size")  # tarfile would read these for hours
     assert_read_as_webdataset_reads_it_or_refused(copy, ask_webdataset=not huge)
 
 
-def test_what_is_no_file_is_refused(tmp_path):
+def test_missing_files_and_pipes_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing"):
         TarDataset({"d": tmp_path / "missing.tar"})
     os.mkfifo(tmp_path / "pipe")

@@ -1,4 +1,4 @@
-"""Index files beside shards: written once, used, rebuilt, reported."""
+"""Index files beside shards are written once and used. Stale ones are rebuilt, damaged ones reported."""
 
 import base64
 import io
@@ -30,7 +30,7 @@ def test_index_is_written_once_and_used(shard):
     assert stat.S_IMODE(written.st_mode) == 0o644
     assert len(TarDataset({"d": shard})) == 100
     assert index.stat().st_ino == written.st_ino
-    assert sorted(p.name for p in shard.parent.iterdir()) == ["d-0.tar", "d-0.tar.idx"]  # nothing temporary
+    assert sorted(p.name for p in shard.parent.iterdir()) == ["d-0.tar", "d-0.tar.idx"]  # no temporary file is left
 
 
 def test_stale_index_is_rebuilt(shard, write_shards):
@@ -39,7 +39,7 @@ def test_stale_index_is_rebuilt(shard, write_shards):
     os.replace(smaller, shard)
     assert texts(shard) == [b"a/0/0", b"a/0/1"]
     before = shard.stat().st_mtime_ns
-    os.replace(others, shard)  # the same size
+    os.replace(others, shard)  # has the same size
     os.utime(shard, ns=(before + 1, before + 1))
     assert texts(shard) == [b"b/0/0", b"b/0/1"]
 
@@ -67,7 +67,7 @@ def test_damaged_index_is_reported_wherever_it_is_damaged(shard):
     rng = random.Random(0)
     for _ in range(200):
         bad = bytearray(good[: rng.randrange(30, len(good))] if rng.random() < 0.3 else good)
-        bad[rng.randrange(24, len(bad))] ^= 1 << rng.randrange(8)  # behind magic, size and time
+        bad[rng.randrange(24, len(bad))] ^= 1 << rng.randrange(8)  # after magic, size and time
         index.write_bytes(bad)
         with pytest.raises(ValueError, match=r"d-0\.tar\.idx: the index is damaged; delete it"):
             TarDataset({"d": shard})
@@ -80,7 +80,7 @@ def test_index_stays_in_memory_where_the_folder_cannot_be_written(shard):
     assert not Path(f"{shard}.idx").exists()
 
 
-# Beside a USTAR tar of these members, as version 0.2 wrote it, with the time 5 ns.
+# The index that version 0.2 wrote beside a USTAR tar of these members with a modification time of 5 ns.
 FORMER_MEMBERS = [("a/1.txt", b"one"), ("a/1.cls", b"7"), ("a/2.txt", b""), ("b.jpg", b"x" * 1000)]
 FORMER_INDEX = base64.b85decode(
     "aCu{7X=HdZ04M+e000001poj5000001ONa4000001ONa4000000{{R3000000000000000I5G^uAB5Yq000000000000000000000ssI20000"
@@ -101,7 +101,7 @@ def test_an_index_of_the_former_version_is_used(tmp_path):
     index.write_bytes(FORMER_INDEX)
     assert count_samples(str(shard)) == 3
     assert list(TarDataset({"d": shard})) == expected
-    assert index.read_bytes() == FORMER_INDEX  # nothing is gained by writing it again
+    assert index.read_bytes() == FORMER_INDEX  # it is not written again
     rng = random.Random(0)
     for _ in range(200):
         bad = bytearray(FORMER_INDEX)
@@ -113,7 +113,7 @@ def test_an_index_of_the_former_version_is_used(tmp_path):
 
 @pytest.fixture
 def rewrite(shard, write_shards):
-    """Writes another tar into the shard, of the same size, and puts its times back."""
+    """Return a function that writes another tar of the same size into the shard and restores its times."""
     other = Path(write_shards({"e": [100]})["e"][0]).read_bytes()
 
     def write():
@@ -141,7 +141,7 @@ def test_a_shard_rewritten_in_use_with_its_size_and_time_is_refused(shard, rewri
 
 
 def test_an_index_takes_few_bytes_a_sample(shard):
-    """Beside keys, 24; of these samples of one member, 10 and what the file has once."""
+    """An index takes at most 12 bytes for a sample beside its key, and 300 for the file."""
     TarDataset({"d": shard})
     keys = sum(len(f"d/0/{i}") for i in range(100))
     assert os.path.getsize(f"{shard}.idx") < keys + 12 * 100 + 300
@@ -169,13 +169,13 @@ def make_huge_foreign(index):
 
 
 @pytest.mark.parametrize("make", [make_folder, make_pipe, make_device, make_loop, make_huge_foreign])
-def test_what_cannot_be_an_index_is_left_alone(shard, make):
-    """The shard is scanned; neither waits for a writer nor reads without end."""
+def test_anything_else_in_place_of_an_index_is_left_alone(shard, make):
+    """The shard is scanned instead. Nothing waits for a pipe's writer or reads a device without end."""
     index = Path(f"{shard}.idx")
     make(index)
 
     def found():
-        """What tells one file from another, without the time of the last access."""
+        """Return what identifies a file and its content, without the time of the last access."""
         status = index.lstat()
         return status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns
 
@@ -194,7 +194,7 @@ def test_index_that_is_too_large_is_replaced(shard):
 
 
 def test_largest_indexes_are_within_the_limit(tmp_path):
-    """Long names, new extensions and a fault in each sample: what an index needs most for."""
+    """Samples with long names, new extensions and faults, which make the largest indexes, are within the limit."""
     shard = tmp_path / "shard.tar"
     with tarfile.open(shard, "w", format=tarfile.GNU_FORMAT) as tar:
         for i in range(300):
@@ -209,7 +209,7 @@ def test_largest_indexes_are_within_the_limit(tmp_path):
 
 
 def test_samples_are_counted_by_the_head_of_the_index(shard):
-    assert count_samples(str(shard)) is None  # there is none
+    assert count_samples(str(shard)) is None  # there is no index
     TarDataset({"d": shard})
     index = Path(f"{shard}.idx")
     index.write_bytes(index.read_bytes()[:80])
@@ -220,7 +220,7 @@ def test_samples_are_counted_by_the_head_of_the_index(shard):
     shard.write_bytes(shard.read_bytes()[:-10240])
     with pytest.warns(UserWarning, match="skipped"):
         TarDataset({"d": shard}, on_error="skip")
-    assert count_samples(str(shard)) is None  # it has a fault
+    assert count_samples(str(shard)) is None  # the shard has a fault
     index.unlink()
     index.mkdir()
     assert count_samples(str(shard)) is None

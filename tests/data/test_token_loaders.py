@@ -1,4 +1,4 @@
-"""TokenDataset with the sampler in loaders, and its arrays in a model."""
+"""TokenDataset works with the sampler in loaders, and models take its arrays."""
 
 import os
 import pickle
@@ -82,7 +82,7 @@ def test_stateful_data_loader_goes_on_in_mid_pass(dataset, expected, workers):
 
 
 def test_single_sequences_are_collated_to_the_same_batch(dataset):
-    """As of a ConcatDataset, which reads them one by one."""
+    """Sequences that are read one by one, as ConcatDataset does, are collated to the same batch."""
     both = ConcatDataset([dataset, dataset])
     indices = [3, len(dataset) + 1, 0]
     batch = TokenDataset.collate([both[i] for i in indices])
@@ -90,7 +90,7 @@ def test_single_sequences_are_collated_to_the_same_batch(dataset):
 
 
 def test_pickles_do_not_grow_with_the_documents(tmp_path):
-    """Tokens and ends are mapped by each process, and so shared."""
+    """Pickles are small, since each process maps tokens and ends of documents itself."""
     documents = make_documents(np.full(8_000, 3))
     (tmp_path / "d").mkdir()
     sources = {
@@ -101,7 +101,7 @@ def test_pickles_do_not_grow_with_the_documents(tmp_path):
     copy = pickle.loads(content := pickle.dumps(dataset))
     assert len(content) < 3000
     np.testing.assert_array_equal(copy[777]["position_ids"], dataset[777]["position_ids"])
-    whole = TokenDataset(sources, 8)  # has blocks of seven tokens, 16 bytes each
+    whole = TokenDataset(sources, 8)  # its blocks of seven tokens take 16 bytes each in the pickle
     assert len(pickle.dumps(whole)) < 16 * 8_000
 
 
@@ -148,14 +148,14 @@ def test_a_file_that_was_cut_off_is_refused_by_a_new_worker(tmp_path):
 def model():
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    # With a cache, even an empty one, these models do not look at positions for documents; Trainer turns it off.
+    # With a cache, even an empty one, these models do not separate documents by positions. Trainer turns it off.
     config = transformers.LlamaConfig(vocab_size=128, max_position_embeddings=64, use_cache=False, **sizes)
     return transformers.LlamaForCausalLM(config).double().eval()
 
 
 @pytest.mark.parametrize("mode", ["concat", "document", "best_fit"])
 def test_loss_of_a_hugging_face_model_is_that_of_each_document_alone(tmp_path, model, mode):
-    """Positions keep its attention, and labels its loss, within documents; padding has neither."""
+    """Positions keep attention within documents, and labels keep the loss there. Padding has no loss."""
     documents = make_documents([5, 11, 2, 30, 7])
     columns = ("input_ids", "position_ids", "labels", "segment_ids")
     dataset = TokenDataset({"a": write_prepared(tmp_path, documents, "uint16")}, 16, mode, columns=columns)
@@ -173,7 +173,7 @@ def test_loss_of_a_hugging_face_model_is_that_of_each_document_alone(tmp_path, m
 
 
 def test_shift_labels_predict_the_next_row_too(tmp_path, model):
-    """Every token but the first of the domain is predicted once."""
+    """With `shift_labels` every token but the first of the domain is predicted once."""
     documents = make_documents([5, 11, 2, 30, 7])
     columns = ("input_ids", "labels", "shift_labels")
     source = {"a": write_prepared(tmp_path, documents, "uint16")}
@@ -188,7 +188,7 @@ def test_shift_labels_predict_the_next_row_too(tmp_path, model):
 
 
 def test_mixture_trainer(tmp_path):
-    """Domains of training and of each evaluation set are the mixture's; the loss is that of the model."""
+    """The trainer has the domains of the mixture in training and evaluation, and the loss of the model."""
     parts = {"en": [30, 70, 9, 300], "sw": [20, 40]}
     domains = {d: {s: [make_documents(n)] for s in ("train", "validation")} for d, n in parts.items()}
     folder = write_folder(tmp_path, domains)

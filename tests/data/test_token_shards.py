@@ -1,4 +1,4 @@
-"""Shards of tokens on disk: the same bytes for the same documents, whole or not there, and damage that is noticed."""
+"""Shards of tokens have the same bytes for the same documents. They are written whole, and damage is noticed."""
 
 import dataclasses
 import io
@@ -39,7 +39,7 @@ def test_blocks_are_samples_of_webdataset(shard):
     assert [np.frombuffer(s["ends.u32"], "<u4").tolist() for s in samples] == [[5, 65], [1, 301], [44, 51]]
     tokens = [np.frombuffer(sample["tokens.u16"], "<u2") for sample in samples]
     np.testing.assert_array_equal(np.concatenate(tokens), np.concatenate(make_documents(LENGTHS)))
-    assert len(TarDataset({"en": [path]})) == 3  # which has its own, stricter reader
+    assert len(TarDataset({"en": [path]})) == 3  # a stricter reader
 
 
 def test_sidecar(shard):
@@ -58,7 +58,7 @@ def test_sidecar(shard):
 
 
 def test_storage(tmp_path):
-    """5 % over raw tokens from a million tokens on, and 16 bytes for a document beside them."""
+    """From a million tokens on, a shard takes at most 5 % more than its tokens, and 16 bytes for each document."""
     documents = make_documents(np.random.default_rng(0).integers(1, 700, 3000))
     record = write_token_shard(tmp_path / "a.tar", documents, 50_000)
     assert record.tokens > 1_000_000
@@ -76,7 +76,7 @@ def test_the_same_documents_give_the_same_bytes(shard, tmp_path):
 
 
 def test_the_format_does_not_change(tmp_path):
-    """Bytes of every release: if this fails, files that users have are at stake, and the format needs a new version."""
+    """All releases write these bytes. If this fails, users' files are affected, and the format needs a new version."""
     for vocabulary_size, digests in GOLDEN.items():
         record = write_token_shard(tmp_path / "a.tar", [[1, 2, 3], [4], [5, 6]], vocabulary_size, block_tokens=4)
         assert (record.sha256[:16], record.ends_sha256[:16]) == digests
@@ -98,7 +98,7 @@ def test_a_missing_sidecar_is_made_again(tmp_path, documents, vocabulary_size):
     file = open_token_shard(path)
     assert (file.tokens, len(file.document_ends())) == (record.tokens, record.documents)
     assert sidecar_of(path).read_bytes() == before
-    assert os.listdir(tmp_path) == ["a.tar", "a.tar.ends"] or sorted(os.listdir(tmp_path)) == ["a.tar", "a.tar.ends"]
+    assert sorted(os.listdir(tmp_path)) == ["a.tar", "a.tar.ends"]
 
 
 def test_ids_of_16_and_32_bits(tmp_path):
@@ -121,7 +121,7 @@ def test_ids_of_16_and_32_bits(tmp_path):
         (["text"], "document 0 is 0-dimensional"),
     ],
 )
-def test_documents_that_are_none_leave_the_old_shard(shard, documents, message):
+def test_wrong_documents_leave_the_old_shard(shard, documents, message):
     path, _ = shard
     before = {name: (path.parent / name).read_bytes() for name in os.listdir(path.parent)}
     with pytest.raises(ValueError, match=message):
@@ -208,7 +208,7 @@ def overwrite(path):
 
 
 DAMAGES = [drop_last, swap, ends_beyond_tokens, ends_fall, a_document_of_no_tokens, other_member, two_widths]
-# Within the first member, between samples, within the last padding, and without the end of a tar; another file.
+# Cuts within the first member, between samples, within the last padding and before the end of the tar; another file.
 OTHER_SIZES = [*(cut(size) for size in (0, 600, 2048, 5000, 5632)), overwrite]
 
 
@@ -235,18 +235,18 @@ def test_a_sidecar_of_a_tar_of_another_size_is_refused(shard, damage):
     [
         (0, 7),  # magic
         (1, 2),  # version
-        (2, 3),  # bytes in a token
+        (2, 3),  # bytes of a token
         (3, 2),  # blocks
         (3, 2**60),
         (4, 2**61),  # documents
         (5, 418),  # tokens
         (6, 10239),  # bytes of the tar
-        (8, 10240),  # where a block begins
+        (8, 10240),  # the start of a block
         (8, 2**64 - 2),
-        (9, 366),  # where it ends
+        (9, 366),  # the end of a block
         (9, 2**63),
         (13, 416),
-        (15, 4),  # where a document ends
+        (15, 4),  # the end of a document
         (-1, 418),
     ],
 )
@@ -329,7 +329,7 @@ class TestManifest:
 
     def test_missing_files(self, folder):
         os.unlink(folder / "en" / "train-000001.tar.ends")
-        assert TokenDataset(folder, 8).tokens == {"en": 17}  # made again
+        assert TokenDataset(folder, 8).tokens == {"en": 17}  # the missing sidecar is made again
         os.unlink(folder / "en" / "train-000001.tar")
         with pytest.raises(FileNotFoundError, match=r"train-000001\.tar is missing"):
             TokenDataset(folder, 8)
@@ -340,13 +340,13 @@ class TestManifest:
     def test_damage_that_keeps_the_size_is_found_by_hashes(self, folder):
         path = folder / "en" / "train-000000.tar"
         content = bytearray(path.read_bytes())
-        content[512] ^= 1  # a token
+        content[512] ^= 1  # a bit of a token
         path.write_bytes(content)
         with pytest.raises(ValueError, match="has SHA-256"):
             load_token_manifest(folder, verify_hashes=True)
 
     @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"format": 1}'])
-    def test_what_is_no_manifest_is_refused(self, folder, content):
+    def test_files_that_are_no_manifest_are_refused(self, folder, content):
         (folder / "manifest.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"manifest\.json (is not UTF-8 JSON|has format)"):
             load_token_manifest(folder)

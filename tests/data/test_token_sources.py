@@ -1,7 +1,8 @@
-"""Files that others tokenized: those of their own writers where these are installed, and hostile ones.
+"""Files that other tools tokenized are read, and damaged ones refused.
 
-The peers bring heavy dependencies, or pins that do not go with ours, so they are not among the test's. To run all:
-`pip install --no-deps --target peers megatron-core==0.16.* datatrove litdata`, then with `PYTHONPATH=peers` pytest.
+The writers of these tools run where they are installed. The `test` extra lacks them, since they have heavy dependencies
+or pins that conflict with ours. To run all tests: `pip install --no-deps --target peers megatron-core==0.16.* datatrove
+litdata`, then pytest with `PYTHONPATH=peers`.
 """
 
 import json
@@ -25,7 +26,7 @@ DOCUMENTS = make_documents([5, 1, 700, 30, 64])
 
 
 def contents(sources):
-    """Tokens of each document."""
+    """Return the tokens of each document."""
     dataset = TokenDataset({"a": sources}, 1000, "document")
     batch = dataset.__getitems__(range(len(dataset)))
     return [ids[marks > 0].tolist() for ids, marks in zip(batch["input_ids"], batch["segment_ids"])]
@@ -41,7 +42,7 @@ class TestOwnWriters:
         builder = indexed.IndexedDatasetBuilder(str(tmp_path / "m.bin"), dtype=np.uint16)
         for document in DOCUMENTS[:3]:
             builder.add_document(torch.from_numpy(document), [len(document)])
-        builder.add_item(torch.from_numpy(DOCUMENTS[3][:10]))  # a document of two sentences
+        builder.add_item(torch.from_numpy(DOCUMENTS[3][:10]))  # a document of two sequences
         builder.add_item(torch.from_numpy(DOCUMENTS[3][10:]))
         builder.end_document()
         builder.add_document(torch.from_numpy(DOCUMENTS[4]), [len(DOCUMENTS[4])])
@@ -75,7 +76,7 @@ class TestOwnWriters:
 
 
 def test_sequences_of_megatron_need_not_lie_end_to_end(tmp_path):
-    """Documents in another order than in the file, with a gap and one of no tokens."""
+    """Documents may be in another order than in the file, with a gap between them, and may be empty."""
     write_megatron(tmp_path, DOCUMENTS, "int32")
     tokens = np.concatenate([[0] * 7, *DOCUMENTS[::-1]]).astype("<i4")
     (tmp_path / "m.bin").write_bytes(tokens.tobytes())
@@ -95,7 +96,7 @@ def test_sequences_of_megatron_need_not_lie_end_to_end(tmp_path):
 
 
 def test_documents_that_begin_with_a_token(tmp_path):
-    """As llm.c and nanoGPT's speedruns write them; the last one has no end."""
+    """With `bos_id` documents begin with a token, as llm.c and the speedruns of nanoGPT write them."""
     documents = [np.roll(document, 1) for document in DOCUMENTS]
     np.concatenate(documents).astype("<u2").tofile(tmp_path / "f.bin")
     source = token_sources.flat(tmp_path / "f.bin", "uint16", bos_id=3)
@@ -153,7 +154,7 @@ def test_files_that_were_cut_off_are_refused(tmp_path, kind, name):
     sizes = {*range(0, min(len(whole), 300)), *range(0, len(whole), 97), len(whole) - 1, len(whole) - 2, len(whole) - 8}
     for size in sorted(sizes):
         if whole[:size].startswith(b"gpt2|2\n800") or (kind == "npy" and size < 6):
-            continue  # the third line, a count for people, is not read; nothing says that there was a NumPy header
+            continue  # the third line is not read; without its magic, a NumPy file cannot be recognised
         (tmp_path / name).write_bytes(whole[:size])
         with pytest.raises(ValueError, match=str(tmp_path)):
             TokenDataset({"a": reopen(kind, tmp_path)}, 64)
@@ -161,7 +162,7 @@ def test_files_that_were_cut_off_are_refused(tmp_path, kind, name):
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_altered_headers_are_refused_or_read_within_the_files(tmp_path, kind):
-    """Bytes of every header, set to values that hurt: an error that names the file, or tokens of the file."""
+    """Altered bytes of a header give an error that names the file, or tokens from within the file."""
     writer, names = WRITERS[kind]
     writer(tmp_path, DOCUMENTS, "uint16")
     messages = []
@@ -194,7 +195,7 @@ def test_altered_headers_are_refused_or_read_within_the_files(tmp_path, kind):
         (lambda f: token_sources.flat(f / "f.npy", "uint16", offset=128), "has a NumPy header; leave out offset"),
     ],
 )
-def test_flat_files_are_what_they_are_given_for(tmp_path, open_it, message):
+def test_flat_files_that_do_not_fit_their_options_are_refused(tmp_path, open_it, message):
     write_flat(tmp_path, DOCUMENTS, "uint16")
     write_npy(tmp_path, DOCUMENTS, "uint16")
     with pytest.raises(ValueError, match=message):
@@ -204,7 +205,7 @@ def test_flat_files_are_what_they_are_given_for(tmp_path, open_it, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data_format": ["no_header_tensor:0"]}, "expected vectors of integers"),  # float32
+        ({"data_format": ["no_header_tensor:0"]}, "expected vectors of integers"),  # tensors of float32
         ({"data_format": ["tensor"]}, "expected vectors of integers"),
         ({"data_format": ["int", "no_header_tensor:20"]}, "expected vectors of integers"),
         ({"data_format": None}, "is not an index of litdata"),
@@ -215,7 +216,7 @@ def test_flat_files_are_what_they_are_given_for(tmp_path, open_it, message):
         ({"chunk_size": 2**31}, "is damaged"),
     ],
 )
-def test_items_of_litdata_that_are_no_documents(tmp_path, change, message):
+def test_items_of_litdata_that_are_no_documents_are_refused(tmp_path, change, message):
     write_litdata(tmp_path, DOCUMENTS, "uint16")
     index = json.loads((tmp_path / "index.json").read_text())
     for key, value in change.items():

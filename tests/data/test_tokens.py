@@ -1,4 +1,4 @@
-"""TokenDataset: every sequence, in every mode and of every kind of file, is what slicing the documents gives."""
+"""Every sequence of TokenDataset is a slice of the documents, in every mode and for every kind of file."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from pycooldown.data import TokenDataset, token_sources
 
 
 def check(dataset, domains, length, rows_of_tokens, cross=False):
-    """All arrays of all sequences, given the (domain, document, place) of each token of each row."""
+    """Check all arrays of all sequences, given the (domain, document, place) of each token of each row."""
     batch = dataset.__getitems__(range(len(dataset)))
     assert len(dataset) == len(rows_of_tokens)
     for row, tokens in enumerate(rows_of_tokens):
@@ -41,7 +41,7 @@ def check(dataset, domains, length, rows_of_tokens, cross=False):
 
 
 def places(domains, length, mode, remainder="pad", long_documents="split"):
-    """The (domain, document, place) of each token of each row, but for best_fit."""
+    """Return the (domain, document, place) of each token of each row. best_fit is not covered."""
     rows = []
     for k, documents in enumerate(domains):
         streams = [[(k, d, p) for p in range(len(ids))] for d, ids in enumerate(documents)]
@@ -86,7 +86,7 @@ def test_sequences_are_slices_of_the_documents(tmp_path_factory, kind, data):
         options["cross_document_labels"] = bool({"labels", "shift_labels"} & columns) and data.draw(st.booleans())
         dataset = TokenDataset(sources, length, mode, **options)
         rows = places(domains, length, mode)
-        assert sum(len(row) for row in rows) == sum(dataset.tokens.values())  # every token once
+        assert sum(len(row) for row in rows) == sum(dataset.tokens.values())  # every token comes once
     else:
         policy = data.draw(st.sampled_from(["split", "truncate"]))
         dataset = TokenDataset(sources, length, mode, long_documents=policy, **options)
@@ -99,7 +99,7 @@ def test_sequences_are_slices_of_the_documents(tmp_path_factory, kind, data):
 
 
 def in_order(dataset):
-    """The tokens of each row, without padding."""
+    """Return the tokens of each row, without padding."""
     batch = dataset.__getitems__(range(len(dataset)))
     return [ids[marks > 0].tolist() for ids, marks in zip(batch["input_ids"], batch["segment_ids"])]
 
@@ -121,13 +121,13 @@ def test_best_fit_packs_each_piece_once(tmp_path_factory, lengths, length):
     pieces = [d[i : i + length].tolist() for d in documents for i in range(0, len(d), length)]
     assert sorted(found) == sorted(pieces)
     assert dataset.padding["a"] == pytest.approx(sum(left) / (length * len(left)))
-    # A row was opened only for a piece that no row before it had room for.
+    # A row is only opened for a piece that fits into no earlier row.
     firsts = (batch["segment_ids"] == 1).sum(1)
     assert all(firsts[j] > left[i] for i in range(len(left)) for j in range(i + 1, len(left)))
 
 
 def test_best_fit_is_the_textbook_example(tmp_path):
-    """Lengths 7, 5, 5, 3 into rows of 10 make 7 + 3 and 5 + 5; a document of 23 makes two full rows and a rest."""
+    """In rows of 10, a document of 23 fills two rows, and the others fit best as 7 + 3, 5 + 5 and 3."""
     documents = make_documents([5, 7, 23, 3, 5])
     dataset = TokenDataset({"a": write_prepared(tmp_path, documents, "uint16")}, 10, "best_fit")
     five, seven, long, three, other = (document.tolist() for document in documents)
@@ -147,7 +147,7 @@ def test_best_fit_is_the_textbook_example(tmp_path):
     ],
 )
 def test_sizes_and_tokens(tmp_path, mode, options, sizes, tokens):
-    """Documents of 11, 2, 1 and 3 tokens, and one of 3, in sequences of 4."""
+    """Domains have documents of 11, 2, 1 and 3 tokens, and of 3, in sequences of 4."""
     options = dict(options)
     files = {}
     for name in options.pop("sources", "ab"):
@@ -160,7 +160,7 @@ def test_sizes_and_tokens(tmp_path, mode, options, sizes, tokens):
 
 
 def test_folder_of_tokens(tmp_path):
-    """Domains and shards in order; the other split by name; ids beyond the tokenizer's are refused."""
+    """A folder gives its domains and shards in order, for the split that is named."""
     parts = {
         (d, s): [make_documents([5, 4], seed=i), make_documents([8], seed=i + 1)]
         for i, (d, s) in enumerate((d, s) for d in ("b", "a") for s in ("train", "validation"))
@@ -179,8 +179,8 @@ def test_folder_of_tokens(tmp_path):
         TokenDataset(folder, 17, split="test")
 
 
-def test_a_split_without_documents_of_some_domain(tmp_path):
-    """As of a domain too small for a validation split."""
+def test_a_split_without_documents_of_some_domain_is_refused(tmp_path):
+    """A domain without documents in a split is named, and can be left out."""
     parts = {"en": {"train": [make_documents([9])], "validation": [make_documents([8])]}}
     folder = write_folder(tmp_path, {**parts, "is": {"train": [make_documents([9])], "validation": []}})
     with pytest.raises(
@@ -231,7 +231,7 @@ def test_sources_that_are_no_shards_say_how_to_open_them(tmp_path):
     ("dtype", "wrong"), [("uint16", 60000), ("int16", -2), ("int32", -1), ("int64", -(2**40)), ("uint32", 2**31)]
 )
 def test_ids_out_of_the_vocabulary_are_refused(tmp_path, dtype, wrong):
-    """At any place of a long run, and at once where they have no place in the dtype of the arrays."""
+    """An id out of the vocabulary is found at any place of a row, whatever its dtype."""
     tokens = np.full(1001, 7)
     tokens[777] = wrong
     tokens.astype(dtype).tofile(tmp_path / "f.bin")
@@ -257,7 +257,7 @@ def test_instruction_sets_agree(tmp_path, monkeypatch, isa):
         np.testing.assert_array_equal(found[name], array)
 
 
-def test_indices(tmp_path):
+def test_indices_out_of_range_and_of_other_types_are_refused(tmp_path):
     dataset = TokenDataset({"a": write_flat(tmp_path, make_documents([20]), "uint16")}, 6)
     rows = in_order(dataset)
     assert dataset[-1]["input_ids"][:2].tolist() == dataset[3]["input_ids"][:2].tolist() == rows[3]
@@ -279,7 +279,7 @@ def test_damaged_ends_are_refused(tmp_path):
 
 @pytest.mark.parametrize("ends", [[], [24] * 6, [4, 8, 3, 16, 20, 24], [28, 24, 20, 16, 12, 8], [2**63] * 6, [0, 24]])
 def test_reader_stays_within_the_file_whatever_the_ends_are(ends):
-    """They are in a file that others may write to."""
+    """The reader stays within the tokens although others may write to the file with the ends."""
     reader = _core.TokenReader()
     tokens = np.arange(24, dtype="<u2")
     block = {"block_offsets": np.array([0], "<u8"), "block_ends": np.array([24], "<u8")}
@@ -315,12 +315,12 @@ def test_files_that_change_in_use_are_refused(tmp_path, name, change):
         os.truncate(path, 3)
     else:
         os.utime(path, (1, 1))
-    dataset.__getitems__([2, 3])  # of the other file
+    dataset.__getitems__([2, 3])  # rows of the other file
     with pytest.raises(OSError, match=rf"{name} has changed since it was mapped"):
         dataset.__getitems__([3, 0])
 
 
-def test_files_that_are_replaced_or_deleted_are_still_there(tmp_path):
+def test_files_that_are_replaced_or_deleted_are_still_readable(tmp_path):
     dataset = TokenDataset({"a": write_prepared(tmp_path, make_documents([8, 8, 8, 8]), "uint16")}, 8)
     rows = in_order(dataset)
     write_prepared(tmp_path, make_documents([5, 5]), "uint16")

@@ -1,4 +1,4 @@
-"""Files of tokens for tests: of every kind, byte by byte as their formats say."""
+"""Files of tokens of every kind for tests, written byte by byte as their formats define."""
 
 import dataclasses
 import json
@@ -14,13 +14,13 @@ EOS = 3
 
 
 def make_documents(lengths, seed=0):
-    """Documents that end with EOS, of ids that every dtype has."""
+    """Return documents that end with EOS and whose ids fit into every dtype."""
     rng = np.random.default_rng([seed, len(lengths)])
     return [np.append(rng.integers(4, 128, length - 1), EOS) for length in lengths]
 
 
 def write_folder(folder, domains, vocabulary_size=128, block_tokens=50):
-    """A folder as `pycooldown tokenize` leaves it: {domain: {split: [documents of the first shard, ...]}}."""
+    """Write a folder as `pycooldown tokenize` does, from {domain: {split: [documents of the first shard, ...]}}."""
     manifest = {
         "format": FORMAT,
         "tokenizer": {"file": "tokenizer.json", "vocabulary_size": vocabulary_size, "eos_id": 3, "bos_id": None},
@@ -47,7 +47,7 @@ def write_folder(folder, domains, vocabulary_size=128, block_tokens=50):
 
 
 def write_prepared(folder, documents, dtype):
-    """Two shards of small blocks."""
+    """Write two shards of small blocks."""
     half, vocabulary = len(documents) // 2, 1 << (8 * np.dtype(dtype).itemsize)
     paths = [folder / "0.tar", folder / "1.tar"]
     for path, part in zip(paths, (documents[:half], documents[half:])):
@@ -56,7 +56,7 @@ def write_prepared(folder, documents, dtype):
 
 
 def write_megatron(folder, documents, dtype):
-    """Documents of one sequence or two, with the codes of the dtypes as in Megatron-LM's `indexed_dataset.py`."""
+    """Write documents of one or two sequences, with the codes of dtypes of Megatron-LM's `indexed_dataset.py`."""
     pieces = [piece for document in documents for piece in (document[:2], document[2:])]
     lengths = [len(piece) for piece in pieces]
     pointers = np.cumsum([0, *lengths[:-1]]) * np.dtype(dtype).itemsize
@@ -99,7 +99,7 @@ def write_llm_c(folder, documents, dtype):
 
 
 def write_litdata(folder, documents, dtype):
-    """Chunks of at most three items."""
+    """Write chunks of at most three items."""
     code = {"uint8": 11, "int8": 12, "int16": 13, "int32": 15, "int64": 17, "uint16": 20}[np.dtype(dtype).name]
     chunks = []
     for number, part in enumerate(documents[i : i + 3] for i in range(0, len(documents), 3)):

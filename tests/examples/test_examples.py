@@ -1,4 +1,4 @@
-"""Every example runs as its page says, in a process of its own, trains, and goes on exactly where it says so."""
+"""Every example runs as its page says, in a process of its own, and resumes exactly if the page says so."""
 
 import ast
 import importlib.util
@@ -41,7 +41,7 @@ RESUMES = (
 
 
 def run(name, *arguments, folder):
-    """Returns what an example prints."""
+    """Return what an example prints."""
     for module in NEEDS[name]:
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
@@ -85,17 +85,17 @@ def test_examples_are_short_and_use_public_names(path):
 @pytest.mark.parametrize("name", [name for name in NEEDS if name not in ("plain_pytorch_ddp", "fsdp2_llama")])
 def test_example(name, tmp_path):
     printed = run(name, folder=tmp_path)
-    assert re.search(r"\d\.\d+", printed), "it prints losses"
+    assert re.search(r"\d\.\d+", printed), "no line with a loss was printed"
     assert "nan" not in printed
     assert ("goes on exactly: True" in printed) == (name in RESUMES), printed
 
 
-@pytest.mark.slow  # two processes, three times
+@pytest.mark.slow  # starts two processes, three times
 def test_plain_pytorch_goes_on_exactly_with_the_same_and_another_number_of_processes(tmp_path):
     whole, rest = (run("plain_pytorch_ddp", "run", folder=tmp_path).splitlines() for _ in range(2))
     assert [line.split(":")[0] for line in whole] == [f"step {step}" for step in range(1, 13)]
     assert rest == whole[8:]
-    # The same samples, whose sums are added up in another order.
+    # The samples are the same, but sums are added in another order.
     alone = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     finished = subprocess.run(

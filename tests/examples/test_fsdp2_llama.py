@@ -1,4 +1,4 @@
-"""A Llama from a config file on documents of 6 domains, under FSDP2: killed, and resumed by two processes and by one.
+"""A Llama trains under FSDP2 on documents of 6 domains, is killed, and resumes on two processes and on one.
 
 The model of the suite is small. `nox -s llama` trains one of 50 million parameters in the same way.
 """
@@ -28,8 +28,8 @@ if LARGE:
     CONFIG |= {"num_hidden_layers": 12, "hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8}
 WORDS, LENGTH = (20_000, 128) if LARGE else (500, 48)
 STEPS, SAVE_EVERY, BATCH, MICRO_BATCH = 6, 3, 8, 2
-# Two processes add gradients up in another order than one, in float32, and what is then rounded to bfloat16 may differ.
-# Losses of the steps after that, in units of float32's last place: 0 seen with the small model, 74 with the large one.
+# Two processes add gradients in another order than one, so values may differ after rounding to bfloat16. This is the
+# bound on later losses, in units of float32's last place. The small model showed 0, the large one 74.
 ULPS = 256 if LARGE else 64
 
 
@@ -39,7 +39,7 @@ def environment():
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """Documents, a tokenizer of one's own and its tokens by the command, and a config file."""
+    """Return a folder with documents, a tokenizer, tokens that the command made, and a config file."""
     folder = tmp_path_factory.mktemp("job")
     random = np.random.default_rng(0)
     words = np.array([f"w{i}" for i in range(WORDS)])
@@ -62,7 +62,7 @@ def job(tmp_path_factory):
 
 
 def start(job, folder, processes):
-    """A job in a process group of its own, for a kill to reach all of it."""
+    """Start a job in a process group of its own, so that a kill reaches all its processes."""
     folder.mkdir(exist_ok=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     options = {"steps": STEPS, "save-every": SAVE_EVERY, "batch": BATCH, "micro-batch": MICRO_BATCH, "length": LENGTH}
@@ -80,7 +80,7 @@ def losses(folder):
     return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow  # torchrun, four times
+@pytest.mark.slow  # starts torchrun four times
 @pytest.mark.timeout(0 if LARGE else 300)
 def test_a_llama_is_killed_and_goes_on(job, tmp_path):
     whole, killed, alone = tmp_path / "whole", tmp_path / "killed", tmp_path / "alone"
@@ -91,7 +91,7 @@ def test_a_llama_is_killed_and_goes_on(job, tmp_path):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)  # in the middle of a later step
     process.communicate()
-    shutil.rmtree(killed / f"step-{STEPS:08d}", ignore_errors=True)  # if it was as fast as that
+    shutil.rmtree(killed / f"step-{STEPS:08d}", ignore_errors=True)  # in case it was already saved
     done = losses(killed)
     shutil.copytree(killed, alone)
     finish(start(job, killed, 2))
@@ -102,7 +102,7 @@ def test_a_llama_is_killed_and_goes_on(job, tmp_path):
     assert [line["loss"] for line in done[:SAVE_EVERY]] == expected[:SAVE_EVERY]
     resumed, of_one = (losses(folder)[len(done) :] for folder in (killed, alone))
     assert [line["step"] for line in resumed] == [line["step"] for line in of_one] == [4, 5, 6]
-    assert [line["loss"] for line in resumed] == expected[SAVE_EVERY:]  # to the bit
+    assert [line["loss"] for line in resumed] == expected[SAVE_EVERY:]  # bit for bit
     assert {line["processes"] for line in of_one} == {1}
     assert of_one[0]["loss"] == expected[SAVE_EVERY]  # the same weights and micro-batches
     spacing = np.spacing(np.float32(expected[SAVE_EVERY:]))

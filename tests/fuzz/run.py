@@ -1,4 +1,4 @@
-"""Builds the fuzzers with the sanitizers of addresses and undefined behaviour and runs them: ``run.py SECONDS``."""
+"""Build the fuzzers with address and undefined-behaviour sanitizers, and run them: ``run.py SECONDS``."""
 
 import io
 import os
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def seeds(folder: Path) -> list[str]:
-    """Small tars of every format, with every kind of member."""
+    """Write small tars of every format, with every kind of member."""
     for format in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         with tarfile.open(folder / f"{format}.tar", "w", format=format) as tar:
             for name in ("a.txt", "a.cls", "d/b.txt", "n" * 90 + ".txt", "ü.txt", "__meta__/x", "d/" * 60 + "c.txt"):
@@ -27,7 +27,7 @@ def seeds(folder: Path) -> list[str]:
 
 
 def build(binary: Path, *sources: str) -> Path:
-    """Compile with sanitizers, and the kernels for the least instruction set."""
+    """Compile with sanitizers, and kernels for the baseline instruction set only."""
     flags = ["-std=c++20", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     flags += ["-Icsrc/include", "-Icsrc/cpu", "-DPYCOOLDOWN_ISA=baseline", "-DPYCOOLDOWN_ISA_baseline"]
     subprocess.run([os.environ.get("CXX", "c++"), *flags, *sources, "-o", binary], cwd=ROOT, check=True)
@@ -35,7 +35,7 @@ def build(binary: Path, *sources: str) -> Path:
 
 
 def main() -> None:
-    """Compiles and runs; a failure leaves a sanitizer's report and a non-zero status."""
+    """Compile and run. A failure leaves a sanitizer's report and a non-zero status."""
     seconds = sys.argv[1] if len(sys.argv) > 1 else "60"
     with tempfile.TemporaryDirectory() as folder:
         parts = [f"csrc/cpu/{name}.cpp" for name in ("token_reader", "map_guard", "token_copy_kernel", "dispatch")]

@@ -1,6 +1,6 @@
-"""Damaged states of samplers: refused with a ValueError and nothing changed, or harmless.
+"""Damaged states of samplers are harmless, or refused with a ValueError that changes nothing.
 
-The default suite tries a few hundred; ``nox -s fuzz`` goes on for longer, with new ones each time.
+The default suite tries a few hundred states. ``nox -s fuzz`` tries many more, with new ones each time.
 """
 
 import copy
@@ -57,7 +57,7 @@ def places(value):
 
 @st.composite
 def damaged(draw):
-    """A job's allocation and a state of it after one to four changes."""
+    """Draw an allocation and a job's state after one to four changes."""
     allocation, step = draw(st.sampled_from(sorted(STATES)))
     state = json.loads(STATES[allocation, step])
     for _ in range(draw(st.integers(1, 4))):
@@ -67,7 +67,7 @@ def damaged(draw):
                 container[key] = draw(values)
             case "number":
                 container[key] = draw(numbers)
-            case "move" if type(container[key]) is int:  # two that keep their sum
+            case "move" if type(container[key]) is int:  # two values change and keep their sum
                 others = [k for k in (container if isinstance(container, dict) else range(len(container))) if k != key]
                 other = draw(st.sampled_from(others)) if others else key
                 amount = draw(numbers)
@@ -105,7 +105,7 @@ def test_a_damaged_state_is_refused_or_harmless(case):
 
 
 @pytest.mark.parametrize("state", [json.loads(text) for text in STATES.values()])
-def test_the_states_themselves_are_accepted(state):
+def test_undamaged_states_are_accepted(state):
     sampler = job(state["allocation"])
     sampler.load_state_dict(state)
     assert sampler.state_dict() == state

@@ -2,8 +2,8 @@
 
     python tests/golden/golden_jobs.py
 
-adds a record for each job that has none. A record that exists is never written again: it is a promise to the runs that
-were started with it. Delete nothing; add jobs.
+adds a record for each job that has none. An existing record is never written again, since users' runs depend on it.
+Add jobs, and delete none.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ METHODS = {
 
 
 def make(schedule, allocation, *, changes=(), **options):
-    """A sampler of 30 samples a batch, with the changes announced."""
+    """Return a sampler of 30 samples a batch, with all changes announced."""
     options = {"batch_size": 30, "seed": 2**63 + 5, "num_steps": NUM_STEPS} | options
     sampler = DomainBatchSampler(schedule, allocation=allocation, **options)
     for changed, from_step in changes:
@@ -72,7 +72,7 @@ def make(schedule, allocation, *, changes=(), **options):
 
 
 def statistics(step):
-    """Made-up statistics of a step, in exact arithmetic: the fractions are multiples of 1/64."""
+    """Return made-up statistics of a step. Fractions are multiples of 1/64, so that arithmetic is exact."""
     units = (np.arange(5 * len(SIZES)).reshape(5, -1) * 37 + step * 11) % 64
     loss, hits, *others = 1 + units / 64
     count = np.full(len(SIZES), 16.0)
@@ -80,17 +80,17 @@ def statistics(step):
 
 
 def digest(*arrays):
-    """Sixteen hexadecimal digits of SHA-256 over the arrays as little-endian int64."""
+    """Return sixteen hexadecimal digits of SHA-256 over the arrays as little-endian int64."""
     return hashlib.sha256(b"".join(np.asarray(a).astype("<i8").tobytes() for a in arrays)).hexdigest()[:16]
 
 
 def plan_record(plan):
-    """The digest of a plan and its first samples in the open."""
+    """Return the digest of a plan, and its first samples."""
     return [digest(plan.domain_ids, plan.indices, plan.epochs), *plan.indices[:3].tolist()]
 
 
 def order_record(sampler):
-    """Plans of several steps, and the draws before the last of them."""
+    """Return records of plans at several steps, and the draws before the last of them."""
     return {
         "schedule": sampler.schedule.describe(),
         "plans": {str(step): plan_record(sampler.plan(step)) for step in STEPS},
@@ -99,7 +99,7 @@ def order_record(sampler):
 
 
 def order_jobs():
-    """Samplers by name."""
+    """Return samplers by name."""
     for allocation in ALLOCATIONS:
         for name, schedule in SCHEDULES.items():
             yield f"{name}/{allocation}", lambda s=schedule, a=allocation: make(s, a)
@@ -110,12 +110,12 @@ def order_jobs():
 
 
 def next_batches(sampler):
-    """What a job trains on after it has resumed: as far ahead as a schedule that learns is decided."""
+    """Return the batches after a resume, as far as a schedule that learns has decided them."""
     return digest(*islice(sampler, DELAY))
 
 
 def state_records(name, allocation):
-    """States of several steps, what the schedule has learned by then, and the digest of the batches that follow."""
+    """Return states of several steps, the schedule's state at each, and the digest of the batches that follow."""
     for step in SAVED:
         sampler = job(name, allocation)
         batches = iter(sampler)
@@ -130,7 +130,7 @@ def state_records(name, allocation):
 
 
 def job(name, allocation):
-    """A job as its script sets it up before it loads a state."""
+    """Return a job as its script makes it before it loads a state."""
     if name == "changes":
         return make(SCHEDULES["cooldown"], allocation, changes=CHANGES)
     if name == "blocks":
@@ -139,14 +139,14 @@ def job(name, allocation):
 
 
 def state_jobs():
-    """(schedule or method, allocation) pairs."""
+    """Return (schedule or method, allocation) pairs by name."""
     for allocation in ALLOCATIONS:
         for name in ("constant", "cooldown", "anneal_linear", "unimax_frontload", "changes", "blocks", *METHODS):
             yield name, allocation
 
 
 def core_record():
-    """Random numbers, alias tables and permutations, below any schedule."""
+    """Return a record of random numbers, alias tables and permutations."""
     record = {}
     for size in (1, 2, 3, 100, 129, 5_000):
         weights = 1 / np.arange(1, size + 1.0)
@@ -160,7 +160,7 @@ def core_record():
 
 
 def block_record():
-    """Permutations by blocks, below any schedule."""
+    """Return a record of permutations by blocks."""
     record, shards = {}, np.array([300, 0, 64, 65, 1, 1_000])
     for block, group in ((1, 1), (64, 16), (37, 3)):
         order = _core.block_permutation(shards, block=block, group=group, seed=2**64 - 1, domain=3, epoch=2**40)
@@ -169,7 +169,7 @@ def block_record():
 
 
 def records():
-    """Names of files and what they hold."""
+    """Return the names of files and their contents."""
     orders = {"core": core_record, "blocks": block_record} | {
         name: lambda m=m: order_record(m()) for name, m in order_jobs()
     }
@@ -178,7 +178,7 @@ def records():
 
 
 def main():
-    """Adds what is missing."""
+    """Write the missing records."""
     for file, makers in records().items():
         path = FOLDER / file
         frozen = json.loads(path.read_text()) if path.exists() else {}

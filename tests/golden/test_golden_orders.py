@@ -1,4 +1,4 @@
-"""Frozen sample orders and saved states: what a job was started with holds for ever, whatever happens to the code."""
+"""Sample orders and saved states are frozen, so that a job started with an older version resumes the same."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ def test_random_numbers_tables_and_permutations():
 
 
 @pytest.mark.parametrize(("name", "make"), [pytest.param(*job, id=job[0]) for job in order_jobs()])
-def test_order(name, make):
+def test_orders_of_samples_are_frozen(name, make):
     assert order_record(make()) == ORDERS[name]
 
 

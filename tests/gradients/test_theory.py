@@ -1,4 +1,4 @@
-"""Closed forms against Monte Carlo, finite differences and the golden numbers of the formulas."""
+"""Closed forms agree with Monte Carlo, finite differences and known numbers."""
 
 import math
 
@@ -53,7 +53,7 @@ def test_inflation_slope_is_the_derivative(sizes, tau):
     )
 
 
-def test_the_printed_derivative_is_another_number():
+def test_the_derivative_printed_in_the_paper_differs():
     sizes = list(zipf(1).values())
     assert theory.inflation_slope(sizes, 2) == pytest.approx(0.2393, abs=1e-4)
     assert theory.inflation_slope(sizes, 0.7) < 0 < theory.inflation_slope(sizes, 1.3)
@@ -104,7 +104,7 @@ class TestTheorem2:
 
 @pytest.fixture(scope="module")
 def population():
-    """Per-sample gradients of three domains of 900, 90 and 10 samples."""
+    """Return sizes of three domains of 900, 90 and 30 samples, their gradients, means and traces."""
     rng = np.random.default_rng(3)
     sizes = {"a": 900, "b": 90, "c": 30}
     gradients = [
@@ -126,7 +126,7 @@ MIXTURES = {
 @pytest.mark.parametrize("allocation", ["multinomial", "systematic"])
 @pytest.mark.parametrize("name", MIXTURES)
 def test_gradient_variance_of_the_samplers_batches(population, name, allocation):
-    """The sampler's batches, which do not repeat samples, against the formula; each has its own seed."""
+    """The formula without replacement agrees with batches of the sampler, each with its own seed."""
     sizes, gradients, means, traces = population
     mixture = MIXTURES[name](sizes)
     batch_size, trials = 24, 6000
@@ -209,6 +209,6 @@ def test_optimal_sampling_is_optimal(domains, seed):
         (lambda m: theory.optimal_sampling(m.target, [0, 0]), "moments are 0"),
     ],
 )
-def test_errors(call, message):
+def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(Mixture.proportional({"a": 3, "b": 1}))

@@ -1,4 +1,4 @@
-"""The variance probe: streaming sums, projection and intervals, and prediction against measurement."""
+"""The variance probe has right sums, projections and intervals, and predicts what it measures."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_the_interval_of_a_trace_covers_it():
 def test_projection_is_unbiased_and_as_close_as_promised():
     rng = torch.Generator().manual_seed(1)
     x, y = (torch.randn(3000, generator=rng) for _ in range(2))
-    x[0] = 40.0  # one coordinate with a third of the length
+    x[0] = 40.0  # one coordinate with a third of the squared length
     sketches = [CountSketch(128, seed) for seed in range(600)]
     for other in (x, y + 0.5 * x):
         exact = float(x @ other)
@@ -58,7 +58,7 @@ def test_projection_is_unbiased_and_as_close_as_promised():
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
-    """The tensors are tiny."""
+    """Use one thread, since the tensors are tiny."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -70,7 +70,7 @@ SIZES = {"high": 600, "mid": 120, "low": 40}
 
 @pytest.fixture(scope="module")
 def problem():
-    """Three domains with other inputs and other noise, and a small network at some point of its training."""
+    """Return a small network, its loss, and data of three domains with different inputs and noise."""
     generator = torch.Generator().manual_seed(0)
     xs, ys = [], []
     for i, n in enumerate(SIZES.values()):
@@ -100,7 +100,7 @@ def exact_moments(model, loss, data):
 
 
 def test_a_sketch_is_the_same_bits_every_time(device):
-    """Although many coordinates are added to a bucket."""
+    """A sketch has the same bits each time, although many coordinates are added to one bucket."""
     vector = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).to(device)
     first = CountSketch(16)([vector, None])
     assert all(first.equal(CountSketch(16)([vector, None])) for _ in range(5))
@@ -135,7 +135,7 @@ def test_measured_variance_is_the_predicted_one(problem, allocation):
 
 
 def test_the_counterexample_flips_the_sign_of_measured_variances():
-    """Two domains of zero-mean gradients, second moments 10 and 1: scalarization has the smaller variance."""
+    """With zero-mean gradients of second moments 10 and 1, scalarization has the smaller variance."""
     sizes = {"high": 9000, "low": 1000}
     mixtures = [getattr(Mixture, kind)(sizes, float("inf")) for kind in ("scalarization", "temperature_sampling")]
     gradients = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
@@ -168,7 +168,7 @@ def test_measuring_changes_nothing(problem):
     model[2].bias.requires_grad_(True)
 
 
-def test_errors(problem):
+def test_wrong_arguments_are_named(problem):
     model, loss, data = problem
     a, b = Mixture.proportional(SIZES), Mixture.proportional({"x": 3, "y": 2})
     with pytest.raises(ValueError, match="one loss for each sample"):
@@ -186,7 +186,7 @@ def test_errors(problem):
 
 
 def test_systematic_and_quota_batches_vary_less(problem):
-    """The part between domains shrinks: measured traces' ratio has an interval below 1 around the predicted one."""
+    """The ratio to the trace of multinomial batches has an interval below 1 that holds the predicted ratio."""
     mixture = Mixture.temperature_sampling(SIZES, 5)
     multinomial, *others = measure(
         *problem,

@@ -1,4 +1,4 @@
-"""The table of Trainer's arguments and methods: complete for the installed transformers, and true."""
+"""The table of Trainer's arguments and methods is complete for the installed transformers, and true."""
 
 import ast
 import dataclasses
@@ -35,7 +35,7 @@ def test_the_table_has_all_that_the_installed_transformers_has():
 
 
 def overridden(*, without_super):
-    """Names of Trainer's that the mixture's trainer has of its own; or those of them that never call Trainer's."""
+    """Return the methods of Trainer that MixtureTrainer overrides, or only those that never call super()."""
     names = set()
     for kind in MixtureTrainer.__mro__[: MixtureTrainer.__mro__.index(Trainer)]:
         for name, function in vars(kind).items():
@@ -54,7 +54,7 @@ def test_the_table_says_which_methods_the_mixture_changes():
 
 
 def arguments_read(name):
-    """The fields of ``self.args`` that a method of Trainer reads."""
+    """Return the fields of ``self.args`` that a method of Trainer reads."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(getattr(Trainer, name))))
     attributes = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute))
     return {
@@ -65,9 +65,9 @@ def arguments_read(name):
     } & fields()
 
 
-def test_what_is_left_to_trainer_is_not_read_by_its_methods_that_the_mixture_replaces():
+def test_replaced_methods_read_no_argument_that_is_left_to_trainer():
     lost = {(name, read) for name in overridden(without_super=True) for read in arguments_read(name)}
-    assert lost  # it does replace some
+    assert lost  # some are replaced
     kept_elsewhere = {"n_gpu"}
     for name, read in lost:
         assert read in kept_elsewhere or TRAINING_ARGUMENTS[read].by != "trainer", (name, read)
@@ -88,8 +88,8 @@ REFUSED = {
     "sortish_sampler": True,
     "predict_with_generate": True,
     "liger_kernel_config": {"rope": True},
-    "fsdp": True,  # on CPUs
-    # Of some versions of transformers:
+    "fsdp": True,  # refused on CPUs
+    # Fields that only some versions of transformers have:
     "group_by_length": True,
     "include_tokens_per_second": True,
     "per_gpu_train_batch_size": 2,
@@ -99,7 +99,7 @@ REFUSED = {
     "use_legacy_prediction_loop": True,
     "ray_scope": "all",
     "mp_parameters": None,
-    # Which values need more processes or packages than a test has:
+    # Fields whose refused values need more processes or packages than a test has:
     "average_tokens_across_devices": None,
     "parallelism_config": None,
     "use_liger_kernel": None,

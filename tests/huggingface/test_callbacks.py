@@ -1,4 +1,4 @@
-"""What is written of a run while it trains."""
+"""The metrics of a run are written while it trains."""
 
 import json
 import math
@@ -17,7 +17,7 @@ def state(step):
 
 
 def refuse(constant):
-    raise AssertionError(f"{constant} is no JSON")
+    raise AssertionError(f"{constant} is not valid JSON")
 
 
 def test_metrics_are_valid_json_whatever_is_logged(tmp_path):

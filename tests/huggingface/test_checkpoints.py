@@ -1,4 +1,4 @@
-"""Seals of checkpoints: whatever a damaged one holds is a fault, never another error."""
+"""A damaged checkpoint or seal is reported as a fault, whatever it holds, and raises no other error."""
 
 import json
 
@@ -35,13 +35,13 @@ def test_every_flipped_bit_is_found_or_changes_nothing(checkpoint):
 @pytest.mark.parametrize(
     "content", ["[]", "null", "[" * 100_000, '{"sampler": 1}', '{"sampler": 1, "files": {"a": []}}']
 )
-def test_what_is_no_seal_is_a_fault(checkpoint, content):
+def test_a_seal_that_is_not_one_is_a_fault(checkpoint, content):
     (checkpoint / SEAL).write_text(content)
     assert f"its {SEAL} cannot be read" in find_fault(checkpoint).text
 
 
 def test_seals_of_version_0_1_know_sizes_alone(checkpoint):
-    """JSON files are parsed: a damaged ``trainer_state.json`` would stop the run that resumes from it."""
+    """Seals of version 0.1 have sizes but no hashes, so JSON files are parsed, since resuming reads them."""
     content = json.loads((checkpoint / SEAL).read_text())
     sizes = {name: entry["size"] for name, entry in content["files"].items()}
     (checkpoint / SEAL).write_text(json.dumps({"sampler": content["sampler"], "files": sizes}))

@@ -1,4 +1,4 @@
-"""Documents that share a row: models that keep them apart, and models that do not, which are refused."""
+"""Models that keep documents in one row apart are accepted, and models that do not are refused."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def tiny(kind, dtype=torch.float32):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("kind", "apart"), [("llama", True), ("gpt2", True), ("opt", False), ("bloom", False)])
-def test_models_are_tried(kind, apart, dtype):
+def test_a_trial_finds_models_that_mix_documents(kind, apart, dtype):
     model = tiny(kind, dtype).train()
     before = torch.random.get_rng_state()
     found = leak(model)
@@ -44,7 +44,7 @@ def test_models_are_tried(kind, apart, dtype):
 
 
 class Rows:
-    """Two documents of 5 and 3 tokens in a row."""
+    """Rows that each hold two documents, of 5 and 3 tokens."""
 
     def __init__(self, restart=True, mask=None):
         positions = [0, 1, 2, 3, 4, 0, 1, 2] if restart else list(range(8))
@@ -81,7 +81,7 @@ def trainer_of(tmp_path, kind, rows):
 def test_a_model_that_leaks_is_refused_with_the_way_out(tmp_path):
     with pytest.raises(ValueError, match=r"OPTForCausalLM attend to other documents.*mode=document.*intra_document"):
         trainer_of(tmp_path, "opt", Rows())
-    trainer_of(tmp_path, "opt", Rows(restart=False)).train()  # one document a row
+    trainer_of(tmp_path, "opt", Rows(restart=False)).train()  # one document in each row
 
 
 @pytest.mark.parametrize("mask", [None, [1] * 8, [1] * 7 + [0]])
@@ -109,7 +109,7 @@ def test_masks_that_hide_more_than_padding_are_refused():
         for_packed(inputs, None)
     padded = {"position_ids": torch.tensor([[1, 1, 0, 1]]), "attention_mask": torch.tensor([[0, 0, 1, 1]])}
     assert not restarts(**padded)
-    assert for_packed(padded, "it leaks") is padded  # left padding of one document a row
+    assert for_packed(padded, "it leaks") is padded  # one document with padding on the left
 
 
 def test_the_mask_of_documents():
@@ -123,8 +123,10 @@ def test_the_mask_of_documents():
     ]
 
 
-def test_probes_keep_documents_apart():
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_probes_keep_documents_apart(attention):
     model = tiny("llama").eval()
+    model.set_attn_implementation(attention)
     model.config.use_cache = False
     rows = [{**Rows().row, "input_ids": [(3 * i + k) % 64 for k in range(1, 9)]} for i in range(3)]
     gradients = []

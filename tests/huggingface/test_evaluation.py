@@ -1,4 +1,4 @@
-"""Evaluation and prediction of MixtureTrainer: metrics, logits and generation, and exact losses by domain."""
+"""MixtureTrainer evaluates and predicts with metrics, logits and generation, and exact losses by domain."""
 
 import json
 import os
@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 
 
 def token_losses(indices):
-    """Sums of losses and numbers of tokens of samples, from a model of its own."""
+    """Return the sums of losses and numbers of tokens of samples, computed by a model without the trainer."""
     model, sums = tiny_model().eval(), []
     for i in indices:
         row = torch.tensor([Sequences()[i]])
@@ -37,7 +37,7 @@ def token_losses(indices):
 
 
 def accuracy(prediction):
-    """Share of the next tokens that are predicted."""
+    """Return the share of next tokens that are predicted."""
     chosen, labels = prediction.predictions[:, :-1], prediction.label_ids[:, 1:]
     return {"accuracy": float((chosen == labels)[labels != -100].mean())}
 
@@ -152,7 +152,7 @@ def test_generation_in_a_seq2seq_trainer(tmp_path):
 
 
 def rank_of_two(folder):
-    """What two ranks evaluate, where the last batch has to be filled up with samples that count once."""
+    """Evaluate on one of two ranks. The last batch is filled up with samples that must count only once."""
     trainer = make_trainer(
         Path(folder) / "two", switching(), batch_size=6, evaluate=True, more={"compute_metrics": count_predictions}
     )
@@ -167,7 +167,7 @@ def rank_of_two(folder):
 
 
 def resume_from_damage(folder):
-    """Both ranks go on from the older checkpoint, though the newer one is damaged in a file that one of them reads."""
+    """Check that both ranks resume from the same older checkpoint if a file that one of them reads is damaged."""
     options = {"batch_size": 6, "steps": 6, "save_strategy": "steps", "save_steps": 2}
     whole = make_trainer(folder, switching(), **options)
     whole.train()
@@ -184,7 +184,7 @@ def resume_from_damage(folder):
 
 
 class Begin(transformers.TrainerCallback):
-    """Notes where training begins."""
+    """Record the step at which training begins."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.step = state.global_step

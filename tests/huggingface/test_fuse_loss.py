@@ -1,4 +1,4 @@
-"""`fuse_loss` on models of many families, built from configurations: their own loss and gradients, without logits."""
+"""`fuse_loss` gives models of many families their own loss and gradients, without logits."""
 
 import copy
 import inspect
@@ -62,7 +62,7 @@ FAMILIES = {
 
 
 def make(family):
-    """A model in training mode whose logits are not near 0; what models add to them is not 0 either."""
+    """Return a model in training mode whose logits, and the biases added to them, are far from 0."""
     torch.manual_seed(0)
     model = FAMILIES[family]().train()
     with torch.no_grad():
@@ -81,7 +81,7 @@ def batch(seed=1):
 
 
 def outcome(model, inputs, seed=2):
-    """Loss and gradients, with the same dropout each time."""
+    """Return loss, gradients and output, with the same dropout each time."""
     model.zero_grad()
     torch.manual_seed(seed)
     output = model(**inputs)
@@ -97,7 +97,7 @@ def assert_agree(ours, theirs, tolerance=2e-5):
 
 
 def own_losses(model, inputs):
-    """Losses of tokens (N, T) at the positions of the labels, from the model's own logits."""
+    """Return the losses of tokens (N, T) at the positions of the labels, from the model's own logits."""
     labels = inputs["labels"]
     logits = model(**inputs, skip_logits=False).logits.detach().transpose(1, 2)
     if model.config.is_encoder_decoder:
@@ -126,7 +126,7 @@ def test_loss_and_gradients_are_the_models_own(family):
 
 
 def checkpoint_activations(model):
-    """By the name that the installed transformers has for it."""
+    """Turn activation checkpointing on, under the name that the installed transformers has for it."""
     name = "activation_checkpointing_enable"
     getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")()
 
@@ -144,11 +144,11 @@ MODES = {
     [*itertools.product(["llama", "marian"], MODES), ("gpt2, tied", "autocast")],
 )
 def test_modes_of_training(family, mode):
-    """Against the model's own loss in the same mode, but not compiled."""
+    """The fused loss agrees with the model's own in each mode. The model's own is not compiled."""
     if (family, mode) == ("marian", "compiled") and "torch.rand([])" in inspect.getsource(
         sys.modules[t.MarianMTModel.__module__]
     ):
-        pytest.skip("this transformers draws in Marian's forward, which cannot be compiled as a whole")
+        pytest.skip("the forward of Marian draws random numbers in this transformers, so it is no single graph")
     outcomes = []
     for fuse in (False, True):
         model = make(family)
@@ -164,7 +164,7 @@ def test_modes_of_training(family, mode):
 
 @pytest.mark.parametrize("family", ["llama", "marian"])
 @pytest.mark.parametrize("per", ["sequence", "token"])
-def test_domains(family, per):
+def test_domains_are_weighed_and_counted(family, per):
     model, inputs = make(family).eval(), batch()
     weights = torch.tensor([0.5, 2.0, 0.0])
     fused = fuse_loss(model, domain_weights=weights.tolist())
@@ -231,14 +231,14 @@ def test_undoing_restores_all():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_undone_under_the_wrapper_of_another():
+def test_undoing_works_below_a_wrapper_of_forward():
     model = make("llama")
     fused, inputs = fuse_loss(model), batch()
     inner = model.forward
     model.forward = lambda **kwargs: inner(**kwargs)
     fused.undo()
     assert model(**inputs).logits is not None
-    with fuse_loss(model):  # and fused again above it
+    with fuse_loss(model):  # fused again, above the wrapper
         assert model(**inputs).logits is None
     assert model(**inputs).logits is not None
 
@@ -254,7 +254,7 @@ def test_a_copy_has_a_loss_of_its_own():
 
 
 class Scaled(t.LlamaForCausalLM):
-    """A model that changes its logits in a way that no configuration tells."""
+    """A model that changes its logits in a way that its configuration does not show."""
 
     def forward(self, labels=None, **inputs):
         output = super().forward(**inputs)
@@ -297,7 +297,7 @@ def adapted():
     ],
     ids=["scaled", "reshaped", "adapted"],
 )
-def test_logits_are_formed_where_they_cannot_be_spared(build, obstacle):
+def test_logits_are_formed_where_the_loss_needs_them(build, obstacle):
     torch.manual_seed(0)
     model = build().train()
     own = outcome(model, batch())

@@ -1,4 +1,4 @@
-"""`fuse_loss` in training: plain Trainer, MixtureTrainer with encoder-decoders, and models that ranks share."""
+"""`fuse_loss` trains with plain Trainer, with MixtureTrainer on encoder-decoders, and on models that ranks share."""
 
 import pytest
 
@@ -17,7 +17,7 @@ SIZES = {"a": 20, "b": 12}
 
 
 class Pairs(torch.utils.data.Dataset):
-    """Texts and labels of different lengths, of two domains end to end."""
+    """Texts and labels of different lengths. Two domains lie end to end."""
 
     def __init__(self, size=32):
         self.size = size
@@ -97,7 +97,7 @@ def test_trainer_trains_as_with_the_models_own_loss(tmp_path, family):
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_trainer_weighs_domains_by_a_column(tmp_path, accumulation):
     class Weighted(Pairs):
-        """All in one batch, so that their order does not matter."""
+        """Samples of two domains in turn. All are in one batch, so that their order does not matter."""
 
         def __getitem__(self, i):
             return {**super().__getitem__(i), "domain_ids": i % 2}
@@ -144,7 +144,7 @@ KINDS = ["DDP", "FSDP2", "FSDP2 of the output layer alone"]
 
 
 def shared(kind, family):
-    """A model that ranks share, with its loss fused."""
+    """Return a model that ranks share, with its loss fused."""
     model = make(family).eval()
     fuse_loss(model, domain_weights=[0.5, 2.0])
     if kind == "DDP":
@@ -159,7 +159,7 @@ def shared(kind, family):
 
 
 def rank_of_two(rank, store):
-    """Gradients of a batch of which each rank has a part, two steps of accumulation, against one process."""
+    """Compare with one process the gradients of a batch that two ranks share, in two steps of accumulation."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     rows = {**batch(), "domain_ids": torch.tensor([0, 1, 1])}
@@ -173,7 +173,7 @@ def rank_of_two(rank, store):
         for kind in KINDS if family == "llama" else KINDS[:2]:
             model = shared(kind, family)
             for _ in range(2):
-                model(**mine, **options).loss.backward()  # a mean over 2 ranks and a sum over 2 steps
+                model(**mine, **options).loss.backward()  # the mean over 2 ranks and the sum over 2 steps cancel
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
                     grad = parameter.grad if kind == "DDP" else parameter.grad.full_tensor()

@@ -1,4 +1,4 @@
-"""`fuse_loss` and what is put around a model, or in place of its output layer: the loss stays its own."""
+"""A fused loss stays the model's own when the model is wrapped or its output layer replaced."""
 
 import copy
 import itertools
@@ -44,7 +44,7 @@ class Deaf(Plain):
 
 
 class Shifting(Plain):
-    """Shifts the labels in the fused loss alone."""
+    """A wrapper that shifts the labels, but only for the fused loss."""
 
     def forward(self, labels, domain_ids=None, **inputs):
         labels = labels if domain_ids is None else labels.roll(1, 1)
@@ -52,7 +52,7 @@ class Shifting(Plain):
 
 
 def lora(model, *, target=("q_proj", "q"), **options):
-    """Adapters whose weights are not 0."""
+    """Return the model with adapters whose weights are not 0."""
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     kind = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
     torch.manual_seed(3)
@@ -161,7 +161,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_takes_the_place_of_the_output_layer_has_its_part_in_the_loss(change):
+def test_a_replaced_output_layer_takes_part_in_the_loss(change):
     alter, warns = CHANGES[change]
     inputs = batch()
     theirs = alter(make("llama"))
@@ -185,7 +185,7 @@ def test_what_takes_the_place_of_the_output_layer_has_its_part_in_the_loss(chang
     assert model(**inputs).loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
 
 
-def test_an_output_layer_with_a_forward_of_its_own_is_not_passed_over():
+def test_the_replaced_forward_of_an_output_layer_is_used():
     inputs = batch()
     expected = new_forward(make("llama"))(**inputs).loss.item()
     model = new_forward(make("llama"))
@@ -206,7 +206,7 @@ def test_switching_an_adapter_off_switches_the_output_layer_back():
     assert wrapped(**inputs, skip_logits=True).loss.item() == trained != pytest.approx(expected, rel=1e-3)
 
 
-def test_a_layer_whose_forward_is_taken_away_in_the_middle_of_a_call_is_an_error():
+def test_replacing_the_layers_forward_during_a_call_is_an_error():
     model = make("llama")
     fuse_loss(model)
 
@@ -295,14 +295,17 @@ def test_the_losses_of_routers_of_switch_transformers_are_kept():
     theirs, ours = build(), build()
     expected = theirs(**inputs, output_router_logits=True)
     expected.loss.backward()
-    without = theirs(**inputs).loss
-    assert expected.loss.item() > without.item() + 0.1
+    # Left out, the option is False, with transformers 4.57 True: the fused loss follows the model in either.
+    others = [{"output_router_logits": False}, {}]
+    others = [(options, theirs(**inputs, **options).loss.item()) for options in others]
+    assert expected.loss.item() > others[0][1] + 0.1
     fuse_loss(ours)
     output = ours(**inputs, output_router_logits=True)
     output.loss.backward()
     assert output.logits is None
     assert output.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
-    assert ours(**inputs).loss.item() == pytest.approx(without.item(), rel=1e-5)
+    for options, loss in others:
+        assert ours(**inputs, **options).loss.item() == pytest.approx(loss, rel=1e-5)
     for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         if other.grad is not None:
             assert (mine.grad - other.grad).abs().amax() <= 2e-5 * other.grad.abs().amax().clamp(min=0.01), name

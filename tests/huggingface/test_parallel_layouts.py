@@ -1,4 +1,4 @@
-"""Data by tensor, context or pipeline parallelism: the samples, sums and learned mixtures are those of one process."""
+"""With tensor, context or pipeline parallelism the samples, sums and learned mixtures are those of one process."""
 
 import itertools
 from types import SimpleNamespace
@@ -35,7 +35,7 @@ class OneProcess:
 
 
 def loss_of(hidden, head, target, ids, weights, group):
-    """Returns a sum of losses, and (2, K) sums and numbers of tokens by domain."""
+    """Return a sum of losses, and (2, K) sums and numbers of tokens by domain."""
     loss, stats = linear_cross_entropy(
         hidden, head, target.flatten(), domain_ids=ids, domain_weights=weights,
         reduction="sum", return_stats=True, process_group=group,
@@ -44,7 +44,7 @@ def loss_of(hidden, head, target, ids, weights, group):
 
 
 def in_two_stages(stage, other, hidden, head, *rest):
-    """Returns gradients by the hidden states and the head, and the sums, of a pipeline; zeros for what is elsewhere."""
+    """Return gradients by hidden states and head, and the sums. What the other stage computes is zero here."""
     if stage == 0:
         dist.send(hidden.detach(), other)
         gradient = torch.empty_like(hidden)
@@ -59,12 +59,12 @@ def in_two_stages(stage, other, hidden, head, *rest):
 
 
 def train(data, ranks, *, vocabulary=slice(None), vocabulary_group=None, positions=slice(None), stage=None, other=None):
-    """Trains an embedding and an output layer.
+    """Train an embedding and an output layer.
 
     Args:
-        data: The ranks with samples of their own.
-        ranks: Those that sums are taken over.
-        vocabulary: This rank's slice of it, under tensor parallelism.
+        data: The ranks that have different samples.
+        ranks: The ranks over which sums are taken.
+        vocabulary: This rank's slice of the vocabulary, under tensor parallelism.
         vocabulary_group: The ranks that share the vocabulary.
         positions: This rank's part of each sequence, under context parallelism.
         stage: 0 for the embedding or 1 for the head, under pipeline parallelism.
@@ -140,17 +140,17 @@ def meshes(tmp_path_factory):
     return results
 
 
-@pytest.mark.slow  # four processes
+@pytest.mark.slow  # starts four processes
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_mesh_of_data_and_model_parallel_ranks_trains_as_one_process(meshes, layout):
     ranks, one = meshes[layout], train(OneProcess(), OneProcess())
     for place in range(2):
-        assert ranks[0, place]["batches"] == ranks[0, 0]["batches"]  # the same samples in all parts of a model
+        assert ranks[0, place]["batches"] == ranks[0, 0]["batches"]  # all parts of a model get the same samples
         slices = zip(ranks[0, place]["batches"], ranks[1, place]["batches"], strict=True)
         assert [first + second for first, second in slices] == one["batches"]
     assert sum(one["tokens"].values()) == STEPS * BATCH * LENGTH
     for result in ranks.values():
-        assert result["tokens"] == one["tokens"]  # not once for each part of a model
+        assert result["tokens"] == one["tokens"]  # counted once, not for each part of a model
         assert (result["window"].tokens == one["window"].tokens).all()
         assert result["window"].loss == pytest.approx(one["window"].loss, rel=1e-6)
         assert result["window"].weighted == pytest.approx(one["window"].weighted, rel=1e-6)
@@ -163,13 +163,13 @@ def test_a_mesh_of_data_and_model_parallel_ranks_trains_as_one_process(meshes, l
 
 @pytest.fixture
 def alone(tmp_path):
-    """A group of one process."""
+    """Yield a group of one process."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield dist.group.WORLD
     dist.destroy_process_group()
 
 
-def test_sums_only(alone):
+def test_ranks_reduce_sums_only_and_unwrap_models(alone):
     ranks = DataParallelRanks(alone)
     with pytest.raises(ValueError, match="reduction = 'mean'; expected 'sum'"):
         ranks.reduce(torch.ones(2), "mean")

@@ -1,5 +1,6 @@
-"""What TensorBoard and Weights & Biases get of domains: groups by quantity, and histograms of many domains."""
+"""TensorBoard and Weights & Biases get groups by quantity, and histograms if there are many domains."""
 
+import inspect
 import json
 
 import numpy as np
@@ -9,6 +10,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from test_trainer import VOCABULARY, make_trainer  # noqa: E402
+from torch.utils.tensorboard import SummaryWriter  # noqa: E402
+from transformers import TrainingArguments  # noqa: E402
 from transformers.integrations import TensorBoardCallback  # noqa: E402
 
 from pycooldown import Mixture, domain_log, schedules  # noqa: E402
@@ -51,9 +54,29 @@ def test_tensorboard_has_a_group_for_each_quantity_and_a_chart_of_its_domains(tm
     assert found.Scalars("q/d1")[0].value == pytest.approx(logged["q/d1"])
     assert found.Scalars("train/loss")[0].value == pytest.approx(logged["loss"])
     assert not [tag for tag in tags["scalars"] if tag.count("/") > 1]
-    assert tags["histograms"] == []  # three values are no distribution
+    assert tags["histograms"] == []  # three values make no histogram
     layout = found.Tensors("custom_scalars__config__")
     assert b"^q/.*" in layout[0].tensor_proto.string_val[0]
+
+
+@pytest.mark.parametrize("how", ["writer", "environment", "argument", "default"])
+def test_all_events_are_in_the_folder_that_was_chosen(tmp_path, monkeypatch, how):
+    """Whatever the version of transformers reads itself; those after training too, when its callback has closed it."""
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    options = {}
+    if how == "environment":
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    if how == "argument":
+        if "logging_dir" not in inspect.signature(TrainingArguments).parameters:
+            pytest.skip("this version has no such argument")
+        options = {"logging_dir": str(tmp_path / "events")}
+    trainer = trainer_of(tmp_path / "run", 3, steps=1, report_to="none", **options)
+    trainer.add_callback(TensorBoardCallback(SummaryWriter(str(tmp_path / "events")) if how == "writer" else None))
+    trainer.train()
+    trainer.evaluate()
+    (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
+    assert folder == tmp_path / "events" if how != "default" else folder.parent == tmp_path / "run/runs"
+    assert {"train/loss", "eval/loss", "eval_loss/d1"} <= set(events(folder).Tags()["scalars"])
 
 
 def test_many_domains_are_histograms_and_few_charts(tmp_path, monkeypatch):
@@ -66,25 +89,25 @@ def test_many_domains_are_histograms_and_few_charts(tmp_path, monkeypatch):
     assert len([tag for tag in tags["scalars"] if tag.startswith("q/")]) == SHOWN_DOMAINS
     assert "eval_loss/all domains" in tags["histograms"]
     assert found.Histograms("q/all domains")[0].histogram_value.num == LOGGED_DOMAINS + 36
-    assert found.Histograms("loss/all domains")[0].histogram_value.num <= 12  # domains that were drawn
+    assert found.Histograms("loss/all domains")[0].histogram_value.num <= 12  # only domains that were drawn
 
 
 def test_the_history_of_many_domains_is_in_a_file_and_the_log_stays_small(tmp_path):
-    trainer = trainer_of(tmp_path, 1_000, steps=3, eval_strategy="steps", eval_steps=2)
+    trainer = trainer_of(tmp_path, 1_000, steps=4, eval_strategy="steps", eval_steps=2)
     trainer.train()
     records = domain_log.read(tmp_path / domain_log.TRAINING)
-    assert records["step"].tolist() == [1, 2, 3]
-    assert records["samples"].sum(axis=1).tolist() == [12, 24, 36]
+    assert records["step"].tolist() == [1, 2, 3, 4]
+    assert records["samples"].sum(axis=1).tolist() == [12, 24, 36, 48]
     np.testing.assert_allclose(records["q"][2], trainer.sampler.mixture(2).sampling, rtol=1e-6)
     assert np.isfinite(records["loss"][0]).sum() == (records["samples"][0] > 0).sum()
     evaluated = domain_log.read(tmp_path / domain_log.EVALUATION)
-    assert evaluated["step"].tolist() == [2, 3]
+    assert evaluated["step"].tolist() == [2, 4]
     assert np.isfinite(evaluated["eval_loss"]).all()
-    for entry in trainer.state.log_history:  # of 2,000 such logs, a checkpoint holds at most 12 MB
+    for entry in trainer.state.log_history:  # 2,000 such logs take at most 12 MB of a checkpoint
         assert len(json.dumps(entry)) < 6_000
 
 
-def test_a_callback_of_ones_own_is_kept(tmp_path):
+def test_a_users_own_callback_is_kept(tmp_path):
     class Mine(TensorBoardCallback):
         pass
 
@@ -95,7 +118,7 @@ def test_a_callback_of_ones_own_is_kept(tmp_path):
     assert not [c for c in trainer.callback_handler.callbacks if isinstance(c, TensorBoardCallback)]
 
 
-def test_metrics_with_a_slash_that_are_of_no_domain_stay_with_trainers(tmp_path, monkeypatch):
+def test_metrics_with_a_slash_that_name_no_domain_are_logged_as_trainer_does(tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
     trainer = trainer_of(tmp_path, 3, steps=1, report_to="tensorboard")
     trainer.train()

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with a mixture: batches, weights, metrics and packing by domain."""
+"""TRL's SFTTrainer trains on a mixture, with its batches, weights, metrics and packing by domain."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def make_sft(path, *, steps=3, accumulation=1, kind=MixtureSFTTrainer, learning_
 
 
 def expected(trainer, step):
-    """The mixture's loss of a step and its weighted tokens, from a model of its own."""
+    """Return the mixture's loss of a step and its weighted tokens, computed by a model without the trainer."""
     plan, model = trainer.sampler.plan(step), tiny_model().eval()
     total, tokens = 0.0, 0
     for index, domain in zip(plan.indices.tolist(), plan.domain_ids.tolist()):

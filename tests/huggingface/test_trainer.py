@@ -1,4 +1,4 @@
-"""MixtureTrainer on a tiny model: what each step trains on, with which weights, and what checkpoints are trusted."""
+"""MixtureTrainer trains each step on the planned samples and weights, and resumes from whole checkpoints only."""
 
 import inspect
 import itertools
@@ -23,7 +23,7 @@ from pycooldown.huggingface.checks import check_arguments, check_launcher  # noq
 
 torch.set_num_threads(1)  # the model is tiny
 
-# Trainer before 5 logs losses with four digits behind the point.
+# Trainer of transformers before 5 rounds logged losses to four decimals.
 _ROUNDS = "round(tr_loss_scalar" in inspect.getsource(transformers.trainer)
 AS_LOGGED = {"rel": 1e-5, "abs": 1.1e-4 if _ROUNDS else 0.0}
 
@@ -32,7 +32,7 @@ VOCABULARY = sum(SIZES.values())
 
 
 class Sequences(torch.utils.data.Dataset):
-    """Sample i starts with token i, so that a batch tells which samples it holds; lengths differ."""
+    """Samples of different lengths. Sample i starts with token i, so that a batch shows which samples it holds."""
 
     def __init__(self, begin=0, size=VOCABULARY):
         self.begin, self.size = begin, size
@@ -80,7 +80,7 @@ def make_trainer(
     more=None,
     **options,
 ):
-    """``more`` is for the trainer, further options for its arguments."""
+    """Return a trainer. ``more`` are its own arguments, and ``options`` are fields of TrainingArguments."""
     args = (arguments_kind or transformers.TrainingArguments)(
         output_dir=str(output),
         max_steps=steps,
@@ -106,7 +106,7 @@ def make_trainer(
 
 
 def switching():
-    """From scalarization to temperature sampling at step 3: sampling and weights both change."""
+    """Return a schedule whose sampling and weights both change at step 3."""
     return schedules.staircase([(0, Mixture.scalarization(SIZES, 5.0)), (3, Mixture.temperature_sampling(SIZES, 2.0))])
 
 
@@ -249,7 +249,7 @@ def damage_seal(checkpoint):
 
 
 def flip(checkpoint, name):
-    """Changes one bit in the middle of a file."""
+    """Change one bit in the middle of a file."""
     content = bytearray((checkpoint / name).read_bytes())
     content[len(content) // 2] ^= 4
     (checkpoint / name).write_bytes(content)
@@ -268,7 +268,7 @@ def flip_trainer_state(checkpoint):
 
 
 def change_seal(checkpoint):
-    """Other draws in the state of the data, in sound JSON."""
+    """Change the draws in the state of the data, as valid JSON."""
     path = checkpoint / "data_state.json"
     content = json.loads(path.read_text())
     content["sampler"]["draws"]["big"] += 1
@@ -276,7 +276,7 @@ def change_seal(checkpoint):
 
 
 def seal_as_version_0_1(checkpoint):
-    """The seal of older checkpoints, which are still resumed from."""
+    """Replace the seal by that of version 0.1, which is still accepted."""
     path = checkpoint / "data_state.json"
     content = json.loads(path.read_text())
     sizes = {name: entry["size"] for name, entry in content["files"].items()}
@@ -323,12 +323,12 @@ def test_only_whole_checkpoints_are_trusted_and_an_older_one_is_taken(tmp_path, 
     copies(uninterrupted[0], tmp_path, 4, 6)
     damage(tmp_path / "checkpoint-6")
     trainer = make_trainer(tmp_path, switching(), steps=8, **SAVING)
-    told = rf"resuming from checkpoint-4, as a newer one is not whole: checkpoint-6: {DAMAGES[damage]}"
-    with pytest.warns(UserWarning, match=told):
+    message = rf"resuming from checkpoint-4, as a newer one is not whole: checkpoint-6: {DAMAGES[damage]}"
+    with pytest.warns(UserWarning, match=message):
         assert complete_checkpoint(tmp_path)[0] == str(tmp_path / "checkpoint-4")
     with pytest.raises(ValueError, match=rf"checkpoint-6 is not a complete checkpoint: {DAMAGES[damage]}"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
-    with pytest.warns(UserWarning, match=told):
+    with pytest.warns(UserWarning, match=message):
         trainer.train(resume_from_checkpoint=True)
     assert_resumed(trainer, uninterrupted)
     assert (tmp_path / "damaged-checkpoint-6").exists() == (damage.__name__ in KEPT)
@@ -394,7 +394,7 @@ def test_arguments_that_cannot_work_are_refused(tmp_path, options, message):
 
 def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, switching())
-    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets it, which Trainer ignores without use_cpu or a GPU
+    monkeypatch.setenv("WORLD_SIZE", "2")  # torchrun sets it; Trainer ignores it without use_cpu or a GPU
     with pytest.raises(ValueError, match=r"2 processes are started but Trainer knows of 1.*pass use_cpu=True"):
         check_arguments(trainer.args, switching().mixture(0), VOCABULARY, None)
 
@@ -406,7 +406,7 @@ def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypa
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI has 2 tasks"),
         ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "on CPUs it starts one; use torchrun"),
         ({"SLURM_NTASKS": "1", "OMPI_COMM_WORLD_SIZE": "1", "ACCELERATE_USE_CPU": "True"}, None),
-        ({"SLURM_NTASKS": "4", "WORLD_SIZE": "1"}, None),  # torchrun within an allocation: its count is the job's
+        ({"SLURM_NTASKS": "4", "WORLD_SIZE": "1"}, None),  # torchrun within an allocation counts the job's processes
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
 )
@@ -427,7 +427,7 @@ def test_dataset_must_be_the_schedules_domains(tmp_path):
         make_trainer(tmp_path, other)
 
 
-if __name__ == "__main__":  # one of two processes, started by torch.distributed.run in a test above
+if __name__ == "__main__":  # one of two processes that torch.distributed.run starts in a test above
     folder = Path(sys.argv[1])
     of_rank = make_trainer(
         folder / "two", switching(), batch_size=6, accumulation=2, learning_rate=0.05, optim="sgd", evaluate=True

@@ -1,12 +1,13 @@
-"""Another schedule or batch size for a trainer's running job, and rules that end it."""
+"""A running job of the trainer takes another schedule or batch size, and rules can end it."""
 
 import itertools
 
 import pytest
 
+torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from test_trainer import SIZES, losses, make_trainer, switching  # noqa: E402
+from test_trainer import AS_LOGGED, SIZES, Sequences, losses, make_trainer, switching, tiny_model  # noqa: E402
 
 from pycooldown import DomainBatchSampler, Mixture, adaptive, schedules  # noqa: E402
 from pycooldown.huggingface import MixtureTrainer  # noqa: E402
@@ -16,7 +17,7 @@ SECOND = schedules.constant(Mixture.temperature_sampling(SIZES, 2.0))  # other d
 
 
 class Change(transformers.TrainerCallback):
-    """Decides in step 1 that step 3 shall have another mixture."""
+    """Change the schedule in step 1, from step 3 on."""
 
     trainer = None
 
@@ -47,7 +48,7 @@ def test_a_changed_job_trains_and_resumes_as_if_it_had_been_planned(tmp_path, wh
     assert losses(resumed) == losses(planned)
 
 
-def test_what_a_trainer_cannot_change_to(tmp_path):
+def test_impossible_changes_of_the_schedule_are_refused(tmp_path):
     learning = adaptive.GroupDRO(Mixture.proportional(SIZES), delay=1)
     grown = schedules.constant(Mixture.proportional(SIZES | {"small": 9}))
     trainer = make_trainer(tmp_path, FIRST)
@@ -62,7 +63,7 @@ def test_what_a_trainer_cannot_change_to(tmp_path):
 
 
 class Recording(MixtureTrainer):
-    """Notes the samples of each step."""
+    """Record the samples of each step."""
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         self.seen.setdefault(self.state.global_step, []).extend(inputs["input_ids"][:, 0].tolist())
@@ -95,14 +96,14 @@ def test_a_ramp_trains_on_the_planned_batches_and_resumes_with_another_size(tmp_
     with pytest.raises(ValueError, match=r"cannot be resumed from: .* batch sizes .* calls of set_batch_size\(\)"):
         other.train(resume_from_checkpoint=checkpoint)
     other.set_batch_size(20, from_step=2)
-    other.set_batch_size(24, from_step=5)  # not what the checkpoint was to go on with
+    other.set_batch_size(24, from_step=5)  # the checkpoint's job has size 8 from step 4 on
     with pytest.raises(ValueError, match=r"cannot be resumed from: .* batch sizes .* calls of set_batch_size\(\)"):
         other.train(resume_from_checkpoint=checkpoint)
 
     late = recording(tmp_path / "late", save_strategy="steps", save_steps=3)
     late.train()
     late = recording(tmp_path / "late")
-    late.set_batch_size(16, from_step=3)  # from the checkpoint on, which does not know of it
+    late.set_batch_size(16, from_step=3)  # a change at the checkpoint's step needs no record there
     late.train(resume_from_checkpoint=str(tmp_path / "late" / "checkpoint-3"))
     changed = DomainBatchSampler(switching(), batch_size=[(0, 12), (3, 16)], seed=42)
     assert late.seen == {step: changed.plan(step).indices.tolist() for step in range(3, 6)}
@@ -114,15 +115,24 @@ def test_a_ramp_trains_on_the_planned_batches_and_resumes_with_another_size(tmp_
 
 def test_the_loss_of_a_mixture_of_tokens_is_divided_by_the_tokens_of_its_batch(tmp_path):
     """The loss is divided by the expected number of tokens, so a larger batch does not weigh more."""
-    trainer = recording(tmp_path, learning_rate=0.0, more={"mixture_unit": "tokens"})
+    lengths = {"big": 4.0, "mid": 5.0, "small": 6.0}
+    trainer = recording(
+        tmp_path, learning_rate=0.0, steps=5, more={"mixture_unit": "tokens", "tokens_per_sample": lengths}
+    )
     trainer.set_batch_size(24, from_step=3)
-    before, after = (trainer._loss_weights(step) for step in (2, 3))
-    length = after[1] / 24
-    assert before[1] == pytest.approx(12 * float(trainer.sampler.mixture(2).sampling @ trainer._lengths))
-    assert length == pytest.approx(float(trainer.sampler.mixture(3).sampling @ trainer._lengths))
+    trainer.train()
+    model = tiny_model().eval()
+    for step, loss in enumerate(losses(trainer)):
+        plan, expected = trainer.sampler.plan(step), 0.0
+        weights = plan.mixture.loss_weights / list(lengths.values())
+        for i, domain in zip(plan.indices.tolist(), plan.domain_ids.tolist()):
+            row = torch.tensor([Sequences()[i]])
+            with torch.no_grad():
+                expected += weights[domain] * float(model(row, labels=row).loss) * (row.shape[1] - 1)
+        assert loss == pytest.approx(expected / (12 if step < 3 else 24), **AS_LOGGED)
 
 
-def test_batch_sizes_that_cannot_be(tmp_path):
+def test_impossible_batch_sizes_are_refused(tmp_path):
     trainer = recording(tmp_path)
     with pytest.raises(ValueError, match=r"batch_size = 1; expected at least 2, a sample for each of 1 processes x 2"):
         trainer.set_batch_size(1, from_step=2)
@@ -152,9 +162,11 @@ def test_a_rule_sets_the_length_of_training(tmp_path, stop):
     assert resumed.seen == {step: samples for step, samples in trainer.seen.items() if step > 0}
 
 
-def test_rules_and_changes(tmp_path):
+def test_changes_move_the_end_of_a_rule_before_training_only(tmp_path):
     with pytest.raises(ValueError, match="stop = 'all_exhausted' sets max_steps, which is 6; expected only one"):
         make_trainer(tmp_path, SECOND, more={"stop": "all_exhausted"})
+    with pytest.raises(ValueError, match="trains one pass, and num_train_epochs is 2"):
+        make_trainer(tmp_path, SECOND, steps=-1, more={"stop": "all_exhausted"}, num_train_epochs=2)
     trainer = make_trainer(tmp_path, SECOND, steps=-1, more={"stop": "all_exhausted_without_replacement"})
     assert trainer.args.max_steps == 6
     trainer.set_batch_size(24, from_step=1)

@@ -1,4 +1,4 @@
-"""What MixtureTrainer mixes: tokens or samples, packed rows, sources by domain, experts, many domains."""
+"""MixtureTrainer mixes tokens or samples, packed rows and sources by domain, with experts and many domains."""
 
 import json
 import math
@@ -30,11 +30,11 @@ torch.set_num_threads(1)
 
 UNEVEN = {"long": 20, "short": 20}
 HALF = Mixture(tuple(UNEVEN), np.array([20, 20]), np.array([0.5, 0.5]), np.array([0.5, 0.5]))
-LENGTHS = {"long": 47.0, "short": 3.0}  # 94 % of the tokens are long
+LENGTHS = {"long": 47.0, "short": 3.0}  # with equal shares of samples, 94 % of the tokens are of "long"
 
 
 class Uneven(torch.utils.data.Dataset):
-    """Samples with 46 to 48 tokens to predict and, of the other domain, 2 to 4."""
+    """Samples with 46 to 48 tokens to predict in one domain, and 2 to 4 in the other."""
 
     def __len__(self):
         return 40
@@ -45,7 +45,7 @@ class Uneven(torch.utils.data.Dataset):
 
 
 def domain_means(indices=range(40)):
-    """Mean loss of a token of each domain, over all its samples, and its number of tokens."""
+    """Return the mean loss of a token and the number of tokens of each domain."""
     model, sums = tiny_model().eval(), np.zeros((2, 2))
     for i in indices:
         row = torch.tensor([Uneven()[i]])
@@ -56,12 +56,12 @@ def domain_means(indices=range(40)):
 
 
 def uneven_trainer(path, mixture=HALF, **more):
-    # 40 samples in 5 steps of 8, drawn by quota: each domain is passed through once.
+    # 40 samples in 5 steps of 8, drawn by quota, are one pass through each domain.
     options = {"steps": 5, "batch_size": 8, "learning_rate": 0.0, "dataset": Uneven()}
     return make_trainer(path, schedules.constant(mixture), **options, more={"allocation": "quota", **more})
 
 
-def test_a_mixture_of_samples_is_logged_and_warned_of_as_the_one_of_tokens_that_it_is(tmp_path):
+def test_the_share_of_tokens_of_a_mixture_of_samples_is_logged_and_warned_of(tmp_path):
     trainer = uneven_trainer(tmp_path)
     trainer.args.max_steps = 20
     with pytest.warns(UserWarning, match=r"'long' has 47 tokens on average, one of 'short' 3: .*mixture_unit"):
@@ -83,7 +83,7 @@ def test_a_mixture_of_tokens_has_the_objective_that_the_target_says(tmp_path, gi
     assert not [w for w in recwarn if "tokens on average" in str(w.message)]
     means, tokens = domain_means()
     logged = losses(trainer)
-    if tau == 1.0:  # domain 1 is drawn more often than it has samples: each step against the formula
+    if tau == 1.0:  # domain 1 repeats samples, so each step is compared with the formula
         sampler = DomainBatchSampler(schedules.constant(mixture), batch_size=8, seed=42, allocation="quota")
         for step, loss in enumerate(logged):
             plan = sampler.plan(step)
@@ -92,7 +92,7 @@ def test_a_mixture_of_tokens_has_the_objective_that_the_target_says(tmp_path, gi
                 mean, count = domain_means([i])
                 expected += mean[d] * count[d] / (47, 3)[d] / 8
             assert loss == pytest.approx(expected, **AS_LOGGED)
-    else:  # one pass through all samples: the expectation itself
+    else:  # one pass through all samples, whose mean is the expectation
         assert np.mean(logged) == pytest.approx((target * means).sum(), **AS_LOGGED)
         assert trainer.state.log_history[-2]["share/short"] == pytest.approx(0.8, abs=0.05)
     assert tokens.tolist() == [940, 60]
@@ -113,7 +113,7 @@ def test_units_that_do_not_fit_are_refused(tmp_path, more, message):
 
 
 def pack(samples):
-    """One row of all samples, with the domain of each token: samples of domain i start with a token of it."""
+    """Pack all samples into one row, with the domain of each token. A sample's first token shows its domain."""
     tokens = [token for sample in samples for token in sample]
     labels = [label for sample in samples for label in (-100, *sample[1:])]
     ids = [d for s in samples for d in [int(np.searchsorted([40, 56], s[0], side="right"))] * len(s)]
@@ -197,7 +197,7 @@ def test_experts_are_balanced_once_a_step(tmp_path, accumulation):
 
 
 class Poison(transformers.TrainerCallback):
-    """Makes the weights NaN that only the token 60, of the domain "small", is embedded by."""
+    """Make the embedding of token 60 NaN. Only the domain "small" has this token."""
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         if state.global_step == 3:
@@ -241,7 +241,7 @@ def test_a_loss_that_is_not_finite_may_be_allowed_and_is_null_in_json(tmp_path):
     assert (last["loss"], last["loss/small"]) == (None, None)
 
     def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not valid JSON")
 
     text = (tmp_path / "checkpoint-8" / "trainer_state.json").read_text()
     json.loads(text, parse_constant=refuse)
@@ -263,7 +263,7 @@ def test_a_model_that_is_fused_already_keeps_its_regularisers(tmp_path):
     regular = make_trainer(tmp_path, switching(), model=model, **options)
     for trainer in (plain, regular):
         trainer.train()
-    assert losses(regular)[0] > losses(plain)[0] + 0.5  # the square of log 64 is 17
+    assert losses(regular)[0] > losses(plain)[0] + 0.5  # the z-loss adds about 0.1 * log(64)^2 = 1.7
     with pytest.raises(ValueError, match=r"label_smoothing_factor = 0\.1, but the model is fused with"):
         make_trainer(tmp_path, switching(), model=model, label_smoothing_factor=0.1)
 
@@ -308,7 +308,7 @@ def test_sources_by_domain_train_the_same(tmp_path, kind, by_sizes):
     expected = make_trainer(tmp_path, schedules.constant(Mixture.temperature_sampling(SIZES, 5.0)), **options)
     expected.train()
     if kind == "dict":
-        options["dataset"] = dict(reversed(parts().items()))  # the schedule has the order
+        options["dataset"] = dict(reversed(parts().items()))  # the schedule defines the order
     elif kind == "list":
         options["dataset"] = list(parts().values())
     else:
@@ -328,7 +328,7 @@ def test_sources_by_domain_train_the_same(tmp_path, kind, by_sizes):
         schedule = schedules.constant(Mixture.temperature_sampling(SIZES, 5.0))
     trainer = make_trainer(tmp_path, schedule, more=more, **options)
     trainer.train()
-    if kind in ("scattered", "class labels"):  # other orders within a domain, the same numbers of each
+    if kind in ("scattered", "class labels"):  # orders within a domain differ, numbers of samples agree
         assert trainer.sampler.exposure(3).draws.tolist() == expected.sampler.exposure(3).draws.tolist()
     else:
         assert losses(trainer) == losses(expected)
@@ -355,7 +355,7 @@ def test_sources_that_do_not_fit_are_refused(tmp_path, dataset, more, message):
 
 
 class HalfLearned:
-    """A schedule that learns, but does not say how far ahead it is known."""
+    """A schedule that learns, but does not declare how far ahead it is known."""
 
     def mixture(self, step):
         return Mixture.proportional(SIZES)
@@ -378,7 +378,7 @@ class HalfLearned:
         (HalfLearned(), TypeError, r"HalfLearned has update\(\) but not delay, statistics, needs, state_dict"),
     ],
 )
-def test_schedules_that_are_none_are_refused(tmp_path, schedule, error, message):
+def test_incomplete_schedules_are_refused(tmp_path, schedule, error, message):
     with pytest.raises(error, match=message):
         make_trainer(tmp_path, schedule)
 

@@ -1,4 +1,4 @@
-"""The page on training: its example runs."""
+"""The first example of the page on training runs."""
 
 import re
 from pathlib import Path

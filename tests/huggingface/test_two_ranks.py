@@ -1,4 +1,4 @@
-"""Two gloo ranks with bfloat16 go on exactly: the trainer under DDP, and a loop of one's own under FSDP2."""
+"""Two gloo ranks with bfloat16 resume exactly: the trainer under DDP, and a hand-written loop under FSDP2."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def trainer_of(folder):
 
 
 def sharded_losses(folder, *, resume):
-    """Trains a model whose parameters, gradients and optimizer state the ranks share, and returns the losses."""
+    """Train a model whose parameters, gradients and optimizer state the ranks share, and return the losses."""
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     model = tiny_model()
     fuse_loss(model)

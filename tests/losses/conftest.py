@@ -1,4 +1,4 @@
-"""Without torch there are no losses to test."""
+"""Skip these tests where torch is not installed."""
 
 import importlib.util
 

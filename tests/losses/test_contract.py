@@ -1,4 +1,4 @@
-"""Every backend against float64: what `pycooldown.losses.backends.contract` demands of it."""
+"""Every backend agrees with float64, as `pycooldown.losses.backends.contract` requires."""
 
 import contextlib
 import importlib.util
@@ -52,7 +52,7 @@ def one_thread():
 
 
 def outcome(logits, target, backend, output_weights=None, **options):
-    """Loss, gradient and statistics; unreduced losses are differentiated with `output_weights`."""
+    """Return loss, gradient and statistics. With unreduced losses, `output_weights` is the gradient of the output."""
     logits = logits.detach().requires_grad_()
     options = {k: v.to(logits.device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     if output_weights is not None:
@@ -63,13 +63,15 @@ def outcome(logits, target, backend, output_weights=None, **options):
 
 
 def assert_agrees(logits, target, backend, **options):
-    """Errors against float64 are within a small multiple of those of torch's own operations in the same dtype."""
+    """Assert that errors against float64 are within a small multiple of the errors of torch in the same dtype."""
     loss, grad, stats = outcome(logits, target, backend, **options)
     exact_loss, exact_grad, exact_stats = outcome(logits.double(), target, "reference", **options)
     eager_loss, eager_grad, _ = outcome(logits, target, "reference", **options)
     torch.testing.assert_close(loss.isnan(), exact_loss.isnan())
     torch.testing.assert_close(grad.isnan(), exact_grad.isnan())
-    if softcap := options.get("softcap"):  # its derivative, 1 - tanh^2, cancels: errors go with the gradient before it
+    if softcap := options.get(
+        "softcap"
+    ):  # its derivative, 1 - tanh^2, cancels: errors scale with the gradient before it
         capped, uncapped = softcap * torch.tanh(logits.double() / softcap), {**options, "softcap": None}
         scale = outcome(capped, target, "reference", **uncapped)[1]
     else:
@@ -180,8 +182,8 @@ def test_layouts(backend, layout):
 
 def test_offsets_beyond_32_bits(backend):
     if backend == "triton" and torch.get_default_device().type == "cpu":
-        pytest.skip("the interpreter has Python's integers")
-    storage = torch.empty(2**31 + 4096, dtype=torch.bfloat16)  # pages that are not touched take no memory
+        pytest.skip("the interpreter computes offsets with Python's integers, which do not overflow")
+    storage = torch.empty(2**31 + 4096, dtype=torch.bfloat16)  # untouched pages take no memory
     logits = storage.as_strided((2, 64), (2**31, 1))
     logits.copy_(problem(2, 64)[0])
     assert_agrees(logits, torch.tensor([3, 9]), backend)
@@ -253,7 +255,7 @@ def test_any_options(rows, classes, dtype, num_domains, seed, options):
     assert_agrees(logits, target, "cpp", domain_ids=ids, domain_weights=torch.linspace(0.1, 3, num_domains), **options)
 
 
-def test_an_old_triton_is_named_and_never_chosen(monkeypatch):
+def test_an_old_triton_is_refused_by_name_and_never_chosen(monkeypatch):
     monkeypatch.setattr(backends, "TRITON_SHORTCOMING", "triton 3.2.0; expected 3.7 or newer")
     gpu = torch.device("cuda")
     assert backends.choose("auto", gpu, torch.float32, None) == "reference"

@@ -1,4 +1,4 @@
-"""`cross_entropy` as a part of torch: its own loss, autograd, compilation, transforms and errors."""
+"""`cross_entropy` agrees with torch's loss and works with autograd, compilation and transforms."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_gives_torchs_answer(shape, reduction, backend, kind):
         target = logits.detach().softmax(0 if len(shape) == 1 else 1)
     if kind == "uint8":
         if len(shape) > 2:
-            pytest.skip("torch has no such loss")
+            pytest.skip("torch does not take uint8 targets of this shape")
         target = target.byte()
     results = []
     options = {"reduction": reduction, "label_smoothing": 0.1}
@@ -72,7 +72,7 @@ def test_scalarization_has_the_gradient_of_temperature_sampling():
 
 
 def test_count_is_unbiased_and_weight_sum_is_not():
-    """Over all equally likely batches of 2 out of 3 rows of unlike loss and weight."""
+    """The expectation is over all equally likely batches of 2 of 3 rows with different losses and weights."""
     logits = torch.tensor([[3.0, 0.0], [0.0, 0.0], [0.0, 3.0]], dtype=torch.float64)
     ids, weights, target = (
         torch.tensor([0, 1, 2]),
@@ -104,7 +104,7 @@ def test_operator_registration(reduction, fused):
 
 @pytest.mark.parametrize(("padding", "kept"), [(0, True), (1, True), (2, False)])
 def test_padded_rows_have_padded_gradients(padding, kept, fused):
-    """By less than an eighth, eagerly and as torch.compile expects; the gradient of a leaf lies as autograd likes."""
+    """Padding below an eighth of a row is kept, both eagerly and as torch.compile expects it."""
     logits, target = torch.zeros(5, 9 + padding)[:, :9].copy_(logits_and_target(5, 9)[0]), logits_and_target(5, 9)[1]
     arguments = (logits, target, torch.rand(5), None, 1, True, False, -100, 0.0, 0.0, 0.0, fused, "")
     torch.library.opcheck(torch.ops.pycooldown.cross_entropy.default, arguments)
@@ -287,7 +287,7 @@ ERRORS = {
 }
 
 
-@pytest.mark.host  # on a device no value is read
+@pytest.mark.host  # values of tensors are not checked on a GPU
 @pytest.mark.parametrize("case", ERRORS)
 def test_errors_name_the_argument(case):
     changed, error, match = ERRORS[case]

@@ -1,4 +1,4 @@
-"""Derivatives beyond the gradient by logits: forward mode and weights. None is lost silently."""
+"""Forward-mode derivatives and derivatives by weights are computed or refused, never silently left out."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_forward_mode(case):
-    """By functorch, by dual tensors along one operand at a time, and under torch.compile."""
+    """Derivatives agree through torch.func, through dual tensors of one operand at a time, and under torch.compile."""
     ours, theirs, shapes = CASES[case]
     primals = tuple(random(*shape, seed=i) for i, shape in enumerate(shapes))
     tangents = tuple(random(*shape, seed=i + 9) for i, shape in enumerate(shapes))
@@ -76,7 +76,7 @@ def test_a_named_backend_refuses_forward_mode(fused):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_loss_refuses_tangents(case, backend):
-    """torch.compile traces tensors without their tangents, so they are seen when the operator runs."""
+    """torch.compile traces tensors without their tangents, so the error comes when the operator runs."""
     function, _, shapes = CASES[case]
     tensors = [random(*shape, seed=i) for i, shape in enumerate(shapes)]
     with forward_ad.dual_level():
@@ -95,7 +95,7 @@ def weighted(logits, domain_weights, token_weights, **options):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("through_layer", [False, True])
 def test_weights_are_differentiated(reduction, normalizer, through_layer, fused):
-    """A weight of 0 has a derivative too: the losses that it leaves out."""
+    """Derivatives by weights are those of torch. A weight of 0 has one too: the losses of its rows."""
     logits, tokens = random(5, 7).double(), torch.linspace(0.5, 2, 5, dtype=torch.float64, requires_grad=True)
     domains = torch.tensor([0.0, 1.5, 2.0], dtype=torch.float64, requires_grad=True)
     options = {"domain_ids": IDS, "domain_weights": domains, "token_weights": tokens}

@@ -1,4 +1,4 @@
-"""Which tests run where: the devices that torch sees decide, not the drivers of the machine."""
+"""The devices that torch can use decide which tests run, not the drivers of the machine."""
 
 import importlib.util
 import os
@@ -13,14 +13,14 @@ HERE = Path(__file__).parent
 
 
 def collected(plugin, tmp_path):
-    """The tests of the losses that pytest finds in a process of its own, where a plugin changes what is there."""
+    """Return the tests of losses that pytest collects in a process where `plugin` changes what is installed."""
     (tmp_path / "changed.py").write_text(plugin)
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
     paths = [str(tmp_path), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # an empty entry would be the source tree
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # an empty entry would mean the current folder
     files = [str(HERE / f"test_{name}.py") for name in FILES]
     command = [
         sys.executable,
@@ -46,7 +46,7 @@ def count(tests, name, part=""):
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_a_gpu_is_seen_by_torch_alone(tmp_path):
-    """A (mocked) build of torch for CUDA brings tests on the device; a driver neither brings nor hides any."""
+    """Tests for GPUs are collected where `torch.cuda.is_available()` is true. A driver alone adds and removes none."""
     without = collected("import torch\ntorch.cuda.is_available = lambda: False\n", tmp_path)
     assert not [test for test in without if "cuda" in test]
     assert count(without, "contract", "triton") >= 50  # interpreted

@@ -1,4 +1,4 @@
-"""`linear_cross_entropy` against `cross_entropy` of the layer's outputs in float64, and as a part of torch."""
+"""`linear_cross_entropy` agrees with `cross_entropy` of the layer's outputs in float64 and works with torch."""
 
 import inspect
 
@@ -17,7 +17,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}  # 
 
 
 def layer(dtype=torch.float32, rows=ROWS, seed=0, classes=CLASSES, features=FEATURES):
-    """Input, weight, bias and target; every fifth target is ignored."""
+    """Return input, weight, bias and target. Every fifth target is ignored."""
     generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     tensors = [torch.randn(shape, generator=generator) for shape in ((rows, features), (classes, features), classes)]
     target = torch.randint(classes, (rows,), generator=generator)
@@ -26,7 +26,7 @@ def layer(dtype=torch.float32, rows=ROWS, seed=0, classes=CLASSES, features=FEAT
 
 
 def outcome(function, tensors, output_weights=None):
-    """The loss, its gradients and statistics."""
+    """Return the loss, its gradients and statistics."""
     tensors = [t.detach().requires_grad_(t.requires_grad) for t in tensors]
     loss, stats = function(*tensors)
     differentiable = [t for t in tensors if t.requires_grad]
@@ -118,7 +118,7 @@ def test_frozen_sides(frozen, reduction):
     assert_agrees(*tensors, target, chunk_size=6, reduction=reduction)
 
 
-@pytest.mark.host  # of the CPU
+@pytest.mark.host  # oneDNN is a library for CPUs
 @pytest.mark.parametrize("with_onednn", [True, False])
 @pytest.mark.parametrize("view", ["contiguous", "transposed", "strided"])
 def test_libraries_of_products(with_onednn, view):
@@ -131,7 +131,7 @@ def test_libraries_of_products(with_onednn, view):
         assert_agrees(hidden, weight, bias, target, chunk_size=6)
 
 
-@pytest.mark.host  # counts the products of the CPU
+@pytest.mark.host  # counts products as the CPU computes them
 def test_frozen_sides_take_no_products(monkeypatch):
     products = []
     for name in ("mm", "addmm"):
@@ -177,7 +177,7 @@ def test_rows_without_weight_take_no_part(monkeypatch, fused):
     """Rows without a weight are not read: the kernel sees only the others."""
     seen = []
     kernel = backends.load_fused(fused)
-    rows = kernel.rows
+    rows = kernel.rows  # a function of the contract of all backends
     monkeypatch.setattr(kernel, "rows", lambda x, *a, **kw: seen.append(len(x)) or rows(x, *a, **kw))
     hidden, weight, _, target = layer(rows=10)
     token_weights = torch.ones(10)
@@ -194,9 +194,9 @@ def test_rows_without_weight_take_no_part(monkeypatch, fused):
     torch.testing.assert_close((spoilt.grad, weight.grad * 2), (expected[0], expected[1] + weight.grad))
 
 
-@pytest.mark.host  # fakes what a device has
+@pytest.mark.host  # replaces functions of torch.cuda
 def test_graph_capture_waits_for_nothing(monkeypatch):
-    """While a CUDA graph is captured the number of rows with a weight cannot be read: all rows take part."""
+    """During capture of a CUDA graph the number of rows with a weight cannot be read, so all rows take part."""
     hidden, weight, bias, target = layer()
 
     def loss_and_gradients():
@@ -208,7 +208,7 @@ def test_graph_capture_waits_for_nothing(monkeypatch):
     expected = loss_and_gradients()
     for name in ("is_initialized", "is_current_stream_capturing"):
         monkeypatch.setattr(torch.cuda, name, lambda: True)
-    monkeypatch.setattr(torch.Tensor, "nonzero", lambda *_: pytest.fail("waits for the device"))
+    monkeypatch.setattr(torch.Tensor, "nonzero", lambda *_: pytest.fail("nonzero waits for the device"))
     torch.testing.assert_close(loss_and_gradients(), expected)
 
 
@@ -222,9 +222,9 @@ def test_all_rows_ignored(reduction):
         assert all(t.grad.eq(0).all() for t in (hidden, weight, bias))
 
 
-@pytest.mark.parametrize(("features", "chunk_size", "seed"), [(12, 1, 4), (2, 3, 0)])  # 12 rows, or 3, at once
+@pytest.mark.parametrize(("features", "chunk_size", "seed"), [(12, 1, 4), (2, 3, 0)])  # one product takes 12 rows, or 3
 def test_half_precision_is_summed_in_float32(features, chunk_size, seed):
-    """A sum in bfloat16 would be off by many times its rounding."""
+    """Sums of gradients are no worse than with one chunk. A sum in bfloat16 would add many rounding errors."""
     hidden, weight, _, target = layer(torch.bfloat16, rows=400, classes=5, features=features, seed=seed)
 
     def gradient(x, w, **options):
@@ -242,7 +242,7 @@ def test_default_chunk_size():
         return _products.default_chunk_size(rows, classes, dtype, torch.device(device))
 
     assert size(100, 1000) == 100
-    assert size(1024, 32768) == 147  # 20 MiB would be 160, and 7 chunks are even
+    assert size(1024, 32768) == 147  # 20 MiB hold 160 rows; 7 chunks of 147 have even sizes
     assert size(1024, 32768, torch.bfloat16) == 256
     assert size(4096, 128 * 1024) == 96
     assert size(4096, 128 * 1024, device="cuda") == 1024
@@ -251,7 +251,7 @@ def test_default_chunk_size():
 
 @pytest.mark.host  # sizes alone
 def test_sizes_for_a_gpu():
-    """Parts of the gradient that fill one, at any number of features, and rows of logits that begin at 128 bytes."""
+    """Slices of the gradient fill a GPU at any number of features. Rows of logits begin at multiples of 128 bytes."""
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert [_products.slice_size(features, gpu) for features in (0, 768, 4096, 8192)] == [8388608, 11008, 2048, 2048]
     assert _products.slice_size(768, cpu) == 2048
@@ -260,7 +260,7 @@ def test_sizes_for_a_gpu():
     assert _products.empty_logits(3, 50_257, torch.bfloat16, cpu).stride() == (50_257, 1)
 
 
-# Dtype of the weight, of the logits, features, rows per chunk, and how many of 23 rows are multiplied at once.
+# Dtypes of weight and logits, number of features, rows per chunk, and how many of the 23 rows one product takes.
 GROUPS = {
     "one chunk": (torch.float32, torch.float32, 12, 30, 23),
     "chunks": (torch.float32, torch.float32, 12, 5, 5),
@@ -275,11 +275,12 @@ GROUPS = {
 }
 
 
-@pytest.mark.host  # parts on a GPU are larger
+@pytest.mark.host  # a GPU takes larger slices
 @pytest.mark.parametrize("with_rows_left_out", [False, True])
 @pytest.mark.parametrize("case", GROUPS)
 def test_groups_of_rows(case, with_rows_left_out, monkeypatch):
-    monkeypatch.setattr(_products, "SLICE", 16)  # classes of 61
+    # Slices of 16 of the 61 classes. Real slices have 2,048, and users have no reason to choose another size.
+    monkeypatch.setattr(_products, "SLICE", 16)
     dtype, autocast, features, chunk_size, rows_at_once = GROUPS[case]
     hidden, weight, bias, target = layer(dtype, features=features, rows=29 if with_rows_left_out else ROWS)
     if not with_rows_left_out:
@@ -297,7 +298,7 @@ def test_groups_of_rows(case, with_rows_left_out, monkeypatch):
 
 
 def test_gradients_are_given_away():
-    """What the forward pass computed becomes .grad without a copy."""
+    """The gradients that the forward pass computed become `.grad` without a copy."""
     hidden, weight, _, target = layer()
     loss = linear_cross_entropy(hidden, weight, target, reduction="sum")
     assert not [t for t in (hidden, weight) if t.grad is not None]
@@ -365,7 +366,7 @@ def test_autocast():
         torch.testing.assert_close(got, exact, rtol=0, atol=2e-2 * float(exact.detach().abs().amax()))
 
 
-class TestTorchs:
+class TestAgainstTorch:
     @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch has none")
     def test_same_arguments(self):
         for ours, theirs in ((linear_cross_entropy, F.linear_cross_entropy),):
@@ -452,7 +453,7 @@ ERRORS = {
 }
 
 
-@pytest.mark.host  # on a device no value is read
+@pytest.mark.host  # values of tensors are not checked on a GPU
 @pytest.mark.parametrize("case", ERRORS)
 def test_errors_name_the_argument(case):
     changed, error, match = ERRORS[case]

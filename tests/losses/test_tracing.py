@@ -1,4 +1,4 @@
-"""The losses on tensors without values, traced, and counted: fake, meta, make_fx, FlopCounterMode."""
+"""The losses take fake and meta tensors, and make_fx and FlopCounterMode trace and count them."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ TARGET, IDS, WEIGHTS = torch.tensor([0, 1, 2, -100]), torch.tensor([0, 1, 1, 0])
 
 
 def dense(logits, target, ids, weights, **options):
-    """Loss, statistics and gradient."""
+    """Return loss, statistics and gradient."""
     loss, stats = cross_entropy(
         logits * 1, target, domain_ids=ids, domain_weights=weights, return_stats=True, **options
     )
@@ -26,7 +26,7 @@ def dense(logits, target, ids, weights, **options):
 
 
 def linear(hidden, weight, target, ids, weights, **options):
-    """Loss, statistics and gradients."""
+    """Return loss, statistics and gradients."""
     loss, stats = linear_cross_entropy(
         hidden, weight, target, domain_ids=ids, domain_weights=weights, return_stats=True, **options
     )
@@ -45,7 +45,7 @@ CASES = {
 
 @pytest.fixture(params=CASES)
 def case(request, device):
-    """A function of tensors, and tensors."""
+    """Return a function of tensors, and the tensors."""
     function, shapes, options = CASES[request.param]
     generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     tensors = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
@@ -103,7 +103,7 @@ def test_flops_are_those_of_the_products(frozen):
 
 
 def test_flops_of_unreduced_losses_count_the_logits_twice():
-    """The backward pass forms the logits again, which counts."""
+    """The backward pass computes the logits again, and this product is counted too."""
     hidden, weight = torch.randn(4, 3, requires_grad=True), torch.randn(6, 3, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
         linear_cross_entropy(hidden, weight, TARGET, reduction="none").sum().backward()
@@ -111,7 +111,7 @@ def test_flops_of_unreduced_losses_count_the_logits_twice():
 
 
 def test_operators_are_registered_as_torch_2_11_takes_them():
-    """`custom_op` of torch 2.11 unpacks the tags, so a single tag would be taken apart."""
+    """Tags are given as a list, since `custom_op` of torch 2.11 unpacks what it gets."""
     code = """
 import torch
 register = torch.library.custom_op

@@ -1,4 +1,4 @@
-"""The Triton kernels, in Triton's interpreter where there is no GPU, against torch in float64."""
+"""The Triton kernels agree with torch in float64. Without a GPU they run in Triton's interpreter."""
 
 import pytest
 
@@ -15,7 +15,7 @@ OPTIONS = {"ignore_index": -100, "label_smoothing": 0.0, "z_loss": 0.0, "softcap
 PLAIN = KernelOptions(**OPTIONS, backend="triton")
 EVERYTHING = {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 5.0}
 WANT = {"want_grad": True, "want_stats": True, "inplace": False}
-# Half a unit in the last place, and a whole one for bfloat16 in the interpreter, which truncates.
+# Half a unit in the last place. The interpreter truncates to bfloat16, so there it is a whole unit.
 ROUNDING = {
     torch.float32: 0.0,
     torch.float16: 2.0**-11,
@@ -24,7 +24,7 @@ ROUNDING = {
 
 
 def problem(num_rows, num_classes, dtype=torch.float32, num_domains=3):
-    """Every fourth row is ignored and every fourth of weight 0."""
+    """Return the arguments of `rows`. Every fourth row is ignored, and every fourth has weight 0."""
     generator = torch.Generator().manual_seed(num_classes)
     logits = (4 * torch.randn(num_rows, num_classes, generator=generator)).to(dtype)
     target = torch.randint(num_classes, (num_rows,), generator=generator)
@@ -79,7 +79,7 @@ def test_rows_agree_with_torch(num_classes, dtype, options):
     check(problem(8, num_classes, dtype), **options)
 
 
-# The bytes of rows at which another variant begins, and those of the widest rows that were tested.
+# The sizes of rows, in bytes, up to which each variant is used, and the widest rows that were tested.
 LIMITS = [*backend.KEPT, 160 << 10]
 
 
@@ -88,7 +88,7 @@ LIMITS = [*backend.KEPT, 160 << 10]
 )
 @pytest.mark.parametrize("row_bytes", LIMITS)
 def test_every_variant(row_bytes, dtype, options):
-    """Rows of an odd number of classes, each beginning elsewhere, in place and not, with and without a gradient."""
+    """All variants agree, in place or not, with and without a gradient. Rows begin at different alignments."""
     num_classes = row_bytes // dtype.itemsize - 3
     logits, *rest = problem(4, num_classes, dtype)
     variant = backend.choose_variant(num_classes * dtype.itemsize, plain=not options)
@@ -98,7 +98,7 @@ def test_every_variant(row_bytes, dtype, options):
     bare = backend.rows(logits, *rest, kernel_options, **WANT | {"want_grad": False})
     overwritten = backend.rows(logits, *rest, kernel_options, **WANT | {"inplace": True})
     assert overwritten.grad is logits
-    near = {"rtol": 1e-6, "atol": 2e-6} if options else {"rtol": 0, "atol": 0}  # with options, another variant
+    near = {"rtol": 1e-6, "atol": 2e-6} if options else {"rtol": 0, "atol": 0}  # with options another variant runs
     torch.testing.assert_close(bare[:2], full[:2], **near)
     assert overwritten.loss.equal(full.loss)
     assert overwritten.lse.equal(full.lse)
@@ -111,7 +111,7 @@ def test_variants_by_bytes():
         assert backend.choose_variant(limit) == kept[number]
         assert backend.choose_variant(limit + 1) == kept[number + 1]
     assert backend.choose_variant(100, same_alignment=False) == backend.UNLIKE
-    recent = {"capability": (10, 0)}  # where fewer tiles fit
+    recent = {"capability": (10, 0)}  # fewer tiles fit there
     assert backend.choose_variant(64 << 10, **recent) == backend.KEPT[64 << 10]
     assert backend.choose_variant((64 << 10) + 1, **recent) == backend.READ_TWICE
     assert backend.choose_variant(8 << 10, plain=False, **recent) == backend.Variant(128, 0, 2)
@@ -119,15 +119,15 @@ def test_variants_by_bytes():
     assert backend.choose_variant(8 << 10, grad=False) == backend.KEPT[8 << 10]
 
 
-def test_rows_under_way():
-    """As many as L2 holds, at least one, and at most one per multiprocessor: of an H100, 132 and 50 MiB."""
+def test_rows_processed_at_once():
+    """As many rows are processed at once as fit into L2: at least one, at most one per multiprocessor."""
     h100 = {"num_processors": 132, "l2_bytes": 50 << 20}
     assert backend.rows_under_way(160 << 10, **h100) == 132
     assert backend.rows_under_way(2 * 262_144, **h100) == 60
     assert backend.rows_under_way(100 << 20, **h100) == 1
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of infinite logits
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # from NumPy, for infinite logits
 @pytest.mark.parametrize("name", ["triton", "cpp", "reference"])
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("options", [{}, EVERYTHING, {"label_smoothing": 1.0}], ids=["plain", "everything", "uniform"])
@@ -137,7 +137,7 @@ def test_gradients_of_slices_are_those_of_the_whole(name, dtype, options):
         x.to(device) if isinstance(x, torch.Tensor) else x for x in problem(8, 4200, dtype)
     )
     if not options:
-        logits[:, 7:40] = -float("inf")  # as the unused end of a vocabulary may be
+        logits[:, 7:40] = -float("inf")  # like the unused end of a padded vocabulary
         target[target < 40] = 50
     options = OPTIONS | options
     _, lse, whole, *_ = in_float64(logits, target, scale, ids, num_domains, **options)
@@ -160,7 +160,7 @@ def test_gradients_of_slices_are_those_of_the_whole(name, dtype, options):
 
 @pytest.mark.parametrize("padding", [1, 6, 7])
 def test_gradients_of_padded_rows_are_padded(padding):
-    """By less than an eighth, so that rows of logits and gradient begin alike."""
+    """Padding below an eighth of a row is kept, so that rows of logits and gradient have the same alignment."""
     logits, *rest = problem(9, 53, torch.bfloat16)
     padded = torch.zeros(9, 53 + padding, dtype=logits.dtype, device=DEVICE)[:, :53].copy_(logits)
     check([padded, *rest], **EVERYTHING)
@@ -174,7 +174,7 @@ def test_gradients_of_padded_rows_are_padded(padding):
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("view", ["offset", "padded", "transposed"])
 def test_any_strides(view, inplace):
-    """Rows that start anywhere or are aligned otherwise than those of the gradient; columns that are not contiguous."""
+    """Rows may start anywhere and be aligned differently from the gradient. Columns need not be contiguous."""
     logits, *rest = problem(9, 45, torch.bfloat16)
     storage = torch.full((10, 50), 7.0, dtype=logits.dtype, device=DEVICE)
     flat = torch.full((3 + logits.numel(),), 7.0, dtype=logits.dtype, device=DEVICE)
@@ -187,12 +187,12 @@ def test_any_strides(view, inplace):
 
 
 def test_row_offsets_beyond_32_bits():
-    storage = torch.empty(2**31 + 100, dtype=torch.bfloat16, device=DEVICE)  # of which two pages are touched
+    storage = torch.empty(2**31 + 100, dtype=torch.bfloat16, device=DEVICE)  # only two pages are touched
     logits = storage.as_strided((2, 33), (2**31 + 5, 1))
     check([logits.normal_(), *(x[[0, 3]] for x in problem(8, 33)[1:4]), 3], inplace=True)
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, from the interpreter
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # from NumPy, in the interpreter
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 1e-2}], ids=["plain", "smoothed"])
 def test_nonfinite_logits(special, options):
@@ -231,7 +231,7 @@ def test_no_gradient_no_rows_no_domains():
 
 
 def test_sums_over_many_rows_and_domains():
-    """More rows than one program of the sums has, and more domains than it looks at together."""
+    """Sums are right for more rows and domains than one program of the kernel handles at a time."""
     arguments = problem(1100, 3, num_domains=40)
     arguments[1][:1010] = -100
     check(arguments)
@@ -239,7 +239,7 @@ def test_sums_over_many_rows_and_domains():
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 def test_scale(dtype):
-    generator = torch.Generator().manual_seed(0)  # nothing that float16 holds as a subnormal, whose errors are larger
+    generator = torch.Generator().manual_seed(0)  # no value is subnormal in float16, where errors are larger
     for view in (lambda x: x, lambda x: x[1:, 3:40], lambda x: x[1:].T):
         storage = torch.randn(5, 51, generator=generator).to(DEVICE, dtype)
         assert 0.3 * storage.abs().min() > torch.finfo(torch.float16).tiny

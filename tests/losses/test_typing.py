@@ -1,4 +1,4 @@
-"""The losses as type checkers see them: right calls pass in strict mode, each wrong line is an error."""
+"""Type checkers accept correct calls of the losses in strict mode and report each wrong line."""
 
 import re
 import shutil

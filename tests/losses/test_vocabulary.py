@@ -1,4 +1,4 @@
-"""A vocabulary that ranks share, against one process that has it all."""
+"""Ranks that share the vocabulary compute what one process with all of it computes."""
 
 import pytest
 
@@ -28,15 +28,15 @@ OPTIONS = {
     "smoothing alone": {"label_smoothing": 1.0},
     "ignored -1": {"ignore_index": -1},
     "ignored -2": {"ignore_index": -2},
-    "unused classes": {},  # those of the last rank
+    "unused classes": {},  # the classes of the last rank
 }
-# In units of the largest element. Two float32 kernels differ by some roundings. In half precision the logits are
-# rounded, and each rank's part of a sum.
+# In units of the largest element. Two float32 kernels differ by some roundings. In half precision the logits and each
+# rank's part of a sum are rounded.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2.0**-6}
 
 
 def sizes(world_size):
-    """Sizes of the slices: uneven, and one is empty if there are many."""
+    """Return the sizes of the slices. They are uneven, and with four ranks one is empty."""
     return [50, 33] if world_size == 2 else [20, 0, 1, 62]
 
 
@@ -52,7 +52,7 @@ def layer(dtype, seed=0):
 
 
 def outcome(function, tensors, options):
-    """The loss, the sums and the gradients, of three times the loss if it is a scalar."""
+    """Return the loss, the statistics and the gradients. A scalar loss is multiplied by 3 first."""
     tensors = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     loss, stats = function(*tensors)
     factor = torch.linspace(-1, 2, ROWS, dtype=loss.dtype) if options.get("reduction") == "none" else 3.0
@@ -80,7 +80,7 @@ def check(rank, world_size, dtype, name, inplace=False, chunk_size=None):
     options |= {"return_stats": True}
     group = {"process_group": dist.group.WORLD}
 
-    def logits_of(x):  # not a leaf, so that it may be overwritten
+    def logits_of(x):  # a copy, since a leaf may not be overwritten
         return x * 1.0
 
     logits = torch.nn.functional.linear(hidden, weight, bias)
@@ -189,7 +189,7 @@ def check_errors(rank, world_size):
 
 
 def check_refusals(rank, world_size):
-    """What only plain torch operations compute is refused on all ranks, before any collective."""
+    """Check that what only plain torch operations compute is refused on all ranks, before any collective."""
     x, target, group = torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), {"process_group": dist.group.WORLD}
     ids, weights = torch.zeros(4).long(), torch.ones(2, requires_grad=True)
     with pytest.raises(ValueError, match="not support domain_weights that are differentiated"):
@@ -205,7 +205,7 @@ def check_refusals(rank, world_size):
 
 
 def check_collectives(rank, world_size):
-    """Only the first call of a layer asks for the sizes of slices. Traced calls check no values and ask for nothing."""
+    """Check that only the first call of a layer gathers the sizes of slices, and that traced calls check no values."""
     calls = []
 
     def counted(name):
@@ -229,7 +229,7 @@ def check_collectives(rank, world_size):
             linear_cross_entropy(hidden, mine, target, **group)
         assert calls == ["all_gather", *3 * ["all_reduce"], *2 * ["all_gather", "all_reduce", "all_reduce"]]
 
-        if world_size > 2:  # compiling takes a while, and no more is seen with more ranks
+        if world_size > 2:  # compiling is slow, and more ranks would show nothing more
             return
         calls.clear()
         logits = (hidden @ mine.detach().T).requires_grad_()
@@ -262,7 +262,7 @@ def run(rank, world_size, store, device):
     check_frozen_sides_and_second_backward(rank, world_size)
     check_modules(rank, world_size)
     check_refusals(rank, world_size)
-    if device == "cpu":  # elsewhere no value is read, and none is sent to be compared
+    if device == "cpu":  # on a GPU the values of tensors are neither checked nor compared between ranks
         check_collectives(rank, world_size)
         check_errors(rank, world_size)
     dist.destroy_process_group()
@@ -271,5 +271,5 @@ def run(rank, world_size, store, device):
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_that_share_the_classes_agree_with_one_process(world_size, tmp_path, device):
-    """Also on a GPU, which the ranks share: gloo sums its tensors."""
+    """Ranks agree with one process, also on a GPU that they share, whose tensors gloo sums."""
     torch.multiprocessing.spawn(run, (world_size, tmp_path / "store", device.type), nprocs=world_size)

@@ -1,4 +1,4 @@
-"""Advice stays within what was tried."""
+"""Advice is given only near regimes that were trained."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def test_advice_is_that_of_the_nearest_regime():
     assert "has 20 passes at 50:1: 20 at 50 From it we advise cooldown, as no other was clearly better." in advice(35)
     assert "has 300 passes at 50:1" in advice(200)
     assert "has 5 passes at 10:1" in advice(4, {"en": 16_000, "sw": 2_000})
-    assert nearest(FINDINGS, 83, 50).passes == 300  # however far
+    assert nearest(FINDINGS, 83, 50).passes == 300  # the nearest one, however far it is
     assert finding(1, 1).best == "cooldown"
 
 
@@ -34,16 +34,16 @@ def test_advice_is_that_of_the_nearest_regime():
     ("passes", "sizes"),
     [
         (2.4, SIZES),
-        (80, SIZES),  # between regimes, far from both
+        (80, SIZES),  # between two regimes, far from both
         (650, SIZES),
-        (20, {"en": 6_000, "sw": 2_000}),  # 3:1
-        (20, {"en": 2_000 * 50 * 15, "sw": 2_000}),  # a skew 15 times as high as any that was tried
+        (20, {"en": 6_000, "sw": 2_000}),  # a skew of 3:1
+        (20, {"en": 2_000 * 50 * 15, "sw": 2_000}),  # a skew far above all that were trained
     ],
 )
 def test_there_is_no_advice_outside_the_evidence(passes, sizes):
     text = advice(passes, sizes)
     assert "outside our evidence" in text
-    assert "5 passes at 10:1" in text  # what there is
+    assert "5 passes at 10:1" in text  # the text lists the regimes that were trained
     assert "pycooldown sweep" in text
 
 

@@ -1,4 +1,4 @@
-"""Recipes on documents: a user's folders, tokenized, planned and trained; and what the sections take."""
+"""Recipes on documents tokenize, plan and train a user's folders, and refuse what does not fit."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def invoke(*arguments):
 
 @pytest.fixture(scope="module")
 def tokenized(tmp_path_factory):
-    """A user's folders of JSONL and a tokenizer.json of their own, tokenized by the command."""
+    """Return a folder with a user's JSONL files and tokenizer.json, which `user` tokenizes by the command."""
     folder = tmp_path_factory.mktemp("user")
     rng = np.random.default_rng(0)
     words = np.array([f"w{i}" for i in range(200)])
@@ -77,8 +77,8 @@ def user(tmp_path, tokenized, monkeypatch):
     return tmp_path
 
 
-def test_three_commands(user):
-    """`tokenize` has run; `plan` and `train` on 1000:1 documents, T = 512."""
+def test_three_commands_train_on_a_users_documents(user):
+    """`tokenize` (in the fixture), `plan` and `train` work on 1000:1 documents with sequences of 512 tokens."""
     assert "small" in invoke("plan", "recipe.yaml")
     invoke("train", "recipe.yaml", "--output", "run")
     summary = json.loads(Path("run/summary.json").read_text())
@@ -99,7 +99,7 @@ def test_three_commands(user):
 
 
 def test_a_proxy_repeats_its_domains_as_often(user):
-    """A quarter of the draws of a quarter of the data, spread evenly over each domain."""
+    """A proxy with a quarter of the draws takes a quarter of the data, spread evenly over each domain."""
     whole = load_recipe("recipe.yaml", ["training.steps=40", "data.domains=[large, middle]"])
     Path("whole.yaml").write_text(json.dumps(whole.to_dict()))
     assert "share of the data: 0.25" in invoke("proxy", "whole.yaml", "--steps", "10", "--output", "small.yaml")
@@ -131,7 +131,7 @@ def test_a_proxy_repeats_its_domains_as_often(user):
 
 @pytest.mark.parametrize("page", ["README.md", "docs/tokenize.md"])
 def test_the_recipe_that_a_page_shows_fits_the_rarest_domain(user, page):
-    """A single row of 512 tokens: a batch of the recipe's size must not repeat it."""
+    """The recipe's batch does not repeat the only row of 512 tokens of the rarest domain."""
     text = (Path(__file__).parents[2] / page).read_text()
     shown = re.search(r"```yaml\n(data: \{path: \w+, length: 512\}.*?)```", text, re.DOTALL)[1]
     Path("shown.yaml").write_text(shown.replace("path: tokens", "path: out"))
@@ -147,7 +147,7 @@ def test_plans_of_documents_need_no_torch(user):
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_losses_that_are_not_finite_say_how_a_recipe_allows_them(user, steps):
-    """With a single step, only the evaluation at the end sees the changed weights."""
+    """The error names the recipe's key. With one step, only the last evaluation sees the changed weights."""
     text = RECIPE.replace("{method: cooldown, tau: 5, final_tau: 1, switch_at: 0.5}", "{method: temperature, tau: 3}")
     (user / "recipe.yaml").write_text(text)
     changes = [f"training.steps={steps}", "training.learning_rate=1e38", "training.warmup=0"]
@@ -166,7 +166,7 @@ class Kill(transformers.TrainerCallback):
 
 
 def train_until_killed(monkeypatch, recipe, output):
-    """Break a run off after its third step."""
+    """Train and interrupt the run after its third step."""
     created = RecipeTrainer.train
 
     def interrupted(self, *args, **kwargs):
@@ -220,7 +220,7 @@ def test_models_that_mix_documents_are_refused_unless_that_is_accepted(user):
         train(load_recipe("recipe.yaml", [*overrides, way_out]), f"run{number}", progress=False)
 
 
-def test_going_on_from_a_folder_and_with_an_adapter(user):
+def test_training_starts_from_a_models_folder_or_with_an_adapter(user):
     pytest.importorskip("peft")
     first = load_recipe("recipe.yaml", ["data.length=64"])
     model = build_model(first.model, open_corpus(first.data))
@@ -259,7 +259,7 @@ def test_going_on_from_a_folder_and_with_an_adapter(user):
         ("trainer.gradient_checkpoint=true", "trainer.gradient_checkpoint is unknown.*mean gradient_checkpointing"),
         ("trainer.learning_rate=1", "trainer.learning_rate: the recipe decides it; set training.learning_rate"),
         ("trainer.use_liger_kernel=true", "trainer.use_liger_kernel: its forward"),
-        ("trainer.report_to=tensorboard", "always in the run's folder"),
+        ("trainer.logging_dir=charts", "trainer.logging_dir: the recipe decides it; events for TensorBoard are in"),
         ("trainer.optim=adamm", "trainer: .*adamm"),
         ("data.domains=[large, none]", "data.domains has 'none'"),
         ("data.path=nowhere", "nowhere/manifest.json is missing"),
@@ -273,17 +273,23 @@ def test_what_does_not_fit_is_refused(user, override, message):
 
 def test_arguments_of_trainer_pass_through(user):
     path = Path("arguments.yaml")
-    path.write_text(RECIPE + "trainer: {gradient_checkpointing: true, optim: sgd, lr_scheduler_type: constant}\n")
-    run = train(load_recipe(path, ["data.length=64", "training.warmup=0"]), "run", progress=False)
+    given = "gradient_checkpointing: true, optim: sgd, lr_scheduler_type: constant, report_to: [tensorboard]"
+    path.write_text(RECIPE + f"trainer: {{{given}}}\n")
+    # The last step is then evaluated after training, with transformers before 5.
+    overrides = ["data.length=64", "training.warmup=0", "training.eval_every=3", "training.save_every=3"]
+    run = train(load_recipe(path, overrides), "run", progress=False)
+    assert {path.parent for path in Path("run").rglob("events.*")} == {Path("run/tensorboard")}
     assert {entry["learning_rate"] for entry in run.train} == {2e-3}
     args = torch.load("run/checkpoint-4/training_args.bin", weights_only=False)
     assert args.gradient_checkpointing
     assert args.optim == "sgd"
-    assert not args.bf16  # on a CPU
-    assert set(DECIDED) - {"overwrite_output_dir", "warmup_ratio"} <= set(vars(args)) | {"logging_strategy"}
+    assert not args.bf16  # the default on a CPU
+    assert set(DECIDED) - {"overwrite_output_dir", "warmup_ratio", "logging_dir"} <= set(vars(args)) | {
+        "logging_strategy"
+    }
 
 
-def test_tokens_of_other_projects(user):
+def test_tokens_of_other_projects_are_trained_on(user):
     rng = np.random.default_rng(0)
     for name, count in (("a", 3_000), ("b", 500), ("v", 400)):
         rng.integers(0, 50, count).astype(np.uint16).tofile(f"{name}.bin")
@@ -297,14 +303,14 @@ def test_tokens_of_other_projects(user):
         run = train(recipe, "run", progress=False)
     assert "loss" in run.summary["domains"]["a"]
     assert "loss" not in run.summary["domains"]["b"]
-    assert train(recipe, "run", progress=False).summary == run.summary  # finished
+    assert train(recipe, "run", progress=False).summary == run.summary  # the run is finished
     invoke("report", "run", "--figures", "figures")
     Path("other.yaml").write_text(Path("other.yaml").read_text().replace("flat: b.bin, dtype", "flat: b.bin, dtipe"))
     with pytest.raises(ValueError, match=r"sources.b.dtipe is unknown.*did you mean dtype"):
         plan(load_recipe("other.yaml"))
 
 
-def test_a_proxy_of_another_size(user):
+def test_a_proxy_may_have_another_size(user):
     proxy = "{layers: 1, width: 8, heads: 2, mlp_width: 8}"
     mixture = f"mixture={{method: doremi, proxy_model: {proxy}}}"
     Path("doremi.yaml").write_text(RECIPE.replace(RECIPE.splitlines()[4], mixture.replace("mixture=", "mixture: ")))
@@ -315,7 +321,7 @@ def test_a_proxy_of_another_size(user):
 
 
 def test_methods_that_probe_gradients_see_documents_apart(user):
-    """Probes run under vmap, which cannot read the values of positions, on rows of several documents."""
+    """Probes work on rows of several documents, although vmap cannot read the values of positions."""
     mixture = "mixture: {method: fgls, variance_aware: true, interval: 2, probe_size: 2, hold_out: 0.5}"
     Path("probes.yaml").write_text(RECIPE.replace(RECIPE.splitlines()[4], mixture))
     overrides = ["data.length=64", "data.domains=[large, middle]"]

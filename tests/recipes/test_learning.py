@@ -1,4 +1,4 @@
-"""Adaptive schedules in MixtureTrainer: what they learn from on any number of ranks, and resuming."""
+"""Adaptive schedules in MixtureTrainer learn the same on any number of ranks, and resume exactly."""
 
 import json
 import math
@@ -39,7 +39,7 @@ SCHEDULES = {
 
 
 class Sequences(torch.utils.data.Dataset):
-    """Texts of a domain: the larger its number, the more its tokens are at random."""
+    """Texts of a domain. The larger the domain's number, the more random are its tokens."""
 
     def __init__(self, domain, size, seed):
         rng = np.random.default_rng([domain, seed])
@@ -113,7 +113,7 @@ def test_resume_is_exact(tmp_path, method):
     whole = make_trainer(tmp_path / "whole", SCHEDULES[method]())
     whole.train()
     assert whole.schedule.num_updates == 8
-    assert history(whole)[-1][1:] != history(whole)[0][1:]  # it learned something
+    assert history(whole)[-1][1:] != history(whole)[0][1:]  # the mixture has changed
     last = [entry for entry in whole.state.log_history if "loss" in entry][-1]
     assert last["clip_fraction"] == (last["grad_norm"] > whole.args.max_grad_norm)
     v, q = (np.array([last[f"{name}/{d}"] for d in SIZES]) for name in "vq")
@@ -125,7 +125,7 @@ def test_resume_is_exact(tmp_path, method):
     assert resumed.schedule.state_dict() == whole.schedule.state_dict()
     weights = whole.model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in resumed.model.state_dict().items())
-    resumed.train()  # from step 0 again
+    resumed.train()  # a new training from step 0
     assert resumed.schedule.num_updates == 8
 
 
@@ -143,7 +143,7 @@ def test_what_is_learned_does_not_depend_on_accumulation_or_workers(tmp_path, me
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    """A folder for each method with the run of two processes, started once for all."""
+    """Train each method on two processes, all in one start, and return the folder of the runs."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -152,10 +152,10 @@ def two_ranks(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow  # its fixture trains them all on two ranks
+@pytest.mark.slow  # the fixture trains all methods on two ranks
 @pytest.mark.parametrize("method", SCHEDULES)
 def test_one_process_goes_on_from_two_bit_for_bit(tmp_path, two_ranks, method):
-    """Rank r's slice is micro-batch r of one process, and a sum of two does not depend on their order."""
+    """One process resumes bit for bit: rank r's slice is its micro-batch r, and a sum of two has no order."""
     expected, weights = json.loads((two_ranks / f"{method}.json").read_text()), two_ranks / method / "weights.pt"
     options = {"accumulation": 2, "dropout": 0.1}
     whole = make_trainer(tmp_path / "one", SCHEDULES[method](), save_strategy="no", **options)
@@ -187,7 +187,7 @@ def test_doremi_learns_from_the_excess_of_each_token(tmp_path):
 
 
 class DomainBatch:
-    """The samples of a trainer's first step, one by one."""
+    """The samples of a trainer's first step, as single rows."""
 
     def __init__(self, trainer):
         plan = trainer.sampler.plan(0)
@@ -226,12 +226,29 @@ def test_probe_measures_losses_and_gradients_of_single_examples():
         assert float(measured[3, i]) == pytest.approx(float(torch.stack(gradients).square().sum(1).mean()), rel=1e-4)
 
 
+@pytest.mark.parametrize("directions", [0, 2])
+def test_probes_leave_a_module_under_two_names_as_it_was(directions):
+    """Encoder and decoder may have the same embeddings, in which torch's functional_call leaves other parameters."""
+    model = tiny_model()
+    alone = make_probe(directions=directions)
+    with fuse_loss(model):
+        expected = alone.measure(model, 5, [0, 2], gradients=True)
+    model.twin = model.model.embed_tokens
+    before = dict(model.named_parameters(remove_duplicate=False))
+    with fuse_loss(model):
+        measured = alone.measure(model, 5, [0, 2], gradients=True)
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert all(after[name] is parameter for name, parameter in before.items())
+    torch.testing.assert_close(measured, expected, rtol=1e-5, atol=0)
+
+
 def test_projected_gradients_are_those_along_random_directions(monkeypatch):
     model = tiny_model()
     with fuse_loss(model):
         measured = make_probe(directions=2).measure(model, 5, [0, 2], gradients=True)
         assert torch.equal(measured, make_probe(directions=2).measure(model, 5, [0, 2], gradients=True))
         assert not torch.equal(measured, make_probe(directions=2, seed=1).measure(model, 5, [0, 2], gradients=True))
+        # Along a known direction, the sum of all coordinates, the projection has a value to compare with.
         monkeypatch.setattr(torch, "randn", lambda shape, **_: torch.ones(shape))
         measured = make_probe(directions=2).measure(model, 5, [0], gradients=True)
     sums = []
@@ -246,7 +263,7 @@ def test_projected_gradients_are_those_along_random_directions(monkeypatch):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_doremi_and_group_dro_average_the_tokens_of_each_domain(tmp_path, accumulation):
-    """One step of SGD against the gradient of sum_i target_i * (mean loss of domain i's tokens); lengths differ."""
+    """A step of SGD follows the gradient of sum_i target_i * (mean loss of domain i's tokens)."""
     schedule = GroupDRO(UNIFORM, delay=3)
     trainer = make_trainer(
         tmp_path, schedule, steps=1, accumulation=accumulation, optim="sgd", learning_rate=1.0, max_grad_norm=0
@@ -281,7 +298,7 @@ def test_order_matters_starts_optimizer_and_learning_rate_again(tmp_path, reset)
     counts = {int(state["step"]) for state in trainer.optimizer.state.values()}
     assert counts == ({4} if reset else {8})
     assert (rates[4] == rates[0]) == reset
-    if reset:  # the linear course of 8 steps with 2 of warm-up, in 4 steps
+    if reset:  # the linear schedule of 8 steps, 2 of them warm-up, takes 4 steps
         assert rates[4:8] == pytest.approx([0.02 * rate for rate in (0, 1, 2 / 3, 1 / 3)])
 
 
@@ -300,7 +317,7 @@ def test_the_learning_rate_after_a_restart_ends_as_low_and_is_resumed(tmp_path):
     whole = make(tmp_path / "whole")
     whole.train()
     assert rates(whole)[20] == rates(whole)[0] == 0.02
-    # Two steps before the end of the whole course; without rescaling, more than half of the highest rate.
+    # The rate of two steps before the end. Without rescaling it would be more than half of the highest rate.
     assert rates(whole)[39] == pytest.approx(0.02 * (0.1 + 0.9 * (1 + math.cos(math.pi * 38 / 40)) / 2))
     shutil.copytree(tmp_path / "whole/checkpoint-30", tmp_path / "part/checkpoint-30")
     resumed = make(tmp_path / "part")
@@ -308,7 +325,7 @@ def test_the_learning_rate_after_a_restart_ends_as_low_and_is_resumed(tmp_path):
     assert rates(resumed) == rates(whole)
 
 
-def test_a_mixture_of_samples_that_is_another_of_tokens_is_told():
+def test_a_mixture_of_samples_that_differs_in_tokens_is_warned_of():
     with pytest.warns(UserWarning, match=r"'a' has 30 tokens on average, one of 'b' 10: .* weighs 3\.0 times"):
         warn_of_lengths({"a": 2, "b": 5, "c": 1}, {"a": 60, "b": 50, "c": 15})
 
@@ -332,12 +349,12 @@ def test_a_mixture_of_samples_that_is_another_of_tokens_is_told():
         (lambda path: Probe({"a": Sequences(0, 1, 0)}, ("a",), collate), "'a' has fewer than 2"),
     ],
 )
-def test_what_cannot_be_learned_from_is_refused(tmp_path, make, message):
+def test_settings_that_a_method_cannot_learn_from_are_refused(tmp_path, make, message):
     with pytest.raises(ValueError, match=message):
         make(tmp_path)
 
 
-if __name__ == "__main__":  # one of two processes, started by torch.distributed.run in a fixture above
+if __name__ == "__main__":  # one of two processes that torch.distributed.run starts in a fixture above
     for name, make in SCHEDULES.items():
         of_rank = make_trainer(Path(sys.argv[1]) / name, make(), batch_size=6, dropout=0.1, save_steps=4)
         of_rank.train()

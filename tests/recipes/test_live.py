@@ -1,4 +1,4 @@
-"""The table of domains that a terminal shows while a run trains."""
+"""A terminal shows a table of domains while a run trains."""
 
 import io
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ def shown(table):
 def test_a_row_for_each_domain_by_target_with_shares_of_what_was_drawn():
     assert shown(domain_table(logs(["en", "sw"]))) == [
         ["sw", "20.00%", "40.00%", "75.00%", "1.50", "3.2500", "2"],
-        ["en", "10.00%", "60.00%", "25.00%", "0.50", "1"],  # without a loss, as none was drawn since the last log
+        ["en", "10.00%", "60.00%", "25.00%", "0.50", "1"],  # no loss, since none was drawn after the last log
     ]
 
 
@@ -49,7 +49,7 @@ def test_time_left_goes_by_the_steps_of_this_process(done, expected):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_one_rank_draws_and_the_last_table_stays(first):
+def test_one_rank_prints_and_the_last_table_stays(first):
     table = LiveTable(console())
     state = SimpleNamespace(global_step=0, max_steps=10, is_world_process_zero=first)
     table.on_train_begin(None, state, None)
@@ -62,7 +62,7 @@ def test_one_rank_draws_and_the_last_table_stays(first):
     assert ("sw" in printed and "step 10/10, 0:00:00 left" in printed) == first
 
 
-def test_a_run_that_fails_gives_the_terminal_back():
+def test_a_failed_run_restores_the_terminals_cursor():
     table = LiveTable(console())
     table.on_train_begin(None, SimpleNamespace(global_step=0, max_steps=10, is_world_process_zero=True), None)
     table.close()

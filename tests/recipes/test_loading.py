@@ -1,4 +1,4 @@
-"""Recipes: what is read, the error for each mistake, and limits for hostile files."""
+"""Recipes are read with typed overrides. Each mistake has its error, and hostile files are bounded."""
 
 import json
 import subprocess
@@ -144,12 +144,12 @@ def test_overrides_that_lead_nowhere(tmp_path, override, message):
         ("batch_size=eight", r"training.batch_size is 'eight' \(str\); expected a whole number"),
     ],
 )
-def test_rules_and_ramps_that_cannot_be(tmp_path, override, message):
+def test_impossible_rules_and_ramps_are_refused(tmp_path, override, message):
     with pytest.raises(ValueError, match=message):
         load(tmp_path, GOOD, [f"training.{override}"])
 
 
-def test_rules_and_ramps(tmp_path):
+def test_rules_and_ramps_are_read(tmp_path):
     recipe = load(tmp_path, GOOD, ["training.steps=all_exhausted", "training.batch_size=[[0, 8], [5, 16]]"])
     assert recipe.training.steps == "all_exhausted"
     assert recipe.training.batch_sizes == ((0, 8), (5, 16))
@@ -222,7 +222,7 @@ def test_aliases_of_a_moderate_size_are_written_out(tmp_path):
     text = "data: &d {path: packed, domains: [de, fr]}\nmixture: {method: order_matters, high_resource: &h [de]}\n"
     recipe = load(tmp_path, text + "training: &t {steps: 10, batch_size: 8}\n")
     assert recipe.data.domains == ("de", "fr")
-    base = "training: {<<: {steps: 10, batch_size: 8}, steps: 20}\n"  # a merge is no repetition
+    base = "training: {<<: {steps: 10, batch_size: 8}, steps: 20}\n"  # a merge key does not count as a repeated key
     assert load(tmp_path, text + base).training.steps == 20
 
 
@@ -236,7 +236,7 @@ def test_infinite_values_are_valid_json(tmp_path):
 def test_recipes_of_the_repository_can_be_read(path):
     recipe = load_recipe(path)
     sizes = {"en": 2_700_000_000, "it": 160_000_000, "zh": 38_000_000, "sw": 1_000_000}
-    for stage in getattr(recipe.mixture, "stages", ()):  # stages may name domains
+    for stage in getattr(recipe.mixture, "stages", ()):  # the weights of stages may name domains
         sizes = dict.fromkeys(getattr(stage, "domains", None) or sizes, 10**6)
     recipe.mixture.schedule(sizes, recipe.training.steps, recipe.training.batch_size)
     schema = path.read_text().splitlines()[0].partition("$schema=")[2]

@@ -1,4 +1,4 @@
-"""A recipe of more domains than a log shows: its summary and its report have all of them."""
+"""The summary and the report have all domains, also when there are more than a log shows."""
 
 import json
 import random

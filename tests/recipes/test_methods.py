@@ -1,4 +1,4 @@
-"""Methods of recipes: the schedules they make, their hooks into a run, and methods of one's own."""
+"""Methods of recipes make their schedules and hook into runs, and users can add methods."""
 
 import importlib.util
 import json
@@ -93,7 +93,7 @@ def load(tmp_path, text, overrides=()):
 def test_mixture_methods_make_their_schedules(tmp_path, mixture, expected):
     recipe = load(tmp_path, GOOD.replace("{method: cooldown}", mixture))
     assert recipe.mixture.schedule(SIZES, recipe.training.steps, 8).describe() == expected.describe()
-    assert load(tmp_path, json.dumps(recipe.to_dict())) == recipe  # JSON is YAML
+    assert load(tmp_path, json.dumps(recipe.to_dict())) == recipe  # JSON is valid YAML
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_probes_are_kept_out_of_training(tmp_path):
 
 
 class Stages:
-    """A stand-in for training: notes what is trained, and breaks off on request."""
+    """A stand-in for training that records what it trains and can raise KeyboardInterrupt at a stage."""
 
     def __init__(self, break_off_at=None):
         self.done, self.break_off_at = [], break_off_at
@@ -169,9 +169,9 @@ def test_doremi_trains_reference_and_proxy_and_then_takes_the_weights_by_name(tm
     assert last.schedule({"a": 5, "b": 9}, 10, 2).mixture(0).target.tolist() == [0.75, 0.25]
 
 
-def test_doremi_in_rounds_until_the_weights_settle(tmp_path):
+def test_doremi_repeats_rounds_until_the_weights_settle(tmp_path):
     method = load(tmp_path, GOOD, ["mixture.method=doremi", "mixture.rounds=5"]).mixture
-    stages = Stages()  # finds the same weights each time
+    stages = Stages()  # returns the same weights each time
     method.run_stages(tmp_path / "run", stages)
     assert [name for name, _ in stages.done] == ["run-reference", "run-proxy", "run-reference-2", "run-proxy-2"]
     assert dict(stages.done[2][1].weights) == {"b": 0.25, "a": 0.75}
@@ -196,10 +196,10 @@ def test_a_switch_must_lie_within_the_run(tmp_path):
         recipe.mixture.schedule(SIZES, 100, 8)
 
 
-def test_a_method_of_ones_own_is_registered_in_one_place(tmp_path):
+def test_a_users_method_is_registered_in_one_place(tmp_path):
     @register("own")
     class OwnOptions(MethodOptions):
-        """Even, but for one domain."""
+        """Even shares, but for the first domain."""
 
         share: ProperShare = 0.5
         """Share of the first domain."""
@@ -216,7 +216,7 @@ def test_a_method_of_ones_own_is_registered_in_one_place(tmp_path):
         load(tmp_path, GOOD, ["mixture.method=own", "mixture.shar=.9"])
     with pytest.raises(ValueError, match=r"mixture.share is 2; expected a number < 1"):
         load(tmp_path, GOOD, ["mixture.method=own", "mixture.share=2"])
-    assert training_sizes(recipe, SIZES) == SIZES  # the hooks' defaults
+    assert training_sizes(recipe, SIZES) == SIZES  # the defaults of the hooks
     assert recipe.mixture.callbacks(100) == []
     with pytest.raises(ValueError, match=r"method 'own' is .*OwnOptions already"):
         register("own")(type("Other", (MethodOptions,), {"schedule": OwnOptions.schedule}))
@@ -225,7 +225,7 @@ def test_a_method_of_ones_own_is_registered_in_one_place(tmp_path):
 def test_the_documented_method_works(tmp_path):
     page = (Path(__file__).parents[2] / "docs/recipes.md").read_text()
     (snippet,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    (tmp_path / "mixing.py").write_text(snippet)  # descriptions of keys are read from a file
+    (tmp_path / "mixing.py").write_text(snippet)  # a file, since descriptions of keys are read from the source
     spec = importlib.util.spec_from_file_location("mixing", tmp_path / "mixing.py")
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     recipe = load(tmp_path, GOOD, ["mixture.method=capped", "mixture.cap=60"])

@@ -1,4 +1,4 @@
-"""The best mixture by a law that is fitted to a sweep."""
+"""A law is fitted to a sweep, and the mixture that is best by this law is found."""
 
 import itertools
 
@@ -25,7 +25,7 @@ def runs(count=30, noise=0.0, seed=0):
     return mixtures, losses + noise * rng.normal(size=losses.shape)
 
 
-def test_the_law_is_found_again():
+def test_a_fit_recovers_the_law():
     law = fit_losses(*runs())
     assert law.floors == pytest.approx(FLOORS, abs=0.02)
     assert np.abs(law.residuals).max() < 1e-3
@@ -33,7 +33,7 @@ def test_the_law_is_found_again():
         assert law.losses(p) == pytest.approx(LAW.losses(p), abs=5e-3)
 
 
-def test_noise_makes_a_fit_as_good_as_the_noise():
+def test_the_residuals_of_a_fit_are_the_noise():
     law = fit_losses(*runs(60, noise=0.02))
     assert np.sqrt((law.residuals**2).mean()) == pytest.approx(0.02, rel=0.3)
 
@@ -56,7 +56,7 @@ def test_no_mixture_of_a_fine_grid_is_better(strength, most):
     assert objective(p) <= best + 1e-6
 
 
-def test_importances_and_strength_pull():
+def test_importances_and_strength_move_the_best_mixture():
     prior = np.array([0.6, 0.3, 0.1])
     even = best_mixture(LAW, prior, strength=0.0)
     third = best_mixture(LAW, prior, strength=0.0, importances=[0, 0, 1])
@@ -64,7 +64,7 @@ def test_importances_and_strength_pull():
     assert best_mixture(LAW, prior, strength=1e6) == pytest.approx(prior, abs=1e-4)
 
 
-def test_errors():
+def test_wrong_arguments_are_named():
     mixtures, losses = runs(3)
     with pytest.raises(ValueError, match="3 different mixtures of 3 domains; expected at least 4"):
         fit_losses(mixtures, losses)
@@ -103,7 +103,7 @@ def test_a_sweep_becomes_a_recipe_of_weights(tmp_path):
     mixture = load_recipe(out).mixture
     weights = dict(mixture.weights)
     assert sum(weights.values()) == pytest.approx(1, abs=1e-5)
-    assert weights["sw"] <= epoch_bounds([20], 800, 4)[0] + 1e-6  # 4 passes
+    assert weights["sw"] <= epoch_bounds([20], 800, 4)[0] + 1e-6  # at most 4 passes
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="has no losses"):
         read_sweep(tmp_path / "other.csv")

@@ -1,4 +1,4 @@
-"""The planner in a headless browser: its numbers are the library's. `nox -s browser` fails without Chromium."""
+"""In a headless browser the planner shows the library's numbers. `nox -s browser` fails without Chromium."""
 
 import html
 import json
@@ -39,7 +39,7 @@ def recipe(mixture, steps=50_001, batch_size=1_024):
 
 
 def shown(tmp_path, page):
-    """The page's elements by id, as text, when its scripts have run; an error in its console fails."""
+    """Run the page's scripts and return the texts of its elements by id. Errors in the console fail the test."""
     file = tmp_path / "page.html"
     file.write_text(page, encoding="utf-8")
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=2000", "--dump-dom"]
@@ -50,7 +50,7 @@ def shown(tmp_path, page):
 
 
 @needs_browser
-@pytest.mark.parametrize("steps", [50_001, 30])  # the second is shorter than the changes that a stage is made of
+@pytest.mark.parametrize("steps", [50_001, 30])  # the second run is shorter than the number of points of a stage
 def test_numbers_are_the_librarys(tmp_path, steps):
     recipes = {str(mixture): recipe(mixture, steps, 1_024 if steps > 30 else 1_000_000) for mixture in METHODS}
     sizes = SIZES if steps > 30 else {name: 100 * size for name, size in SIZES.items()}
@@ -73,12 +73,12 @@ def test_numbers_are_the_librarys(tmp_path, steps):
                 assert b["size"] == a["size"]
                 np.testing.assert_allclose(b["sampling"], a["sampling"], rtol=1e-9, atol=1e-15)
                 assert b["loss_weight"] == pytest.approx(a["loss_weight"], rel=1e-9)
-                assert abs(b["draws"] - a["draws"]) <= 1  # sums in another order may round to the other side
+                assert abs(b["draws"] - a["draws"]) <= 1  # sums in another order may round differently
                 assert b["epochs"] == pytest.approx(b["draws"] / a["size"], rel=1e-12)
 
 
 @needs_browser
-def test_the_exported_recipe_and_what_is_pasted(tmp_path):
+def test_pasted_sizes_are_read_and_the_recipe_is_exported(tmp_path):
     page = planner_page({"one": recipe({"method": "cooldown", "tau": 4}, 5_000, 64)}, SIZES)
     act = """
       $("sizes").value = "domain,tokens\\nen,2.7e9\\nsw,1e6"; $("unit").value = "tokens"; $("length").value = 1000;
@@ -99,7 +99,7 @@ def test_the_exported_recipe_and_what_is_pasted(tmp_path):
 
 
 @needs_browser
-def test_what_does_not_fit_is_said_in_the_page(tmp_path):
+def test_the_page_shows_the_error_of_a_method_that_does_not_fit(tmp_path):
     methods = [{"method": "unimax"}, {"method": "temperature", "tau": 1}]
     page = shown(tmp_path, planner_page({str(m): recipe(m, 100, 40) for m in methods}, {"en": 900, "sw": 3}))
     assert "expected max_epochs >= 4.4" in page["error0"]
@@ -111,8 +111,8 @@ def test_one_small_file_without_links():
     page = planner_page({str(mixture): recipe(mixture) for mixture in METHODS}, SIZES)
     assert len(page.encode()) < 1_000_000
     links = set(re.findall(r"(?:https?:)?//[\w.]+\.\w+/[\w/]*", page))
-    assert links == {"http://www.w3.org/2000/svg"}  # the name of a vocabulary, which nothing fetches
-    assert page.count("</script>") == 2  # the name of a domain closes no script
+    assert links == {"http://www.w3.org/2000/svg"}  # a namespace, which no browser fetches
+    assert page.count("</script>") == 2  # the page's own two; the name of a domain has not closed one
 
 
 def test_methods_have_the_colours_of_the_pictures():

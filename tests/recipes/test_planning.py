@@ -1,4 +1,4 @@
-"""Plans: exact draws and expected ones, sizes from files, and that neither torch nor data are needed."""
+"""Plans have exact or expected draws, take sizes from files, and need neither torch nor data."""
 
 import json
 import subprocess
@@ -101,13 +101,13 @@ def test_sizes_from_files_and_texts(tmp_path):
         ("s.csv", "en,inf", "size of 'en' is 'inf'"),
     ],
 )
-def test_files_that_hold_no_sizes(tmp_path, name, text, message):
+def test_files_that_hold_no_sizes_are_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         read_sizes(tmp_path / name)
 
 
-def test_sizes_that_do_not_fit():
+def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="expected domain=number"):
         parse_size("en")
     with pytest.raises(ValueError, match="give --sequence-length"):
@@ -120,7 +120,7 @@ def test_rules_say_how_many_steps_a_run_has(tmp_path):
     rule = "all_exhausted_without_replacement"
     (stage,) = plan(recipe(tmp_path, "{method: temperature, tau: 3}", steps=rule), SIZES)
     assert stage.exposure.draws.tolist() == list(SIZES.values())
-    assert stage.end == 36  # of 64 sequences, the last one of 60
+    assert stage.end == 36  # 35 batches of 64 sequences and one of 60
     (stage,) = plan(recipe(tmp_path, "{method: temperature, tau: 3}", steps="all_exhausted"), SIZES)
     assert stage.exposure.epochs.min() >= 1 > (stage.exposure.draws[0] - 64) / SIZES["en"]
     with pytest.raises(ValueError, match=r"mixture: cooldown goes by training.steps, which is 'all_exhausted'"):
@@ -128,7 +128,7 @@ def test_rules_say_how_many_steps_a_run_has(tmp_path):
 
 
 @pytest.mark.parametrize("mixture", ["{method: cooldown}", "{method: anneal}"])
-def test_ramps(tmp_path, monkeypatch, mixture):
+def test_plans_follow_ramps_of_the_batch_size(tmp_path, monkeypatch, mixture):
     chosen = recipe(tmp_path, mixture, batch_size=[[0, 16], [10, 32], [60, 64]])
     exact = plan(chosen, SIZES)[-1].exposure
     assert exact.draws.sum() == 10 * 16 + 50 * 32 + 40 * 64

@@ -1,4 +1,4 @@
-"""What a comparison says of runs whose losses are known."""
+"""A comparison of runs with known losses has the right tables, sentences, figures and page."""
 
 import json
 import re
@@ -21,7 +21,7 @@ STEPS = (10, 20, 30)
 
 
 def write_run(folder, method, losses, **changes):
-    """A run that was logged at three steps; a domain's share of the samples is the same in all of them."""
+    """Write a run that was logged at three steps, with the same share of samples in each domain."""
     folder.mkdir()
     data = {"max_length": 32, "eval_samples": 10}
     recipe = {"mixture": {"method": method}, "data": data, "fingerprint": "f", "sizes": SIZES, **changes}
@@ -39,7 +39,7 @@ def write_run(folder, method, losses, **changes):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The report of three runs; no test changes it."""
+    """Return the report of three runs. No test changes it."""
     return report_page(compare(three_runs(tmp_path_factory.mktemp("runs"))))
 
 
@@ -148,7 +148,7 @@ def test_shares_of_a_run_of_many_domains_come_from_its_file_of_arrays(tmp_path):
 
 
 class Page(HTMLParser):
-    """What a page shows and what it would fetch."""
+    """Parse what a page shows and what it would fetch."""
 
     def __init__(self, text):
         super().__init__()
@@ -184,7 +184,7 @@ def test_the_page_is_one_small_file_that_loads_nothing(page, three):
     assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
     policies = [a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
     assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
-    assert report_page(compare(three)) == text  # the same runs, the same page
+    assert report_page(compare(three)) == text  # the same runs give the same page
 
 
 def test_the_page_has_losses_shares_and_recipes(page, three):

@@ -1,4 +1,4 @@
-"""A run's folder: who may train there, and which stored runs are the recipe's."""
+"""One process at a time may train in a run's folder, and stored runs are recognised by their recipe."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_states_of_a_folder(tmp_path):
 
 
 def test_runs_of_earlier_versions_are_the_recipes(tmp_path):
-    """Older runs lack keys that came later, and hold infinite numbers as plain JSON numbers."""
+    """Older runs are recognised, although they lack newer keys and hold infinite numbers as `Infinity`."""
     training = {key: value for key, value in RESOLVED["training"].items() if key != "epsilon"}
     stored = {**RESOLVED, "training": training, "mixture": {"method": "temperature", "tau": float("inf")}}
     store(tmp_path / "run", stored)

@@ -1,4 +1,4 @@
-"""What `plan --store` says: the plan of the cache, over shards in a store."""
+"""`plan --store` gives the plan of the cache for shards in a store."""
 
 import io
 import json
@@ -21,7 +21,7 @@ SIZES = {"en": 1_130, "de": 240}
 
 
 class Shards:
-    """Samples of 1,000 bytes, end to end."""
+    """Samples of 1,000 bytes that lie end to end."""
 
     def __init__(self):
         self.shard_sizes = SHARD_SIZES
@@ -55,7 +55,7 @@ def test_the_plan_of_a_recipe(recipe):
     assert ratios == sorted(ratios, reverse=True)
     sampler = DomainBatchSampler(build_schedule(recipe, SIZES), batch_size=30, seed=0, num_steps=60)
     distinct = np.minimum(sampler.exposure().draws, list(SIZES.values())).sum() * 1_000
-    assert abs(plan.forecasts[0].bytes_used - distinct) <= 5  # rounded block by block
+    assert abs(plan.forecasts[0].bytes_used - distinct) <= 5  # draws are rounded for each block
     enough = plan_store(recipe, Shards(), block=16, group=4, limits=[plan.smallest_limit], depth=342_500 // 10)
     assert enough.forecasts[0].requests <= sum(-(-n // 16) for shards in SHARD_SIZES.values() for n in shards)
     json.dumps(to_dict(plan))
@@ -75,7 +75,7 @@ def test_other_sizes_are_refused(text):
         parse_bytes(text)
 
 
-def test_the_command(tmp_path):
+def test_the_command_prints_the_plan_of_the_cache(tmp_path):
     pytest.importorskip("typer")
     from typer.testing import CliRunner
 

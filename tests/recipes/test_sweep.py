@@ -1,4 +1,4 @@
-"""Recipes side by side over seeds: what is trained and not trained again, and the numbers of the tables."""
+"""A sweep trains recipes over seeds once, and its tables have the right numbers."""
 
 import csv
 import dataclasses
@@ -26,7 +26,7 @@ RECIPES = {
 
 
 class Trainings:
-    """Writes runs whose losses are tau + seed / 10 + the domain's position, and can break off."""
+    """Write runs whose losses are tau + seed / 10 + the domain's position, and raise KeyboardInterrupt if asked."""
 
     def __init__(self, break_off_at=None, scores=False):
         self.trained, self.break_off_at, self.scores = [], break_off_at, scores
@@ -119,7 +119,7 @@ def test_differences_are_paired_by_seed_and_rows_are_tidy(tmp_path):
     def train(recipe, folder):
         run = Trainings()(recipe, folder)
         entry = run.summary["domains"]["c"]
-        entry["loss"] += recipe.training.seed * (recipe.mixture.tau == 1)  # differs by seed
+        entry["loss"] += recipe.training.seed * (recipe.mixture.tau == 1)  # makes the difference vary with the seed
         (folder / "summary.json").write_text(json.dumps(run.summary))
 
     sweep = run_sweep(points, [0, 1, 2], tmp_path, train)
@@ -152,10 +152,10 @@ def test_one_seed_has_a_difference_without_an_interval():
     [
         ([[1.0, 1.1, 1.2], [2.0, 2.1, 2.2], [3.0, 3.2, 3.1]], True, 0),
         ([[1.0, 1.1, 1.2], [2.0, 2.1, 2.2], [3.0, 3.2, 3.1]], False, 2),
-        ([[1.0, 1.5, 1.2], [1.1, 1.3, 1.25], [3.0, 3.2, 3.1]], True, None),  # two are as good as each other
-        ([[5.0, 1.0, 3.0], [5.1, 1.1, 3.1]], True, 0),  # paired by seed, the difference is always the same
+        ([[1.0, 1.5, 1.2], [1.1, 1.3, 1.25], [3.0, 3.2, 3.1]], True, None),  # two are equally good
+        ([[5.0, 1.0, 3.0], [5.1, 1.1, 3.1]], True, 0),  # the difference is the same for each seed
         ([[1.0], [2.0]], True, None),  # one seed has no interval
-        ([[1.0, 1.1]], True, None),  # nor has it a rival
+        ([[1.0, 1.1]], True, None),  # nothing to compare with
         ([[1.0, float("nan")], [2.0, 2.1]], True, None),
     ],
 )
@@ -179,7 +179,7 @@ def test_a_run_that_diverged_is_shown(tmp_path):
     assert json.loads((tmp_path / "sweep.json").read_text())["tables"]["loss"][2][2][0]["sd"] is None
 
 
-def test_a_sweep_names_its_clear_bests(tmp_path):
+def test_a_sweep_names_the_clearly_best_recipes(tmp_path):
     sweep = run_sweep(RECIPES, [0, 2], tmp_path / "two", Trainings(scores=True))
     assert sweep.best["loss"] == dict.fromkeys(
         [*SIZES, "high-resource", "mid-resource", "low-resource", "all"], "sized"
@@ -216,7 +216,7 @@ def test_a_grid_has_every_combination(tmp_path):
         ([f"training.seed={','.join(map(str, range(20_000)))}"], "20,000 points"),
     ],
 )
-def test_grids_that_cannot_be(tmp_path, overrides, message):
+def test_impossible_grids_are_refused(tmp_path, overrides, message):
     path = tmp_path / "cool.yaml"
     path.write_text("data: {path: p}\nmixture: {method: cooldown}\ntraining: {steps: 10, batch_size: 4}\n")
     with pytest.raises(ValueError, match=message):

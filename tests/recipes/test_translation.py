@@ -1,8 +1,9 @@
-"""Translation: what an encoder-decoder is trained on, what its losses are, and that BLEU is of plain text."""
+"""An encoder-decoder trains on pairs with the right losses, and BLEU is computed on plain text."""
 
 import io
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ SIZES = {"aa": 60, "zh-Hans": 14}
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
-    """Pairs by domain and split, with punctuation and signs that a tokenizer could damage."""
+    """Return pairs by domain and split, with punctuation and signs that a tokenizer could damage."""
     words, texts = random.Random(0), {}
     for language, size in SIZES.items():
         for split, count in (("train", size), ("validation", 8)):
@@ -89,7 +90,7 @@ decoding: {{samples: 5, beams: 2}}
 )
 def test_a_recipe_trains_translates_and_scores_plain_text(tmp_path, recipe, texts, mixture):
     run = train(recipe(mixture), tmp_path / "run", progress=False)
-    # Vaswani et al.'s rate: up to the highest in 4 steps, then with the root of the steps.
+    # The rate of Vaswani et al. rises for 4 steps and then falls with the square root of the step.
     rates = [entry["learning_rate"] for entry in run.train]
     assert rates == pytest.approx([0, *(0.01 * min(k / 4, (4 / k) ** 0.5) for k in range(1, 10))])
     lines = [json.loads(line) for line in (tmp_path / "run/translations.jsonl").read_text().splitlines()]
@@ -105,7 +106,7 @@ def test_a_recipe_trains_translates_and_scores_plain_text(tmp_path, recipe, text
     assert not (tmp_path / "run-proxy/translations.jsonl").exists()
 
 
-def test_losses_are_those_of_the_model_smoothed_in_training_alone(tmp_path, recipe):
+def test_losses_are_those_of_the_model_and_smoothed_in_training_only(tmp_path, recipe):
     chosen = recipe()
     manifest = load_manifest(Path(chosen.data.path))
     trainer = assemble(chosen, open_corpus(chosen.data), arguments(chosen, tmp_path / "run", False))
@@ -124,12 +125,12 @@ def test_losses_are_those_of_the_model_smoothed_in_training_alone(tmp_path, reci
     collate, pairs = PackedPairs(40, manifest.tokenizer.pad_id), trainer.eval_dataset.dataset
     for domain, part in pairs.datasets.items():
         with torch.no_grad():
-            expected = model(**collate([part[i] for i in range(len(part))])).loss  # the model's own, of Hugging Face
+            expected = model(**collate([part[i] for i in range(len(part))])).loss  # the loss of Hugging Face's model
         assert evaluated[f"eval_loss/{domain}"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_gradient_variance_of_a_translation_run(tmp_path, recipe):
-    """Of the trained weights and the training loss, smoothed; its unbiased estimates lie near the closed form."""
+    """The variance is that of the trained weights and the smoothed loss, and is near the closed form."""
     run = train(recipe("{method: scalarization, tau: 5}", "training.steps=5"), tmp_path / "run", progress=False)
     gradients = RunGradients.load(run.path)
     samples = [gradients.dataset[i] for i in (0, 3, 61)]
@@ -173,15 +174,17 @@ def test_scores_are_of_words_of_the_language():
     ]
     scores = score(chinese)
     assert scores["de"]["chrf"] == pytest.approx(100)
-    # As one word, which is how text without spaces is cut otherwise, nothing would agree: BLEU 0.
+    # Cut at spaces, the text would be one word, and BLEU would be 0.
     assert 0 < scores["zh-Hans"]["bleu"] < 100
     assert score([Translation("de", "", "ein Satz mit Wörtern", "ein Satz mit Wörtern")])["de"][
         "bleu"
     ] == pytest.approx(100)
 
 
-def test_probes_see_through_padding(tmp_path, recipe):
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_probes_see_through_padding(tmp_path, recipe, attention):
     chosen = recipe()
+    chosen = replace(chosen, model=replace(chosen.model, attn_implementation=attention))
     tokenizer = load_manifest(Path(chosen.data.path)).tokenizer
     model, collate = build_model(chosen.model, open_corpus(chosen.data)), PackedPairs(40, tokenizer.pad_id)
     samples = [_sample([1, 4, 9, 30, 7, 2][:n], [1, 7, 8, 20, 2][:n]) for n in (3, 4, 6)]
@@ -195,7 +198,7 @@ def test_probes_see_through_padding(tmp_path, recipe):
         loss = model(**inputs).loss
         (loss * inputs["labels"].numel()).backward()
         losses.append(loss.item())
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]).double())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double())
     assert float(measured[0, 0]) == pytest.approx(np.mean(losses), rel=1e-5)
     assert float(measured[2, 0]) == pytest.approx(float(torch.stack(gradients).var(0).sum()), rel=1e-4)
 
@@ -212,7 +215,7 @@ def test_exponential_rate():
 
 
 def test_exponential_rate_is_that_of_doremis_public_code():
-    """100,000 steps from 1e-3 to 1e-4 after 6 % of warm-up, at three steps."""
+    """The rate equals known values at three of 100,000 steps from 1e-3 to 1e-4 with 6 % of warm-up."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     rate = exponential(optimizer, warmup=6000, num_steps=100_000).lr_lambdas[0]
     assert 1e-3 * rate(20_000) == pytest.approx(1.8e-4, abs=5e-6)
@@ -231,6 +234,6 @@ def test_exponential_rate_is_that_of_doremis_public_code():
         (["training.decay=linear"], "expected one of 'cosine', 'inverse_sqrt', 'exponential'"),
     ],
 )
-def test_mistakes(recipe, overrides, message):
+def test_mistakes_are_named(recipe, overrides, message):
     with pytest.raises(ValueError, match=message):
         recipe("{method: scalarization, tau: 5}", *overrides)

@@ -1,4 +1,4 @@
-"""R8: sizes by proportion, blocks from a folder of tokens, results that survive their file, and its claims."""
+"""R8 has sizes by proportion, blocks from a folder of tokens, results that survive their file, and its claims."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ LANGUAGES = [name for name, _ in blocks.PROPORTIONS]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Documents of two languages, of letters of their own."""
+    """Return tokens of documents in two languages that share no letters."""
     folder = tmp_path_factory.mktemp("blocks")
     rng = np.random.default_rng(0)
     for name, letters, documents in (("en", "abcdef", 60), ("sw", "uvwxyz", 12)):
@@ -65,7 +65,7 @@ def test_blocks_are_those_of_the_data(data):
     assert all(tokens.shape == (blocks.LENGTH,) and prefix == 0 for tokens, prefix in texts.train)
     english = {token for tokens, _ in texts.train[:40] for token in tokens.tolist()}
     swahili = {token for tokens, _ in texts.train[40:] for token in tokens.tolist()}
-    assert len(english & swahili) <= 1  # the end of a document
+    assert len(english & swahili) <= 1  # they share only the end of a document
     assert max(english | swahili) < texts.vocabulary_size
     again, other = (blocks.choose_blocks(data, {"en": 40, "sw": 5}, seed=seed) for seed in (1, 2))
     assert texts.fingerprint == again.fingerprint != other.fingerprint
@@ -89,8 +89,8 @@ def test_a_training_survives_its_file(data, tmp_path):
     ("cooled", "expected"),
     [
         ((-0.3, -0.3, -0.3, -0.3), "reproduced"),
-        ((-0.3, -0.3, -0.3, 0.2), "not reproduced"),  # the rarest pays
-        ((0.3, -0.3, -0.3, -0.3), "not reproduced"),  # the largest pays
+        ((-0.3, -0.3, -0.3, 0.2), "not reproduced"),  # the rarest language is worse
+        ((0.3, -0.3, -0.3, -0.3), "not reproduced"),  # the largest language is worse
     ],
 )
 def test_every_language_counts(cooled, expected):

@@ -23,7 +23,7 @@ def english(n: int) -> dict[str, str]:
 
 
 def translations() -> dict[str, object]:
-    """Component files of three languages: 400, 40 and 3 pairs."""
+    """Return component files of three languages with 400, 40 and 3 pairs."""
     texts = english(400)
     files: dict[str, object] = {
         "a/translations/en.json": {"title": "Weather station", "state": {"on": "On", "warm": "It is warm"}, **texts},
@@ -41,7 +41,7 @@ def translations() -> dict[str, object]:
 
 
 def make_wheel(folder: Path, files: dict[str, object]) -> Wheel:
-    """Write a wheel; values that are bytes are written as they are, others as JSON."""
+    """Write a wheel. Values that are bytes are written unchanged, others as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "tinytexts-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -55,7 +55,7 @@ def make_wheel(folder: Path, files: dict[str, object]) -> Wheel:
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes wheels from, in place of the network."""
+    """Return a folder from which pip takes wheels instead of the network."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -137,7 +137,7 @@ def test_selection_does_not_change_the_split(tmp_path: Path) -> None:
     both = contents(tmp_path / "all"), contents(tmp_path / "some")
     assert both[0]["de/train.jsonl"] == both[1]["de/train.jsonl"]
     assert "fa/train.jsonl" not in both[1]
-    # Over an older corpus, languages that are no longer selected go.
+    # Written over an older corpus, languages that are no longer selected disappear.
     build_corpus(tmp_path / "all", languages=["de"], **options)
     assert contents(tmp_path / "all") == both[1]
 
@@ -158,7 +158,7 @@ def test_second_run_reads_nothing(tmp_path: Path) -> None:
 def test_fetch_verifies_and_keeps_the_download(tmp_path: Path, index: Path) -> None:
     wheel = make_wheel(index, translations())
     cache = tmp_path / "cache"
-    (cache / ".partial").mkdir(parents=True)  # what a killed download leaves
+    (cache / ".partial").mkdir(parents=True)  # a killed download leaves this
     (cache / ".partial" / wheel.filename).write_bytes(b"half")
     (cache / wheel.filename).write_bytes(b"damaged")
     path = fetch(cache, wheel=wheel)
@@ -222,13 +222,13 @@ def test_bad_selection(tmp_path: Path, options: dict, message: str) -> None:
         build_corpus(tmp_path / "out", cache=tmp_path, wheel=wheel, **options)
 
 
-def test_killed_run_is_made_anew(tmp_path: Path) -> None:
+def test_a_killed_run_starts_again(tmp_path: Path) -> None:
     wheel = make_wheel(tmp_path / "cache", translations())
     out = tmp_path / "out"
     code = f"""
 import os, sys
 from pathlib import Path
-sys.path.append({str(Path(__file__).parents[2])!r})  # it is not installed
+sys.path.append({str(Path(__file__).parents[2])!r})  # reproduction is not installed
 from reproduction.corpora import *
 build_corpus(Path({str(out)!r}), cache=Path({str(tmp_path / "cache")!r}), wheel={wheel!r},
              progress=lambda phase, done, total: phase == "write" and os.kill(os.getpid(), 9))

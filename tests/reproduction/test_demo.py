@@ -1,4 +1,4 @@
-"""Pictures of the demo, and its recipes."""
+"""The demo draws its pictures, and its recipes differ only in their mixture."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The corpus of monolingual documents, from a small wheel."""
+"""The corpus of monolingual documents is built from a wheel."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ LONG = [f"A sentence of some length with the number {i}." for i in range(4)]
 
 @pytest.fixture
 def wheel(tmp_path: Path) -> Wheel:
-    """Components a to d; each is a document in English, three in German, one in Frisian."""
+    """Write components a to d. Each is a document in English, three are in German and one in Frisian."""
     path = tmp_path / "cache" / "tinytexts-1.0-py3-none-any.whl"
     path.parent.mkdir()
     with zipfile.ZipFile(path, "w") as archive:
@@ -32,15 +32,15 @@ def wheel(tmp_path: Path) -> Wheel:
     return Wheel("tinytexts", "1.0", hashlib.sha256(path.read_bytes()).hexdigest(), "Apache-2.0")
 
 
-def test_a_document_is_what_a_component_says_in_a_language(wheel: Wheel, tmp_path: Path) -> None:
+def test_a_document_has_the_texts_of_a_component_in_one_language(wheel: Wheel, tmp_path: Path) -> None:
     found = read_documents(tmp_path / "cache" / wheel.filename)
     assert {language: sorted(documents) for language, documents in found.items()} == {
         "en": ["a", "b", "c", "d"],
         "de": ["a", "b", "c"],
         "fy": ["a"],
     }
-    assert found["en"]["a"] == "\n".join(["Part a", *LONG])  # each string once
-    assert found["de"]["b"] == "\n".join(f"Auf Deutsch b: {text}" for text in LONG)  # without the English title
+    assert found["en"]["a"] == "\n".join(["Part a", *LONG])  # each string comes once
+    assert found["de"]["b"] == "\n".join(f"Auf Deutsch b: {text}" for text in LONG)  # the English title is left out
     assert found["fy"]["a"] == "Koart\n" + "In sin " * 20
 
 

@@ -1,4 +1,4 @@
-"""Claims by regime: the rules, the tests that judge by them, the results' files, and the page made from these."""
+"""Claims by regime follow their rules, are judged by tests, and fill the page from the results' files."""
 
 from pathlib import Path
 
@@ -17,13 +17,13 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def training(system, seed, losses, *, steps=(105, 210, 420), epochs=2.0):
-    """Losses fall in a line to the values by domain."""
+    """Return a training whose losses fall linearly to the given values by domain."""
     falling = {d: [loss + 1 - k / (len(steps) - 1) for k in range(len(steps))] for d, loss in losses.items()}
     return TrainedSystem(system, seed, list(steps), falling, dict.fromkeys(losses, epochs), 10.0)
 
 
 def trainings(offsets, seeds=8, noise=0.01):
-    """Return trainings whose final losses are 4 and 6, plus offsets by system, plus what a seed shares, plus noise."""
+    """Return trainings with final losses of 4 and 6, plus offsets by system, the seed's number and noise."""
     found = {}
     for k, (system, (frequent, rare)) in enumerate(offsets.items()):
         rng = np.random.default_rng(k)
@@ -44,18 +44,18 @@ EVEN = dict.fromkeys(MAP_SYSTEMS, (0.3, 0.3))
 @pytest.mark.parametrize("regime", REGIMES, ids=lambda regime: regime.name)
 def test_regimes_have_the_exposure_that_they_name_and_a_cap_that_binds(regime):
     sizes = regime.sizes
-    assert sizes[FREQUENT] == regime.skew * sizes[RARE] < 13_727  # what the corpus has
+    assert sizes[FREQUENT] == regime.skew * sizes[RARE] < 13_727  # the size of the corpus
     share = 1 / (1 + regime.skew**0.2)
     assert share * regime.draws / sizes[RARE] == pytest.approx(regime.passes, rel=0.06)
     budgets = unimax_budgets(list(sizes.values()), budget=regime.draws, max_epochs=rules.unimax_cap(regime))
-    assert budgets[1] / sizes[RARE] == pytest.approx(rules.unimax_cap(regime))  # bound
-    assert budgets[1] < 0.9 * regime.draws / 2  # so it is not uniform sampling
+    assert budgets[1] / sizes[RARE] == pytest.approx(rules.unimax_cap(regime))  # the cap binds
+    assert budgets[1] < 0.9 * regime.draws / 2  # and uniform sampling would draw more
     assert regime.steps % regimes.setting_of(regime).evaluations == 0
-    regimes.check_regime(regime)  # no system draws more of a language into a batch than there is
+    regimes.check_regime(regime)  # no batch needs more samples of a language than it has
 
 
 def test_a_regime_that_no_batch_fits_is_refused_before_anything_is_trained(tmp_path):
-    """At 300 passes and 420 steps there are 13 pairs of the rare language, and tau = 100 draws 16 into each batch."""
+    """With 13 pairs of the rare language, tau = 100 cannot draw 16 of them into each batch."""
     done = []
     with pytest.raises(ValueError, match=r"100:1, 300 passes, 420 steps: temperature 100 cannot be .* more steps"):
         regimes.train_regimes(
@@ -91,7 +91,7 @@ def test_holm_is_holm():
 
 
 def test_the_error_rate_of_verdicts():
-    """At the bound, of 500 families of five claims about as many have a wrong verdict as the level says, or fewer."""
+    """If all differences are 0, at most about a share LEVEL of 500 families of claims gets a wrong verdict."""
     rng = np.random.default_rng(1)
     wrong = 0
     for _ in range(500):
@@ -106,16 +106,16 @@ def test_the_error_rate_of_verdicts():
     ("cooled", "expected"),
     [
         ((-0.2, -0.3), "reproduced"),
-        ((-0.2, 0.04), "reproduced"),  # within the margin on the rare language
-        ((-0.2, 0.3), "not reproduced"),  # the rare language pays
-        ((0.2, -0.3), "not reproduced"),  # the frequent one pays
+        ((-0.2, 0.04), "reproduced"),  # the rare language is worse, but within the margin
+        ((-0.2, 0.3), "not reproduced"),  # the rare language is worse
+        ((0.2, -0.3), "not reproduced"),  # the frequent language is worse
     ],
 )
 def test_a_trade_off_is_judged_on_both_sides(cooled, expected):
     found = trainings({**EVEN, TAU_5: (0, 0), COOLDOWN: cooled}, noise=0.002)
     judged = {j.claim.name: j for j in verdicts.judge(found)}
     assert judged["R7"].verdict == expected
-    assert set(judged) == {"R6", "R7", "R7b", "R7c", "R11"}  # those whose systems are there
+    assert set(judged) == {"R6", "R7", "R7b", "R7c", "R11"}  # claims whose systems were trained
 
 
 def test_noise_gives_no_verdict_and_few_seeds_neither():
@@ -139,7 +139,7 @@ def test_the_best_is_marked_only_beyond_the_tests():
     ("offsets", "noise", "expected"),
     [
         ({COOLDOWN: (0, 0)}, 0.01, COOLDOWN),
-        ({TAU_1: (0, 0), COOLDOWN: (0.001, 0.001)}, 0.1, COOLDOWN),  # not told from the best
+        ({TAU_1: (0, 0), COOLDOWN: (0.001, 0.001)}, 0.1, COOLDOWN),  # not clearly worse than the best
         ({TAU_1: (0, 0), COOLDOWN: (0.1, 0.1)}, 0.01, TAU_1),
     ],
 )
@@ -163,7 +163,7 @@ def test_results_survive_their_file(tmp_path):
     assert (read_regime.skew, read_regime.passes, read_regime.steps) == (9, 20, 420)
     assert [t.seed for t in read[TAU_1]] == [0, 1, 2, 3]
     shared = rules.paired(read, MAP_SYSTEMS)
-    assert [t.seed for t in shared[TAU_1]] == [0, 1, 2]  # the fourth is not in all systems
+    assert [t.seed for t in shared[TAU_1]] == [0, 1, 2]  # only one system has the fourth seed
     for system, some in found.items():
         for a, b in zip(some, shared[system], strict=True):
             assert a.losses[RARE] == pytest.approx(b.losses[RARE], abs=1e-5)
@@ -176,7 +176,7 @@ def test_results_survive_their_file(tmp_path):
 
 def test_regimes_are_read_from_text():
     assert rules.parse_regime("100:130") == PAPER
-    assert rules.parse_regime("100:20").steps == 288  # that of the rules
+    assert rules.parse_regime("100:20").steps == 288  # the number of steps in the rules
     own = rules.parse_regime("50:100:300", ["R10"])
     assert (own.skew, own.passes, own.steps, own.systems) == (50, 100, 300, (COOLDOWN, rules.INCREASE))
     for text, message in (("100", "SKEW:PASSES"), ("9:0", "SKEW:PASSES")):
@@ -205,7 +205,7 @@ def test_the_page_says_what_the_results_say(tmp_path):
 
 
 def test_the_packages_page_and_advice_are_those_of_its_results(tmp_path):
-    """Whoever trains again runs `python -m reproduction page --advice pycooldown/recipes/advice.json`."""
+    """If this fails after new trainings, run `python -m reproduction page --advice pycooldown/recipes/advice.json`."""
     found = evidence.read_evidence()
     assert advice.load() == found.findings()
     written = evidence.save_page(found, tmp_path)

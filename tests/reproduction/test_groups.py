@@ -1,4 +1,4 @@
-"""Table 3: scores by group of size from a sweep's rows, and the claims about them."""
+"""Table 3 has scores by group of size from a sweep's rows, and its claims are judged by them."""
 
 import csv
 from pathlib import Path
@@ -14,7 +14,7 @@ RECIPES = ("temperature1", "temperature5", "unimax", "order_matters", "cooldown"
 
 
 def write_sweep(path, gains, seeds=8):
-    """Write rows as a sweep does: all recipes have the same scores, Cooldown ``gains`` more by group."""
+    """Write rows as a sweep does. All recipes have the same scores, but Cooldown gains ``gains`` by group."""
     rng = np.random.default_rng(0)
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
@@ -38,7 +38,10 @@ def test_scores_are_means_over_the_languages_of_a_group(tmp_path):
 @pytest.mark.parametrize(
     ("gains", "expected"),
     [
-        ((1.5, 1.0, 0.0), ["reproduced", "inconclusive", "reproduced", "reproduced"]),  # T3b: the smallest gain nothing
+        (
+            (1.5, 1.0, 0.0),
+            ["reproduced", "inconclusive", "reproduced", "reproduced"],
+        ),  # T3b: the smallest languages gain nothing
         ((1.5, 1.0, 3.0), ["reproduced"] * 4),
         ((1.5, 1.0, -1.0), ["not reproduced"] * 4),
         ((-1.0, 1.0, 3.0), ["not reproduced"] * 4),
@@ -47,7 +50,7 @@ def test_scores_are_means_over_the_languages_of_a_group(tmp_path):
 def test_claims_are_judged_in_every_group(tmp_path, gains, expected):
     write_sweep(tmp_path / "sweep.csv", gains)
     judged = groups.judge(groups.read_scores(tmp_path / "sweep.csv"))
-    assert [j.name for j in judged] == ["T3", "T3b", "T3c", "T3d"] * 2  # BLEU, then chrF
+    assert [j.name for j in judged] == ["T3", "T3b", "T3c", "T3d"] * 2  # for BLEU, then for chrF
     assert [j.verdict for j in judged] == expected * 2
 
 

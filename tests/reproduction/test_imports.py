@@ -1,4 +1,4 @@
-"""What reproductions may use of the package, and what they may call their own things."""
+"""Reproductions import only public names of the package and use other names for their own classes."""
 
 import ast
 from pathlib import Path

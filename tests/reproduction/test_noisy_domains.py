@@ -1,4 +1,4 @@
-"""The small problems with a bad domain: exact pieces, and the outcome that the reconstruction must show."""
+"""The small problems with a bad domain have exact gradients and show the expected outcome."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_gradients_are_those_of_the_losses(problem):
 
 
 def test_both_defects_need_both_remedies():
-    """A noisy domain whose inputs are small. The whole table takes minutes and is a command."""
+    """A noisy domain with small inputs needs FGLS and VA together. A command computes the whole table, in minutes."""
     errors = {
         name: np.mean(
             [

@@ -1,4 +1,4 @@
-"""Documents from apt's descriptions and from Chromium's interface, on small files of both forms; nothing is fetched."""
+"""Documents are made from apt's descriptions and from Chromium's interface. Nothing is downloaded here."""
 
 import io
 import json
@@ -78,14 +78,14 @@ def test_an_interface_is_documents_of_25_texts():
         list(packages.read_interface(archive({"sw": b"\4\0\0\0" + files["sw"][4:]}), "sw"))
 
 
-def test_without_apt_the_error_says_what_else_there_is(tmp_path, monkeypatch):
+def test_without_apt_the_error_names_the_alternative(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"apt-get update failed .*python -m reproduction blocks"):
         packages.build_packages(tmp_path / "out", cache=tmp_path / "cache")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_for_tokenize(tmp_path, monkeypatch):
+def test_a_folder_of_documents_is_written_for_tokenize(tmp_path, monkeypatch):
     (tmp_path / "Translation-en").write_text(DESCRIPTIONS, encoding="utf-8")
     tree = tmp_path / "tree"
     for locale in packages.INTERFACE.values():
@@ -98,7 +98,7 @@ def test_a_folder_for_tokenize(tmp_path, monkeypatch):
     try:
         subprocess.run(["dpkg-deb", "--build", str(tree), str(tmp_path / "x.deb")], check=True, capture_output=True)
     except FileNotFoundError:
-        pytest.skip("needs dpkg-deb")
+        pytest.skip("dpkg-deb is not installed")
     described = dict.fromkeys(packages.DESCRIBED, tmp_path / "Translation-en")
     monkeypatch.setattr(packages, "fetch", lambda cache: (described, tmp_path / "x.deb"))
     counts = packages.build_packages(tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The claims that need no regime, and the small translation model that the others use."""
+"""Claims without a regime are reproduced, and the small translation model of the others trains as it should."""
 
 import dataclasses
 import json
@@ -49,8 +49,8 @@ def test_results_survive_their_file(tmp_path, monkeypatch):
     assert [str(part) for part in parts] == ["1.167 ± 1.3", "3", "1.5 ± 0.71"]
 
 
-def test_theorems(tmp_path):
-    """R3's rule fails as it should: the theorem does not hold as stated."""
+def test_verdicts_on_the_theorems(tmp_path):
+    """R1 is reproduced and R3 is not, since this theorem does not hold as stated."""
     found = reproduce(tmp_path, claims=["R1", "R3"], seeds=4)
     assert [verdict for verdict, *_ in decide([r.parts for r in found])] == ["reproduced", "not reproduced"]
 
@@ -63,14 +63,14 @@ def test_theorems(tmp_path):
         ({"claims": ["R4"]}, "R4 needs packed data with German and Romanian"),
     ],
 )
-def test_errors(tmp_path, options, message):
+def test_wrong_arguments_are_named(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         reproduce(tmp_path, **options)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
-    """The tensors are tiny."""
+    """Use one thread, since the tensors are tiny."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -79,7 +79,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def texts():
-    """Random 'sentences' of two languages over different halves of a vocabulary, and of different lengths."""
+    """Return random 'sentences' of different lengths in two languages, each over half of the vocabulary."""
     rng = np.random.default_rng(0)
 
     def draw(n, low):
@@ -113,7 +113,7 @@ def test_systems_train(texts, system, tmp_path):
 
 
 def test_equal_passes_in_another_order():
-    """Averaged has the passes of Cooldown, and UniMax those of its front-loaded form: the order alone differs."""
+    """Averaged has the passes of Cooldown, and UniMax those of its front-loaded form, in another order."""
     build, sizes = systems(40, 32, 3), {"de": 600, "ro": 20}
 
     def passes(system, first, last):
@@ -128,8 +128,8 @@ def test_equal_passes_in_another_order():
 
 
 def test_the_packages_trainer_takes_the_steps_of_a_plain_loop(texts, tmp_path):
-    """Same batches, loss weights, learning rates and clipping, written out for scalarization, up to rounding."""
-    sizes = {"de": 200, "ro": 20}  # less skewed, for weights that are not far from each other
+    """The trainer takes the steps of a hand-written loop of scalarization, up to rounding."""
+    sizes = {"de": 200, "ro": 20}  # less skewed, so that weights are of similar size
     texts = Texts([*texts.train[:200], *texts.train[600:]], sizes, texts.validation, 60)
     job = TrainingJob(texts, "scalarization 5", 3, SETTING)
     found, schedule = train_system(job, tmp_path, keep_weights=True), job.schedule
@@ -149,7 +149,7 @@ def test_the_packages_trainer_takes_the_steps_of_a_plain_loop(texts, tmp_path):
     assert found.epochs == pytest.approx(dict(zip(sizes, sampler.exposure(8).epochs, strict=True)))
     trained = trained_model(job, tmp_path)
     for (name, expected), value in zip(model.named_parameters(), trained.parameters(), strict=True):
-        if name == "attention.0.1.bias":  # that of the keys has gradient 0, of which Adam makes noise
+        if name == "attention.0.1.bias":  # the keys' bias has gradient 0, which Adam turns into noise
             expected, value = (torch.cat([x[:16], x[32:]]) for x in (expected, value))
         assert torch.allclose(expected, value, rtol=1e-4, atol=1e-5), name
     for domain, pairs in texts.validation.items():
@@ -178,7 +178,7 @@ def test_finished_trainings_are_read(texts, tmp_path):
 
 
 def other_texts(texts):
-    """One token of one validation pair is another one."""
+    """Return the texts with other tokens in one validation pair."""
     tokens, prefix = texts.validation["ro"][0]
     changed = [((tokens + 1) % 60, prefix), *texts.validation["ro"][1:]]
     return dataclasses.replace(texts, validation={**texts.validation, "ro": changed})
@@ -195,20 +195,20 @@ def other_texts(texts):
         lambda job: job._replace(seed=1),
     ],
 )
-def test_a_training_is_read_only_for_all_that_it_depends_on(texts, tmp_path, change):
-    """UniMax's cap is part of it, so that another cap in one folder is another training."""
+def test_a_training_is_read_again_only_with_the_same_settings(texts, tmp_path, change):
+    """All settings, such as UniMax's cap, are part of a training's file name."""
     job = TrainingJob(texts, "unimax", 0, SETTING, 1.0)
     assert change(job).path(tmp_path) != job.path(tmp_path)
     assert job._replace(texts=dataclasses.replace(texts)).path(tmp_path) == job.path(tmp_path)
 
 
-def test_outcomes_of_older_code_are_not_taken_for_new(tmp_path, monkeypatch):
+def test_outcomes_of_older_code_are_refused(tmp_path, monkeypatch):
     kept.write(tmp_path / "a.json", {"x": 1}, [1, 2])
     assert kept.read(tmp_path / "a.json", {"x": 1}) == [1, 2]
     monkeypatch.setattr(kept, "REVISION", kept.REVISION + 1)
     with pytest.raises(ValueError, match="another setting: revision is 3 there and 4 here"):
         kept.read(tmp_path / "a.json", {"x": 1})
-    (tmp_path / "old.json").write_text('{"run": {}}')  # the form of before
+    (tmp_path / "old.json").write_text('{"run": {}}')  # the former format
     with pytest.raises(ValueError, match="another setting"):
         kept.read(tmp_path / "old.json", {"x": 1})
 
@@ -231,7 +231,7 @@ def test_gradients_are_kept_for_their_model(texts, tmp_path):
 
 
 def test_prediction_on_a_transformer(texts):
-    """Trace of the minibatch gradient's covariance of a Transformer, three mixtures, predicted and measured."""
+    """For a Transformer, the predicted trace of the gradient's covariance is the measured one in three mixtures."""
     model = initial_model(texts, SETTING, 0)
     moments = domain_moments(model, sample_losses, texts.train, Mixture.proportional(texts.sizes), num_groups=40)
     mixtures = {

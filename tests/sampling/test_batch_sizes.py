@@ -1,4 +1,4 @@
-"""Batches whose size changes: a ramp, a change in a running job, a resume with another size. No sample is lost."""
+"""Batch sizes may change by a ramp, in a running job or on resuming, and no sample is lost or repeated."""
 
 import json
 import math
@@ -51,7 +51,7 @@ class TestContract:
         assert make(schedule, allocation=allocation).exposure(estimate=True).epochs == pytest.approx(
             drawn / sampler.sizes, rel=0.3
         )
-        assert np.abs(deviations).max() < 1e-9  # after a pass, all of it is known
+        assert np.abs(deviations).max() < 1e-9  # after a pass the estimate is the exact count
 
     def test_changes_in_a_running_job_equal_the_ramp(self, schedule, allocation):
         sampler = make(schedule, batch_size=10, allocation=allocation)
@@ -79,7 +79,7 @@ class TestContract:
         assert list(copy) == list(first)
 
     def test_resumes_with_another_batch_size(self, schedule, allocation):
-        """The job's script is started anew with another size from the step of the state on, and once more after."""
+        """A job resumes with another size from the state's step on, and resumes once more later."""
         state = make(schedule, batch_size=10, allocation=allocation).state_dict(12)
         assert state["version"] == 1
         sampler = make(schedule, batch_size=10, allocation=allocation)
@@ -109,7 +109,7 @@ def test_quota_stays_within_one_sample_of_what_was_known():
 
 
 def test_multinomial_draws_share_no_random_number():
-    """The domains of all slots, in their order, are one stream of draws."""
+    """The domains of all slots, in order, are one stream of draws, however it is cut into batches."""
     mixture = Mixture.temperature_sampling(SIZES, 5)
     ramp, constant = (
         DomainBatchSampler(schedules.constant(mixture), batch_size=sizes, seed=3, num_steps=40)
@@ -119,7 +119,7 @@ def test_multinomial_draws_share_no_random_number():
     assert ids.tolist() == np.concatenate([constant.plan(step).domain_ids for step in range(16)]).tolist()
 
 
-def test_with_changes_of_the_schedule():
+def test_ramps_work_with_changes_of_the_schedule():
     grown = schedules.cooldown(SIZES | {"fa": 60, "ug": 50}, switch_step=60)
 
     def job():
@@ -134,7 +134,7 @@ def test_with_changes_of_the_schedule():
         assert list(sampler) == whole[stop:]
 
 
-def test_under_a_schedule_that_learns():
+def test_ramps_work_with_a_schedule_that_learns():
     def job(batch_size):
         start = Mixture.temperature_sampling(SIZES, math.inf)
         return DomainBatchSampler(OnlineDataMixing(start, delay=3), batch_size=batch_size, seed=1, num_steps=30)
@@ -142,7 +142,7 @@ def test_under_a_schedule_that_learns():
     ramp, running, read = job([(0, 10), (12, 20)]), job(10), []
     for step, batch in enumerate(ramp):
         if step == 6:
-            running.set_batch_size(20, from_step=12)  # its mixture is not decided yet
+            running.set_batch_size(20, from_step=12)  # a step whose mixture is not decided yet
         read.append(batch)
         assert next(iter(running)) == batch
         for sampler in (ramp, running):
@@ -164,7 +164,7 @@ def test_under_a_schedule_that_learns():
         ("30", TypeError, "expected an integer"),
     ],
 )
-def test_bad_ramps(batch_size, error, message):
+def test_bad_ramps_are_refused(batch_size, error, message):
     with pytest.raises(error, match=message):
         make(batch_size=batch_size, world_size=3)
 
@@ -173,13 +173,13 @@ def test_sizes_after_the_end_are_not_drawn():
     assert len(list(make(batch_size=[(0, 10), (200, 900)]))) == NUM_STEPS
 
 
-def test_refused_changes():
+def test_impossible_changes_are_refused():
     sampler = make(batch_size=10, world_size=4)
     list(islice(sampler, 20))
     for size, step, message in [
         (12, 19, "batches before step 20 have been handed out"),
         (3, 30, "world_size = 4 is above batch_size = 3"),
-        (5_000, 30, r"domain '\w+' .* at step 30"),  # which of equals comes first, rounding decides
+        (5_000, 30, r"domain '\w+' .* at step 30"),  # rounding decides which domain is named
         (0, 30, "batch_size = 0"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -200,7 +200,7 @@ def test_refused_changes():
         ([[0, True]], "expected pairs of a step and a size"),
     ],
 )
-def test_damaged_sizes(sizes, message):
+def test_damaged_sizes_are_refused(sizes, message):
     state = make().state_dict(9)
     with pytest.raises(ValueError, match=message):
         make().load_state_dict(state | {"batch_sizes": sizes})

@@ -1,4 +1,4 @@
-"""The shuffle by blocks: exact, elastic, local to groups of blocks, and recorded in the state."""
+"""The shuffle by blocks is exact, elastic, local to groups of blocks, and recorded in the state."""
 
 import json
 import pickle
@@ -20,7 +20,7 @@ def make(schedule=SCHEDULE, **options):
 
 
 def blocks_of(shards, block):
-    """The number of the block of each sample."""
+    """Return the number of the block of each sample."""
     sizes = [min(block, size - start) for size in shards for start in range(0, size, block)]
     return np.repeat(np.arange(len(sizes)), sizes)
 
@@ -39,7 +39,7 @@ def test_an_epoch_is_a_permutation_by_groups_of_blocks(shards, group, block):
     open_blocks = Counter()
     for number in range(num_blocks):
         open_blocks.update(range(first[number], last[number] + 1))
-    # Whole and short blocks are shared out apart: a group may have one more than its share of each.
+    # Whole and short blocks are dealt to groups separately, so a group may have one block more than `group`.
     assert max(open_blocks.values()) <= min(group + 1, num_blocks)
 
 
@@ -53,7 +53,7 @@ def test_orders_differ_by_seed_domain_epoch_group_and_block():
 
 
 def test_samples_of_a_group_are_mixed():
-    """Within a group, neighbours in the order come from the same block as seldom as in a full shuffle."""
+    """Within a group, neighbours in the order are as rarely of one block as in a full shuffle."""
     order = _core.block_permutation(np.full(1_024, 64), block=64, group=16, seed=0)
     blocks, places = order // 64, order % 64
     same = np.mean(blocks[1:] == blocks[:-1])
@@ -149,7 +149,7 @@ def test_domains_cannot_grow_or_join():
     assert len(sampler.plan(60).indices) == 60
 
 
-def test_watchers_hear_of_each_step():
+def test_watchers_are_called_with_each_step():
     heard = []
     sampler = make(num_steps=4)
     sampler.watch(heard.append)

@@ -1,4 +1,4 @@
-"""Any number of ranks and workers, dying when they please: the same samples in the same order."""
+"""Any number of ranks and workers gives the same samples in the same order, even if some are killed."""
 
 import collections
 import itertools
@@ -44,12 +44,12 @@ def make_loader(shards, sampler, workers=0):
 
 
 def in_order(shards, num_steps, **options):
-    """The keys of each global batch, read by one process."""
+    """Return the keys of each global batch, read by one process."""
     return list(make_loader(shards, make_sampler(num_steps, **options)))
 
 
 def assert_nothing_lost_or_repeated(steps, **options):
-    """Each domain has been drawn as forecast, and each of its samples once in each epoch."""
+    """Assert that domains are drawn as forecast, and each sample once in each epoch."""
     counts = collections.Counter(itertools.chain.from_iterable(steps))
     draws = make_sampler(len(steps), **options).exposure().draws.tolist()
     for (domain, shard_sizes), drawn in zip(COUNTS.items(), draws, strict=True):
@@ -59,7 +59,7 @@ def assert_nothing_lost_or_repeated(steps, **options):
         assert epochs >= 1
 
 
-MANY = pytest.param(7, 8, marks=pytest.mark.slow)  # 56 processes
+MANY = pytest.param(7, 8, marks=pytest.mark.slow)  # starts 56 processes
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_order_depends_on_neither_ranks_nor_workers(shards, world_size, workers)
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 def test_a_job_goes_on_at_other_world_sizes(shards, allocation, workers):
-    """Saved at 4 ranks, then at 3, then 8. Loaders read ahead: what they read beyond the saved step comes again."""
+    """A job runs on 4, 3 and 8 ranks in turn. Batches read ahead of the saved step come again."""
     state, steps = None, []
     for world_size, end in [(4, 11), (3, 25), (8, 40)]:
         samplers = [
@@ -113,11 +113,11 @@ def test_a_killed_worker_costs_no_sample(shards):
 
 
 def train(rank, world_size, shards, num_steps, folder, barrier, pause):
-    """One rank of a job: notes the samples of each step, meets the others, and the first one saves the state.
+    """Run one rank of a job, which records the samples of each step. Rank 0 saves the state every third step.
 
-    Before step ``pause`` it waits to be killed, so that the job cannot end before a busy machine lets the test kill it.
+    At step ``pause`` the rank waits to be killed. So a job cannot end before a slow machine kills it.
     """
-    os.setsid()  # so that it can be killed with its workers
+    os.setsid()  # a process group, so that workers can be killed too
     path = folder / "state.json"
     sampler = make_sampler(num_steps, rank=rank, world_size=world_size)
     if path.exists():
@@ -140,7 +140,7 @@ def saved_step(folder):
 
 
 def test_killed_ranks_cost_no_sample(shards, tmp_path):
-    """Jobs of 4, 3 and 8 real processes; the first two lose a rank to SIGKILL, and with it the steps since the save."""
+    """Jobs of 4, 3 and 8 processes lose no sample, although a rank of the first two is killed."""
     context, num_steps, steps = multiprocessing.get_context("fork"), 48, []
     for world_size, dies_after, victim in [(4, 9, 2), (3, 24, 0), (8, None, None)]:
         barrier, first = context.Barrier(world_size), saved_step(tmp_path)
@@ -159,7 +159,7 @@ def test_killed_ranks_cost_no_sample(shards, tmp_path):
                     assert all(rank.is_alive() for rank in ranks)
                     time.sleep(0.002)
                 os.kill(ranks[victim].pid, signal.SIGKILL)
-        finally:  # what a launcher does when a rank has died
+        finally:  # as a launcher does after a rank has died
             for rank in ranks:
                 if rank.is_alive():
                     os.killpg(rank.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Loops that think in passes: another order in each, and passes that end before a sample would come again."""
+"""Each pass has another order, and rules end a pass before a sample repeats or after all have come."""
 
 import json
 import math
@@ -101,7 +101,7 @@ def test_first_exhausted_draws_each_sample_at_most_once(allocation, batch_size):
     indices = np.concatenate(batches)
     assert len(np.unique(indices)) == len(indices)
     following = sampler.plan(len(sampler))
-    assert following.epochs.max() == 1  # one step more would repeat a sample
+    assert following.epochs.max() == 1  # the next step would repeat a sample
     assert list(sampler) == batches
     sampler.set_epoch(1)
     other = list(sampler)
@@ -129,7 +129,7 @@ def test_first_exhausted_follows_changes():
 
 @pytest.mark.parametrize("from_step", [2, 30])
 def test_first_exhausted_counts_the_size_with_which_a_domain_that_grows_began(from_step):
-    """Its next epoch is a permutation of the old samples too."""
+    """A grown domain's next epoch has its old samples too, so the pass ends before that."""
     rare = Mixture.proportional(SIZES)
     sampler = make(schedule=schedules.constant(rare), num_steps=None, stop="first_exhausted")
     grown = schedules.constant(Mixture.proportional(SIZES | {"fa": 600}))
@@ -151,7 +151,7 @@ def test_all_exhausted_ends_with_the_step_that_draws_the_last_sample(allocation,
     assert set(np.concatenate(batches[:-1])) != every
     assert sampler.exposure().epochs.min() >= 1
     unstopped = make(allocation, batch_size=batch_size, num_steps=len(batches))
-    assert list(unstopped) == batches  # the rule decides the end alone
+    assert list(unstopped) == batches  # the rule changes only the end
     resumed = make(allocation, **options, rank=1, world_size=2)
     resumed.load_state_dict(sampler.state_dict(7))
     assert list(resumed) == [batch[len(batch) // 2 :] for batch in batches[7:]]
@@ -266,6 +266,6 @@ def test_proportional_quota_draws_every_sample_once():
         ),
     ],
 )
-def test_bad_stops(options, message):
+def test_bad_rules_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make(**({"num_steps": None} | options))

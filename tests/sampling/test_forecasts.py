@@ -1,4 +1,4 @@
-"""Exposure far ahead: counted without planning samples, exact where it is not an estimate."""
+"""Exposure far ahead is counted without planning samples. It is exact unless an estimate is requested."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ SHAPES = ("linear", "cosine", "exponential")
 
 
 class StepByStep:
-    """A schedule that does not tell that it is continuous; see `Schedule`."""
+    """A schedule without the methods of a continuous one, see `Schedule`."""
 
     def __init__(self, schedule):
         self.mixture, self.next_change, self.describe = schedule.mixture, schedule.next_change, schedule.describe
@@ -38,7 +38,7 @@ def test_many_mixtures_at_once_are_those_of_their_steps(sizes, shape):
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 @pytest.mark.parametrize(("sizes", "end"), [(SIZES, 90), (SIZES, 10**6), (MANY, 90)])
 def test_a_forecast_counts_what_is_planned(allocation, sizes, end):
-    """Also from the middle, and beyond the end of the anneal; whether or not mixtures come many at once."""
+    """Forecasts are exact from any step, also after the anneal, and whether or not mixtures come in bulk."""
     schedule = schedules.anneal(sizes, tau=5, final_tau=1, num_steps=end, shape="cosine")
     planned, forecast = make(schedule, allocation), make(schedule, allocation)
     by_steps = make(StepByStep(schedule), allocation)
@@ -54,7 +54,7 @@ def test_a_forecast_counts_what_is_planned(allocation, sizes, end):
 
 @pytest.mark.parametrize("schedule", ["anneal", "staircase"])
 def test_quota_plans_the_same_from_a_state_as_in_sequence(schedule):
-    """In sequence, deadlines are carried from step to step; after a seek they are all computed anew."""
+    """Plans agree although deadlines are carried from step to step in sequence, and recomputed after a seek."""
     if schedule == "anneal":
         schedule = schedules.anneal(MANY, tau=8, final_tau=1, num_steps=140)
     else:
@@ -81,7 +81,7 @@ def test_an_estimate_is_near_the_count(allocation, change):
         assert estimate.draws.dtype == np.int64
         assert abs(estimate.draws.sum() - 30 * step) <= len(sampler.domains) / 2
         allowed = {"quota": 1.5, "systematic": 3 * step**0.5 / 2, "multinomial": 3 * (30 * step) ** 0.5 / 2}[allocation]
-        if step > 100:  # before, it is the count itself
+        if step > 100:  # before step 100 the estimate is the exact count
             assert np.abs(estimate.draws - exact.draws).max() <= allowed + 1
             assert estimate.epochs == pytest.approx(exact.epochs, abs=(allowed + 1) / 41)
     assert sampler.exposure(0, estimate=True).draws.tolist() == [0] * len(sampler.domains)
@@ -89,7 +89,7 @@ def test_an_estimate_is_near_the_count(allocation, change):
 
 @pytest.mark.parametrize("schedule", ["constant", "anneal"])
 def test_an_estimate_takes_no_planning(schedule):
-    """10^12 steps: counting them would take hours."""
+    """An estimate for 10^12 steps is immediate. Counting them would take hours."""
     mixture = Mixture.temperature_sampling(SIZES, 5)
     if schedule == "constant":
         schedule = schedules.constant(mixture)

@@ -1,4 +1,4 @@
-"""Batches of one domain: as pure, exact and elastic as others."""
+"""Homogeneous batches hold one domain each, and are as exact and elastic as mixed ones."""
 
 import json
 import pickle
@@ -39,7 +39,7 @@ def test_domains_follow_the_mixture(allocation):
     sampler = make(allocation=allocation, num_steps=4000)
     batches = sampler.exposure().draws / 16
     expected = 4000 * mixture.sampling
-    if allocation == "quota":  # within one batch, at any step
+    if allocation == "quota":  # off by less than one batch at any step
         for step in (7, 100, 4000):
             assert np.abs(sampler.exposure(step).draws / 16 - step * mixture.sampling).max() < 1
     else:  # 5 standard deviations
@@ -93,10 +93,10 @@ def test_a_pass_ends_before_a_sample_comes_again():
     assert plans[-1].epochs.any()
 
 
-def test_states_of_the_two_kinds_are_told_apart():
+def test_states_of_homogeneous_and_mixed_batches_differ():
     homogeneous, mixed = make(), make(homogeneous=False)
     assert "homogeneous" not in mixed.state_dict()
-    assert homogeneous.state_dict()["version"] == 2  # which older readers refuse
+    assert homogeneous.state_dict()["version"] == 2  # older versions refuse this state
     with pytest.raises(ValueError, match="homogeneous is True in the state and False here"):
         mixed.load_state_dict(homogeneous.state_dict())
     with pytest.raises(ValueError, match="homogeneous is False in the state and True here"):

@@ -1,4 +1,4 @@
-"""The domain batch sampler: what a batch holds, that only (seed, schedule, step) decide it, and that it resumes."""
+"""A batch of the domain batch sampler depends on (seed, schedule, step) alone, and the sampler resumes exactly."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ def domain_of(indices):
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 class TestContract:
-    """What holds for every allocation and schedule."""
+    """Properties of every allocation and schedule."""
 
     def test_plan_is_consistent(self, schedule, allocation):
         sampler = make(schedule, allocation=allocation)
@@ -46,7 +46,7 @@ class TestContract:
         sampler = make(schedule, allocation=allocation, num_steps=400)
         plans = [sampler.plan(step) for step in range(400)]
         indices, epochs = (np.concatenate([getattr(p, name) for p in plans]) for name in ("indices", "epochs"))
-        assert epochs.max() >= 2  # the rarest domain comes round
+        assert epochs.max() >= 2  # the rarest domain begins a third epoch
         for domain, size in enumerate(SIZES.values()):
             mine = domain_of(indices) == domain
             for epoch in range(epochs[mine].max()):
@@ -83,7 +83,7 @@ class TestContract:
         assert sampler.exposure(23).draws.sum() == 23 * 30
 
     def test_state_of_an_earlier_step(self, schedule, allocation):
-        """A DataLoader reads ahead; the state asked for is that of the batches consumed."""
+        """The state of an earlier step can be taken, since a DataLoader reads ahead of the consumed batches."""
         ahead = make(schedule, allocation=allocation)
         batches = list(islice(ahead, 30))
         late = make(schedule, allocation=allocation)
@@ -128,7 +128,7 @@ def random_schedule(rng, num_domains, kind):
 @pytest.mark.parametrize("kind", ["staircase", "anneal"])
 @pytest.mark.parametrize("case", range(12))
 def test_quota_stays_within_one_sample(kind, case):
-    """At the end of every batch, under any schedule."""
+    """Draws stay within one sample of the expectation after every batch, under any schedule."""
     rng = np.random.default_rng(case)
     num_domains, batch_size = [(2, 7), (5, 1), (9, 64), (60, 16), (300, 13), (1_000, 256)][case % 6]
     schedule = random_schedule(rng, num_domains, kind)
@@ -143,8 +143,8 @@ def test_quota_stays_within_one_sample(kind, case):
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
-def test_slots_tell_nothing_of_the_domain(allocation):
-    """Ranks take slices of the batch: each slot must have the same mixture."""
+def test_each_slot_has_the_same_mixture(allocation):
+    """Each slot of a batch has the same mixture, since ranks take slices of it."""
     sampler = DomainBatchSampler(SCHEDULES["constant"], batch_size=8, seed=1, allocation=allocation)
     ids = np.array([sampler.plan(t).domain_ids for t in range(20_000)])
     q = temperature(list(SIZES.values()), 5)
@@ -178,13 +178,13 @@ def test_seed_and_shuffle():
 
 
 VARIED = {"a": 10**7, "b": 3 * 10**4, "c": 5_000, "d": 63, "e": 3, "f": 1}
-# Around where permutations take more rounds, and where the parts of an index have more bits or less.
+# Sizes at which permutations take another number of rounds, or the parts of an index another number of bits.
 ROUND = {str(n): n for n in (2**61 - 1, 2**33 + 5, 2**32, 2**31 + 1, 2**31, 8193, 4097, 4096, 4095, 65, 64, 63, 5, 2)}
 
 
 @pytest.mark.parametrize("sizes", [SIZES, VARIED, ROUND], ids=["few", "varied", "round"])
 def test_same_batches_on_every_instruction_set(monkeypatch, sizes):
-    """Domains of all sizes, whose permutations take different numbers of rounds; epochs begin within batches."""
+    """Batches agree for domains whose permutations take different numbers of rounds, and across epochs."""
     mixture = Mixture.temperature_sampling(sizes, math.inf) if sizes is ROUND else Mixture.proportional(sizes)
     schedule, steps = schedules.constant(mixture), range(40)
 
@@ -196,7 +196,7 @@ def test_same_batches_on_every_instruction_set(monkeypatch, sizes):
     by_isa = {}
     for isa in ("baseline", "avx2", "avx512"):
         monkeypatch.setenv("PYCOOLDOWN_ISA", isa)
-        with contextlib.suppress(ValueError):  # not of this processor
+        with contextlib.suppress(ValueError):  # this processor lacks the instruction set
             by_isa[isa] = plans()
     assert all(plan == by_isa["baseline"] for plan in by_isa.values())
 
@@ -224,7 +224,7 @@ def test_order_does_not_depend_on_workers(num_workers):
         ({"batch_size": 120}, r"domain 'fa' 1\d\.\d times .* but it has 17 samples"),
     ],
 )
-def test_bad_arguments(options, message):
+def test_bad_arguments_are_named(options, message):
     if "batch_size" in options and options["batch_size"] == 120:
         options = options | {"schedule": "constant"}
     with pytest.raises(ValueError, match=message):
@@ -232,7 +232,7 @@ def test_bad_arguments(options, message):
 
 
 @pytest.mark.parametrize("num_steps", [1_000, None])
-def test_a_batch_that_will_not_fit_late_in_the_run(num_steps):
+def test_a_batch_that_will_not_fit_late_in_the_run_is_refused(num_steps):
     rising = schedules.anneal({"a": 100_000, "b": 10}, tau=1, final_tau=100, num_steps=1_000)
     with pytest.raises(ValueError, match=r"domain 'b' \d\d\.\d times .* but it has 10 samples"):
         DomainBatchSampler(rising, batch_size=64, seed=0, num_steps=num_steps)

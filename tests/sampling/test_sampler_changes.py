@@ -1,4 +1,4 @@
-"""Another schedule, more domains and more data in a running job: nothing lost, nothing repeated, exact replays."""
+"""A running job takes another schedule, more domains and more data, loses nothing and can be replayed exactly."""
 
 import json
 from itertools import islice
@@ -25,7 +25,7 @@ def make(changes=CHANGES, **options):
 
 
 def located(plan, sizes):
-    """Domains and positions within them."""
+    """Return the domains, and the positions within them."""
     offsets = np.cumsum([0, *sizes.values()])
     domains = np.searchsorted(offsets, plan.indices, side="right") - 1
     assert np.array_equal(domains, plan.domain_ids)
@@ -37,7 +37,7 @@ class TestContract:
     def test_a_change_in_a_running_job_equals_its_replay(self, allocation):
         replay = [make(allocation=allocation).plan(step) for step in (0, 39, 40, 41, 69, 70, 200)]
         running = make([], allocation=allocation)
-        running.exposure()  # a forecast before the change leaves nothing behind
+        running.exposure()  # a forecast before the change must not affect it
         seen, sizes = {}, SIZES
         batches = iter(running)
         for step in range(201):
@@ -68,7 +68,9 @@ class TestContract:
         assert set(lengths[3]) == {50}
         begun = [int(epochs[30 * step :][domains[30 * step :] == 2][0]) for step in (40, 70)]
         for step, size, epoch in zip((40, 70), (60, 97), begun, strict=True):
-            assert size in lengths[2][epoch : epoch + 2], f"the epoch after the one that runs at step {step}"
+            assert size in lengths[2][epoch : epoch + 2], (
+                f"no epoch of {size} samples follows the change at step {step}"
+            )
 
     @pytest.mark.parametrize("stop", [10, 40, 41, 70, 150])
     def test_resumes_on_another_world_size(self, allocation, stop):
@@ -84,7 +86,7 @@ class TestContract:
         assert second.plan(NUM_STEPS - 1).indices.tolist() == again.plan(NUM_STEPS - 1).indices.tolist()
 
     def test_steps_before_a_change_stay_as_they_were(self, allocation):
-        """Also those that have been planned but not handed out."""
+        """Steps before a change stay as they were, also those that were planned but not yet handed out."""
         without = make([], allocation=allocation)
         with_change = make([(schedules.constant(Mixture.temperature_sampling(SIZES, 5)), 40)], allocation=allocation)
         for step in range(42):
@@ -110,7 +112,7 @@ def test_resume_with_grown_domains_needs_no_replay():
     sampler.load_state_dict(make([]).state_dict() | {"step": 10**9, "draws": draws, "changes": [change]})
     plan = sampler.plan(10**9)
     de = plan.epochs[plan.domain_ids == 1]
-    assert set(de) == {8 * 10**8 // 700}  # the epoch that runs
+    assert set(de) == {8 * 10**8 // 700}  # the epoch at this step
     assert located(plan, MORE)[1][plan.domain_ids == 1].max() < 700
 
 
@@ -133,7 +135,7 @@ def test_resume_with_grown_domains_needs_no_replay():
         ),
     ],
 )
-def test_refused_changes(schedule, from_step, message):
+def test_impossible_changes_are_refused(schedule, from_step, message):
     sampler = make([(FIRST, 30)])
     list(islice(sampler, 20))
     with pytest.raises(ValueError, match=message):
@@ -153,7 +155,7 @@ def test_refused_changes(schedule, from_step, message):
         ([CHANGES[0], (schedules.constant(Mixture.scalarization(MORE, 3)), 70)], "sizes of change 2 is {'fa': 97}"),
     ],
 )
-def test_state_of_a_job_with_other_changes(changes, message):
+def test_the_state_of_a_job_with_other_changes_is_refused(changes, message):
     sampler = make(changes)
     with pytest.raises(ValueError, match=message):
         sampler.load_state_dict(make().state_dict(80))
@@ -174,7 +176,7 @@ def test_state_of_a_job_with_other_changes(changes, message):
         (None, "change 1 is .* expected a mapping"),
     ],
 )
-def test_damaged_draws_at_a_change(draws, message):
+def test_damaged_draws_at_a_change_are_refused(draws, message):
     state = make().state_dict(80)
     state["changes"][0]["draws"] = draws
     with pytest.raises(ValueError, match=message):
@@ -182,14 +184,14 @@ def test_damaged_draws_at_a_change(draws, message):
 
 
 @pytest.mark.parametrize("changes", [None, 3, "changes", {}, [None, None], [[]], [{"from_step": 40}], {"draws": {}}])
-def test_damaged_list_of_changes(changes):
+def test_a_damaged_list_of_changes_is_refused(changes):
     state = make().state_dict(80) | {"changes": changes}
     with pytest.raises(ValueError, match=r"state is damaged: chang|the state has none"):
         make().load_state_dict(state)
 
 
 def test_a_domain_that_has_not_joined_has_neither_draws_nor_credit():
-    """Such credits reached beyond the claims of the mixture's domains, and crashed the process."""
+    """A state with draws or credits of such a domain is refused. Its credits once crashed the process."""
     schedule = schedules.constant(Mixture.proportional({"a": 700, "b": 41}))
     joined = schedules.constant(Mixture.proportional({"a": 700, "b": 41, "n": 50}))
 
@@ -208,6 +210,6 @@ def test_a_domain_that_has_not_joined_has_neither_draws_nor_credit():
     core = _core.BatchPlanner([700, 41, 50], _core.Allocation.quota, batch_size=30, seed=1, shuffle=True)
     with pytest.raises(ValueError, match="credits has -1099511627776; expected numbers between"):
         core.seek([0, 0, 0], [-(2**40), 0, 2**40])
-    core.seek([0, 0, 0], [1 - 2**32, 1 - 2**32, 2**33 - 2])  # the mixture lacks the third
+    core.seek([0, 0, 0], [1 - 2**32, 1 - 2**32, 2**33 - 2])  # the mixture lacks the third domain
     with pytest.raises(ValueError, match=r"the credits of the mixture's domains at step 1. do not sum to 0"):
         core.skip([(_core.AliasTable([1, 2**-31]), 2**64 - 1)], 10, 14)

@@ -1,4 +1,4 @@
-"""Passes over a sampler: how long they are, where they start, what breaking one off means."""
+"""Passes over a sampler have the right length, and start anew or continue after an interruption."""
 
 from itertools import islice
 
@@ -31,7 +31,7 @@ def test_a_second_pass_starts_anew():
     assert list(sampler) == list(sampler) == WHOLE[:3]
 
 
-def test_a_pass_that_is_broken_off_goes_on():
+def test_an_interrupted_pass_continues():
     sampler, consumed = make(), []
     for batch in sampler:
         consumed.append(batch)
@@ -44,7 +44,7 @@ def test_a_pass_that_is_broken_off_goes_on():
 
 @pytest.mark.parametrize("workers", [None, 0, 2])
 class TestLength:
-    """For the sampler itself, and for loaders, which ask for batches ahead of their use."""
+    """The length of the sampler itself, and of loaders, which request batches ahead of their use."""
 
     @pytest.fixture
     def reader(self, workers):
@@ -85,7 +85,7 @@ def test_a_state_loaded_into_a_running_pass_decides_the_next_one(read):
     list(islice(running, read))
     sampler.load_state_dict(make().state_dict(5))
     if read == 10:
-        assert list(running) == []  # the old pass ends, and does not move the position that was loaded
+        assert list(running) == []  # the old pass ends and keeps the loaded position
     assert list(sampler) == WHOLE[5:]
 
 
@@ -98,7 +98,7 @@ def test_after_the_last_batch_a_state_is_still_that_of_the_end():
     assert list(resumed) == []
 
 
-def test_a_pass_of_no_steps():
+def test_a_pass_may_have_no_steps():
     sampler = make(num_steps=0)
     assert (len(sampler), list(sampler), list(sampler)) == (0, [], [])
 
@@ -116,7 +116,7 @@ def test_a_loader_that_is_dropped_after_reading_ahead_goes_on_from_what_was_cons
 
 
 def test_a_pass_dropped_when_the_loader_had_read_ahead_to_its_end_starts_anew():
-    """Whether the loader had asked for the last batch decides: it has been yielded, so the pass has ended."""
+    """The pass has ended if the loader has requested its last batch, whatever was consumed."""
     sampler = make()
     reader = loader(sampler, 2)
     batches(islice(reader, 8))

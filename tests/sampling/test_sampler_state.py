@@ -1,4 +1,4 @@
-"""The state of a sampler: saved, loaded, pickled, refused where it is another job's."""
+"""A sampler's state is saved, loaded and pickled, and refused if it belongs to another job."""
 
 import json
 import pickle
@@ -35,7 +35,7 @@ def test_far_resume_needs_no_replay():
 
 @pytest.mark.parametrize("stop", [0, 10, 30])
 @pytest.mark.parametrize("allocation", ["multinomial", "systematic", "quota"])
-def test_pickles_where_it_stands(allocation, stop):
+def test_a_pickle_keeps_the_position(allocation, stop):
     sampler = make(allocation=allocation, num_steps=40)
     sampler.set_schedule(SCHEDULES["scalarization"], from_step=33)
     list(islice(sampler, stop))
@@ -88,7 +88,7 @@ STATE = make().state_dict(step=7)
         ({"step": "7"}, "step is '7'; expected an integer"),
     ],
 )
-def test_state_of_another_job(change, message):
+def test_the_state_of_another_job_is_refused(change, message):
     sampler = make()
     before = sampler.plan(9).indices
     with pytest.raises(ValueError, match=message):
@@ -97,13 +97,13 @@ def test_state_of_another_job(change, message):
     assert np.array_equal(sampler.plan(9).indices, before)
 
 
-def test_incomplete_state():
+def test_an_incomplete_state_is_refused():
     with pytest.raises(ValueError, match=r"state lacks \['draws', 'seed'\]"):
         make().load_state_dict({k: v for k, v in STATE.items() if k not in ("seed", "draws")})
 
 
 @pytest.mark.parametrize("state", [None, [], "state", 7, [("version", 1)]])
-def test_what_is_no_state(state):
+def test_values_that_are_no_state_are_refused(state):
     with pytest.raises(ValueError, match=r"state is a \w+; expected a value of DomainBatchSampler.state_dict"):
         make().load_state_dict(state)
 
@@ -118,14 +118,14 @@ def test_what_is_no_state(state):
         ([], "'credits' names different domains"),
     ],
 )
-def test_damaged_credits(credits, message):
+def test_damaged_credits_are_refused(credits, message):
     state = make(allocation="quota").state_dict(step=7)
     with pytest.raises(ValueError, match=message):
         make(allocation="quota").load_state_dict(state | {"credits": credits})
 
 
 @pytest.mark.parametrize("allocation", ["multinomial", "systematic", "quota"])
-def test_steps_that_are_no_steps(allocation):
+def test_wrong_steps_are_refused(allocation):
     sampler = make(allocation=allocation, num_steps=None)
     for method in (sampler.plan, sampler.exposure, sampler.state_dict):
         with pytest.raises(ValueError, match="step = -1; expected a step >= 0"):

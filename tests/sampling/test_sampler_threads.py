@@ -1,4 +1,4 @@
-"""A sampler under several threads, forks, signal handlers and interrupts: the same samples, or an error."""
+"""With threads, forks, signal handlers and interrupts, a sampler gives the same samples or an error."""
 
 import os
 import pickle
@@ -25,7 +25,7 @@ def make(allocation="quota", schedule=ANNEAL):
 
 
 def in_thread(function):
-    """Start a thread; the function returned waits for it, and raises what it raised."""
+    """Start a thread, and return a function that waits for it and raises its error."""
     errors = []
 
     def run():
@@ -86,7 +86,7 @@ def test_threads_that_share_a_sampler_plan_the_same():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 def test_a_process_that_forks_while_another_thread_plans():
-    """The child must neither wait for a thread that it does not have nor see a half-planned batch."""
+    """A forked child plans right: it waits for no thread of its parent and sees no half-planned batch."""
     whole = list(make("systematic"))
     sampler, ended = make("systematic"), threading.Event()
 
@@ -107,7 +107,7 @@ def test_a_process_that_forks_while_another_thread_plans():
 
 
 class Breaking:
-    """A schedule that does something once, as it is asked for the mixture of a step; see `Schedule`."""
+    """A schedule that calls a function when a step's mixture is first requested, see `Schedule`."""
 
     def __init__(self, schedule, at, do):
         self.schedule, self.at, self.do = schedule, at, do
@@ -155,7 +155,7 @@ def test_goes_on_exactly_after_an_interrupt(allocation, at):
     assert sampler.exposure().draws.tolist() == make(allocation).exposure().draws.tolist()
 
 
-def test_a_signal_handler_that_comes_in_between_is_refused():
+def test_a_signal_handler_may_not_use_a_sampler_that_plans():
     schedule = Breaking(ANNEAL, None, lambda: sampler.state_dict())
     sampler = make(schedule=schedule)
     read = list(islice(sampler, 5))
@@ -168,8 +168,8 @@ def test_a_signal_handler_that_comes_in_between_is_refused():
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 @pytest.mark.parametrize("schedule", [schedules.constant(Mixture.proportional(SIZES)), "anneal"])
 def test_a_signal_interrupts_a_long_forecast(allocation, schedule, request):
-    """One of hours. The pause lets the core begin; without it, the forecast would be interrupted before."""
-    # A shell starts background jobs with SIGINT ignored, and Python then raises no KeyboardInterrupt.
+    """A signal ends a forecast that would take hours. It comes after a pause, so that the core has begun."""
+    # Shells start background jobs with SIGINT ignored. Python would then raise no KeyboardInterrupt.
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, previous))
     far = 10**12
@@ -191,8 +191,8 @@ def test_a_signal_interrupts_a_long_forecast(allocation, schedule, request):
     assert read + list(islice(sampler, 5)) == list(islice(fresh, 10))
 
 
-def test_a_second_user_waits():
-    """Without the GIL, the core plans for milliseconds: calls from another thread must not come in between."""
+def test_a_second_thread_waits():
+    """Calls from another thread wait while the core plans without the GIL."""
     schedule = schedules.constant(Mixture.proportional({"a": 10**7, "b": 10**6}))
     sampler = DomainBatchSampler(schedule, batch_size=200_000, seed=0, num_steps=40)
     draws = [sampler.exposure(step).draws for step in range(0, 40, 4)]

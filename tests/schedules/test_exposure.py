@@ -1,4 +1,4 @@
-"""Cooldown by exposure: the step of its switch, and what a whole run draws before it."""
+"""Cooldown by exposure switches at the step that gives the requested passes."""
 
 import warnings
 
@@ -11,7 +11,7 @@ SIZES = {"de": 5200, "ro": 52}
 
 @pytest.mark.parametrize("epochs", [3, 15, 20.5])
 @pytest.mark.parametrize("tau", [2, 5])
-def test_the_switch_is_at_the_first_step_with_so_many_passes(epochs, tau):
+def test_the_switch_is_at_the_first_step_with_the_requested_passes(epochs, tau):
     schedule = schedules.cooldown_by_exposure(SIZES, batch_size=32, epochs=epochs, tau=tau)
     switch = schedule.next_change(0)
     passes = float(schedule.mixture(0).expected_epochs(32)[1])

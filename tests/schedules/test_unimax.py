@@ -1,4 +1,4 @@
-"""UniMax against the water-filling optimum, its two modes against each other; Order Matters."""
+"""UniMax has the water-filling optimum in both modes, and Order Matters has its two stages."""
 
 import warnings
 
@@ -26,14 +26,14 @@ def test_budgets_are_the_water_filling_optimum():
         assert np.isclose(budgets.sum(), budget)
 
 
-def test_published_shares():
+def test_shares_are_those_published_for_mc4():
     mc4 = {"en": 2733, "it": 162, "zh": 39, "sw": 1}  # in billions of tokens
     shares = unimax_budgets(list(mc4.values()), budget=52.4, max_epochs=1) / 52.4
     assert np.allclose(shares, [0.327, 0.327, 0.327, 0.019], atol=5e-4)
 
 
 @pytest.mark.parametrize("num_steps", [7, 100, 1000])
-def test_both_modes_draw_the_same_in_all(num_steps):
+def test_both_modes_draw_the_same_in_total(num_steps):
     budget = 4000
     expected = unimax_budgets(list(SIZES.values()), budget=budget, max_epochs=2)
     for mode in ("static", "frontload"):
@@ -47,7 +47,7 @@ def test_both_modes_draw_the_same_in_all(num_steps):
 
 
 def test_a_cap_that_binds_for_no_domain_is_warned_of():
-    """Nine languages of OPUS-100's sizes, 122.9 M draws: uniform sampling is 139 passes through the smallest."""
+    """With nine languages of OPUS-100's sizes and 122.9 M draws, a cap of 200 passes binds nowhere."""
     opus = {f"{i}": n for i, n in enumerate([1_000_000] * 3 + [515_344, 534_319, 289_339, 79_927, 98_000, 89_000])}
     smallest = 122.9e6 / 9 / min(opus.values())
     with pytest.warns(UserWarning, match=f"max_epochs = 200 binds for no domain: .* '6', {smallest:.4g} times"):
@@ -65,7 +65,7 @@ def test_a_whole_front_loaded_run_respects_the_cap():
     assert np.allclose(sampler.exposure().epochs[2:], 2, atol=0.3)
 
 
-def test_order_matters():
+def test_order_matters_trains_large_domains_first():
     schedule = schedules.order_matters(SIZES, switch_step=10, tau=5)
     assert np.allclose(schedule.mixture(9).sampling, [5000 / 6200, 1200 / 6200, 0, 0])
     assert schedule.mixture(10) == schedules.cooldown(SIZES, tau=5, switch_step=1).mixture(0)
@@ -87,6 +87,6 @@ def test_order_matters():
         (lambda: schedules.order_matters(SIZES, switch_step=1, high_resource=[]), "high_resource is empty"),
     ],
 )
-def test_bad_arguments(make, message):
+def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()

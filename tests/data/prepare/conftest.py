@@ -1,4 +1,4 @@
-"""Texts and a tokenizer for the tests of the preparation."""
+"""Texts, a tokenizer and object stores for the tests of tokenizing."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ import store_servers
 
 @pytest.fixture(scope="session")
 def make_text():
-    """Returns a text of so many words, which is a function of its number alone."""
+    """Return a function that makes a text of the given number of words. It depends on the text's number alone."""
 
     def make(number, words=30):
         draw = random.Random(number)
@@ -23,7 +23,7 @@ def make_text():
 
 @pytest.fixture(scope="session")
 def tokenizer_file(tmp_path_factory, make_text):
-    """A `tokenizer.json` of 400 ids, as somebody else made it: with truncation, padding and a template."""
+    """Return a `tokenizer.json` of 400 ids with truncation, padding and a template, as tokenizers of others have."""
     tokenizers = pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -47,7 +47,7 @@ def tokenizer_file(tmp_path_factory, make_text):
 
 @pytest.fixture
 def corpus(tmp_path, make_text):
-    """Domains of 300, 12 and 3 documents, in `<domain>/<file>.jsonl`."""
+    """Write domains of 300, 12 and 3 documents into `<domain>/<file>.jsonl` and return the folder."""
     for domain, size in {"en": 300, "de": 12, "sw": 3}.items():
         (tmp_path / "data" / domain).mkdir(parents=True)
         lines = [json.dumps({"text": make_text(f"{domain}{i}")}, ensure_ascii=False) + "\n" for i in range(size)]
@@ -59,23 +59,23 @@ def corpus(tmp_path, make_text):
 
 @pytest.fixture(scope="session")
 def moto_port():
-    """The port of an S3 server in memory."""
+    """Return the port of an S3 server in memory."""
     with store_servers.moto() as port:
         yield port
 
 
 @pytest.fixture(scope="session")
 def azurite_port():
-    """The port of a server of Azure's blobs in memory."""
+    """Return the port of a server of Azure's blobs in memory."""
     with store_servers.azurite() as port:
         yield port
 
 
 @pytest.fixture
 def make_store(monkeypatch, request):
-    """Returns the URL of an empty bucket of this test's own, in a store of the scheme.
+    """Return a function that makes an empty bucket for this test, in a store of the given scheme, and returns its URL.
 
-    A client reads the environment once, so the address is that of all tests with stores.
+    Clients read the environment once, so all tests with stores use the same address.
     """
 
     def make(scheme, number=0):

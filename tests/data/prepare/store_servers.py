@@ -1,8 +1,8 @@
-"""Servers of object stores for tests, on this machine: moto, and Azurite if it is installed.
+"""Object stores for tests, on this machine: moto, and Azurite if it is installed.
 
-The interface of Google Cloud Storage that obstore speaks is that of S3 but for credentials and a few headers, so moto
-serves both. Of the servers that imitate Google's, gcp-storage-emulator lacks HEAD, lists and ETags there, and
-fake-gcs-server lacks uploads.
+obstore uses the XML interface of Google Cloud Storage. It equals that of S3 but for credentials and a few headers, so
+moto serves both. Two emulators of Google's store lack parts of this interface: gcp-storage-emulator lacks HEAD, lists
+and ETags, and fake-gcs-server lacks uploads.
 """
 
 import base64
@@ -32,7 +32,7 @@ def application(environ, start_response):
     return moto(environ, start_response)
 run_simple("127.0.0.1", int(sys.argv[1]), application, threaded=True)
 """
-AZURE_ACCOUNT = "devstoreaccount1"  # Azurite's own, with the key that its documentation has
+AZURE_ACCOUNT = "devstoreaccount1"  # the account of every Azurite; its documentation gives the key
 AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 
@@ -44,7 +44,7 @@ def free_port():
 
 @contextlib.contextmanager
 def serving(command, port):
-    """Starts a server, waits for its port, and ends it."""
+    """Start a server, wait for its port, and end it."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
@@ -62,7 +62,7 @@ def serving(command, port):
 
 @contextlib.contextmanager
 def moto():
-    """Yields the port of an S3 server in memory."""
+    """Yield the port of an S3 server in memory."""
     pytest.importorskip("moto.server")
     port = free_port()
     with serving([sys.executable, "-c", MOTO, str(port)], port):
@@ -71,7 +71,7 @@ def moto():
 
 @contextlib.contextmanager
 def azurite():
-    """Yields the port of a server of Azure's blobs in memory."""
+    """Yield the port of a server of Azure's blobs in memory."""
     if (program := shutil.which("azurite-blob")) is None:
         pytest.skip("azurite-blob is not installed: npm install --global azurite")
     port = free_port()
@@ -109,7 +109,7 @@ def make_bucket(port, name):
 
 
 def make_container(port, name):
-    """Makes a container: the one request that obstore does not make, signed with Azure's shared key."""
+    """Make a container. obstore has no such request, so this one is signed here with Azure's shared key."""
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%a, %d %b %Y %H:%M:%S GMT")
     headers = {"x-ms-date": now, "x-ms-version": "2021-08-06"}
     signed = "PUT" + "\n" * 12 + "".join(f"{key}:{value}\n" for key, value in headers.items())

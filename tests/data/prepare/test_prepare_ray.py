@@ -1,4 +1,4 @@
-"""Ray for real, a local cluster of two cores: `nox -s ray`."""
+"""Tokenizing on a real Ray cluster, of two cores of this machine, gives the same bytes (`nox -s ray`)."""
 
 import hashlib
 
@@ -14,7 +14,7 @@ def contents(folder):
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files
-        if path.name != "plan.json"  # it knows of the paths, which are absolute on Ray
+        if path.name != "plan.json"  # it holds the paths, which are absolute on Ray
     }
 
 
@@ -42,7 +42,7 @@ def test_a_failing_task_is_the_error_of_its_line(corpus, tokenizer_file, tmp_pat
 
 
 def test_objects_on_both_sides(corpus, make_store, tokenizer_file, tmp_path):
-    """Workers share nothing but the store: inputs, tokenizer, validation documents and results are there."""
+    """Inputs, tokenizer, validation documents and results may all be in a store, so that workers share nothing else."""
     obstore = pytest.importorskip("obstore")
     from pycooldown.data.prepare.result_folder import open_output
 

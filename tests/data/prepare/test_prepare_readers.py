@@ -1,4 +1,4 @@
-"""Every format gives the same documents, in any ranges; errors name what is damaged."""
+"""Every format gives the same documents in any ranges, and errors name what is damaged."""
 
 import gzip
 import hashlib
@@ -103,7 +103,7 @@ def test_every_format_gives_the_same_documents_in_ranges_of_any_size(tmp_path, n
     FORMATS[name](tmp_path / name)
     ranges = ranges_of(tmp_path / name, Options(shard_bytes=shard_bytes))
     assert read(ranges) == TEXTS
-    # The ranges are the file, once, and reading them gives the hash that reading their bytes does.
+    # The ranges cover the file once. Reading their documents gives the hash of their bytes.
     assert [file_range.start for file_range in ranges] == [0, *(file_range.stop for file_range in ranges[:-1])]
     assert ranges[-1].stop == (tmp_path / name).stat().st_size
     for file_range in ranges:

@@ -1,7 +1,8 @@
-"""Results in object stores: the same bytes as on this machine, and nothing trusted that is not as recorded."""
+"""Results in object stores have the bytes of results on disk. A part that differs from its record is made again."""
 
 import hashlib
 import os
+import random
 import time
 from datetime import datetime, timezone
 
@@ -27,7 +28,7 @@ def run(out, inputs, tokenizer, **arguments):
 
 
 def contents(out):
-    """All files of a result, without its records."""
+    """Return all files of a result, without its records."""
     output = open_output(out)
     return {name: output.read(name) for name in output.names("") if not name.startswith(".prepare/")}
 
@@ -39,7 +40,7 @@ def upload(folder, url):
 
 
 def times(url):
-    """When each shard was written."""
+    """Return the time at which each shard was written."""
     return {
         item["path"]: item["last_modified"]
         for batch in obstore.list(from_url(url))
@@ -61,7 +62,7 @@ def test_the_same_bytes_as_on_this_machine(corpus, make_store, tokenizer_file, t
     made = times(f"{store}/x")
     assert run(f"{store}/x/out", parse_inputs([f"{store}/data"]), tokenizer_file, validation=10) == local
     assert times(f"{store}/x") == made
-    assert not [name for name in os.listdir() if ":" in name]  # nor a folder named as the scheme
+    assert not [name for name in os.listdir() if ":" in name]  # the URL has not become a folder's name
 
 
 @pytest.mark.parametrize("harm", ["delete", "same size", "other size", "ends", "record", "garbage record"])
@@ -83,19 +84,19 @@ def test_what_is_missing_or_altered_is_made_again(corpus, make_store, tokenizer_
     else:
         obstore.put(store, ".prepare/records/en/000002.json", b"[" * 10)
     while datetime.now(timezone.utc).replace(microsecond=0) <= max(made.values()):
-        time.sleep(0.02)  # the store's times are whole seconds
+        time.sleep(0.02)  # times in the store are whole seconds
     run(url, parse_inputs([str(corpus)]), tokenizer_file)
     assert contents(url) == before
     again = {key for key, time in times(url).items() if made.get(key) != time}
     assert again == {key for key in made if "/" in key and key.startswith("en/") and "-000002.tar" in key}
 
 
-def test_a_result_that_was_copied_here_or_there_goes_on(corpus, make_store, tokenizer_file, tmp_path):
+def test_a_result_copied_to_or_from_a_store_is_not_made_again(corpus, make_store, tokenizer_file, tmp_path):
     url = make_store("s3")
     local = run(tmp_path / "out", parse_inputs([str(corpus)]), tokenizer_file)
     upload(tmp_path / "out", url)
     made = times(url)
-    for _ in range(2):  # the first time by hashes, then by what the store calls the versions
+    for _ in range(2):  # the first run compares hashes, the second one the store's versions
         assert run(f"{url}/out", parse_inputs([str(corpus)]), tokenizer_file) == local
         assert times(url) == made
     output = open_output(f"{url}/out")
@@ -163,7 +164,7 @@ def test_a_failing_run_leaves_no_manifest(corpus, make_store, tokenizer_file):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_large_shards_arrive_in_parts(make_store, tmp_path, scheme):
     output = open_output(make_store(scheme))
-    content = os.urandom(12 << 20)
+    content = random.Random(0).randbytes(12 << 20)
     (tmp_path / "x.tar").write_bytes(content)
     (tmp_path / "x.tar.ends").write_bytes(b"ends")
     output.write("x.tar.ends", b"of another tar")
@@ -182,7 +183,7 @@ def test_large_shards_arrive_in_parts(make_store, tmp_path, scheme):
         output.read("x.tar")
 
 
-def test_outputs_that_cannot_be(corpus, make_store, tokenizer_file):
+def test_impossible_outputs_are_refused(corpus, make_store, tokenizer_file):
     make_store("s3")
     inputs = parse_inputs([str(corpus)])
     with pytest.raises(ValueError, match="a web server takes no files: expected a folder here"):
@@ -195,7 +196,7 @@ def test_outputs_that_cannot_be(corpus, make_store, tokenizer_file):
         run("s3://no-such-bucket/out", inputs, "s3://no-such-bucket/tokenizer.json")
 
 
-def test_slurm_keeps_its_scripts_here_for_an_output_in_a_store(
+def test_slurm_scripts_stay_on_this_machine_for_an_output_in_a_store(
     corpus, make_store, tokenizer_file, tmp_path, monkeypatch
 ):
     testing = pytest.importorskip("typer.testing")

@@ -1,4 +1,4 @@
-"""Whole runs: the same bytes however they are made, and nothing trusted that is not as recorded."""
+"""Whole runs give the same bytes whatever the workers. A part that differs from its record is made again."""
 
 import fcntl
 import hashlib
@@ -26,7 +26,7 @@ from pycooldown.data.token_shards import open_token_shard  # noqa: E402
 
 @pytest.fixture
 def run(corpus, tokenizer_file, tmp_path):
-    """Tokenizes the corpus into a folder of that name."""
+    """Return a function that tokenizes the corpus into a folder of the given name."""
 
     def call(name="out", tokenizer=None, *, inputs=None, engine=None, **options):
         options = {"shard_bytes": 6000, "validation": 0.1, **options}
@@ -38,13 +38,13 @@ def run(corpus, tokenizer_file, tmp_path):
 
 
 def contents(folder):
-    """Hashes of all files but locks."""
+    """Return the hashes of all files but locks."""
     files = (path for path in folder.rglob("*") if path.is_file() and "lock" not in path.name)
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def documents(folder, manifest, domain, split):
-    """The ids of every document of a domain, as the shards have them."""
+    """Return the ids of every document of a domain, as stored in the shards."""
     found = []
     for name in sorted(manifest["domains"][domain][split]["shards"]):
         shard = open_token_shard(folder / name)
@@ -124,7 +124,7 @@ def test_an_edited_manifest_is_noticed_and_mended(run, tmp_path, change):
         load_token_manifest(tmp_path / "out")
     run()
     assert path.read_text(encoding="utf-8") == written
-    del manifest["checksum"]  # what the error says for edits on purpose, and what older versions wrote
+    del manifest["checksum"]  # the error advises this for edits on purpose; older versions wrote no checksum
     path.write_text(json.dumps(manifest))
     assert list(load_token_manifest(tmp_path / "out").domains) == list(manifest["domains"])
 
@@ -174,7 +174,7 @@ def test_a_changed_input_remakes_its_own_shards_only(run, corpus, tmp_path):
     path = corpus / "en" / "b.jsonl"
     content = path.read_bytes()
     stat = path.stat()
-    path.write_bytes(content.replace(b"maji", b"Maji"))  # the same size, and the same time
+    path.write_bytes(content.replace(b"maji", b"Maji"))  # the same size; the time is restored below
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.tar")}
     run()
@@ -208,7 +208,7 @@ def test_a_failing_run_leaves_no_manifest_but_its_finished_shards(run, corpus, t
         run(engine={"workers": 2})
     manifest = run(on_error="skip")
     assert manifest["left_out"]["en"] == {"empty": 0, "field": 1}
-    with pytest.raises(ValueError, match=r"en/b\.jsonl:151"):  # a record of skipped lines is no record of all lines
+    with pytest.raises(ValueError, match=r"en/b\.jsonl:151"):  # the records of that run are not taken over
         run()
 
 
@@ -247,7 +247,7 @@ def test_cut_texts_are_whole_and_short(text):
 
 
 def test_validation_by_count_never_takes_a_document_of_training(run, corpus, tmp_path, make_text):
-    """The rare domain repeats documents of the frequent one, and its own."""
+    """No document is in both splits, although the rare domain repeats documents of its own and of the frequent one."""
     texts = [make_text(f"en{i}") for i in range(40)] + [make_text("sw0")] * 3
     (corpus / "sw" / "c.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     manifest = run(validation=7)
@@ -258,12 +258,12 @@ def test_validation_by_count_never_takes_a_document_of_training(run, corpus, tmp
         ]
     assert not set(sides["train"]) & set(sides["validation"])
     assert 7 + 3 <= len(set(sides["validation"])) <= 7 + 7 + 3
-    assert manifest["domains"]["de"]["validation"]["documents"] == 3  # a quarter of 12
+    assert manifest["domains"]["de"]["validation"]["documents"] == 3  # at most a quarter of its 12 documents
     other = run("other", validation=7, seed=1)
     assert other["domains"]["en"]["validation"]["shards"] != manifest["domains"]["en"]["validation"]["shards"]
 
 
-def test_choice_is_the_smallest_hashes():
+def test_validation_by_count_takes_the_smallest_hashes():
     digests = [hashlib.sha256(bytes([i])).digest()[:16] for i in range(100)] * 2
     for count in (1, 7, 300):
         kept, total = smallest(iter(digests), count)
@@ -274,7 +274,7 @@ def test_choice_is_the_smallest_hashes():
     assert choose({"a": [smallest(digests[:1], 9)], "b": [smallest(digests[:2], 9)]}, 9) == {min(digests[:2])}
 
 
-def test_a_share_is_a_share(run, corpus):
+def test_validation_by_share_takes_about_that_share(run, corpus):
     manifest = run(validation=0.3)
     counts = [manifest["domains"]["en"][split]["documents"] for split in ("train", "validation")]
     assert sum(counts) == 300
@@ -291,11 +291,11 @@ def test_trained_tokenizer_gives_the_same_bytes_again(run, tmp_path):
 def test_two_processes_in_one_folder(run, tmp_path):
     run()
     with open(tmp_path / "out" / WORK / "lock", "rb") as other:
-        fcntl.flock(other, fcntl.LOCK_SH)  # a task
+        fcntl.flock(other, fcntl.LOCK_SH)  # like a task
         with pytest.raises(BlockingIOError, match="another process is tokenizing into this folder"):
             run()
         run(engine={"task": (0, 2)})
-        fcntl.flock(other, fcntl.LOCK_EX)  # a run
+        fcntl.flock(other, fcntl.LOCK_EX)  # like a whole run
         with pytest.raises(BlockingIOError, match="another process"):
             run(engine={"task": (0, 2)})
 
@@ -340,7 +340,7 @@ def test_killed_and_run_again_with_other_workers(corpus, tokenizer_file, tmp_pat
         TokenizerOptions(source=tokenizer_file),
         Options(shard_bytes=6000),
     )
-    # Temporary files of the killed process may be left beside the records, and nowhere else.
+    # The killed process may leave temporary files beside the records, but nowhere else.
     whole, found = contents(tmp_path / "whole"), contents(tmp_path / "out")
     assert {name: found.get(name) for name in whole if "plan" not in name} == {
         name: digest for name, digest in whole.items() if "plan" not in name
@@ -363,7 +363,7 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(corpus, tokenizer_file, t
 
 
 def test_a_killed_worker_is_an_error(run, monkeypatch, corpus):
-    """The next run makes the missing parts."""
+    """A killed worker raises an error which says that the next run goes on."""
     code = (
         "import os, signal, sys\nfrom pycooldown.data.engines import open_engine\n"
         "def die(n):\n    os.kill(os.getpid(), signal.SIGKILL) if n == 3 else None\n    return n\n"
@@ -394,7 +394,7 @@ def test_workers_use_one_core_each(corpus):
     assert result.stdout.splitlines() == ["[(0, ('false', '1')), (1, ('false', '1'))]"] * 2 + ["None"]
 
 
-def test_command_trains_shows_and_skips(corpus, tmp_path):
+def test_command_trains_a_tokenizer_shows_documents_and_skips_faults(corpus, tmp_path):
     path = corpus / "de" / "b.jsonl"
     path.write_bytes(path.read_bytes() + b"{}\n")
     words = [
@@ -439,7 +439,7 @@ print(number + ";cluster")
 
 
 def test_slurm_array_and_the_job_that_finishes(corpus, tokenizer_file, tmp_path, run):
-    """Against an sbatch that runs what it is given at once."""
+    """The array and the finishing job give the result of one run. A fake `sbatch` runs the jobs at once."""
     (tmp_path / "bin").mkdir()
     sbatch = tmp_path / "bin" / "sbatch"
     sbatch.write_text(FAKE_SBATCH.format(python=sys.executable))
@@ -480,7 +480,7 @@ def test_slurm_array_and_the_job_that_finishes(corpus, tokenizer_file, tmp_path,
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_input(corpus, tokenizer_file, tmp_path):
-    """One compressed file is one part, whatever its size: its documents pass through."""
+    """A compressed file is one part, whatever its size, but its documents are not held in memory."""
     from pycooldown.data.prepare.readers import zstd
 
     line = json.dumps({"text": "Feuer und wasser " * 600}).encode() + b"\n"
@@ -495,11 +495,11 @@ def test_memory_does_not_grow_with_the_input(corpus, tokenizer_file, tmp_path):
         path.write_bytes(zstd.compress(b"".join(line.replace(b"wasser", b"%d" % i) for i in range(count))))
         arguments = [sys.executable, "-c", code, str(out), str(path), str(tokenizer_file)]
         peaks.append(int(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout))
-    assert peaks[1] < peaks[0] + 10_000  # kB; the texts grow by 14,000, and so do their bytes and their tokens
+    assert peaks[1] < peaks[0] + 10_000  # kB; texts and tokens grow by 14,000 kB each
 
 
 def test_tasks_that_start_at_once_make_one_plan(corpus, tokenizer_file, tmp_path):
-    """Any task may be the first; only one trains the tokenizer."""
+    """Any task may be the first, and only one trains the tokenizer."""
     arguments = command(tmp_path / "out", corpus, tokenizer_file, "--validation", "5")
     arguments[arguments.index("--tokenizer") : arguments.index("--tokenizer") + 2] = ["--train-tokenizer", "bpe"]
     arguments += ["--vocabulary-size", "300"]

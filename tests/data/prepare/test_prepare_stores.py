@@ -1,4 +1,4 @@
-"""Inputs in object stores: the same bytes as from the same files here, and clear errors."""
+"""Inputs in object stores give the bytes of the same files on disk, or clear errors."""
 
 import errno
 import gzip
@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import pickle
+import random
 import shutil
 import threading
 
@@ -25,7 +26,7 @@ from pycooldown.data.stores import RANGE_BYTES, StoreError, find_object, is_url,
 
 @pytest.fixture
 def bucket(make_store):
-    """The URL of an empty bucket."""
+    """Return the URL of an empty bucket."""
     return make_store("s3")
 
 
@@ -41,7 +42,7 @@ def upload(folder, bucket):
 
 @pytest.fixture
 def formats(corpus, make_text):
-    """The corpus, with further domains in all kinds of files."""
+    """Return the corpus with further domains, one for each format of files."""
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     (corpus / "gz").mkdir()
     with gzip.open(corpus / "gz" / "x.jsonl.gz", "wt", encoding="utf-8") as file:
@@ -65,7 +66,7 @@ def run(out, inputs, tokenizer_file, *, engine=None, **options):
 
 
 def contents(folder):
-    """All files of a result, without its records."""
+    """Return all files of a result, without its records."""
     files = (path for path in folder.rglob("*") if path.is_file() and ".prepare" not in path.parts)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -78,7 +79,7 @@ def test_objects_give_the_bytes_of_the_same_files(formats, bucket, tokenizer_fil
     engine = {"workers": workers}
     assert run(tmp_path / "remote", inputs, tokenizer_file, validation=validation, engine=engine) == local
     assert contents(tmp_path / "remote") == contents(tmp_path / "local")
-    assert len(local["domains"]["en"]["train"]["shards"]) > 3  # ranges of files
+    assert len(local["domains"]["en"]["train"]["shards"]) > 3  # each shard is made from a range of a file
     assert len(local["domains"]["parquet"]["train"]["shards"]) > 1
 
 
@@ -159,7 +160,7 @@ def test_patterns_match_objects_as_they_match_files(pattern, expected, bucket, t
         assert all(path.endswith("/README.md") for path in ignored)
 
 
-def test_datasets_of_several_splits_are_refused_as_of_folders(bucket, tmp_path):
+def test_datasets_of_several_splits_are_refused_as_in_folders(bucket, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     upload(tmp_path / "data", bucket)
@@ -169,7 +170,7 @@ def test_datasets_of_several_splits_are_refused_as_of_folders(bucket, tmp_path):
 
 
 def test_reading_goes_anywhere_in_an_object(bucket):
-    content = os.urandom(RANGE_BYTES * 3 + 17)
+    content = random.Random(0).randbytes(RANGE_BYTES * 3 + 17)
     put(bucket, "x", content)
     with open_binary(f"{bucket}/x") as stream:
         assert stream.read() == content
@@ -217,7 +218,7 @@ def test_what_is_missing_is_named(bucket):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Files with ranges; the first folder of a path tells what goes wrong."""
+    """Serve files with ranges. The first folder of a path names the fault, if any."""
 
     files: dict[str, bytes] = {}  # noqa: RUF012
     requests: list[tuple[str, str]] = []  # noqa: RUF012
@@ -255,7 +256,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web(monkeypatch):
-    """The address of a web server, and its files."""
+    """Return the address of a web server, and its files."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -270,7 +271,7 @@ def web(monkeypatch):
 
 def test_files_of_a_web_server_give_the_bytes_of_the_same_files(formats, web, tokenizer_file, tmp_path):
     address, files = web
-    shutil.rmtree(formats / "lines")  # the name of its file is not one of a URL
+    shutil.rmtree(formats / "lines")  # the name of its file cannot stand in a URL
     inputs = {}
     for path in sorted(path for path in formats.rglob("*") if path.is_file()):
         name = f"/{path.relative_to(formats)}"
@@ -351,5 +352,5 @@ def test_other_urls_are_refused(url):
         find_files({"en": url})
 
 
-def test_paths_are_no_urls():
+def test_paths_are_not_taken_for_urls():
     assert not any(is_url(path) for path in ("data/en", "/data", "en=s3://x/y", "c:/data", "./s3:/x"))

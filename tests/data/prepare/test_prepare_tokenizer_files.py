@@ -1,4 +1,4 @@
-"""Tokenizers of three kinds give the ids that their own library gives, between the BOS and EOS asked for."""
+"""Tokenizers of three kinds give the ids of their own library, between the requested BOS and EOS."""
 
 import base64
 import json
@@ -52,8 +52,8 @@ def test_hugging_face_ids_are_whole_and_without_the_template(tmp_path, tokenizer
     assert [encoder.decode(ids) for ids in found] == [*TEXTS, long]
 
 
-def test_names_of_special_tokens_in_a_text(tmp_path, tokenizer_file):
-    """By default no document can contain an EOS by its spelling."""
+def test_spellings_of_special_tokens_are_text_by_default(tmp_path, tokenizer_file):
+    """By default the spelling of a special token in a document is tokenized as text."""
     as_text = load_encoder(prepare_tokenizer(tokenizer_file, tmp_path / "a")).encode(["a </s> b"])[0]
     parsed = load_encoder(prepare_tokenizer(tokenizer_file, tmp_path / "b", parse_special_tokens=True))
     assert 1 not in as_text
@@ -80,7 +80,7 @@ def test_tiktoken_ids(tmp_path, tiktoken_file):
     encoder = load_encoder(spec)
     found = [ids.tolist() for ids in encoder.encode(TEXTS)]
     assert found[0][:1] == [258]  # "Fe"
-    assert 257 in found[0]  # "und", but not with the space before it
+    assert 257 in found[0]  # "und", without the space before it
     assert [encoder.decode(ids) for ids in found] == TEXTS
     with pytest.raises(ValueError, match="needs pattern"):
         prepare_tokenizer(tiktoken_file, tmp_path / "t", eos=300)
@@ -175,7 +175,7 @@ def test_sample_is_balanced_by_temperature_and_has_no_validation(corpus):
                 size[domain] += len(text.encode()) if f" {domain}" in text else 0
         assert not any(text.encode().endswith(b"7") for text in sample)
         weights = {d: sum(part.weight for part in p) ** (1 / tau) for d, p in parts.items()}
-        for domain in parts:  # a document that was cut off has lost its name
+        for domain in parts:  # a text that is cut off may lack the domain's name, so the bound is loose
             assert size[domain] == pytest.approx(60_000 * weights[domain] / sum(weights.values()), rel=0.2, abs=400)
 
 

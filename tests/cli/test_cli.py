@@ -1,4 +1,4 @@
-"""The command line on a tiny corpus, in processes of its own where that matters."""
+"""The command line works on a tiny corpus, in separate processes where needed."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from typer.testing import CliRunner  # noqa: E402
 
 from pycooldown import __version__, cli  # noqa: E402
 
-torch.set_num_threads(1)  # as in the processes that are started here, whose sums must agree
+torch.set_num_threads(1)  # as in the processes started here, whose sums must agree
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
 SIZES = {"aa": 120, "bb": 40, "cc": 12}
@@ -30,7 +30,7 @@ SIZES = {"aa": 120, "bb": 40, "cc": 12}
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    """Three tiny languages, packed by the command itself."""
+    """Return three tiny languages, packed by the command."""
     corpus, out = tmp_path_factory.mktemp("corpus"), tmp_path_factory.mktemp("packed") / "data"
     words = random.Random(0)
     for language, size in SIZES.items():
@@ -79,9 +79,11 @@ def metrics(run):
 
 
 def kill(recipe, output, watched, ranks):
-    """Trains and kills all processes at a random number of lines in the watched run's metrics, which is returned."""
+    """Train, and kill all processes when the watched run's metrics have a random number of lines. Return it."""
     script = Path(sys.executable).with_name("pycooldown")
-    program = ["--no-python", script] if script.exists() else ["-m", "pycooldown"]  # without it: not installed
+    program = (
+        ["--no-python", script] if script.exists() else ["-m", "pycooldown"]
+    )  # the script is missing if only the source tree is used
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *program]
     launched = torchrun if ranks > 1 else ["-m", "pycooldown"]
     command = [sys.executable, *launched, "train", str(recipe), "--output", str(output)]
@@ -94,7 +96,7 @@ def kill(recipe, output, watched, ranks):
             for each in (*children, process):
                 each.kill()
             process.wait()
-            psutil.wait_procs(children)  # they hold the run's lock to their end
+            psutil.wait_procs(children)  # they hold the run's lock until they end
         time.sleep(0.002)
     assert process.returncode == -signal.SIGKILL, f"the run ended before {lines} lines were seen"
     assert not (watched / "summary.json").exists()
@@ -144,7 +146,9 @@ def test_a_finished_run_is_left_alone_and_one_without_its_end_is_ended(tmp_path,
     run, command = tmp_path / "run", ["train", str(recipe), "training.steps=20", "--output", str(tmp_path / "run")]
     first = CliRunner().invoke(cli.app, command)
     assert first.exit_code == 0
-    lines = [line for line in first.stderr.splitlines() if line.startswith("step ")]  # for want of a terminal
+    lines = [
+        line for line in first.stderr.splitlines() if line.startswith("step ")
+    ]  # printed since there is no terminal
     assert len(lines) == 20 + 2
     assert re.fullmatch(r"step 20/20: loss \d\.\d+, tau 1", lines[-2])
     assert re.fullmatch(r"step 20/20: eval_loss \d\.\d+", lines[-1])

@@ -1,4 +1,4 @@
-"""Pictures: a method has one colour in all of them, and no two labels of an axis overlap."""
+"""A method has one colour in all pictures, and no two labels of an axis overlap."""
 
 import itertools
 
@@ -66,7 +66,7 @@ def test_labels_do_not_overlap(name):
             labels = [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
             labels = [label for label in labels if label.get_visible() and label.get_text()]
             if any(label.get_rotation() for label in labels):
-                continue  # lines of text at an angle do not meet, though their upright boxes do
+                continue  # rotated texts do not overlap, although their bounding boxes do
             boxes = [label.get_window_extent(canvas.get_renderer()) for label in labels]
             assert not [a for a, b in itertools.pairwise(boxes) if a.overlaps(b)], (axes.get_title(loc="left"), axis)
 
