@@ -12,28 +12,28 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 
 CONSTRAINTS = ("-c", "constraints.txt")
-# They need NumPy, SciPy and pytest alone, so that they run wherever a wheel can be installed.
+# Tests of the core need only NumPy, SciPy and pytest, so they run wherever a wheel can be installed.
 PYTEST = ["pytest", "pytest-timeout", "pytest-benchmark", "hypothesis", "scipy"]
-# The tests that run README and all pages.
+# The tests that run the README and all pages.
 PAGES = ["tests/test_docs.py", "tests/recipes/test_methods.py", "tests/huggingface/test_training_page.py"]
 CORE_TESTS = ["core", "golden", "schedules", "gradients/test_theory.py", "test_mixture.py"]
 
 
 def install(session: nox.Session, extra: str, *groups: str) -> None:
-    """Installs pycooldown from a wheel built in isolation, with the pinned versions of everything else."""
+    """Install pycooldown from a wheel built in isolation, with pinned versions of everything else."""
     pyproject = nox.project.load_toml("pyproject.toml")
     session.install(*CONSTRAINTS, f".[{extra}]", *nox.project.dependency_groups(pyproject, *groups))
 
 
 def run_suite(session: nox.Session, *options: str) -> None:
-    """Run all tests by two processes, the slow ones at the end, with further options of pytest."""
+    """Run all tests in two processes, the slow ones last, with further options of pytest."""
     for selected in ((), ("-m", "slow")):
         session.run("pytest", "--numprocesses", "2", "--dist", "worksteal", *options, *selected)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Formatting and lint of Python and C++."""
+    """Check format and lint of Python and C++."""
     session.install(*CONSTRAINTS, "ruff", "clang-format")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
@@ -43,7 +43,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def workflows(session: nox.Session) -> None:
-    """What GitHub reads: against its schemas, workflows for what is unsafe too; and cibuildwheel's configuration."""
+    """Check what GitHub reads (schemas, and the security of workflows) and the configuration of cibuildwheel."""
     session.install(*CONSTRAINTS, "check-jsonschema", "zizmor", "cibuildwheel")
     for schema, pattern in (
         ("github-workflows", ".github/workflows/*.yml"),
@@ -60,15 +60,15 @@ def workflows(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Strict type checking of the package."""
+    """Run strict type checking of the package."""
     install(session, "all", "lint", "test")
     session.run("mypy")
-    session.run("pytest", "tests/losses/test_typing.py")  # the types of calls, by two checkers
+    session.run("pytest", "tests/losses/test_typing.py")  # types of calls, checked by mypy and pyright
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The test suite and then its slow tests, against an installed wheel; `-- tests/core` runs that alone."""
+    """Run the test suite and then its slow tests against an installed wheel; `-- tests/core` runs only these tests."""
     install(session, "all", "test")
     if session.posargs:
         session.run("pytest", *session.posargs)
@@ -78,7 +78,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lowest(session: nox.Session) -> None:
-    """The test suite with the lowest versions that pyproject.toml allows; `-- torch==2.13.0` replaces one of them."""
+    """Run the tests with the lowest versions that pyproject.toml allows; `-- torch==2.13.0` replaces one of them."""
     session.install("uv")
     folder = Path(session.create_tmp())
     (folder / "override.txt").write_text("\n".join(session.posargs) + "\n")
@@ -86,7 +86,7 @@ def lowest(session: nox.Session) -> None:
         *("uv", "pip", "compile", "pyproject.toml", "--extra", "all", "--resolution", "lowest-direct", "--quiet"),
         *("--override", f"{folder}/override.txt", "--python", session.python or "python", "-o", f"{folder}/all.txt"),
     )
-    # What the package names itself; of what these bring, any version that goes with the test tools will do.
+    # Lowest versions of direct requirements only; for their own requirements, any version that suits the test tools.
     pyproject = nox.project.load_toml("pyproject.toml")
     extras = pyproject["project"]["optional-dependencies"].values()
     named = {name for extra in [pyproject["project"]["dependencies"], *extras] for name in extra}
@@ -94,25 +94,25 @@ def lowest(session: nox.Session) -> None:
     found = (folder / "all.txt").read_text().splitlines()
     (folder / "lowest.txt").write_text("".join(f"{line}\n" for line in found if line.partition("==")[0] in names))
     test = nox.project.dependency_groups(pyproject, "test")
-    # Hugging Face's datasets needs a newer pyarrow than the package does; tests of both together are skipped.
+    # datasets needs a newer pyarrow than the package does, so tests of both together are skipped.
     test = [requirement for requirement in test if not requirement.startswith("datasets")]
-    # By uv, too: pip tries hundreds of releases of the tools before it finds some that go with these versions.
+    # With uv, because pip tries hundreds of releases of the tools before it finds some that suit these versions.
     session.run("uv", "pip", "install", "--quiet", "-c", f"{folder}/lowest.txt", ".[all]", *test)
     run_suite(session, "--verbose")  # which names a test that fails at once, not after the last
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Benchmarks against peers, side by side, and a report of them; run them on a quiet machine."""
+    """Run the benchmarks against peers and write a report; use a quiet machine."""
     install(session, "all", "test", "bench")
-    # litdata brings it for images. Beside a torch for CPUs it does not load, and takes transformers with it.
+    # litdata installs it for images. With a CPU build of torch it fails to load, and then transformers fails too.
     session.run("pip", "uninstall", "--yes", "--quiet", "torchvision")
     session.run("python", "benchmarks/report.py", *session.posargs)
 
 
 @nox.session
 def ray(session: nox.Session) -> None:
-    """`pycooldown tokenize` and `index` on a real Ray cluster of this machine; opt-in, since Ray is large."""
+    """Run `pycooldown tokenize` and `index` on a local Ray cluster; opt-in, because Ray is large."""
     install(session, "ray,remote", "test")
     session.run("pytest", "tests/data/prepare/test_prepare_ray.py", "tests/data/test_index_ray.py", *session.posargs)
 
@@ -121,9 +121,9 @@ TRAINER_TESTS = ("pytest", "pytest-timeout", "pytest-benchmark", "hypothesis", "
 
 
 def only_torch(session: nox.Session) -> tuple[str, str]:
-    """Pip's options for the pinned torch and the newest that it finds of all else.
+    """Return pip's options for the pinned torch and the newest versions of everything else.
 
-    Without the pin, pip may take a release for which there is no build for CPUs yet, and then one with CUDA.
+    Without the pin, pip may choose a release that has no CPU build yet, and then install one with CUDA.
     """
     pins = [line for line in Path("constraints.txt").read_text().splitlines() if line.startswith("torch==")]
     path = Path(session.create_tmp()) / "torch.txt"
@@ -131,10 +131,10 @@ def only_torch(session: nox.Session) -> tuple[str, str]:
     return "-c", str(path)
 
 
-# What each framework brings its own pins for, with the release that its example was tried with.
+# Each framework, which has its own pins, with the release that its example was tested with.
 FRAMEWORKS = {
     "trl": ("trl_sft", ("trl==1.16.0",)),
-    "torchtitan": ("torchtitan_loader", ("torchtitan==0.3.0", "triton")),  # which a torch for CPUs does not bring
+    "torchtitan": ("torchtitan_loader", ("torchtitan==0.3.0", "triton")),  # not part of a CPU build of torch
     "olmo_core": ("olmo_core_loader", ("ai2-olmo-core==3.0.0", "google-cloud-storage", "boto3")),
     "litgpt": ("litgpt_data", ("litgpt==0.5.13", "requests")),
     "megatron": ("megatron_external", ("megatron-core==0.16.1",)),
@@ -144,9 +144,9 @@ FRAMEWORKS = {
 @nox.session
 @nox.parametrize("framework", list(FRAMEWORKS), ids=list(FRAMEWORKS))
 def frameworks(session: nox.Session, framework: str) -> None:
-    """The example of a framework in an environment of its own, since their pins exclude each other; opt-in."""
+    """Run a framework's example in its own environment, because the pins of frameworks conflict; opt-in."""
     example, requirements = FRAMEWORKS[framework]
-    # Not all of constraints.txt, whose versions some of them refuse.
+    # Not all of constraints.txt, because some frameworks refuse its versions.
     needs = (".[train]", *TRAINER_TESTS) if framework == "trl" else (".[data]", *PYTEST)
     session.install(*only_torch(session), *needs, *requirements)
     session.run("pytest", "tests/examples", "-k", example, *session.posargs)
@@ -156,27 +156,27 @@ def frameworks(session: nox.Session, framework: str) -> None:
 
 @nox.session
 def llama(session: nox.Session) -> None:
-    """A Llama of 50 million parameters under FSDP2 on CPUs, killed and resumed; opt-in, takes minutes."""
+    """Train a 50M-parameter Llama with FSDP2 on CPUs, kill it and resume it; opt-in, takes minutes."""
     install(session, "train", "test")
     session.run("pytest", "-s", "tests/examples/test_fsdp2_llama.py", env={"PYCOOLDOWN_LARGE_LLAMA": "1"})
 
 
-# The versions of transformers that the trainer is tested with, by their release: the lower bound of the extra `train`,
-# and some between it and that of constraints.txt.
+# The transformers releases that the trainer is tested with: the lower bound of the extra `train`, and some between it
+# and the version in constraints.txt.
 TRANSFORMERS = ("4.57", "5.0", "5.10", "5.24")
 
 
 @nox.session
 @nox.parametrize("version", TRANSFORMERS, ids=TRANSFORMERS)
 def transformers(session: nox.Session, version: str) -> None:
-    """The tests of the trainer and of recipes with another version of transformers; opt-in."""
+    """Run the tests of the trainer and of recipes with another version of transformers; opt-in."""
     session.install(*only_torch(session), ".[train]", *TRAINER_TESTS, f"transformers=={version}.*")
     session.run("pytest", "-m", "slow or not slow", "tests/huggingface", "tests/recipes", *session.posargs)
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The site, built strictly in build/site; every Python snippet of the pages and of the README runs."""
+    """Build the site in build/site, with warnings as errors, and run all Python snippets of pages and README."""
     install(session, "all", "test", "docs")
     session.run("mkdocs", "build", env={"NO_MKDOCS_2_WARNING": "1"})
     session.run("pytest", "tests/test_docs.py", *session.posargs)
@@ -184,9 +184,9 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """The site, the planner and a report in headless Chromium; opt-in, needs Chromium (apt-get install chromium)."""
+    """Test the site, the planner and a report in headless Chromium; opt-in, needs apt-get install chromium."""
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
-        session.error("Chromium is missing: apt-get install chromium")
+        session.error("Chromium is missing; install it: apt-get install chromium")
     install(session, "all", "test", "docs", "browser")
     session.run("mkdocs", "build", env={"NO_MKDOCS_2_WARNING": "1"})
     pages = ("tests/recipes/test_planner_page.py", "tests/browse_pages.py", "tests/browse_site.py")
@@ -195,7 +195,7 @@ def browser(session: nox.Session) -> None:
 
 @nox.session
 def cuda_code(session: nox.Session) -> None:
-    """Compiles the CUDA kernels for every supported architecture; needs nvcc, but no GPU."""
+    """Compile the CUDA kernels for every supported architecture; needs nvcc, but no GPU."""
     folder = session.create_tmp()
     for sm in ("sm_80", "sm_90", "sm_100"):
         for source in session.run("git", "ls-files", "csrc/cuda/*.cu", external=True, silent=True).split():
@@ -208,11 +208,11 @@ def cuda_code(session: nox.Session) -> None:
 
 @nox.session
 def statistics(session: nox.Session) -> None:
-    """TestU01's SmallCrush over the raw random numbers; opt-in, about a minute."""
+    """Run TestU01's SmallCrush on the raw random numbers; opt-in, takes about a minute."""
     if not Path("/usr/include/testu01/bbattery.h").exists() and "CPLUS_INCLUDE_PATH" not in session.env:
         session.error(
-            "TestU01 is missing: apt-get install libtestu01-0-dev (in Debian's non-free component), or name its place "
-            "in CPLUS_INCLUDE_PATH and LIBRARY_PATH"
+            "TestU01 is missing; apt-get install libtestu01-0-dev (in Debian's non-free component), or set its "
+            "location in CPLUS_INCLUDE_PATH and LIBRARY_PATH"
         )
     program = f"{session.create_tmp()}/small_crush"
     source = "tests/statistics/small_crush.cpp"
@@ -226,21 +226,21 @@ def statistics(session: nox.Session) -> None:
 
 @nox.session
 def gpu_code(session: nox.Session) -> None:
-    """Registers, spills, shared memory and access widths of the Triton kernels, compiled without a GPU."""
+    """Check registers, spills, shared memory and access widths of the Triton kernels, compiled without a GPU."""
     install(session, "all")
     session.run("python", "benchmarks/triton_aot.py", *session.posargs)
 
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """The readers of tokens and tars under sanitizers, then states; seconds for each reader: `nox -s fuzz -- 300`."""
+    """Fuzz the readers of tokens and tars under sanitizers, then states; `nox -s fuzz -- 300` sets seconds for each."""
     session.install(*CONSTRAINTS, ".", "hypothesis", "pytest", "pytest-benchmark", "pytest-timeout")
     session.run("python", "tests/fuzz/run.py", *(session.posargs or ["60"]))
     session.run("pytest", "tests/fuzz", "--hypothesis-profile=fuzz", "--timeout=0")
 
 
-# Where each sanitizer's runtime lies, what it is built with, and its options. Python never frees what it keeps until
-# its end, so leaks are not looked for.
+# For each sanitizer: its runtime library, the compiler's flag and its options. Python does not free all memory at its
+# end, so leaks are not detected.
 SANITIZERS = {
     "thread": ("libtsan.so", "thread", {"TSAN_OPTIONS": "halt_on_error=1 second_deadlock_stack=1 handle_sigbus=0"}),
     "address": (
@@ -253,7 +253,7 @@ SANITIZERS = {
         },
     ),
 }
-# What needs no torch, whose threads the sanitizers cannot see into.
+# Tests without torch, because sanitizers cannot observe its threads.
 SANITIZED_TESTS = (
     *("core", "sampling", "golden", "fuzz"),
     *("data/test_tar_index.py", "data/test_tar_index_file.py", "data/test_lost_pages.py", "data/test_dataset_index.py"),
@@ -263,7 +263,7 @@ SANITIZED_TESTS = (
 @nox.session
 @nox.parametrize("sanitizer", list(SANITIZERS), ids=list(SANITIZERS))
 def sanitize(session: nox.Session, sanitizer: str) -> None:
-    """The core built with sanitizers, under the tests of random numbers, samplers, threads and indexes; opt-in."""
+    """Build the core with sanitizers and run tests of random numbers, samplers, threads and indexes; opt-in."""
     session.install(*CONSTRAINTS, "cmake", "ninja", "numpy", "pybind11", "scipy", "webdataset")
     session.install(*CONSTRAINTS, "hypothesis", "pytest", "pytest-benchmark", "pytest-timeout")
     runtime, flag, options = SANITIZERS[sanitizer]
@@ -278,7 +278,7 @@ def sanitize(session: nox.Session, sanitizer: str) -> None:
         f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={folder / 'pycooldown'}",
     )
     session.run("cmake", "--build", str(folder / "build"))
-    # Python is not linked with the C++ library, whose exceptions the runtime must find when it starts.
+    # The sanitizer's runtime needs the exceptions of the C++ library, which Python does not link.
     libraries = [
         session.run("c++", f"-print-file-name={name}", external=True, silent=True).strip()
         for name in (runtime, "libstdc++.so")
@@ -294,7 +294,7 @@ def sanitize(session: nox.Session, sanitizer: str) -> None:
         external=True,
     )
     session.run(
-        # What the sanitizers write must not be lost with a process that ends at once.
+        # Output of the sanitizers must not be lost if the process ends abruptly.
         *(*command, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=0", "--capture=sys"),
         *(session.posargs or [f"tests/{test}" for test in SANITIZED_TESTS]),
         env=env,
@@ -304,7 +304,7 @@ def sanitize(session: nox.Session, sanitizer: str) -> None:
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """A manylinux_2_28 wheel, compiled by zig against an old C library; README and all pages run with it."""
+    """Build a manylinux_2_28 wheel with zig against an old C library, and run the README and all pages with it."""
     groups = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "release")
     session.install(*CONSTRAINTS, *groups)
     folder, machine = Path(session.create_tmp()), platform.machine()
@@ -314,7 +314,7 @@ def wheel(session: nox.Session) -> None:
         name: f"{session.bin}/python -m ziglang {compiler} -target {machine}-linux-gnu.2.28"
         for name, compiler in (("CC", "cc"), ("CXX", "c++"))
     }
-    source = folder / "source"  # as a release has it, with absolute links; the address here is one that nobody has
+    source = folder / "source"  # as in a release, with absolute links to an address that does not exist
     for name in session.run("git", "ls-files", external=True, silent=True).splitlines():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(name, source / name)
@@ -344,14 +344,14 @@ def wheel(session: nox.Session) -> None:
     run_bare(f"{bare}/bin/pycooldown", "plan", *size, "--method", "cooldown")
     tests = [path for name in CORE_TESTS if Path(path := f"tests/{name}").exists()]
     run_bare(f"{bare}/bin/python", "-m", "pytest", "-p", "no:cacheprovider", *tests)
-    # Then everything that a page shows, as its reader runs it: the wheel with its extras, and still no compiler.
+    # Then run all pages as a reader does: with the wheel and its extras, but without a compiler.
     run_bare(*pip, f"{repaired}[all]", *PYTEST)
     run_bare(f"{bare}/bin/python", "-m", "pytest", "-p", "no:cacheprovider", *PAGES)
 
 
 @nox.session
 def macos(session: nox.Session) -> None:
-    """The core compiles for macOS without a warning, by zig, which has that system's headers."""
+    """Compile the core for macOS with zig, which has that system's headers, and fail on warnings."""
     session.install(*CONSTRAINTS, "ziglang", "pybind11")
     includes = session.run("python", "-m", "pybind11", "--includes", silent=True)
     system = includes.replace("-I", "-isystem").split()
@@ -365,14 +365,14 @@ def macos(session: nox.Session) -> None:
         )
 
 
-# Python of another architecture, and what it loads.
+# Python for another architecture, and its libraries.
 DEBIAN = ["python{0}-minimal", "libpython{0}-minimal", "libpython{0}-stdlib"]
 DEBIAN += ["libc6", "libgcc-s1", "libstdc++6", "zlib1g", "libexpat1", "libffi8", "libssl3", "libbz2-1.0", "liblzma5"]
 
 
 @nox.session
 def aarch64(session: nox.Session) -> None:
-    """Golden orders on 64-bit ARM: the core compiled by zig, Debian's Python under qemu; opt-in, on Debian alone."""
+    """Check golden orders on 64-bit ARM: core compiled by zig, Debian's Python under qemu; opt-in, only on Debian."""
     if not (shutil.which("qemu-aarch64-static") and shutil.which("apt-get")):
         session.error("needs Debian with qemu: apt-get install qemu-user-static")
     session.install(*CONSTRAINTS, "ziglang", "pybind11")

@@ -1,26 +1,29 @@
-"""Everything that only a GPU can tell, in three calls of less than ten minutes each.
+"""All measurements that need a GPU, in three calls of less than ten minutes each.
 
     python benchmarks/gpu_suite.py --stage 1 [--output gpu-results]    # then 2 and 3
     python benchmarks/gpu_suite.py --stage 1 --dry-run                 # tiny shapes, no GPU: in CI
 
-1. Builds from source, without network; tests on the device; memcheck and racecheck; CUDA graphs, waiting, streams; the
-   cross-entropy against its peers and around its choices; draws.
+1. Builds from source, without network; machine code beside the gate's table; tests on the device; memcheck and
+   racecheck; CUDA graphs, waiting, streams; the cross-entropy against its peers and around its choices; draws.
 2. The output layer; feeding from tars and tokens; steps of training.
 3. Gradient variance at batch 512; training under τ = 1, τ = 5 and Cooldown, 130 passes through the rarest domain.
 
-Each task is a process of its own, and every row is written at once, so nothing is lost when the machine goes: the same
-command goes on after the last task that was finished. Peers are measured where they are installed (gpu/peers.txt and
-gpu/peers_quack.txt). A short table comes last; numbers, with the names and versions of what they were measured on, are
-in stage<N>.jsonl.
+Each task is a separate process, and every row is written at once, so nothing is lost if the machine is withdrawn. The
+same command continues after the last finished task. Peers are measured if they are installed (gpu/peers.txt and
+gpu/peers_quack.txt). A short table is printed at the end; stage<N>.jsonl has all numbers, with the names and versions
+of hardware and software.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -29,7 +32,8 @@ from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-MINUTES = 9.5  # for a stage, of the ten that a call has
+MINUTES = 9.5  # limit of a stage; a call has ten
+SANITIZERS = ("memcheck", "racecheck")  # tools of compute-sanitizer
 PACKAGES = ("torch", "triton", "numpy", "transformers", "liger-kernel", "cut-cross-entropy", "quack-kernels")
 
 
@@ -37,29 +41,31 @@ class Task(NamedTuple):
     """A process of a stage.
 
     Attributes:
-        name: Of its rows.
-        command: What runs; "python" stands for this interpreter.
-        seconds: That it may take on a GPU.
-        needs: A program without which it is left out.
+        name: Name in the rows.
+        command: The command; "python" stands for this interpreter.
+        seconds: Time limit on a GPU.
+        program: A program that the task needs; without it the task is skipped.
+        modules: Python modules that the task needs; without one of them the task is skipped.
         rows: Whether it takes --dry-run, --output and --task, and writes rows itself.
-        dry: What runs in its place in a dry run, if not the same.
+        dry: The command for a dry run, if it differs.
     """
 
     name: str
     command: tuple[str, ...]
     seconds: int
-    needs: str | None = None
+    program: str | None = None
+    modules: tuple[str, ...] = ()
     rows: bool = True
     dry: tuple[str, ...] | None = None
 
 
 def script(name: str, *arguments: str) -> tuple[str, ...]:
-    """The command of a benchmark."""
+    """Return the command of a benchmark."""
     return ("python", str(HERE / "gpu" / f"{name}.py"), *arguments)
 
 
 def pytest(*arguments: str) -> tuple[str, ...]:
-    """The command of tests."""
+    """Return the command of tests."""
     return (
         "python",
         "-m",
@@ -70,54 +76,47 @@ def pytest(*arguments: str) -> tuple[str, ...]:
         "-o",
         "addopts=",
         *arguments,
-    )  # whatever plugins are there
+    )  # independent of installed plugins
 
 
 def stages(site: Path) -> dict[int, list[Task]]:
-    """The tasks of each stage; what is built goes to a folder."""
+    """Return the tasks of each stage; builds go to a folder."""
     install = ("python", "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--no-index", "--upgrade")
     build = (*install, "--target", str(site), "-C", "cmake.define.PYCOOLDOWN_CUDA=ON", str(ROOT))
     losses = str(ROOT / "tests/losses")
-    kernels = script("checks", "--kernels")
-    sanitizer = "compute-sanitizer"
     imports = ("python", "-c", "import pycooldown")
+    gate = ("env", "-u", "TRITON_INTERPRET", "python", str(HERE / "triton_aot.py"))
     return {
         1: [
             Task("build", build, 240, rows=False, dry=imports),
+            # By all cores, into Triton's cache: the tasks after it need not compile the kernels.
+            Task("machine code", gate, 120, rows=False, dry=(*gate, "--kernels", "scale")),
             Task("checks", script("checks"), 90),
             Task(
                 "tests of the losses",
                 pytest(losses, str(ROOT / "tests/core/test_alias_table.py"), "-k", "cuda or triton or device"),
                 240,
                 rows=False,
-                dry=pytest("--collect-only", f"{losses}/test_triton.py"),
+                dry=pytest(f"{losses}/test_triton.py", "-k", "scale"),
             ),
             Task("cross-entropy", script("cross_entropy"), 180),
             Task("draws", script("draws"), 30),
-            *(
-                Task(
-                    tool,
-                    (sanitizer, "--tool", tool, "--error-exitcode", "9", *kernels),
-                    120,
-                    needs=sanitizer,
-                    dry=imports,  # "checks" goes through the same kernels
-                )
-                for tool in ("memcheck", "racecheck")
-            ),
+            *(Task(tool, script("sanitize", tool), 120, program="compute-sanitizer") for tool in SANITIZERS),
             Task(
                 "tests of training",
                 pytest(str(ROOT / "tests/huggingface"), "-m", "slow or not slow"),
                 240,
+                modules=("transformers", "accelerate", "tensorboard", "yaml"),
                 rows=False,
-                dry=imports,
+                dry=pytest("--collect-only", str(ROOT / "tests/huggingface/test_trainer.py")),
             ),
-            Task("sweep", script("cross_entropy", "--sweep"), 180, dry=imports),  # "cross-entropy" does it in a dry run
+            Task("sweep", script("cross_entropy", "--sweep"), 180),
         ],
         2: [
             Task("output layer", script("linear"), 180),
             Task("feeding", script("feeding"), 90),
             Task("training 125M", script("training", "125M"), 120),
-            Task("training 1B", script("training", "1B"), 180, rows=True, dry=imports),
+            Task("training 1B", script("training", "1B"), 180),
         ],
         3: [
             Task("variance", script("variance", "--variance"), 240),
@@ -127,14 +126,14 @@ def stages(site: Path) -> dict[int, list[Task]]:
 
 
 def environment(site: Path) -> dict[str, str]:
-    """What was built comes first; PYTHONSAFEPATH may keep a script from what lies beside it."""
+    """Return an environment in which the build comes first. PYTHONSAFEPATH may hide a script's neighbours from it."""
     paths = [str(site)] if site.exists() else []
     paths += [str(HERE / "gpu"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def read(path: Path) -> list[dict[str, object]]:
-    """The rows of a stage so far."""
+    """Return the rows of a stage so far."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -145,7 +144,7 @@ def write(path: Path, **row: object) -> None:
 
 
 def describe() -> dict[str, object]:
-    """The device and the versions."""
+    """Return the device and the versions."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -159,28 +158,32 @@ def describe() -> dict[str, object]:
 
 
 def perform(task: Task, path: Path, site: Path, *, dry: bool, seconds: float) -> None:
-    """Run a task and write how it ended."""
+    """Run a task and write its result."""
     command = task.dry if dry and task.dry else task.command
-    if task.needs and not dry and shutil.which(task.needs) is None:
-        write(path, task=task.name, dry=dry, status=0, skipped=f"{task.needs} is not installed")
+    absent = [name for name in task.modules if importlib.util.find_spec(name) is None]
+    if task.program and not dry and shutil.which(task.program) is None:
+        absent.append(task.program)
+    if absent:
+        write(path, task=task.name, dry=dry, status=0, skipped=f"{absent[0]} is not installed")
         return
     if task.rows and command != task.dry:
         command += ("--output", str(path), "--task", task.name, *(("--dry-run",) if dry else ()))
     command = tuple(sys.executable if part == "python" else part for part in command)
     log = path.with_name(f"{task.name.replace(' ', '-')}.log")
     began = time.monotonic()
+    limit = seconds if dry else min(task.seconds, seconds)  # without a GPU nothing is timed
     with log.open("a") as file:
+        process = subprocess.Popen(
+            command, cwd=path.parent, env=environment(site), stdout=file, stderr=file, start_new_session=True
+        )
         try:
-            status = subprocess.run(
-                command,
-                cwd=path.parent,
-                env=environment(site),
-                stdout=file,
-                stderr=file,
-                timeout=seconds if dry else min(task.seconds, seconds),  # without a GPU nothing is timed
-            ).returncode
+            status = process.wait(limit)
         except subprocess.TimeoutExpired:
             status = 124
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what it has started too: that would go on using the GPU
+            process.wait()
     last = log.read_text().strip().splitlines()[-1:]
     write(
         path,
@@ -193,7 +196,7 @@ def perform(task: Task, path: Path, site: Path, *, dry: bool, seconds: float) ->
 
 
 def print_table(path: Path, *, dry: bool) -> None:
-    """What is worth a look: how tasks ended, and times."""
+    """Print the results of tasks, and times."""
     for row in read(path):
         if row.get("dry") != dry or "task" not in row:
             continue
@@ -206,13 +209,14 @@ def print_table(path: Path, *, dry: bool) -> None:
 
 
 def main() -> int:
-    """Run a stage; the exit status says whether every task has passed."""
+    """Run a stage; the exit status tells whether every task has passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", type=int, choices=(1, 2, 3), required=True)
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes, on the interpreter")
     parser.add_argument("--output", type=Path, default=Path(os.environ.get("OUT", "gpu-results")))
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="after which no task is started")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="time after which no task is started")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # after the task has been ended
     output = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
     path, site, dry = output / f"stage{options.stage}.jsonl", ROOT / "build" / "gpu-site", options.dry_run
@@ -229,7 +233,7 @@ def main() -> int:
         if done and (dry or task.name != "build" or site.exists()):
             continue
         if remaining < 20:
-            print(f"no time is left for {task.name}: the same command goes on with it")
+            print(f"no time is left for {task.name}; the same command continues with it")
             break
         print(f"{task.name} ...", flush=True)
         perform(task, path, site, dry=dry, seconds=remaining)

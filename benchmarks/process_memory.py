@@ -1,4 +1,4 @@
-"""Resident memory of this process in bytes, as Linux counts it, and the peak of a call in a process of its own."""
+"""Measure resident memory of this process in bytes, as counted by Linux, and the peak of a call in its own process."""
 
 import ctypes
 import gc
@@ -9,23 +9,23 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 PROCESS = Path("/proc/self")
-# With these an allocator keeps freed memory, and a call that takes it again does not raise the peak.
+# With these settings an allocator keeps freed memory, and a call that reuses it does not raise the peak.
 ALLOCATOR = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "LD_PRELOAD")
 
 
 class CannotMeasure(RuntimeError):
-    """The peak does not show what a call takes."""
+    """An error that says that the peak does not show the memory of a call."""
 
 
 def peak_of(prepare, *arguments):
-    """Peak memory of the call `prepare(*arguments)()` above that before it, in a fresh process.
+    """Return the peak memory of the call `prepare(*arguments)()` above the memory before it, in a new process.
 
     Args:
-        prepare: Importable function that makes the inputs, loads what is loaded once, and returns the call.
-        arguments: Of prepare.
+        prepare: Importable function that makes the inputs, loads everything that is loaded once, and returns the call.
+        arguments: Arguments of `prepare`.
 
     Raises:
-        CannotMeasure: If the peak cannot be read, or the allocator kept the memory that the call took.
+        CannotMeasure: If the peak cannot be read, or the allocator reused memory that it had kept.
     """
     kept = {name: os.environ.pop(name) for name in ALLOCATOR if name in os.environ}
     try:
@@ -38,15 +38,15 @@ def peak_of(prepare, *arguments):
 def _peak_here(prepare, arguments):
     call = prepare(*arguments)
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # gives back what was freed before
+    ctypes.CDLL(None).malloc_trim(0)  # returns memory that was freed before
     try:
         forget_peak()
     except OSError as error:
-        raise CannotMeasure(f"the peak cannot be taken: {PROCESS}/clear_refs: {error.strerror}") from None
+        raise CannotMeasure(f"the peak cannot be measured: {PROCESS}/clear_refs: {error.strerror}") from None
     before = resident()
     call()
     if peak() <= before:
-        raise CannotMeasure("the peak cannot be taken: the allocator had kept the memory that the call took")
+        raise CannotMeasure("the peak cannot be measured: the allocator reused memory that it had kept")
     return peak() - before
 
 
@@ -56,12 +56,12 @@ def resident():
 
 
 def peak():
-    """At most, since the start or the last `forget_peak`."""
+    """Return the peak of resident memory since the start or the last `forget_peak`."""
     return _status("VmHWM")
 
 
 def forget_peak():
-    """Lets the peak be counted from here on."""
+    """Start a new measurement of the peak."""
     (PROCESS / "clear_refs").write_text("5")
 
 

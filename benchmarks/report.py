@@ -1,11 +1,11 @@
-"""Runs the benchmarks and writes a dated report that names the hardware: a page, numbers and a picture of each file.
+"""Run the benchmarks and write a dated report that names the hardware: a page, numbers and a figure per file.
 
     python benchmarks/report.py                         # all, on a quiet machine; fetches the demo's data if need be
     python benchmarks/report.py --quick                 # without the largest cases
     python benchmarks/report.py test_sampler.py         # some files
 
-The report is in benchmarks/results/<date>-<processor>/. Times of different reports are not comparable, ratios within
-one are: contenders take turns.
+The report is in benchmarks/results/<date>-<processor>/. Times of different reports are not comparable. Ratios within
+one report are, because contenders take turns.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Commands run here: in the folder above, the source tree hides what is installed.
+# Commands run here, because in the folder above the source tree would hide the installed package.
 HERE = Path(__file__).resolve().parent
 LANGUAGES = "zh-Hans,de,fr,ro,uk,gl,sl,hr,is,fa"
-# What --quick leaves out: the largest inputs, and sweeps whose outcome is a constant in the code.
+# Cases that --quick leaves out: the largest inputs, and sweeps whose result is a constant in the code.
 LARGE = "151936 or 50257 or chunk_size or ten_thousand or page_cache or 10000"
-# Kernels are timed with memory that the allocator keeps, as the file's docstring says; peaks of memory are not.
+# Kernels are timed with memory that the allocator keeps (see the file's docstring); peaks of memory are not.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "68719476736", "MALLOC_TOP_PAD_": "0"}
 PARTS = {"test_cross_entropy.py": [("not peak_memory", KEEP_MEMORY), ("peak_memory", {})]}
 PACKAGES = ("pycooldown", "numpy", "torch", "webdataset", "torchdata", "litdata", "datasets")
 
 
 def main() -> int:
-    """Runs the files one after another; the exit status says whether all of them passed."""
+    """Run the files one after another; the exit status tells whether all of them passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", help="benchmark files; all by default")
     parser.add_argument("--quick", action="store_true", help="leave out the largest cases")
@@ -55,7 +55,7 @@ def main() -> int:
         files[name], found = run(name, quick=arguments.quick, data=arguments.data)
         machine = found or machine
     if not machine:
-        sys.exit("no benchmark has run: see pytest's output above")
+        sys.exit("no benchmark has run; see pytest's output above")
     facts = describe(machine, quick=arguments.quick)
     folder = arguments.output / f"{datetime.date.today()}-{slug(facts['processor'])}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 def prepare(data: Path) -> None:
-    """The demo's corpus, fetched and packed unless it is there."""
+    """Fetch and pack the demo's corpus, unless it is there."""
     if (data / "manifest.json").exists():
         return
     data = data.resolve()
@@ -79,7 +79,7 @@ def prepare(data: Path) -> None:
 
 
 def run(name: str, *, quick: bool, data: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Runs pytest on one file: status, seconds and benchmarks, and what pytest-benchmark says of the machine."""
+    """Run pytest on one file; return status, seconds and benchmarks, and pytest-benchmark's facts about the machine."""
     file: dict[str, Any] = {"status": 0, "seconds": 0.0, "environment": {}, "benchmarks": []}
     machine: dict[str, Any] = {}
     for keywords, settings in PARTS.get(name, [("", {})]):
@@ -89,7 +89,7 @@ def run(name: str, *, quick: bool, data: Path) -> tuple[dict[str, Any], dict[str
             command = [sys.executable, "-m", "pytest", str(HERE / name), "--benchmark-enable", "--benchmark-only"]
             command += ["--timeout=0", f"--benchmark-json={path}", *(["-k", chosen] if chosen else [])]
             start = time.perf_counter()
-            # The benchmarks are not part of a test run that this may be a part of.
+            # If a test run calls this, the benchmarks must not become part of it.
             outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
             environment = {**outside, "PYCOOLDOWN_PACKED": str(data.resolve()), **settings}
             file["status"] |= subprocess.run(command, cwd=HERE, env=environment).returncode
@@ -105,7 +105,7 @@ def run(name: str, *, quick: bool, data: Path) -> tuple[dict[str, Any], dict[str
 
 
 def describe(machine: dict[str, Any], *, quick: bool) -> dict[str, Any]:
-    """The date, the hardware and the software, but no name of a host."""
+    """Return the date, the hardware and the software, but no host name."""
     cpu = machine["cpu"]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
     installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
@@ -123,7 +123,7 @@ def describe(machine: dict[str, Any], *, quick: bool) -> dict[str, Any]:
 
 
 def page(facts: dict[str, Any], files: dict[str, Any]) -> str:
-    """The report in Markdown."""
+    """Return the report in Markdown."""
     packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
     lines = [
         f"# Benchmarks, {facts['date']}, {facts['processor']}",
@@ -156,7 +156,7 @@ Panels = dict[str, dict[str, float]]
 
 
 def to_panels(benchmarks: list[dict[str, Any]]) -> Panels:
-    """Numbers by case, a panel for each quantity of each group: ratios where there are any."""
+    """Return numbers by case, with a panel for each quantity of each group: ratios if there are any."""
     panels: Panels = {}
     for group, rows in by_group(benchmarks).items():
         quantities: Panels = {}
@@ -171,7 +171,7 @@ def to_panels(benchmarks: list[dict[str, Any]]) -> Panels:
 
 
 def draw(panels: Panels) -> Figure:
-    """A panel of horizontal bars for each quantity."""
+    """Draw a panel of horizontal bars for each quantity."""
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     tallest = max(len(values) for values in panels.values())
@@ -191,7 +191,7 @@ def draw(panels: Panels) -> Figure:
 
 
 def by_group(benchmarks: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Benchmarks of each of pytest-benchmark's groups, or of each test function."""
+    """Return the benchmarks of each of pytest-benchmark's groups, or of each test function."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for benchmark in benchmarks:
         function = benchmark["name"].split("[")[0].removeprefix("test_")
@@ -200,30 +200,30 @@ def by_group(benchmarks: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
 
 
 def case(benchmark: dict[str, Any]) -> str:
-    """What tells a benchmark from others of its group: its parameters, or its name."""
+    """Return the text that distinguishes a benchmark in its group: its parameters, or its name."""
     name = benchmark["name"].removeprefix("test_").replace("torch.", "")
     return name if benchmark["group"] else name.partition("[")[2].removesuffix("]") or "-"
 
 
 def number(value: Any) -> float:
-    """A number, or the estimate of an interval."""
+    """Return a number, or the estimate of an interval."""
     return float(value["value"] if isinstance(value, dict) else value)
 
 
 def show(value: Any) -> str:
-    """A cell of a table."""
+    """Return a cell of a table."""
     if isinstance(value, dict):
         return f"{value['value']:.4g} ({value['low']:.3g} to {value['high']:.3g})"
     return f"{value:.4g}" if isinstance(value, int | float) else str(value)
 
 
 def seconds(value: float) -> str:
-    """With a unit."""
+    """Return a time with its unit."""
     return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms" if value >= 1e-3 else f"{1e6 * value:.3g} us"
 
 
 def slug(text: str) -> str:
-    """A name of a folder."""
+    """Return a text as a folder name."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 

@@ -59,7 +59,7 @@ def process_group(tmp_path_factory):
 
 
 def train(loss, logits):
-    """Forward and backward; the logits are no leaf, as in a model, so that their gradient is not accumulated."""
+    """Run forward and backward. The logits are no leaf, as in a model, so that their gradient is not accumulated."""
     gradient = torch.autograd.grad(loss(logits), logits)
     del gradient
 
@@ -134,7 +134,7 @@ def test_cross_entropy(benchmark, stream_copy, process_group, shape, dtype):
 
 @pytest.mark.parametrize("way", ["ours", "ours in place", "torch"])
 def test_peak_memory(benchmark, way):
-    """Peak memory above that of the inputs, as a multiple of the logits; in a process of its own."""
+    """Measure the peak memory above that of the inputs, as a multiple of the logits, in a separate process."""
     try:
         benchmark.extra_info["peak_over_logits"] = benchmark.pedantic(peak_over_logits, (way,), rounds=1)
     except process_memory.CannotMeasure as error:
@@ -147,7 +147,7 @@ def peak_over_logits(way):
 
 
 def prepared(way):
-    """The call whose peak is taken."""
+    """Return the call whose peak is measured."""
     rows, classes = SHAPES[0]
     target, ids, weights = torch.randint(classes, (rows,)), torch.randint(8, (rows,)), torch.linspace(0.5, 2, 8)
     leaf = torch.zeros((), requires_grad=True)
@@ -160,20 +160,20 @@ def prepared(way):
             loss = cross_entropy(x, target, domain_ids=ids, domain_weights=weights, inplace=way == "ours in place")
         torch.autograd.grad(loss, leaf)
 
-    cross_entropy(torch.randn(2, 8), target[:2] % 8)  # what is imported and allocated once is not of interest
+    cross_entropy(torch.randn(2, 8), target[:2] % 8)  # excludes what is imported and allocated only once
     torch.autograd.grad(F.cross_entropy(torch.randn(2, 8) + leaf, target[:2] % 8), leaf)
     return run
 
 
 class Passing(torch.autograd.Function):
-    """Makes a tensor depend on another at no cost: what a model's last layer is to its logits."""
+    """An operation that makes a tensor depend on another at no cost, as a model's last layer does for its logits."""
 
     @staticmethod
     def forward(ctx, value, leaf):
-        """The value."""
+        """Return the value."""
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx, grad):
-        """Some scalar of its gradient."""
+        """Return some scalar of the gradient."""
         return None, grad.flatten()[0]

@@ -1,4 +1,4 @@
-"""Opening a data set of very many samples by its index: time, and resident memory of eight processes together.
+"""Open a data set of very many samples by its index: time, and resident memory of eight processes together.
 
 10,000 shards of 10,000 samples; the disk holds 16 of them and their indexes, the others are further names of theirs.
 The index of all takes 2.5 GB in a temporary folder. `PYCOOLDOWN_INDEX_SHARDS=100` makes a small run.
@@ -56,7 +56,7 @@ def write_shards(folder):
 
 
 def resident(processes):
-    """Memory of processes together in bytes: pages that several have are counted once (PSS)."""
+    """Return the memory of processes together in bytes; shared pages are counted once (PSS)."""
     rollups = (Path(f"/proc/{process.pid}/smaps_rollup").read_text() for process in processes)
     return sum(int(re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)[1]) * 1024 for rollup in rollups)
 

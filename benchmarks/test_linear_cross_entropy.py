@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pycooldown.losses import linear_cross_entropy
 
-pytestmark = pytest.mark.timeout(0)  # the suite's limit is against hangs; a slow machine is none
+pytestmark = pytest.mark.timeout(0)  # the suite's limit detects hangs, not slow machines
 CASES = [(torch.float32, 1024, 512, 32768), (torch.bfloat16, 1024, 1024, 32768)]  # dtype, rows, features, classes
 ROUNDS = 5
 OPTIONS = torch.nn.LinearCrossEntropyOptions()
@@ -36,7 +36,7 @@ NATIVE_SLOWDOWN = 4  # of bfloat16's products over float32's, at most, where the
 
 
 class Problem:
-    """Inputs, and every way to the loss and the gradients of both sides."""
+    """Inputs, and every way to compute the loss and both gradients."""
 
     def __init__(self, dtype, rows, features, classes):
         self.hidden = torch.randn(rows, features).to(dtype).requires_grad_()
@@ -47,7 +47,7 @@ class Problem:
         self.buffers = None
 
     def products(self, chunk_size=None):
-        """Into memory that is already mapped, unlike that of the others."""
+        """Compute the products into memory that is already mapped, unlike that of the others."""
         hidden, weight = self.hidden.detach(), self.weight.detach()
         if self.buffers is None:
             self.buffers = hidden.new_empty(len(hidden), len(weight)), hidden.clone(), weight.clone()
@@ -59,18 +59,18 @@ class Problem:
             torch.addmm(grad_weight, out.t(), rows, beta=min(number, 1), out=grad_weight)
 
     def fresh_products(self):
-        """As plain calls, which allocate their results."""
+        """Compute the products with plain calls, which allocate their results."""
         hidden, weight = self.hidden.detach(), self.weight.detach()
         logits = torch.mm(hidden, weight.t())
         return torch.mm(logits, weight), torch.mm(logits.t(), hidden)
 
     def torch(self):
-        """The logits in memory."""
+        """Compute the loss with all logits in memory."""
         logits = F.linear(self.hidden, self.weight)
         self.backward((F.cross_entropy(logits, self.target, reduction="none") * self.weights[self.ids]).mean())
 
     def recomputed(self, chunk_size=256):
-        """In chunks whose logits are dropped after forward."""
+        """Compute the loss in chunks whose logits are dropped after forward."""
 
         def part(hidden, target, ids):
             logits = F.linear(hidden, self.weight)
@@ -81,11 +81,11 @@ class Problem:
         self.backward(torch.stack(losses).sum() / len(self.target))
 
     def torch_chunked(self):
-        """Without weights, which torch's cannot have."""
+        """Compute the loss without weights, which torch's function does not support."""
         self.backward(F.linear_cross_entropy(self.hidden, self.weight, self.target, options=OPTIONS))
 
     def ours(self, target=None, **options):
-        """In chunks, with weights."""
+        """Compute the loss in chunks, with weights."""
         target = self.target if target is None else target
         loss = linear_cross_entropy(
             self.hidden, self.weight, target, domain_ids=self.ids, domain_weights=self.weights, **options
@@ -93,14 +93,14 @@ class Problem:
         self.backward(loss)
 
     def backward(self, loss):
-        """Into .grad, which is then dropped."""
+        """Run backward into .grad, which is then dropped."""
         loss.backward()
         self.hidden.grad = self.weight.grad = None
 
 
 @functools.cache
 def slowdown(dtype):
-    """Time of a product over that in float32; the least of ten each."""
+    """Return the time of a product over that in float32, the minimum of ten each."""
     times = []
     for each in (torch.float32, dtype):
         left, right = (torch.randn(shape).to(each) for shape in ((128, 512), (512, 4096)))
@@ -111,7 +111,7 @@ def slowdown(dtype):
 
 @pytest.fixture(autouse=True)
 def native(request):
-    """Skips cases of a dtype whose products the processor emulates."""
+    """Skip cases of a dtype whose products the processor emulates."""
     parameters = request.node.callspec.params
     dtype = parameters["case"][0] if "case" in parameters else parameters["dtype"]
     if dtype != torch.float32 and slowdown(dtype) > NATIVE_SLOWDOWN:
@@ -152,7 +152,7 @@ def test_time(benchmark, case):
 @pytest.mark.parametrize("chunk_size", [64, 128, 256, 512, 1024])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_chunk_size(benchmark, case, chunk_size):
-    """What smaller products cost, alone and with the loss between them."""
+    """Measure the cost of smaller products, alone and with the loss between them."""
     problem = Problem(*case)
     contenders = {
         "products": problem.products,
@@ -187,7 +187,7 @@ def test_peak_memory(benchmark, case, way):
 
 
 def prepared(case, way):
-    """The call whose peak is taken."""
+    """Return the call whose peak is measured."""
     problem, small = Problem(*case), Problem(case[0], 8, 8, 8)
     getattr(small, way)()  # loads what is loaded once
     problem.products()  # allocates the buffers that the library of the products keeps
@@ -210,7 +210,7 @@ def test_error(benchmark, dtype):
 
 
 def gradients(problem, way):
-    """Of hidden and weight."""
+    """Return the gradients of hidden and weight."""
     kept = []
     problem.backward = lambda loss: kept.extend(torch.autograd.grad(loss, (problem.hidden, problem.weight)))
     getattr(problem, way)()

@@ -1,4 +1,4 @@
-"""Peak memory of training a Llama-style model with a vocabulary of 128k, with its own loss and with `fuse_loss`.
+"""Measure the peak memory of training a Llama-style model with a vocabulary of 128k, with and without `fuse_loss`.
 
     pytest benchmarks/test_model_memory.py --benchmark-enable --benchmark-json=out.json
 
@@ -22,7 +22,7 @@ LOGITS = BATCH * LENGTH * VOCABULARY * 4 / 2**20
 
 
 def train(fuse):
-    """One contender: losses, seconds of the last step and growth of the process in MiB."""
+    """Train one contender; return losses, seconds of the last step and growth of the process in MiB."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,

@@ -1,4 +1,4 @@
-"""What packing wastes of the rows of a step, on packed data: the demo's, or those of the folder PYCOOLDOWN_PACKED.
+"""Measure the padding that packing leaves in a step's rows, on packed data: the demo's, or PYCOOLDOWN_PACKED's.
 
     PYCOOLDOWN_PACKED=demo/packed pytest benchmarks/test_packing.py --benchmark-enable -s
 

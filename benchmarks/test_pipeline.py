@@ -1,4 +1,4 @@
-"""Mixing eight domains of 100,000 texts of 324 bytes at temperature 5, in one process: samples per second beside peers.
+"""Mix eight domains of 100,000 texts of 324 bytes at temperature 5, in one process: samples per second beside peers.
 
 Every pipeline starts from its own format on disk and yields decoded samples or bytes; each round takes the same number
 of samples from a running iterator, so the factors in pytest-benchmark's columns are ratios of throughput.
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.benchmark(disable_gc=False, warmup=False)
 
 
 def write_shard(path, texts):
-    """Members of one block and its header each; tarfile would take minutes."""
+    """Write a tar whose members are one block and its header each; tarfile would take minutes."""
     with open(path, "wb") as file:
         for key, text in texts:
             info = tarfile.TarInfo(f"{key}.txt")
@@ -66,7 +66,7 @@ def batches():
 
 
 def run(benchmark, samples, rounds=5):
-    """Takes SAMPLES of an endless iterator a round."""
+    """Take SAMPLES of an endless iterator per round."""
     iterator = iter(samples)
     next(iterator)  # opens what has to be opened
     benchmark.pedantic(lambda: sum(1 for _ in itertools.islice(iterator, SAMPLES)), rounds=rounds, warmup_rounds=1)
@@ -101,7 +101,7 @@ def test_pycooldown_flat(benchmark, shards):
 
 @pytest.mark.benchmark(group="mixing 8 domains")
 def test_pycooldown_flat_without_planning(benchmark, shards):
-    """The reader alone: the batches are planned beforehand."""
+    """Measure the reader alone, with batches planned beforehand."""
     dataset = TarDataset(shards)
     planned = list(itertools.islice(batches(), 32))
     iterator = itertools.cycle(planned)
@@ -192,7 +192,7 @@ def test_data_loader(benchmark, shards, workers):
 
 @pytest.mark.benchmark(group="DataLoader")
 def test_data_loader_without_reading(benchmark, shards):
-    """What four workers and their queues take when the samples are there already: the limit of the above."""
+    """Measure the cost of four workers and their queues without reading: the limit of the benchmark above."""
     samples = {i: {"txt": bytes(TEXT_BYTES)} for i in range(sum(SIZES.values()))}
     loader = DataLoader(samples, batch_sampler=batches(), num_workers=4, collate_fn=collate)
     iterator = iter(loader)
@@ -224,7 +224,7 @@ def test_page_cache(benchmark, shards, cache):
 
 @pytest.mark.benchmark(group="10,000 domains")
 def test_ten_thousand_domains(benchmark, tmp_path):
-    """Four shards each: index, open and draw 1 M samples within 64 threads, 1,024 open files and 1 GB."""
+    """Index, open and draw 1 M samples of four shards each, within 64 threads, 1,024 open files and 1 GB."""
     domains, samples = 10_000, 30
     shards = {}
     for domain in range(domains):

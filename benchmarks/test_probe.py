@@ -1,4 +1,4 @@
-"""What a probe costs beside a step of training: the demo's model, 10 domains of 8 examples, batches of 48, 32 tokens.
+"""Cost of a probe beside a training step: the demo's model, 10 domains of 8 examples, batches of 48, 32 tokens.
 
 Run it with `pytest benchmarks/test_probe.py --benchmark-enable --benchmark-only` on a quiet machine.
 """
@@ -21,7 +21,7 @@ KINDS = {
 
 
 class Tokens(torch.utils.data.Dataset):
-    """Rows of tokens at random."""
+    """Rows of random tokens."""
 
     def __len__(self):
         return 64

@@ -1,4 +1,4 @@
-"""Mixing eight domains of shards in a store 20 ms away, with a cache of a quarter of the data: samples a second.
+"""Mix eight domains of shards in a store 20 ms away, with a cache of a quarter of the data: samples per second.
 
 A small server (`range_server.c`, compiled here) answers each request after 20 ms from memory. Every pipeline reads its
 own format, with a loader, collation and decoding to bytes, each in turn, for at most `SECONDS`: the first pass with an
@@ -52,7 +52,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A server of a folder, which is that of a bucket too."""
+    """Start a server of a folder, which also acts as a bucket."""
     folder = tmp_path_factory.mktemp("store")
     (folder / "bucket").mkdir()
     program = folder.with_name("range_server")
@@ -81,7 +81,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shards(texts, server):
-    """URLs of the tar shards by domain."""
+    """Return URLs of the tar shards by domain."""
     address, bucket = server
     urls = {}
     for domain, rows in texts.items():
@@ -105,7 +105,7 @@ def counts(server):
 
 
 def rate(batches, size=len):
-    """Samples a second from the first batch that is asked for, for at most `SECONDS`; and how many came."""
+    """Return samples per second from the first requested batch on, for at most `SECONDS`, and their number."""
     began, samples = time.perf_counter(), 0
     for batch in batches:
         samples += size(batch)
@@ -134,12 +134,12 @@ def collate(samples):
 
 
 def as_bytes(samples):
-    """What litdata hands out may be views, which a worker cannot send."""
+    """Return copies as bytes: litdata may return views, which a worker cannot send."""
     return [bytes(sample) for sample in samples]
 
 
 def flat(dataset):
-    """A data set whose batches are one buffer."""
+    """Return a data set whose batches are one buffer."""
 
     class Flat:
         def __len__(self):
@@ -186,7 +186,7 @@ def test_cache(server, shards, tmp_path, block, form):
         loader = DataLoader(wrap(dataset), batch_sampler=sampler, collate_fn=function, num_workers=1)
         first = rate(loader, size)
         found, (_, after) = cache.statistics(), counts(server)
-        if first[1] == STEPS * BATCH:  # not broken off
+        if first[1] == STEPS * BATCH:  # the pass was complete
             assert (found.requests, found.fetched_bytes) == (plan.requests, plan.bytes_fetched)
             assert after - before == plan.bytes_fetched
     with KnownFutureCache(tmp_path / "warm", limit=4 * limit, depth=limit) as cache:
@@ -242,7 +242,7 @@ def test_litdata(server, texts, tmp_path, monkeypatch):
     from litdata.streaming import downloader
     from litdata.streaming.cache import Cache
 
-    if hasattr(downloader, "_OBSTORE_CLIENT_OPTIONS"):  # its client takes https alone otherwise
+    if hasattr(downloader, "_OBSTORE_CLIENT_OPTIONS"):  # otherwise its client accepts only https
         monkeypatch.setitem(downloader._OBSTORE_CLIENT_OPTIONS, "allow_http", "true")
 
     _, bucket = server

@@ -1,4 +1,4 @@
-"""Draws and batch plans, side by side with NumPy, torch and the limit of writing the result.
+"""Draws and batch plans beside NumPy, torch and the limit of writing the result.
 
     pytest benchmarks/test_sampler.py --benchmark-enable --benchmark-json=out.json -s
 
@@ -26,7 +26,7 @@ BATCH_SIZE, NUM_SAMPLES = 4_096, 1_000_000
 
 
 def take_turns(benchmark, contenders):
-    """Medians in ns of each contender, a pair of a function and how many things it makes."""
+    """Return the median ns of each contender, a pair of a function and the number of things it makes."""
     times = {name: [] for name in contenders}
 
     def turn():
@@ -49,7 +49,7 @@ def isa(request, monkeypatch):
 
 
 def best(function, count):
-    """The least ns of the process's own time for each of the things that a function makes, of 50 runs."""
+    """Return the minimum ns of the process's own time per thing that a function makes, over 50 runs."""
     times = []
     for _ in range(50):
         begin = time.process_time_ns()
@@ -59,7 +59,7 @@ def best(function, count):
 
 
 def report(benchmark, name, figures):
-    """Print figures, and keep them with the benchmark's."""
+    """Print figures, and store them with the benchmark's."""
     benchmark.extra_info.update(figures)
     print(f"\n{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in figures.items()))
 
@@ -126,7 +126,7 @@ def test_planning(benchmark, num_domains, isa):
 @pytest.mark.parametrize("allocation", ["multinomial", "systematic", "quota"])
 @pytest.mark.parametrize("num_domains", [8, 100, 10_000])
 def test_resume(benchmark, num_domains, allocation):
-    """From the text of a state at step 10^9 to the first batch: milliseconds, and the state's bytes per domain."""
+    """Measure milliseconds from a state's text at step 10^9 to the first batch, and the state's bytes per domain."""
     step = 10**9
     sizes = {f"d{i}": 10_000_000 // (i + 1) + BATCH_SIZE for i in range(num_domains)}
     schedule = schedules.constant(Mixture.temperature_sampling(sizes, 5))
@@ -154,7 +154,7 @@ def test_resume(benchmark, num_domains, allocation):
 @pytest.mark.parametrize("allocation", ["multinomial", "systematic", "quota"])
 @pytest.mark.parametrize("num_domains", [100, 10_000])
 def test_a_mixture_that_changes_at_every_step(benchmark, num_domains, allocation):
-    """Microseconds a step: mixture, alias table and the plan of 512 samples; beside a constant mixture's plan."""
+    """Measure microseconds per step: mixture, alias table and plan of 512 samples, beside a constant mixture's plan."""
     sizes = {f"d{i}": 10_000_000 // (i + 1) + BATCH_SIZE for i in range(num_domains)}
     schedule = schedules.anneal(sizes, tau=5, final_tau=1, num_steps=10**6)
     samplers = {
@@ -180,7 +180,7 @@ DENSE = {"en": 2_668_945_312, "it": 158_203_125, "zh": 38_085_937, "sw": 976_562
 @pytest.mark.parametrize("allocation", ["multinomial", "systematic", "quota"])
 @pytest.mark.parametrize("kind", ["dense_linear", "dense_exponential", "cooldown", "anneal of 10", "cooldown of 10"])
 def test_a_far_forecast(benchmark, kind, allocation):
-    """Seconds for the exposure of 100,000 steps: of 512 samples of the paper's mixture, of 1,024 over ten domains."""
+    """Measure seconds for the exposure of 100,000 steps: 512 samples of the paper's mixture or 1,024 of ten domains."""
     dense = "of 10" not in kind
     sizes = DENSE if dense else {f"d{i}": 10_000_000 // (i + 1) + BATCH_SIZE for i in range(10)}
     if "cooldown" in kind:

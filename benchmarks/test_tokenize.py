@@ -1,4 +1,4 @@
-"""What `pycooldown tokenize` costs beside the tokenizer alone, with 2 workers, in memory, and what peers cost.
+"""Cost of `pycooldown tokenize` beside the tokenizer alone, with 2 workers, in memory, and the cost of peers.
 
     pytest benchmarks/test_tokenize.py --benchmark-enable -s
 
@@ -46,7 +46,7 @@ BATCH = 256  # documents, a megabyte
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Four files of JSON lines, a tokenizer for them, and the documents."""
+    """Return four files of JSON lines, a tokenizer for them, and the documents."""
     folder = tmp_path_factory.mktemp("tokenize")
     documents, size = [], 0
     for path in sorted(Path(site.getsitepackages()[0]).rglob("*.py")):
@@ -97,12 +97,12 @@ def report(benchmark, name, figures):
 
 @lru_cache
 def load(path):
-    """One object for all rounds: `tokenizers` keeps caches for each, and slows down with many in a thread."""
+    """Return one object for all rounds: `tokenizers` keeps caches for each, and slows down with many in a thread."""
     return tokenizers.Tokenizer.from_file(path)
 
 
 def alone(folder, documents):
-    """The tokenizer alone, on batches of a megabyte from memory; returns the number of tokens."""
+    """Run the tokenizer alone, on batches of a megabyte from memory; return the number of tokens."""
     tokenizer, tokens = load(str(folder / "tokenizer.json")), 0
     for i in range(0, len(documents), BATCH):
         tokens += sum(map(len, tokenizer.encode_batch_fast(documents[i : i + BATCH], add_special_tokens=False)))
@@ -148,7 +148,7 @@ CONTENDERS = {"pycooldown": (ours, None), "datatrove": (datatrove, "datatrove"),
 
 
 def test_components(benchmark, corpus):
-    """Each step of the work alone, in CPU seconds over those of the tokenizer: their sum is what ours costs."""
+    """Measure each step of the work in CPU seconds over those of the tokenizer. Their sum is the cost of ours."""
     folder, documents = corpus
     clean(folder)
     options = Options(validation=0.01)
@@ -194,9 +194,10 @@ def test_components(benchmark, corpus):
 
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_one_worker(benchmark, corpus, name):
-    """Whole runs of one worker, ours beside the tokenizer alone.
+    """Measure complete runs of one worker, ours beside the tokenizer alone.
 
-    Not so the peers': what they load slows the tokenizer in this process down, and their ratio would flatter them.
+    Peers are not measured beside it: their imports slow down the tokenizer in this process, which would flatter their
+    ratio.
     """
     contender, module = CONTENDERS[name]
     if module and find_spec(module) is None:
@@ -221,7 +222,7 @@ def test_one_worker(benchmark, corpus, name):
 
 
 def seconds_of(contender, *arguments):
-    """Wall-clock seconds of a run, measured in the process that runs it."""
+    """Return the wall-clock seconds of a run, measured in the process that runs it."""
     clock = time.perf_counter()
     contender(*arguments)
     return time.perf_counter() - clock
@@ -234,7 +235,7 @@ def in_new_process(contender, *arguments):
 
 @pytest.mark.parametrize("name", [*CONTENDERS, "pycooldown, larger"])
 def test_two_workers(benchmark, corpus, name):
-    """The speed-up by a second worker, the start of workers included."""
+    """Measure the speed-up by a second worker, including the start of workers."""
     contender, module = CONTENDERS[name.split(",")[0]]
     if module and find_spec(module) is None:
         pytest.skip(f"{module} is not installed")
@@ -257,7 +258,7 @@ def test_two_workers(benchmark, corpus, name):
 
 
 def test_memory(benchmark, corpus):
-    """The peak of one worker on one compressed file whose documents are nearly as long as they may be."""
+    """Measure the peak of one worker on one compressed file whose documents are nearly of the maximum length."""
     from pycooldown.data.prepare.readers import zstd
 
     folder, documents = corpus

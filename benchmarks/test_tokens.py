@@ -36,7 +36,7 @@ def shards(tmp_path_factory):
 
 
 def copies(batch, repeats):
-    """Median seconds to copy the arrays of a batch."""
+    """Return the median seconds to copy the arrays of a batch."""
     target = {name: np.empty_like(array) for name, array in batch.items()}
     times = []
     for _ in range(repeats):
@@ -54,7 +54,7 @@ def test_batches(benchmark, shards, mode, length):
     rows = BATCH_TOKENS // length
     order = np.random.default_rng(1).permutation(len(dataset))
     batches = np.split(order[: len(order) // rows * rows], len(order) // rows)
-    for batch in batches:  # brings the pages in
+    for batch in batches:  # loads the pages
         last = dataset.__getitems__(batch)
     number = iter(range(1 << 62))
     benchmark.pedantic(
@@ -71,5 +71,5 @@ def test_batches(benchmark, shards, mode, length):
 
 
 def test_opening(benchmark, shards):
-    """A dataset of 170,000 documents and its index for best fit."""
+    """Open a dataset of 170,000 documents, and build its index for best fit."""
     benchmark.pedantic(lambda: TokenDataset(shards, 2048, "best_fit"), rounds=5, warmup_rounds=1)

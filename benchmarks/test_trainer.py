@@ -27,7 +27,7 @@ from pycooldown import Mixture, schedules
 from pycooldown.data import TarDataset, TokenDataset, token_sources
 from pycooldown.huggingface import MixtureTrainer, PackedText
 
-pytestmark = pytest.mark.timeout(0)  # the suite's limit is against hangs; a slow machine is none
+pytestmark = pytest.mark.timeout(0)  # the suite's limit detects hangs, not slow machines
 DOMAINS = [f"d{i}" for i in range(10)]
 STEPS, WARM_UP = 44, 4
 CASES = {
@@ -40,11 +40,11 @@ CASES = {
 
 
 class Turns(TrainerCallback):
-    """Lets two trainers take turns, and notes how long each step took.
+    """A callback that lets two trainers take turns, and records how long each step took.
 
     Args:
-        number: 0 or 1, of this trainer.
-        baton: Shared: whose turn it is, and whether one of the two has ended.
+        number: 0 or 1, the number of this trainer.
+        baton: Shared state: whose turn it is, and whether one of the two has ended.
     """
 
     def __init__(self, number, baton):
@@ -55,24 +55,24 @@ class Turns(TrainerCallback):
         self.wait()
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Note the time, and let the other have a step."""
+        """Record the time, and let the other trainer do a step."""
         self.seconds.append(time.perf_counter() - self.begin)
         self.processor.append(time.process_time() - self.begin_processor)  # the other waits, and takes none
         self.hand_over()
         self.wait()
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Let the other finish."""
+        """Let the other trainer finish."""
         self.hand_over(ended=True)
 
     def wait(self):
-        """Wait for the turn of this trainer."""
+        """Wait for this trainer's turn."""
         with self.baton["condition"]:
             self.baton["condition"].wait_for(lambda: self.baton["turn"] == self.number or self.baton["ended"])
         self.begin, self.begin_processor = time.perf_counter(), time.process_time()
 
     def hand_over(self, *, ended=False):
-        """Give the turn to the other."""
+        """Pass the turn to the other trainer."""
         with self.baton["condition"]:
             self.baton["turn"] = 1 - self.number
             self.baton["ended"] |= ended
@@ -80,7 +80,7 @@ class Turns(TrainerCallback):
 
 
 class Timed(MixtureTrainer):
-    """Notes how long each step waits for its micro-batches."""
+    """A trainer that records how long each step waits for its micro-batches."""
 
     fetching = ()
 
@@ -93,7 +93,7 @@ class Timed(MixtureTrainer):
 
 
 def packed_pairs(folder, vocabulary, length):
-    """Domains of samples as `pycooldown pack` writes them, 600 each."""
+    """Return domains of samples as written by `pycooldown pack`, 600 each."""
     random, shards = np.random.default_rng(0), {}
     for domain in DOMAINS:
         shards[domain] = [str(folder / f"{domain}.tar")]
@@ -108,7 +108,7 @@ def packed_pairs(folder, vocabulary, length):
 
 
 def tokens(folder, vocabulary, length):
-    """Domains of 40 to 400 sequences of tokens."""
+    """Return domains of 40 to 400 sequences of tokens."""
     random, sources = np.random.default_rng(0), {}
     for number, domain in enumerate(DOMAINS, start=1):
         random.integers(vocabulary, size=40 * number * length).astype(np.uint16).tofile(folder / f"{domain}.bin")
@@ -126,7 +126,7 @@ def model_of(vocabulary, length):
 
 
 def compared(mine, theirs):
-    """Our steps over theirs: the median of neighbours' ratios, its 95 % interval, and the ratio of the shortest."""
+    """Return our steps over theirs: the median of neighbours' ratios, its 95 % interval, and the minima's ratio."""
     ratios = mine / theirs
     drawn = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
     low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])

@@ -1,4 +1,4 @@
-"""What a step of each mixture buys: throughput beside the variance of the minibatch gradient, on real text.
+"""Benefit of a step of each mixture: throughput beside the variance of the minibatch gradient, on real text.
 
 The rounds are gradients of the demo's model, at its initialization and after 200 steps of its recipe; temperature
 sampling and scalarization descend the same objective. ``extra_info`` has the trace variance (measured, predicted), the
@@ -37,7 +37,7 @@ MIXTURES = {"temperature": Mixture.temperature_sampling, "scalarization": Mixtur
 
 
 class Contender:
-    """Gradients of eight batches of one mixture and allocation, always the same."""
+    """Gradients of eight fixed batches of one mixture and allocation."""
 
     def __init__(self, run, kind, allocation):
         self.run = run
@@ -56,7 +56,7 @@ class Contender:
         self.tokens = sum(int((run.collate(samples)["labels"][:, 1:] >= 0).sum()) for samples, _ in self.batches)
 
     def __call__(self):
-        """One gradient of each batch."""
+        """Compute one gradient of each batch."""
         for samples, weights in self.batches:
             loss = (weights * self.run.losses(self.run.model, samples)).mean()
             torch.autograd.grad(loss, list(self.run.model.parameters()))
@@ -66,7 +66,7 @@ class Contender:
 def trained(tmp_path_factory):
     data = os.environ.get("PYCOOLDOWN_PACKED")
     if not data:
-        pytest.skip("set PYCOOLDOWN_PACKED to a folder that `pycooldown pack` wrote")
+        pytest.skip("set PYCOOLDOWN_PACKED to a folder written by `pycooldown pack`")
     steps = [f"training.{name}={STEPS}" for name in ("steps", "eval_every", "save_every")]
     recipe = load_recipe(RECIPE, [f"data.path={Path(data).resolve()}", *steps])
     return RunGradients.load(train(recipe, tmp_path_factory.mktemp("runs") / "run", progress=False).path)
@@ -74,7 +74,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["initial", "trained"])
 def stage(request, trained):
-    """The moments of a model, its contenders, and the tokens per second of each: medians of turns."""
+    """Return the moments of a model, its contenders, and the tokens per second of each as medians of turns."""
     run = trained
     if request.param == "initial":
         torch.manual_seed(0)
@@ -119,7 +119,7 @@ SAMPLES, WIDTH, LAYERS, GROUPS = 64, 4096, 3, 4
 
 @pytest.mark.parametrize("projection", [None, 4096], ids=["all coordinates", "projection"])
 def test_probe(benchmark, projection):
-    """Moments of two domains from groups of 8 samples, beside as many gradients, which cost next to nothing here."""
+    """Measure moments of two domains from groups of 8 samples, beside as many gradients, which are almost free here."""
     model = torch.nn.Sequential(*(torch.nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)))
     data = torch.randn(SAMPLES, WIDTH, generator=torch.Generator().manual_seed(0))
     mixture = Mixture.proportional({"a": SAMPLES - 16, "b": 16})
@@ -140,7 +140,7 @@ def test_probe(benchmark, projection):
     def probe():
         domain_moments(model, losses, data, mixture, num_groups=GROUPS, projection=projection)
 
-    gradients()  # what is allocated once is not of interest
+    gradients()  # excludes memory that is allocated only once
     bare, bare_seconds = peak(gradients)
     memory, seconds = peak(lambda: benchmark.pedantic(probe, rounds=1))
     benchmark.extra_info["seconds a gradient beyond its own"] = (seconds - bare_seconds) / (2 * GROUPS)

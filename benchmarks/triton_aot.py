@@ -1,6 +1,6 @@
-"""Compile every variant of the Triton kernels for GPUs that are not there, and hold the machine code to its budget.
+"""Compile every variant of the Triton kernels for GPUs that are not present, and check the machine code's budget.
 
-    python benchmarks/triton_aot.py [--all | --targets 80 90 100] [--jobs N] [--write]
+    python benchmarks/triton_aot.py [--all | --targets 80 90 100] [--kernels rows scale] [--jobs N] [--write]
 
 Needs triton, which brings its assembler and disassembler, and no GPU. Compiles for one target unless more are asked
 for, prints the worst figures of each group of variants, and exits with 1 if any variant
@@ -11,6 +11,7 @@ for, prints the worst figures of each group of variants, and exits with 1 if any
 * moves the body of a row other than in 128-bit loads and stores. Rows are split by their own address at run time, so
   that one variant serves every V, 50,257 too. Only scalars and the edges of a row, counted here, may move in narrow
   accesses, and the loads of logits whose rows are aligned otherwise than those of the gradient ("unlike");
+* loads a tile of a row that registers keep more than once, or stores its gradient more than once;
 * waits for a tile before it has asked for all those that it loads together, or all but the last;
 * shuffles values between threads in a loop over tiles, or between such loads: a tile's layout is then not that of its
   loads;
@@ -41,7 +42,7 @@ except ImportError as error:
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH may keep a script from what lies beside it
 
 from triton_sass import BINARIES, MULTIPROCESSOR, Figures, measure
-from triton_variants import Variant, variants
+from triton_variants import POINTERS, Variant, variants
 
 from pycooldown.losses.backends import triton as launches
 
@@ -62,7 +63,7 @@ KNOWN_SPILLS = {
 
 
 def violations(variant: Variant, target: int, figures: Figures) -> list[str]:
-    """What a variant does that none may do."""
+    """Return the limits that a variant violates."""
     found = []
     spills = KNOWN_SPILLS.get(variant.row(target), 0)
     if figures.registers > MAX_REGISTERS:
@@ -75,10 +76,15 @@ def violations(variant: Variant, target: int, figures: Figures) -> list[str]:
         found.append(f"{figures.shared} bytes of shared memory, not less than {MAX_SHARED}")
     if figures.warps < MIN_WARPS:
         found.append(f"{figures.warps} warps < {MIN_WARPS}")
-    if figures.together < variant.together - 1:  # some assemblers leave the last for later
+    if figures.together < variant.together - 1:  # some assemblers delay the last one
         found.append(f"{figures.together} wide loads together, not {variant.together}")
     if figures.loop_shuffles:
         found.append(f"{figures.loop_shuffles} shuffles between tiles")
+    tiles = dict(variant.constants).get("TILES")
+    if tiles and figures.wide_loads != tiles:
+        found.append(f"{figures.wide_loads} wide loads of {tiles} tiles that are kept")
+    if tiles and figures.wide_stores != variant.stores_kept:
+        found.append(f"{figures.wide_stores} wide stores of {tiles} tiles that are kept, not {variant.stores_kept}")
     for name in ("loads", "stores"):
         allowed = getattr(variant, f"narrow_{name}")
         narrow, wide = getattr(figures, f"narrow_{name}"), getattr(figures, f"wide_{name}")
@@ -88,7 +94,7 @@ def violations(variant: Variant, target: int, figures: Figures) -> list[str]:
 
 
 def read_table() -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Figures by triton, target, kernel, dtype and constants."""
+    """Return figures by triton version, target, kernel, dtype and constants."""
     if not TABLE.exists():
         return {}
     with TABLE.open(newline="") as file:
@@ -96,7 +102,7 @@ def read_table() -> dict[tuple[str, ...], tuple[str, ...]]:
 
 
 def write_table(figures: dict[tuple[str, ...], tuple[str, ...]]) -> None:
-    """Put figures into the table, in place of all others of the same triton and target."""
+    """Write figures into the table, replacing all others of the same triton version and target."""
     renewed = {key[:2] for key in figures}
     rows = {key: row for key, row in read_table().items() if key[:2] not in renewed} | figures
     with TABLE.open("w", newline="") as file:
@@ -106,7 +112,7 @@ def write_table(figures: dict[tuple[str, ...], tuple[str, ...]]) -> None:
 
 
 def print_groups(results: list[tuple[tuple[Variant, int], Figures]]) -> None:
-    """The worst of each group of variants."""
+    """Print the worst figures of each group of variants."""
     groups = defaultdict(list)
     for (variant, target), figures in results:
         groups[variant.group, variant.dtype, target].append(figures)
@@ -126,18 +132,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", type=int, nargs="+", choices=MULTIPROCESSOR, default=[90])
     parser.add_argument("--all", action="store_true", help="every target")
+    parser.add_argument("--kernels", nargs="+", choices=POINTERS, default=list(POINTERS))
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--write", action="store_true", help=f"renew {TABLE.name}")
     options = parser.parse_args()
     if launches.INTERPRETED:
         sys.exit("triton_aot: TRITON_INTERPRET is set, and the interpreter compiles nothing; unset it")
+    if options.write and set(options.kernels) != set(POINTERS):
+        parser.error("--write renews the figures of all kernels; leave out --kernels")
     missing = [tool for tool in ("cuobjdump", "nvdisasm") if not (BINARIES / tool).exists()]
     if missing:
         sys.exit(f"triton_aot: triton {triton.__version__} does not bring {missing} in {BINARIES}; use one that does")
 
     began = time.monotonic()
     targets = MULTIPROCESSOR if options.all else options.targets
-    jobs = [(variant, target) for target in targets for variant in variants(target)]
+    jobs = [
+        (variant, target) for target in targets for variant in variants(target) if variant.kernel in options.kernels
+    ]
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         results = list(zip(jobs, pool.map(measure, *zip(*jobs), chunksize=4)))
     print_groups(results)
@@ -154,7 +165,9 @@ def main() -> None:
         found = violations(variant, target, figures)
         expected = table.get(variant.row(target))
         if known and expected != tuple(map(str, figures)):
-            found.append(f"{tuple(figures)}, but {TABLE.name} has {expected}; renew it with --write if that is meant")
+            found.append(
+                f"{tuple(figures)}, but {TABLE.name} has {expected}; update it with --write if the change is intended"
+            )
         for violation in found:
             failed += 1
             print(f"FAILED {variant.kernel} {variant.dtype} sm_{target} {dict(variant.constants)}: {violation}")

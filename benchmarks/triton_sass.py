@@ -1,4 +1,4 @@
-"""What the assembler made of a variant: registers, spills, accesses to memory, and their order in the machine code."""
+"""Measure the machine code of a variant: registers, spills, accesses to memory, and their order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BINARIES = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
 class Figures(NamedTuple):
-    """What the assembler made of it. Accesses are to global memory: instructions, not how often they run.
+    """Figures of a variant's machine code. Accesses are instructions on global memory, not how often they run.
 
     `spills` are bytes per thread. `together` counts the wide loads that are issued before anything waits for the first
     of them. `loop_shuffles` and `loop_spills` are shuffles and accesses to spilled registers in loops over tiles and
@@ -52,7 +52,7 @@ def measure(variant: Variant, target: int) -> Figures:
     registers, stack, local = (int(re.findall(rf"\b{key}:(\d+)", usage)[0]) for key in ("REG", "STACK", "LOCAL"))
     shared_limit, block_limit, warp_limit = MULTIPROCESSOR[target]
     by_registers = 65536 // (-(-registers // 8) * 8 * 32) // variant.num_warps
-    by_shared = shared_limit // (compiled.metadata.shared + 1024)  # of each block the driver keeps 1 KiB
+    by_shared = shared_limit // (compiled.metadata.shared + 1024)  # the driver reserves 1 KiB per block
     blocks = min(by_registers, by_shared, block_limit, warp_limit // variant.num_warps)
     lines = sass.splitlines()
     together = loads_together(lines)
@@ -76,18 +76,18 @@ def measure(variant: Variant, target: int) -> Figures:
 
 
 def loads_together(lines: list[str]) -> range:
-    """From the first wide load to the first use of what it loads."""
+    """Return the lines from the first wide load to the first use of its result."""
     load = re.compile(r"\bLDG\.\S*128 R(\d+),")
     first = next((i for i, line in enumerate(lines) if load.search(line)), None)
     if first is None:
         return range(0)
-    register = int(load.search(lines[first])[1])  # and the next three
+    register = int(load.search(lines[first])[1])  # the first of four registers
     loaded = re.compile(r"\bR(" + "|".join(str(register + i) for i in range(4)) + r")\b")
     return range(first, next(i for i in range(first + 1, len(lines)) if loaded.search(lines[i])))
 
 
 def tile_loops(lines: list[str]) -> list[range]:
-    """The lines of the innermost loops with wide accesses; a loop with a barrier is that over rows."""
+    """Return the lines of the innermost loops with wide accesses. A loop with a barrier is the one over rows."""
     labels = {line[:-1]: i for i, line in enumerate(lines) if line.startswith(".L_")}
     jumps = ((i, re.search(r"\bBRA\b.*`\((\.L_\w+)\)", line)) for i, line in enumerate(lines))
     loops = [range(labels[jump[1]], i) for i, jump in jumps if jump and labels[jump[1]] < i]

@@ -1,4 +1,4 @@
-// The compiled module, and the bindings of the losses. Only this file and *_bindings.cpp know Python.
+// The compiled module, and the bindings of the losses. Only this file and *_bindings.cpp use Python.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -1,4 +1,4 @@
-// The Python side of the plan of a cache.
+// The bindings of a cache's plan and blocks.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -49,20 +49,21 @@ void register_block_maps(py::module_& m) {
         }
         return py::bytes(seal);
       },
-      "content"_a, "Return what follows the bytes of a block in its file.");
-  py::class_<BlockRanges>(m, "BlockRanges", "The bytes of ranges, as a sequence, once no block is missing.")
+      "content"_a, "Return the seal that follows the bytes of a block in its file.");
+  py::class_<BlockRanges>(m, "BlockRanges",
+                          "The bytes of ranges as a sequence, which can be read when no block is missing.")
       .def("__len__", &BlockRanges::size)
       .def("__getitem__", &range_bytes, "i"_a)
       .def_property_readonly("missing", &BlockRanges::missing, "Blocks that have no file.")
-      .def_property_readonly("damaged", &BlockRanges::damaged, "Those of them that have a damaged one.")
+      .def_property_readonly("damaged", &BlockRanges::damaged, "The missing blocks that have a damaged file.")
       .def(
           "give",
           [](BlockRanges& ranges, Int64<"block"> block, const py::buffer& content) {
             const py::buffer_info info = content.request();
             ranges.give(block, {static_cast<const char*>(info.ptr), static_cast<std::size_t>(info.size)});
           },
-          "block"_a, "content"_a, "Take the content of a missing block.")
-      .def("retry", &BlockRanges::retry, "Map the missing blocks that have files by now.");
+          "block"_a, "content"_a, "Set the content of a missing block.")
+      .def("retry", &BlockRanges::retry, "Map the missing blocks that have files now.");
   py::class_<BlockMaps, std::shared_ptr<BlockMaps>>(m, "BlockMaps", "The blocks of a cache that a process has mapped.")
       .def(py::init([](const std::string& folder, const Input<std::int64_t>& bases, const Input<std::int64_t>& bounds,
                        std::vector<std::string> stems, const std::string& states, UInt64<"max_maps"> max_maps) {
@@ -85,7 +86,7 @@ void register_block_maps(py::module_& m) {
 void register_cache(py::module_& m) {
   register_block_maps(m);
   py::class_<CachePlanner>(m, "CachePlanner",
-                           "A planner of what a cache of blocks fetches and evicts when its uses are known.")
+                           "A planner of the fetches and evictions of a cache of blocks whose uses are known.")
       .def(py::init([](const Input<std::int64_t>& block_bytes, Int64<"limit"> limit, Int64<"depth"> depth,
                        Int64<"prefetched"> prefetched) {
              return CachePlanner(copy(block_bytes), limit, depth, prefetched);
@@ -93,7 +94,7 @@ void register_cache(py::module_& m) {
            "block_bytes"_a, py::kw_only(), "limit"_a, "depth"_a, "prefetched"_a = 0)
       .def(
           "hold", [](CachePlanner& planner, const Input<std::int64_t>& blocks) { planner.hold(view(blocks)); },
-          "blocks"_a, "Take blocks that are there before the first step.")
+          "blocks"_a, "Set the blocks that the cache holds before the first step.")
       .def(
           "plan",
           [](CachePlanner& planner, const Input<std::int64_t>& blocks, const Input<std::int64_t>& ends,

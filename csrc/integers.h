@@ -16,8 +16,8 @@ struct ArgumentName {
   consteval ArgumentName(const char (&name)[size]) { std::copy_n(name, size, text); }
 };
 
-// An integer within the range of T. What is none is a TypeError and what is out of range a ValueError, both of which
-// name the argument: pybind11 only says that the arguments do not fit the function.
+// An integer within the range of T. Other types are a TypeError and values out of range a ValueError. Both name the
+// argument, while pybind11 only says that the arguments do not fit the function.
 template <ArgumentName name, std::integral T>
 struct Integer {
   T value;

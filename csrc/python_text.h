@@ -1,4 +1,4 @@
-// Python objects of text, for the hot paths that talk to CPython itself.
+// Python text objects, for hot paths that use CPython directly.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -14,7 +14,7 @@ inline py::object steal(PyObject* object) {
   return py::reinterpret_steal<py::object>(object);
 }
 
-// Names in a tar are bytes; like tarfile, what is not UTF-8 becomes surrogates.
+// Names in a tar are bytes; bytes that are not UTF-8 become surrogates, as in tarfile.
 inline py::object decode(std::string_view text) {
   return steal(PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "surrogateescape"));
 }

@@ -27,7 +27,7 @@ namespace pycooldown {
 
 namespace {
 
-// Draws piece by piece and looks for signals in between.
+// Draws in pieces and checks for signals between them.
 void draw_interruptibly(const AliasTable& table, std::uint64_t seed, std::uint64_t offset, std::span<std::int32_t> out,
                         int num_threads) {
   constexpr std::size_t kPiece = std::size_t{1} << 25;

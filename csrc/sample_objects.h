@@ -1,5 +1,4 @@
-// The Python objects that samples of tar shards are made of. Building samples is the hot path: it talks to CPython
-// itself.
+// The Python objects of samples from tar shards. Building samples is the hot path, so this uses CPython directly.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -33,7 +32,7 @@ inline std::pair<std::uint64_t, std::uint64_t> extent(std::span<const TarMember>
   return {members.front().offset, members.back().offset + members.back().size};
 }
 
-// Samples that were looked up in the index, which outlives this.
+// Samples that were looked up in the index, which must outlive this object.
 struct Located {
   std::vector<TarReader::Place> places;
   std::vector<std::string_view> keys;
@@ -61,7 +60,7 @@ struct Located {
 
 class SampleObjects {
  public:
-  // What the samples of a domain share.
+  // The values common to the samples of a domain.
   py::dict common_of(const py::str& domain) {
     if (!names_.empty() && py::object(names_.back().common[domain_]).equal(domain)) return names_.back().common;
     py::dict common;
@@ -71,7 +70,7 @@ class SampleObjects {
     return common;
   }
 
-  // Adds the shards of an index; `common` is that of each.
+  // Adds the shards of an index; `common` has the common values of each.
   void add(const TarIndex& index, const std::vector<py::dict>& common) {
     std::vector<std::uint32_t> tables;
     for (std::uint32_t table = 0; table < index.num_tables(); ++table) {
@@ -96,7 +95,7 @@ class SampleObjects {
     return out;
   }
 
-  // Adds the members, whose bytes begin with those at `begin` of the shard.
+  // Adds the members, whose bytes begin with those at `begin` in the shard.
   template <class Copy>
   void fill(const py::object& out, std::uint32_t shard, std::span<const TarMember> members, const char* bytes,
             std::uint64_t begin, const Copy& copy) const {
@@ -110,11 +109,11 @@ class SampleObjects {
   }
 
  private:
-  // What the samples of a shard share.
+  // The values common to the samples of a shard.
   struct Names {
-    py::dict common;  // what each sample starts from: copying it is cheaper than filling a new one
+    py::dict common;  // copied for each sample, which is cheaper than filling a new dict
     std::uint32_t extensions;
-    py::object url;  // made when it is first needed
+    py::object url;  // created on first use
   };
 
   static void set(const py::object& dict, const py::object& key, const py::object& value) {

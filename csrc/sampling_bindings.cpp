@@ -24,7 +24,7 @@ namespace pycooldown {
 
 namespace {
 
-// Pairs (table, end): a mixture, and the step before which it is in force.
+// Pairs (table, end): a mixture, and the step up to which (exclusively) it is in force.
 using SpanPairs = std::vector<std::pair<std::shared_ptr<const AliasTable>, UInt64<"end">>>;
 
 std::vector<MixtureSpan> spans_of(const SpanPairs& pairs) {
@@ -34,8 +34,8 @@ std::vector<MixtureSpan> spans_of(const SpanPairs& pairs) {
   return spans;
 }
 
-// Moves past the batches of num_steps steps, each with a mixture of its own: row i of `sampling` is that of step
-// first_step + i. Rows beyond num_steps only let quota allocation look ahead. The last row holds until step `end`.
+// Moves past the batches of num_steps steps with different mixtures: row i of `sampling` is that of step first_step +
+// i. Rows after num_steps only let quota allocation look ahead. The last row holds until step `end`.
 void skip_rows(BatchPlanner& planner, const Input<double>& sampling, UInt64<"first_step"> first_step,
                UInt64<"num_steps"> num_steps, UInt64<"look_ahead"> look_ahead, UInt64<"end"> end) {
   if (sampling.ndim() != 2 || static_cast<std::size_t>(sampling.shape(0)) < num_steps || look_ahead == 0) {
@@ -85,7 +85,7 @@ void register_sampling(py::module_& m) {
             for (const auto& [first_draw, size] : pairs) sizes.push_back({first_draw, size});
             planner.set_epoch_sizes(domain, std::move(sizes));
           },
-          "domain"_a, "sizes"_a, "Take pairs (first_draw, size) of a domain that grows: its size from this draw on.")
+          "domain"_a, "sizes"_a, "Set pairs (first_draw, size) of a domain that grows: its size from this draw on.")
       .def(
           "set_batch_sizes",
           [](BatchPlanner& planner, const std::vector<std::pair<UInt64<"first_step">, UInt64<"batch_size">>>& pairs) {
@@ -93,7 +93,7 @@ void register_sampling(py::module_& m) {
             for (const auto& [first_step, size] : pairs) sizes.push_back({first_step, size});
             planner.set_batch_sizes(sizes);
           },
-          "sizes"_a, "Take pairs (first_step, batch_size) of batches whose size changes.")
+          "sizes"_a, "Set pairs (first_step, batch_size) of batches whose size changes.")
       .def(
           "set_blocks",
           [](BatchPlanner& planner, UInt64<"domain"> domain, const Input<std::int64_t>& shard_sizes,

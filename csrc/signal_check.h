@@ -1,4 +1,4 @@
-// Long loops of the core can be interrupted.
+// Makes long loops of the core interruptible.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,11 +9,11 @@ namespace pycooldown {
 
 namespace py = pybind11;
 
-// Lets a long loop that does not hold the GIL be interrupted: runs Python's signal handlers now and then, and throws
-// what they raise.
+// Makes a long loop that does not hold the GIL interruptible: runs Python's signal handlers from time to time, and
+// throws their exceptions.
 class SignalCheck {
  public:
-  // To be called at each turn, with the work done since the last call in about nanoseconds.
+  // Call this in each iteration, with the approximate work since the last call in nanoseconds.
   void operator()(std::uint64_t work) {
     done_ += work;
     if (done_ < 20'000'000) return;

@@ -1,4 +1,4 @@
-// The bindings of the tar reader. Building samples is the hot path, so it uses CPython's own interface.
+// The bindings of the tar reader. Building samples is the hot path, so it uses CPython directly.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -39,8 +39,8 @@ struct Content {
   Py_buffer buffer;
 };
 
-// TarReader with the Python strings that its samples share. Building samples is the hot path: it talks to CPython
-// itself.
+// TarReader with the Python strings that its samples share. Building samples is the hot path, so it uses CPython
+// directly.
 class PyTarReader {
  public:
   explicit PyTarReader(UInt64<"max_maps"> max_maps) : reader_(max_maps) {}
@@ -67,14 +67,14 @@ class PyTarReader {
   py::list getitems(const py::object& indices) {
     const auto places = find(indices);
     TarReader::Batch batch(reader_);
-    TarSample sample;  // here, since other threads may be in this reader too
+    TarSample sample;  // a local variable, because other threads may use this reader too
     py::list out(places.size());
     for (std::size_t i = 0; i < places.size(); ++i) {
       prefetch(places, i);
       reader_.get(places[i], sample);
       const py::object made = objects_.start(reader_, places[i].shard, sample.key);
-      // Looked at only now: making a dictionary may run the garbage collector and so other threads, which may unmap
-      // the shard; making bytes and setting items never does.
+      // Viewed only now: making a dictionary may run the garbage collector and so other threads, which may unmap the
+      // shard; making bytes and setting items never does.
       if (const auto [begin, end] = extent(sample.members); !sample.members.empty())
         objects_.fill(made, places[i].shard, sample.members, batch.view(places[i].shard, begin, end - begin), begin,
                       [&](const char* from, std::size_t size, void* to) { batch.copy(from, size, to); });
@@ -84,7 +84,7 @@ class PyTarReader {
     return out;
   }
 
-  // Where the bytes of samples lie, or those of one member of each.
+  // Positions of the bytes of samples, or of one member of each.
   Located locate(const py::object& indices, const std::optional<std::string>& extension) {
     Located out;
     out.places = find(indices);
@@ -108,7 +108,7 @@ class PyTarReader {
     return out;
   }
 
-  // Samples out of their bytes.
+  // Builds samples from their bytes.
   py::list assemble(const Located& located, const py::sequence& contents) {
     TarReader::Batch batch(reader_);
     py::list out = assemble_each(located, contents.size(), [&](std::size_t i, const auto& fill_with) {
@@ -120,7 +120,7 @@ class PyTarReader {
     return out;
   }
 
-  // The same out of blocks that are mapped, without a copy between.
+  // The same from mapped blocks, without another copy.
   py::list assemble_ranges(const Located& located, const BlockRanges& ranges) {
     if (!ranges.missing().empty()) throw py::value_error("blocks are missing");
     TarReader::Batch batch(reader_);
@@ -135,7 +135,7 @@ class PyTarReader {
     return out;
   }
 
-  // Contents end to end.
+  // Concatenates contents.
   static py::array_t<std::uint8_t> join(const py::sequence& contents) {
     std::vector<std::unique_ptr<Content>> parts;
     py::ssize_t size = 0;
@@ -161,7 +161,7 @@ class PyTarReader {
     return out;
   }
 
-  // One member of each sample, end to end, and where each begins.
+  // One member of each sample, concatenated, and where each begins.
   py::tuple flat(const py::object& indices, const std::string& extension) {
     const auto places = find(indices);
     TarReader::Batch batch(reader_);

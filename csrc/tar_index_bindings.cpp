@@ -26,7 +26,7 @@ namespace {
 using Index = std::shared_ptr<TarIndex>;
 using Shard = Integer<"shard", std::uint32_t>;
 
-// Scans an object; `read(offset, size)` gives its bytes.
+// Scans an object; `read(offset, size)` returns its bytes.
 Index scan_object(const py::function& read, UInt64<"size"> size) {
   return scan_tar(
       [&](std::uint64_t offset, char* out, std::size_t count) {
@@ -40,7 +40,7 @@ Index scan_object(const py::function& read, UInt64<"size"> size) {
 
 std::uint32_t checked(const TarIndex& index, std::uint32_t shard) {
   if (shard >= index.num_shards()) {
-    index.require_pages();  // that they are lost is the better reason
+    index.require_pages();  // lost pages are the more useful error
     throw py::index_error("the index has no such shard");
   }
   return shard;
@@ -69,7 +69,7 @@ py::list faults(const TarIndex& index) {
   return out;
 }
 
-// Methods of Python that read an index under a guard: of all of it, and of one of its shards.
+// Python methods that read an index under a guard: all of it, or one of its shards.
 template <class Read>
 auto of_index(Read read) {
   return [read](const TarIndex& index) { return index.guarded([&] { return read(index); }); };

@@ -1,4 +1,4 @@
-// The bindings of token streams: NumPy arrays for what the reader reads and fills.
+// The bindings of token streams, which read and fill NumPy arrays.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -53,8 +53,8 @@ py::array map_file(const std::string& path, UInt64<"size"> size) {
   return bytes;
 }
 
-// Ascending numbers at the end of a file, uint64, little endian. The file is mapped; a read of pages that it has lost
-// is an error.
+// Ascending numbers at the end of a file, uint64, little endian. The file is mapped; reading pages that it has lost is
+// an error.
 class MappedNumbers {
   template <class Read>
   auto guarded(const Read& read) {
@@ -79,7 +79,7 @@ class MappedNumbers {
 
   std::size_t size() const { return numbers_.size(); }
 
-  // How many numbers are at most as large as `value`.
+  // Number of entries that are at most `value`.
   std::size_t count_up_to(UInt64<"value"> value) {
     return guarded([&] { return std::ranges::upper_bound(numbers_, value.value) - numbers_.begin(); });
   }

@@ -3,7 +3,7 @@
     python examples/accelerate_loop.py
     torchrun --nproc-per-node 2 examples/accelerate_loop.py     # or `accelerate launch`, on GPUs
 
-`accelerate launch --cpu --num_processes 2` starts one process and does not say so: use torchrun on CPUs.
+On CPUs use torchrun: `accelerate launch --cpu --num_processes 2` starts only one process, without a warning.
 """
 
 import sys
@@ -25,23 +25,23 @@ SIZES = {"en": 400, "sw": 20}
 
 
 class Position:
-    """What Accelerate's checkpoints save of the data: the sampler's state for the steps that were *trained*."""
+    """The data's part of Accelerate's checkpoints: the sampler's state for the steps that were *trained*."""
 
     def __init__(self, sampler):
         self.sampler, self.step = sampler, 0
 
     def state_dict(self):
-        """Return the sampler's state. Accelerate's loader is a batch ahead, so the step is given."""
+        """Return the sampler's state. The step is passed, because Accelerate's loader is a batch ahead."""
         return self.sampler.state_dict(self.step)
 
     def load_state_dict(self, state):
-        """Go on from there."""
+        """Continue from the saved position."""
         self.sampler.load_state_dict(state)
         self.step = state["step"]
 
 
 def main(folder, resume=False):
-    """Train, or go on from the checkpoint in the folder; return the last loss."""
+    """Train, or continue from the checkpoint in the folder; return the last loss."""
     set_seed(0)
     # split_batches: Accelerate cuts the global batch into slices, as the sampler would. So the sampler's own rank and
     # world_size stay at 0 and 1, and it is given the global batch size.

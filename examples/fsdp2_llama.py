@@ -4,8 +4,8 @@
     torchrun --nproc-per-node 2 examples/fsdp2_llama.py run tokens --config llama.json
     torchrun --nproc-per-node 4 examples/fsdp2_llama.py run tokens --config llama.json     # goes on where it was
 
-Any number of processes goes on from a checkpoint, on the same samples. The `fsdp` of Trainer needs GPUs, as Accelerate
-does not shard on CPUs; this loop runs on both.
+Any number of processes can continue from a checkpoint, on the same samples. Trainer's `fsdp` needs GPUs, because
+Accelerate does not shard on CPUs; this loop runs on both.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pycooldown import DomainBatchSampler, schedules
 from pycooldown.data import TokenDataset
 from pycooldown.huggingface import MicroBatches, fuse_loss
 
-COLUMNS = ("input_ids", "labels", "position_ids", "domain_ids")  # positions that start anew keep documents apart
+COLUMNS = ("input_ids", "labels", "position_ids", "domain_ids")  # positions that restart keep documents apart
 
 
 def train(options, device):
@@ -49,7 +49,7 @@ def train(options, device):
     )
     begin = 0
     if checkpoints := sorted(folder.glob("step-*")):
-        weights, state = get_state_dict(model, optimizer)  # of this process's shards, however many wrote the checkpoint
+        weights, state = get_state_dict(model, optimizer)  # of this process's shards, for any number of writers
         dcp.load({"model": weights, "optimizer": state}, checkpoint_id=checkpoints[-1])
         set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
         sampler.load_state_dict(json.loads((checkpoints[-1] / "sampler.json").read_text()))
@@ -85,9 +85,9 @@ def train(options, device):
 
 
 def save(folder, step, model, optimizer, sampler):
-    """Write a checkpoint that is whole, or not there."""
+    """Write a checkpoint that is either complete or absent."""
     if dist.get_rank() == 0:
-        shutil.rmtree(folder / "new", ignore_errors=True)  # of a process that died while it wrote
+        shutil.rmtree(folder / "new", ignore_errors=True)  # left by a process that died while writing
     dist.barrier()
     weights, state = get_state_dict(model, optimizer)
     dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder / "new")

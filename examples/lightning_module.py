@@ -45,11 +45,11 @@ class Model(lightning.LightningModule):
         return loss
 
     def on_save_checkpoint(self, checkpoint):
-        """Keep the position in the data beside the weights."""
+        """Save the position in the data with the weights."""
         checkpoint["sampler"] = self.sampler.state_dict(self.global_step)
 
     def on_load_checkpoint(self, checkpoint):
-        """Go on from the position in the data."""
+        """Continue from the position in the data."""
         self.sampler.load_state_dict(checkpoint["sampler"])
 
 

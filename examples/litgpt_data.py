@@ -23,7 +23,7 @@ from pycooldown.data import TokenDataset, token_sources
 
 
 class MicroBatches(IterableDataset):
-    """Micro-batches of one device; Fabric puts no sampler of its own before an iterable dataset."""
+    """Micro-batches of one device; Fabric adds no sampler to an iterable dataset."""
 
     def __init__(self, dataset, sampler, size):
         self.dataset, self.sampler, self.size = dataset, sampler, size
@@ -37,24 +37,24 @@ class MicroBatches(IterableDataset):
 
 
 class Resumable(DataLoader):
-    """A loader whose place in the data litgpt's checkpoints keep, as they do with litdata's."""
+    """A loader whose position in the data litgpt's checkpoints keep, as they do with litdata's."""
 
     begin = taken = 0  # steps before this run; micro-batches taken in it
 
     def __iter__(self):
-        """Count what training takes; a worker may have read ahead of it."""
+        """Count the micro-batches that training takes; a worker may have read further ahead."""
         for batch in super().__iter__():
             self.taken += 1
             yield batch
 
     def state_dict(self):
-        """Return the state after whole steps; the last checkpoint may be one ahead, as litgpt reads on at its end."""
+        """Return the state after complete steps; the last checkpoint may be one step ahead."""
         sampler = self.dataset.sampler
         steps = self.taken * self.dataset.size * sampler.world_size // sampler.batch_size
         return sampler.state_dict(self.begin + steps)
 
     def load_state_dict(self, state):
-        """Go on from there; the number of devices may be another one."""
+        """Continue from the saved position, possibly with another number of devices."""
         self.dataset.sampler.load_state_dict(state)
         self.begin, self.taken = state["step"], 0
 
@@ -67,7 +67,7 @@ class MixtureData(DataModule):
         self.path, self.global_batch_size, self.switch_step = path, global_batch_size, switch_step
 
     def connect(self, tokenizer=None, batch_size=1, max_seq_length=None):
-        """Cut rows of one token more than the model sees, since litgpt takes inputs and targets from one row."""
+        """Cut rows of one token more than the model sees, because litgpt takes inputs and targets from one row."""
         sources = {path.stem: token_sources.flat(path, "uint16") for path in sorted(Path(self.path).glob("*.bin"))}
         self.dataset = TokenDataset(sources, max_seq_length + 1, columns=("input_ids",))
         self.micro_batch_size = batch_size
@@ -84,7 +84,7 @@ class MixtureData(DataModule):
         return Resumable(MicroBatches(self.dataset, sampler, self.micro_batch_size), batch_size=None, num_workers=1)
 
     def val_dataloader(self):
-        """Return rows of all domains; give it data that is held out."""
+        """Return rows of all domains; in your code, use held-out data."""
         rows = self.dataset.__getitems__(range(64))["input_ids"].astype(np.int64)
         return DataLoader(torch.from_numpy(rows), batch_size=self.micro_batch_size)
 
@@ -103,7 +103,7 @@ def pretrain(folder, out, *options):
 
 
 def main(folder):
-    """Pretrain, and go on from the checkpoint in the middle."""
+    """Pretrain, and continue from the checkpoint in the middle."""
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # litgpt compiles the model, which would take longer here
     for name, stride, count in (("en", 1, 9000), ("sw", 3, 500)):
         (stride * np.arange(count) % 32).astype(np.uint16).tofile(f"{folder}/{name}.bin")

@@ -1,4 +1,4 @@
-"""The loss alone, in a loop that has its own data: weigh domains in place of resampling them.
+"""The loss alone, in a loop with its own data: weigh domains instead of resampling them.
 
 python examples/loss_in_a_loop.py
 """
@@ -19,12 +19,12 @@ def main():
     domain_ids = torch.repeat_interleave(torch.arange(len(SIZES)), torch.tensor(list(SIZES.values())))
     tokens = (starts + torch.arange(17) * (1 + 2 * domain_ids[:, None])) % VOCABULARY
 
-    # Samples come in proportion to size, as from any shuffled loader. The weights make the loss that of a mixture at
-    # temperature 5: they are the ratio of what is wanted to what is drawn.
+    # Samples come in proportion to size, as from any shuffled loader. The weights are the ratio of target to sampling,
+    # so the loss is that of a mixture at temperature 5.
     mixture = Mixture.scalarization(SIZES, tau=5.0)
     weights = torch.tensor(mixture.loss_weights, dtype=torch.float32)
     print("weights:", dict(zip(mixture.domains, mixture.loss_weights.round(3).tolist())))
-    loss_fn = CrossEntropyLoss(domain_weights=weights, return_stats=True)  # otherwise torch's, argument by argument
+    loss_fn = CrossEntropyLoss(domain_weights=weights, return_stats=True)  # otherwise the same as torch's
 
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Embedding(VOCABULARY, 32), torch.nn.Linear(32, VOCABULARY))

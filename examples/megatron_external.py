@@ -2,8 +2,8 @@
 
     python examples/megatron_external.py
 
-A sketch of a job: in pretrain_gpt.py let the provider return `micro_batches(...), None, None`; take `loss_func` from
-here. Weights travel in the loss mask. Megatron's loop wants GPUs, so 4 processes, two by two, call its parts in order.
+A sketch of a job: in pretrain_gpt.py let the provider return `micro_batches(...), None, None`, and use `loss_func` from
+here. The loss mask carries the weights. Megatron's loop needs GPUs, so 4 processes, two by two, call its parts.
 """
 
 import tempfile
@@ -26,7 +26,7 @@ VOCABULARY, BATCH, MICRO_BATCH = 32, 8, 2
 
 
 def micro_batches(dataset, schedule, *, global_batch_size, micro_batch_size, seed, consumed_samples=0):
-    """Yield micro-batches of this data-parallel rank; the arguments are Megatron's of these names, and the schedule."""
+    """Yield micro-batches of this data-parallel rank; arguments are the schedule and Megatron's own."""
     sampler = DomainBatchSampler(
         schedule, batch_size=global_batch_size, seed=seed, allocation="quota",
         rank=mpu.get_data_parallel_rank(), world_size=mpu.get_data_parallel_world_size(),
@@ -46,7 +46,7 @@ def micro_batches(dataset, schedule, *, global_batch_size, micro_batch_size, see
 
 
 def loss_func(loss_mask, losses):
-    """Return the weighted sum of losses, the number of tokens (not the sum of their weights), and what is logged."""
+    """Return the weighted sum of losses, the number of tokens (not the sum of their weights), and the values to log."""
     loss, tokens = (losses * loss_mask).sum(), (loss_mask > 0).sum().int()
     return loss, tokens, {"lm loss": (loss / tokens).item()}
 
@@ -58,7 +58,7 @@ class Bigrams(torch.nn.Module):
         super().__init__()
         options = {"config": config, "init_method": torch.nn.init.normal_}
         self.config, self.embedding = config, tensor_parallel.VocabParallelEmbedding(VOCABULARY, 32, **options)
-        self.set_input_tensor = lambda tensors: None  # there is no stage before this one
+        self.set_input_tensor = lambda tensors: None  # there is no earlier pipeline stage
         self.output = tensor_parallel.ColumnParallelLinear(32, VOCABULARY, bias=False, gather_output=False, **options)
 
     def forward(self, batch):
@@ -68,7 +68,7 @@ class Bigrams(torch.nn.Module):
 
 
 def forward(iterator, model):
-    """Do what get_batch and forward_step of pretrain_gpt.py do."""
+    """Do the work of get_batch and forward_step in pretrain_gpt.py."""
     batch = [next(iterator) if mpu.get_tensor_model_parallel_rank() == 0 else None]
     dist.broadcast_object_list(batch, mpu.get_tensor_model_parallel_src_rank(), mpu.get_tensor_model_parallel_group())
     return model(batch[0]), partial(loss_func, batch[0]["loss_mask"])
@@ -91,7 +91,7 @@ def train(model, iterator, steps):
 
 
 def work(rank, folder):
-    """Train, and go on from the middle."""
+    """Train, and continue from the middle."""
     dist.init_process_group("gloo", rank=rank, world_size=4, init_method=f"file://{folder}/store")
     mpu.initialize_model_parallel(tensor_model_parallel_size=2)
     sources = {name: token_sources.flat(f"{folder}/{name}.bin", "uint16") for name in ("en", "sw")}

@@ -2,7 +2,7 @@
 
     python examples/megatron_tokens.py
 
-`token_sources` also opens what datatrove, dolma, nanoGPT, llm.c and litdata write.
+`token_sources` also opens files written by datatrove, dolma, nanoGPT, llm.c and litdata.
 """
 
 import struct
@@ -20,7 +20,7 @@ VOCABULARY, LENGTH, BATCH, STEPS = 64, 32, 8, 20
 
 
 def write_megatron(prefix, documents):
-    """Stand in for Megatron-LM's preprocess_data.py: tokens in .bin, lengths and places of documents in .idx."""
+    """Write tokens to .bin, and lengths and places of documents to .idx, as Megatron-LM's preprocess_data.py does."""
     lengths = np.array([len(document) for document in documents], np.int32)
     np.concatenate(documents).astype("<u2").tofile(prefix + ".bin")
     with open(prefix + ".idx", "wb") as index:

@@ -26,8 +26,8 @@ class MixtureDataLoader(DataLoaderBase):
     Args:
         dataset: Sequences of tokens.
         schedule: The mixture at each step.
-        steps: In an epoch, as the trainer counts them; a mixture has no epoch of its own.
-        global_batch_size: In tokens, as OLMo-core has it.
+        steps: Steps of an epoch, as the trainer counts them; a mixture has no epoch of its own.
+        global_batch_size: Batch size in tokens, as in OLMo-core.
         seed: Decides the order of sequences.
         **options: `work_dir`, `dp_world_size`, `dp_rank` and `fs_local_rank` of `DataLoaderBase`.
     """
@@ -51,13 +51,13 @@ class MixtureDataLoader(DataLoaderBase):
 
     @DataLoaderBase.global_batch_size.setter
     def global_batch_size(self, size):
-        """Refuse another size: OLMo-core renumbers the steps then, which the schedule goes by."""
+        """Refuse another size, because OLMo-core would then renumber the steps on which the schedule depends."""
         raise NotImplementedError(
             f"global_batch_size = {size}: give the sampler a ramp, batch_size=[(step, size), ...]"
         )
 
     def reshuffle(self, epoch=None, **options):
-        """Begin an epoch, or go on in the one whose state was loaded."""
+        """Begin an epoch, or continue the one whose state was loaded."""
         self._epoch = epoch if epoch is not None else (self._epoch or 0) + 1
         self.sampler.set_epoch(self._epoch)
 
@@ -66,7 +66,7 @@ class MixtureDataLoader(DataLoaderBase):
         return {"epoch": self._epoch, "sampler": self.sampler.state_dict(self.batches_processed)}
 
     def load_state_dict(self, state_dict):
-        """Go on from there."""
+        """Continue from the saved position."""
         self.sampler.load_state_dict(state_dict["sampler"])
         self._epoch, self.batches_processed = state_dict["epoch"], state_dict["sampler"]["step"]
 

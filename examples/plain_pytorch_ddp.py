@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 2 examples/plain_pytorch_ddp.py run       # again: goes on from the newest one
     python examples/plain_pytorch_ddp.py run                            # the same two processes without torchrun
 
-The order of samples does not depend on the number of processes, so a job may go on with more or fewer of them.
+The order of samples does not depend on the number of processes, so a job may continue with more or fewer of them.
 """
 
 import os
@@ -82,16 +82,16 @@ def train(folder):
             print(f"step {step}: {losses}", flush=True)
             if step % SAVE_EVERY == 0:
                 state = {"step": step, "model": model.module.state_dict(), "optimizer": optimizer.state_dict()}
-                # The step is given, as a loader with workers has asked for more batches than were trained on.
+                # The step is passed, because a loader with workers has requested more batches than were trained on.
                 torch.save(state | {"sampler": sampler.state_dict(step)}, folder / "new.pt")
-                os.replace(folder / "new.pt", folder / f"step-{step:08d}.pt")  # whole, or not there
+                os.replace(folder / "new.pt", folder / f"step-{step:08d}.pt")  # complete or absent
 
 
 def main(rank=None, store=None):
     """Join the other processes, train and leave."""
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if rank is None:
-        dist.init_process_group(backend)  # torchrun says where the others are
+        dist.init_process_group(backend)  # torchrun sets the addresses of the others
     else:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "run")

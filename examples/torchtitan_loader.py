@@ -3,8 +3,8 @@
 python examples/torchtitan_loader.py
 
 A sketch of a job: name the two configs in your model's config_registry, and run `MixtureTrainer` in place of Trainer.
-As that wants GPUs, loader, loss and hook are called here as it calls them. Pipeline parallelism does not work with it:
-the loss is called after the hook of several micro-batches.
+Trainer needs GPUs, so loader, loss and hook are called here in its order. Pipeline parallelism does not work with it,
+because the loss is called after the hook of several micro-batches.
 """
 
 import tempfile
@@ -46,7 +46,7 @@ class MixtureDataLoader(BaseDataLoader):
         self.local_batch_size, self.step = local_batch_size, 0
 
     def __iter__(self):
-        """Yield (inputs, labels), of which gradient accumulation takes several for each step."""
+        """Yield (inputs, labels); with gradient accumulation, a step takes several of them."""
         for indices in self.sampler:
             self.step += 1  # torchtitan saves between steps, when all micro-batches of this one have been taken
             weights = torch.tensor(self.sampler.mixture(self.step - 1).loss_weights, dtype=torch.float32)
@@ -56,11 +56,11 @@ class MixtureDataLoader(BaseDataLoader):
                 yield inputs | {"domain_ids": rows["domain_ids"], "domain_weights": weights}, rows["shift_labels"]
 
     def state_dict(self):
-        """Return the position in the data, the same on all ranks; a job may go on with another number of them."""
+        """Return the position in the data, the same on all ranks; a job may continue with another number of ranks."""
         return {"sampler": self.sampler.state_dict(self.step)}
 
     def load_state_dict(self, state_dict):
-        """Go on from there."""
+        """Continue from the saved position."""
         if state_dict:
             self.sampler.load_state_dict(state_dict["sampler"])
             self.step = state_dict["sampler"]["step"]
@@ -71,7 +71,7 @@ class MixtureLoss(BaseLoss):
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseLoss.Config):
-        """Has no options."""
+        """The config, which has no options."""
 
     def __init__(self, config, *, compile_config=None):
         self.domains = {}  # of the micro-batch
@@ -83,16 +83,16 @@ class MixtureLoss(BaseLoss):
 
 
 class MixtureTrainer(Trainer):
-    """torchtitan's trainer, which hands the domains of a micro-batch to the loss and not to the model."""
+    """torchtitan's trainer, which passes the domains of a micro-batch to the loss and not to the model."""
 
     def post_dataloading_process(self, input_dict, labels):
-        """Take the domains out; one for each sequence, so that context parallelism may cut sequences."""
+        """Remove the domains from the input. There is one per sequence, so context parallelism may cut sequences."""
         self.loss_fn.domains = {name: input_dict.pop(name) for name in ("domain_ids", "domain_weights")}
         return super().post_dataloading_process(input_dict, labels)
 
 
 def main(folder):
-    """Do what `Trainer.train_step` does, in one process."""
+    """Do the work of `Trainer.train_step`, in one process."""
     for name, stride, count in (("en", 1, 9000), ("sw", 3, 500)):
         (stride * np.arange(count) % 32).astype(np.uint16).tofile(f"{folder}/{name}.bin")
     config = MixtureDataLoader.Config(dataset_path=folder, global_batch_size=8, steps=20)

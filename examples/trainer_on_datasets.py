@@ -15,12 +15,12 @@ from pycooldown.huggingface import MixtureTrainer
 
 
 class Tokenizer:
-    """Stands in for your tokenizer, of which the collator asks no more than this."""
+    """Stands in for your tokenizer, of which the collator uses only this part."""
 
     mask_token, pad_token_id, padding_side = None, 0, "right"
 
     def pad(self, samples, **options):
-        """Return the samples as one batch; these are of one length already."""
+        """Return the samples as one batch; they have equal lengths already."""
         import torch
 
         return {"input_ids": torch.tensor([sample["input_ids"] for sample in samples])}
@@ -33,7 +33,7 @@ def rows(language, count):
 
 
 def main(folder):
-    """Train, evaluate by domain, and go on from the last checkpoint."""
+    """Train, evaluate by domain, and continue from the last checkpoint."""
     config = LlamaConfig(
         vocab_size=32, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
     )
@@ -53,7 +53,7 @@ def main(folder):
         return MixtureTrainer(
             LlamaForCausalLM(config),
             arguments,
-            # A function, as the sizes are those of the data.
+            # A function, because the sizes come from the data.
             schedule=lambda sizes: schedules.cooldown(sizes, tau=5.0, final_tau=1.0, switch_step=15),
             train_dataset=Dataset.from_list(rows("en", 400) + rows("sw", 20)),
             domain_column="language",
@@ -68,7 +68,7 @@ def main(folder):
     print({name: losses[f"eval_loss/{name}"] for name in trainer.domains})
     print("epochs of each domain:", dict(zip(trainer.domains, trainer.sampler.exposure(20).epochs.tolist())))
 
-    again = make_trainer()  # after a crash: the newest whole checkpoint, with the very batches that would have come
+    again = make_trainer()  # after a crash: from the newest complete checkpoint, with exactly the same batches
     again.train(resume_from_checkpoint=f"{folder}/checkpoint-10")
     print(f"goes on exactly: {again.evaluate()['eval_loss'] == losses['eval_loss']}")
 

@@ -15,7 +15,7 @@ from pycooldown.huggingface import MixtureSFTMixin
 
 
 class MixtureSFTTrainer(MixtureSFTMixin, trl.SFTTrainer):
-    """SFTTrainer with batches and loss weights from a mixture; its packing, logs and loss stay its own."""
+    """SFTTrainer with batches and loss weights from a mixture; packing, logs and loss are SFTTrainer's own."""
 
 
 def make_tokenizer():

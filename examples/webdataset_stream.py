@@ -34,7 +34,7 @@ def write_shards(folder):
 def make_loader(folder, start_step=0):
     """Return batches of (tokens, domain ids); after a crash, from the number of steps that were trained."""
     domains = ["en", "sw"]
-    # Draw in proportion to size, which repeats little, and let the loss weights make up for it.
+    # Draw in proportion to size, which repeats little, and let the loss weights compensate.
     schedule = schedules.constant(Mixture.scalarization({"en": 60, "sw": 20}, tau=5.0))
     urls = {"en": f"{folder}/en-{{000000..000002}}.tar", "sw": f"{folder}/sw-000000.tar"}  # http or pipe: as well
 
@@ -50,7 +50,7 @@ def make_loader(folder, start_step=0):
 
 
 def main():
-    """Train a small model, and show that a job that goes on sees the batches that would have come."""
+    """Train a small model, and show that a job that continues sees the batches that would have followed."""
     with tempfile.TemporaryDirectory() as folder:
         write_shards(folder)
         torch.manual_seed(0)

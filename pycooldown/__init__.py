@@ -4,9 +4,9 @@ try:
     from pycooldown import _core as _core
 except ImportError as error:  # a source tree without the compiled core
     raise ImportError(
-        "pycooldown's compiled core is missing or was built for another Python: run `pip install .` in the source "
-        "tree, or `pip install -e .` to develop. If it is installed, run Python elsewhere: in the source tree, "
-        "`python -m` takes the sources"
+        "pycooldown's compiled core is missing or was built for another Python; run `pip install .` in the source "
+        "tree, or `pip install -e .` for development. If it is installed, run Python in another folder: in the "
+        "source tree, `python -m` imports the sources"
     ) from error
 
 from pycooldown import schedules

@@ -16,7 +16,7 @@ def require(extra: str, *modules: str) -> None:
         with suppress(ModuleNotFoundError):  # if the package that contains it is missing
             found = find_spec(module)
         if found is None:
-            raise ImportError(f"{module} is not installed: run pip install 'pycooldown[{extra}]'", name=module)
+            raise ImportError(f"{module} is not installed; run pip install 'pycooldown[{extra}]'", name=module)
 
 
 def shortcoming(module: str, minimum: tuple[int, int]) -> str | None:

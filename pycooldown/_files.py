@@ -16,20 +16,20 @@ from typing import IO
 
 # The errors of file systems that have no locks, such as Lustre mounted without them.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-_MAX_WRITERS = 1000  # of one file at a time
+_MAX_WRITERS = 1000  # simultaneous writers of one file
 
 
 def write_atomically(path: str | Path, content: str | bytes, *, durable: bool = True) -> None:
     """Write a file so that a reader finds all of the old content or all of the new.
 
-    The content goes to a temporary file in the same folder, which is then renamed. Temporary files that were left
-    behind by killed writers of the same file are used again or removed.
+    The content goes to a temporary file in the same folder, which is then renamed. Temporary files left by killed
+    writers of the same file are used again or removed.
 
     Args:
-        path: Where to write; a file that is there is replaced.
+        path: The file to write; an existing file is replaced.
         content: Text, written as UTF-8, or bytes.
-        durable: Wait until the content is on the disk, so that this also holds if power fails. Use `False` for content
-            that can be made again.
+        durable: Whether to wait until the content is on the disk, so that this also holds after a power failure. Use
+            `False` for content that can be made again.
 
     Raises:
         OSError: If the file cannot be written; what `path` held before is unchanged.
@@ -45,8 +45,8 @@ def open_atomically(path: str | Path, *, durable: bool = True) -> Iterator[IO[by
     See `write_atomically`.
 
     Args:
-        path: Where to write; a file that is there is replaced.
-        durable: Wait until the content is on the disk.
+        path: The file to write; an existing file is replaced.
+        durable: Whether to wait until the content is on the disk.
 
     Raises:
         OSError: If the file cannot be written; what `path` held before is unchanged.
@@ -59,7 +59,7 @@ def open_atomically(path: str | Path, *, durable: bool = True) -> Iterator[IO[by
             file.flush()
             if durable:
                 os.fsync(descriptor)
-            os.replace(temporary, path)  # while the lock is held, so that no other writer takes it for a leftover
+            os.replace(temporary, path)  # while the lock is held, so that no other writer treats it as a leftover
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -92,7 +92,7 @@ def lock_folder(folder: str | Path, *, wait: bool = True) -> Iterator[None]:
 
     Args:
         folder: An existing folder. Nothing is written into it.
-        wait: Wait for a process that holds the lock; otherwise raise an error.
+        wait: Whether to wait for a process that holds the lock; otherwise an error is raised.
 
     Raises:
         BlockingIOError: If another process holds the lock and `wait` is false.
@@ -108,8 +108,8 @@ def lock_file(path: str | Path, *, shared: bool = False, wait: bool = True) -> I
 
     Args:
         path: The file, in an existing folder. Its content is left to the caller.
-        shared: Share the lock with other processes that ask for a shared one.
-        wait: Wait for a process that holds the lock; otherwise raise an error.
+        shared: Whether to share the lock with other processes that ask for a shared one.
+        wait: Whether to wait for a process that holds the lock; otherwise an error is raised.
 
     Raises:
         BlockingIOError: If another process holds the lock and `wait` is false. Its `filename` is the path.
@@ -145,15 +145,15 @@ def _close_in_child() -> None:
     _held.clear()
 
 
-# A lock lasts until every process that has the file open has ended. Workers that read data live on for a while after
-# their parent was killed, so they must not keep its locks.
+# A lock lasts until every process that has the file open has ended. Workers that read data may outlive a killed parent
+# for a while, so they must not keep its locks.
 os.register_at_fork(after_in_child=_close_in_child)
 
 
 def open_regular(path: str | Path, *, buffering: int = -1) -> IO[bytes]:
     """Open a regular file for reading.
 
-    Pipes, devices and folders are refused at once, where reading them could wait or go on for ever.
+    Pipes, devices and folders are refused at once, because reading them could wait or continue forever.
 
     Args:
         path: The file.
@@ -190,7 +190,7 @@ def read_bounded(path: str | Path, limit: int) -> bytes:
 
     Args:
         path: The file.
-        limit: The most bytes that it may hold.
+        limit: The maximum number of bytes that it may hold.
 
     Raises:
         OSError: If `open_regular` refuses the file, or it holds more bytes (EFBIG).

@@ -1,4 +1,4 @@
-"""Tables and pages in HTML."""
+"""HTML tables and pages."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -15,7 +15,7 @@ figure { margin: 1rem 0; } figcaption { color: light-dark(#57606a, #9aa4af); }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 pre { overflow-x: auto; background: var(--card); padding: .6rem; font: 13px/1.4 ui-monospace, monospace; }
 """
-# A browser that opens the page asks no server for anything, whatever the page holds.
+# A browser that opens the page sends no request to any server, for any content of the page.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -30,7 +30,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], caption: str = 
         columns: The names of the columns.
         rows: The cells of each row.
         caption: What the table shows.
-        most: The number of rows that are shown; the last row says how many more there are.
+        most: Maximum number of rows; a last row tells how many more there are.
     """
     rows = list(rows)
     left = f"<tr><td colspan={len(columns)}>and {len(rows) - most:,} more</td></tr>" if len(rows) > most else ""
@@ -40,7 +40,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], caption: str = 
 
 
 def wide(content: str, label: str) -> str:
-    """Return content that scrolls sideways on a narrow screen, by keyboard too."""
+    """Return content that scrolls sideways on a narrow screen, also by keyboard."""
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{content}</div>'
 
 

@@ -1,4 +1,4 @@
-"""Reading YAML of a bounded size: what expands, nests or repeats without end is an error before it is built."""
+"""Read YAML of a bounded size. Text that expands, nests or repeats without limit is refused before it is built."""
 
 from __future__ import annotations
 
@@ -50,14 +50,16 @@ def parse_yaml(text: str) -> Any:
 
 
 def _check_extent(text: str) -> None:
-    """Walk through the events of a text, of which there are as many as it has tokens, without building anything."""
+    """Check the extent of a text by its events, of which there are as many as tokens, without building anything."""
     sizes: dict[str, int] = {}  # nodes of each finished anchor, with its aliases written out
     open_nodes: list[tuple[str | None, int]] = []  # anchor, and nodes before it
     nodes = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
-                raise ValueError(f"alias *{event.anchor} stands before the end of its anchor")
+                raise ValueError(
+                    f"alias *{event.anchor} is used before the end of its anchor; expected it after the anchor's value"
+                )
             nodes += sizes[event.anchor]
         elif isinstance(event, yaml.ScalarEvent):
             nodes += 1
@@ -77,13 +79,15 @@ def _check_extent(text: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader that refuses a mapping with the same key twice, of which PyYAML would keep the last."""
+    """A SafeLoader that refuses a mapping with a repeated key, of which PyYAML would keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise ValueError(f"key {key.value!r} stands twice, again in line {key.start_mark.line + 1}")
+                    raise ValueError(
+                        f"key {key.value!r} is repeated in line {key.start_mark.line + 1}; expected each key once"
+                    )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)

@@ -1,4 +1,4 @@
-"""What a run saw of each domain at each log, for any number of domains: one array in a file that grows.
+"""The values of each domain at each log of a run, for any number of domains, as one growing array in a file.
 
 The file is NumPy's own format, a record for each log:
 
@@ -22,14 +22,14 @@ TRAINING, EVALUATION = "domains.npy", "domains-eval.npy"
 
 
 def append(path: Path, step: int, values: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Append a record; records of this step and later ones, of a process that was interrupted, are dropped first.
+    """Append a record. Records of this step and later ones, from an interrupted process, are dropped first.
 
-    A reader sees either all of a record or nothing of it: its bytes are written before the count in the header.
+    A reader sees either all of a record or nothing: its bytes are written before the count in the header.
 
     Args:
-        path: The file. One with other fields, or of another number of domains, is begun anew.
+        path: The file. A file with other fields, or with another number of domains, is replaced.
         step: The step of the log.
-        values: (K,) by name. Integers are kept as int64, others as float32.
+        values: (K,) by name. Integers are stored as int64, others as float32.
     """
     record = np.zeros(
         1, dtype=[("step", "<i8"), *((name, _kind(array), array.shape) for name, array in values.items())]
@@ -42,14 +42,14 @@ def append(path: Path, step: int, values: Mapping[str, npt.NDArray[Any]]) -> Non
         before = record[:0]
     kept = int(np.searchsorted(before["step"], step))
     if not kept or kept < len(before):
-        # A new file in place of the old one, which readers may have mapped: if it lost its pages, they would be killed.
+        # Replace the old file by a new one: readers may have mapped the old file, and truncating it would kill them.
         with open_atomically(path, durable=False) as file:
             _write_header(file, record.dtype, kept + 1)
             file.write(before[:kept].tobytes())
             file.write(record.tobytes())
         return
     with open(path, "r+b") as file:
-        _write_header(file, record.dtype, kept)  # as long as the next, so that records need not move
+        _write_header(file, record.dtype, kept)  # of the same length as the next header, so that records need not move
         file.seek(kept * record.dtype.itemsize, 1)
         file.truncate()  # half a record
         file.write(record.tobytes())

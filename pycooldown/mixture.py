@@ -43,7 +43,7 @@ def temperature(sizes: npt.ArrayLike, tau: float) -> Vector:
 
 def temperature_of_logs(log_sizes: Vector, tau: float | Vector) -> Vector:
     """Return `temperature` of exp(log_sizes), float64 (K,); for ``tau`` of shape (T, 1), a row for each, (T, K)."""
-    # An annealing schedule computes it at every step: in place, and by numbers rather than arrays of one number.
+    # Computed in place and with numbers instead of arrays of one number, because annealing calls it at every step.
     p = np.asarray(log_sizes / tau)
     one_row = p.ndim == 1
     p -= p[p.argmax()] if one_row else p.max(axis=-1, keepdims=True)
@@ -54,7 +54,7 @@ def temperature_of_logs(log_sizes: Vector, tau: float | Vector) -> Vector:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Mixture:
-    """A mixture over K named domains: the objective, how often each domain is drawn, and how its loss is weighed.
+    """A mixture over K named domains: the objective, how often each domain is drawn, and the weight of its loss.
 
     The objective is sum_i target_i L_i. Domain i is drawn with probability sampling_i, and its loss is multiplied by
     loss_weights_i = target_i / sampling_i, which keeps the stochastic gradient unbiased. Temperature sampling has

@@ -40,7 +40,7 @@ def run_all(function: Callable[[P], R], parts: Sequence[P], *, workers: int) -> 
             yield futures[future], future.result()
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "a worker process was killed, perhaps because memory ran out; run it again to go on with the unfinished "
+            "a worker process was killed, perhaps because memory ran out; run it again to continue with the unfinished "
             "parts, with fewer workers if memory is short"
         ) from error
     finally:

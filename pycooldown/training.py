@@ -1,4 +1,4 @@
-"""The former home of `pycooldown.huggingface` and `pycooldown.recipes`. It warns, and goes in the next release."""
+"""The former home of `pycooldown.huggingface` and `pycooldown.recipes`. It warns, and the next release removes it."""
 
 import warnings
 from importlib import import_module

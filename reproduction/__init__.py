@@ -1,7 +1,7 @@
 """Reproductions of published experiments, and the corpora they need. Not part of the installed package.
 
-`python -m reproduction` starts in the source tree, which lacks the compiled core, so an installed pycooldown is looked
-for first.
+`python -m reproduction` starts in the source tree, which lacks the compiled core. So an installed pycooldown is
+searched for first.
 """
 
 import sys

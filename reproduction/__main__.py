@@ -89,7 +89,7 @@ def reproduce(
     ] = None,
     scale: Annotated[str, typer.Option(help="small runs; paper prints the papers' configurations.")] = "small",
 ) -> None:
-    """Measure the claims that need no regime (theorems, gradients, noisy domains) and judge them together."""
+    """Measure the claims that need no regime (theorems, gradients, noisy domains), and judge them together."""
     from reproduction.reproduce import CLAIMS, Result
     from reproduction.reproduce import reproduce as measure
     from reproduction.verdicts import decide
@@ -137,7 +137,7 @@ def regimes(
 
     chosen = [parse_regime(text, claim or ()) for text in regime] if regime else list(REGIMES)
     if claim and not regime:
-        raise ValueError("--claim is for a regime of your own; give --regime SKEW:PASSES, such as --regime 100:130")
+        raise ValueError("--claim needs a regime of your own; pass --regime SKEW:PASSES, such as --regime 100:130")
     where = results or folder / "results"
 
     options = {"seeds": range(seeds), "workers": workers, "results": where, "progress": _print_training}
@@ -163,7 +163,7 @@ def blocks(
     workers: Annotated[int, typer.Option(min=1, help="Processes that train at a time.")] = 1,
     results: Annotated[Path | None, typer.Option(help="Folder for a CSV; FOLDER/results by default.")] = None,
 ) -> None:
-    """Train R8: monolingual languages of very unlike sizes, in packed blocks of tokens."""
+    """Train R8: monolingual languages of very different sizes, in packed blocks of tokens."""
     from reproduction import blocks as rules
     from reproduction.regimes import train_regimes
     from reproduction.verdicts import judge
@@ -215,9 +215,9 @@ def groups(
 @app.command()
 def demo(
     runs: Annotated[Path, typer.Argument(help="Folder of `pycooldown sweep` over recipes/pair.")],
-    out: Annotated[Path, typer.Argument(help="Folder for the pictures.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the figures.")],
 ) -> None:
-    """Draw what the demo trained: losses by step of the rare and of the frequent language."""
+    """Draw the demo's trainings: losses by step of the rare and of the frequent language."""
     from reproduction.demo import save_pictures
 
     for path in save_pictures(runs, out):
@@ -232,10 +232,10 @@ def page(
         typer.Option(help="Folder with regimes/, blocks/ and claims/ of CSV; those of the repository by default."),
     ] = None,
     advice: Annotated[
-        Path | None, typer.Option(help="File for what `pycooldown plan` advises.", metavar="FILE")
+        Path | None, typer.Option(help="File for the advice of `pycooldown plan`.", metavar="FILE")
     ] = None,
 ) -> None:
-    """Write the page of evidence, its pictures and the advice from results; nothing is trained."""
+    """Write the page of evidence, its figures and the advice from results; nothing is trained."""
     from reproduction.evidence import read_evidence, save_page
 
     for path in save_page(read_evidence(results), out, advice):

@@ -48,7 +48,7 @@ from reproduction.translation import Setting, TrainingJob
 RESULTS = Path(__file__).with_name("results") / "blocks"
 PROPORTIONS = (("en", 2733), ("it", 162), ("zh", 39), ("sw", 1))
 PASSES, STEPS, BATCH_SIZE, LENGTH = 5, 200, 16, 32
-MARGIN = 0.1  # nats a token: what Cooldown may lose on the largest language against tau = 1; 0.08 in the paper
+MARGIN = 0.1  # nats per token that Cooldown may lose on the largest language against tau = 1; 0.08 in the paper
 SYSTEMS = (TAU_1, TAU_5, TAU_100, COOLDOWN, LINEAR, EXPONENTIAL)
 
 
@@ -77,7 +77,7 @@ class BlockRegime(Regime):
 
 
 def block_regime(proportions: Mapping[str, int] | None = None, passes: int = PASSES, steps: int = STEPS) -> BlockRegime:
-    """Return a regime, by default that of the rules.
+    """Return a regime, by default the one of the rules.
 
     Raises:
         ValueError: If there are fewer than two languages, or a number is not positive.
@@ -142,7 +142,7 @@ def read_results(folder: Path = RESULTS) -> Mapping[BlockRegime, Trainings]:
 
 
 def _on_each(over: str, largest: float = 0.0) -> Callable[[Trainings], list[ClaimPart]]:
-    """Return the parts of Cooldown over a system: its gain on each language, and the bound of the largest one."""
+    """Return the claim parts of Cooldown over a system: its gain on each language, and the largest one's bound."""
 
     def parts(found: Trainings) -> list[ClaimPart]:
         domains = list(found[COOLDOWN][0].losses)

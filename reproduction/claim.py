@@ -1,4 +1,4 @@
-"""Claims of papers: what is measured of each, and the bounds that decide about it."""
+"""Claims of papers: the measured values of each, and the bounds that decide about it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
 
 @dataclass(frozen=True)
 class ClaimPart:
-    """Something measured: one value for each seed, or a single exact one.
+    """A measured quantity: one value for each seed, or a single exact value.
 
     Attributes:
-        label: What is measured.
+        label: Name of the quantity.
         values: The values, (number of seeds,).
-        bound: What the mean must exceed for the claim to hold; ``None`` for a number that decides nothing.
+        bound: The mean must exceed this for the claim to hold; ``None`` for a number that decides nothing.
     """
 
     label: str
@@ -47,10 +47,10 @@ class ClaimPart:
 
 @dataclass(frozen=True)
 class Bench:
-    """What a test may use.
+    """The resources of a test.
 
     Attributes:
-        folder: Folder in which it keeps its trainings.
+        folder: Folder in which the test keeps its trainings.
         data: Folder of packed data, or ``None``.
         seeds: Number of paired seeds.
         workers: Number of processes.
@@ -69,11 +69,11 @@ class Claim:
     Attributes:
         name: R1 to R4, R12 to R15.
         item: Figure, table or theorem.
-        statement: What the paper says.
-        rule: What must hold, in words; ``test`` measures it.
+        statement: The paper's statement.
+        rule: The condition that must hold, in words; ``test`` measures it.
         paper_scale: The paper's configuration, as far as it is known.
         test: Measure the parts.
-        note: What a reader must know beside the numbers.
+        note: Information that a reader needs in addition to the numbers.
         needs_text: Whether ``test`` needs ``Bench.data``.
     """
 

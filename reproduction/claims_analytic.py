@@ -41,7 +41,7 @@ def full_gradients_agree(bench: Bench) -> list[ClaimPart]:
     gradients = (1 / (1 + np.exp(-x @ rng.standard_normal(8))) - y)[:, None] * x
     means = np.stack([gradients[:990].mean(0), gradients[990:].mean(0)])
     sampling, weighting = (kind(sizes, 5) for kind in (Mixture.temperature_sampling, Mixture.scalarization))
-    # Over one pass of the data, every sample once with its weight; and domains drawn with tau, samples evenly.
+    # The mean over one pass of the data, with every sample once and with its weight; and of domains drawn with tau.
     weights = np.repeat(weighting.loss_weights, [990, 10])
     full = [(weights[:, None] * gradients).mean(0), sampling.sampling @ means]
     difference = np.linalg.norm(full[0] - full[1]) / np.linalg.norm(full[0])
@@ -56,7 +56,7 @@ def full_gradients_agree(bench: Bench) -> list[ClaimPart]:
 
 
 def scalarization_never_varies_less(bench: Bench) -> list[ClaimPart]:
-    """Measure theorem 2 where the silent assumption of its proof (equal second moments) holds and where it does not.
+    """Measure theorem 2 with and without equal second moments, which its proof silently assumes.
 
     Raises:
         RuntimeError: If Monte Carlo is off the closed form by four standard errors.

@@ -45,7 +45,9 @@ def _doremi_target(contexts: Sequence[int], seed: int, vocabulary: int = 16, ste
             log_p = table[rows] - np.logaddexp.reduce(table[rows], axis=1, keepdims=True)
             loss = -log_p[np.arange(32), tokens]
             losses[i] = loss.sum()
-            excesses[i] = np.maximum(loss + np.log(true[rows, tokens]), 0).sum()  # the reference knows the truth
+            excesses[i] = np.maximum(
+                loss + np.log(true[rows, tokens]), 0
+            ).sum()  # the reference has the true probabilities
             np.add.at(table, rows, target[i] * (np.eye(vocabulary)[tokens] - np.exp(log_p)))
         doremi.update(step, Statistics(losses, np.full(len(truth), 32), excess_loss_sum=excesses))
     return doremi.average.target
@@ -91,7 +93,7 @@ def loss_weights_on_digits(bench: Bench) -> list[ClaimPart]:
 
 
 def _no_effect(what: str, errors: Mapping[str, Vector], methods: Sequence[str], margin: float) -> list[ClaimPart]:
-    """Return parts that hold if each method is within a margin of uniform weights, to either side."""
+    """Return parts that hold if each method differs from uniform weights by at most a margin."""
     return [
         ClaimPart.of(f"{what}: {a} - {b}", errors[a] - errors[b], -margin)
         for m in methods

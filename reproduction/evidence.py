@@ -1,4 +1,4 @@
-"""The page of evidence: what the papers say, in which regimes it holds, and what we would advise."""
+"""The page of evidence: the papers' claims, the regimes in which they hold, and our advice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reproduction.reproduce import Result
 from reproduction.rules import MIN_SEEDS, TAU_5, Regime, Trainings
 from reproduction.verdicts import advised, judge, mean_losses
 
-_TEXT = Path(__file__).with_name("evidence.md")  # what stands before the first table
+_TEXT = Path(__file__).with_name("evidence.md")  # the text before the first table
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Evidence:
 
     Attributes:
         regimes: The trainings of each regime that has enough seeds of the map's systems.
-        claims: What was measured of the claims that need no regime.
+        claims: The results of the claims that need no regime.
         blocks: The trainings of R8.
         groups: BLEU and chrF by groups of languages, of table 3.
     """
@@ -65,7 +65,7 @@ def read_evidence(folder: Path | None = None) -> Evidence:
 
 
 def save_page(evidence: Evidence, out: Path, advice_path: Path | None = None) -> list[Path]:
-    """Write evidence.md, its pictures and, if a path is given, the advice; return what was written."""
+    """Write evidence.md, its figures and, if a path is given, the advice; return the paths of written files."""
     pictures = evidence_figures.draw(evidence.regimes, evidence.claims, out / "figures")
     relative = {caption: f"figures/{path.name}" for caption, path in pictures.items()}
     kept.write_text(out / "evidence.md", page(evidence, relative))

@@ -1,4 +1,4 @@
-"""Pictures of the evidence: the map of regimes, and figures 1 to 9 of Li et al. (NAACL 2025)."""
+"""Figures of the evidence: the map of regimes, and figures 1 to 9 of Li et al. (NAACL 2025)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def draw(regimes: Mapping[Regime, Trainings], claims: Mapping[str, Result], fold
 
     Args:
         regimes: The trainings of each regime.
-        claims: What was measured of the claims that need no regime.
+        claims: The results of the claims that need no regime.
         folder: Folder for the pictures.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def draw(regimes: Mapping[Regime, Trainings], claims: Mapping[str, Result], fold
 def regime_map(regimes: Mapping[Regime, Trainings]) -> Figure:
     """Draw the best system by passes and skew: a panel each for the rare language, the frequent one and their mean.
 
-    A filled dot is a clear best; a ring is the lowest mean, with others that the tests do not tell from it.
+    A filled dot marks a clear best system. A ring marks the lowest mean, if the tests cannot separate it from others.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -111,7 +111,7 @@ def regime_map(regimes: Mapping[Regime, Trainings]) -> Figure:
             shown[best.system] = colour
             face = colour if best.clear else "white"
             panel.plot(regime.passes, regime.skew, "o", color=colour, markerfacecolor=face, markersize=11, mew=2)
-            # Above the dot where the label of a neighbour stands below its own.
+            # Put it above the dot if the label of a neighbour is below its own dot.
             crowded = any(r.skew == regime.skew and r.passes < regime.passes < 2 * r.passes for r in regimes)
             panel.annotate(
                 f"{best.margin.split(' ')[0]}",
@@ -151,9 +151,9 @@ def losses_by_step(trainings: Trainings) -> Figure:
 
 
 def temperature_effect(trainings: Trainings) -> Figure:
-    """Draw the losses of tau = 1, 5 and 100 by step, each less that of tau = 5: both languages on one scale.
+    """Draw the losses of tau = 1, 5 and 100 by step, minus that of tau = 5: both languages on one scale.
 
-    Bands are intervals of 95 % over the paired seeds.
+    Bands are 95 % intervals over the paired seeds.
     """
     from matplotlib.figure import Figure
 

@@ -74,7 +74,7 @@ def best_by_regime(regimes: Mapping[Regime, Trainings]) -> str:
 
 
 def advice_and_regret(regimes: Mapping[Regime, Trainings], findings: Sequence[Finding]) -> str:
-    """Return what the advisor does, and its regret when each regime in turn is left out."""
+    """Return the advisor's rule, and its regret when each regime in turn is left out."""
     lines = ["## What `pycooldown plan` advises", ""]
     if len(findings) < 2:
         return "\n".join([*lines, "Too few regimes to say how good its advice is."])
@@ -109,7 +109,7 @@ def advice_and_regret(regimes: Mapping[Regime, Trainings], findings: Sequence[Fi
 
 
 def describe(trainings: Trainings) -> str:
-    """Describe the outcome of a regime in a few sentences."""
+    """Return the outcome of a regime in a few sentences."""
     best = best_system(trainings, None)
     sentences = [f"there {best.system} had the lowest mean loss over both languages{_ties(best)}."]
     for name, domain in (("rare", RARE), ("frequent", FREQUENT)):
@@ -232,7 +232,7 @@ def other_claims(results: Mapping[str, Result]) -> str:
 
 
 def method(regimes: Mapping[Regime, Trainings], results: Mapping[str, Result]) -> str:
-    """Return the rules, the commands and what they take."""
+    """Return the rules, the commands and their costs."""
     text = rules.__doc__ or ""
     minutes = {
         regime: sum(t.cpu_seconds for found in trainings.values() for t in found) / 60

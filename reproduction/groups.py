@@ -51,11 +51,11 @@ Scores = Mapping[str, Mapping[str, Mapping[str, Vector]]]  # measure -> recipe -
 
 @dataclass(frozen=True)
 class JudgedGroups:
-    """A claim with what was measured.
+    """A claim with its measurements.
 
     Attributes:
         name: T3 to T3d.
-        statement: What is claimed.
+        statement: The claim in words.
         parts: The differences by group.
         verdict: The verdict.
     """
@@ -122,7 +122,7 @@ def copy_scores(sweep: Path, out: Path = RESULTS) -> None:
     """Copy the tidy rows of a sweep to where the page reads them.
 
     Raises:
-        ValueError: If they are not such that `read_scores` can read them.
+        ValueError: If `read_scores` cannot read them.
         FileNotFoundError: If the folder has no ``sweep.csv``.
     """
     text = (sweep / "sweep.csv").read_text(encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Outcomes that are kept in files, each with the identity of what it was computed from.
+"""Outcomes in files, each stored with the identity of its computation.
 
 An outcome is read again only for the same identity. The identity holds everything that the outcome depends on: the
 setting, the schedule with all its options, a hash of the data, and the revision of the code. Versions of libraries are
-written beside it for the record: another version gives the same outcome up to rounding.
+recorded beside it: another version gives the same outcome up to rounding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# To be raised with every change of code that changes outcomes, so that older ones are not taken for new.
+# Increase it with every change of code that changes outcomes, so that older outcomes are not read.
 REVISION = 3
 
 
@@ -44,7 +44,7 @@ def write(path: Path, identity: Mapping[str, Any], outcome: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file; an interrupted process leaves none that could be taken for a finished one."""
+    """Write a file so that an interrupted process leaves none that looks finished."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 MAX_LENGTH = 48
 
-Pair = tuple[npt.NDArray[np.int64], int]  # tokens, and how many of them come before the translation
+Pair = tuple[npt.NDArray[np.int64], int]  # tokens, and the number of them before the translation
 
 
 class DecoderConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -33,7 +33,7 @@ class Decoder(PreTrainedModel):  # type: ignore[misc]
     """A decoder-only Transformer: layer norm first, learned positions, tied embeddings."""
 
     config_class = DecoderConfig
-    _tied_weights_keys = {"logits.weight": "tokens.weight"}  # noqa: RUF012  # the name that transformers looks for
+    _tied_weights_keys = {"logits.weight": "tokens.weight"}  # noqa: RUF012  # the name that transformers reads
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)

@@ -1,7 +1,7 @@
-"""Small problems with a bad domain, on which loss weights and variance-aware sampling show what they can do.
+"""Small problems with a bad domain, which show the effects of loss weights and variance-aware sampling.
 
-The settings of Salmani et al., arXiv 2511.06913, figures 1 to 3, reconstructed: two domains share the parameters to
-be found, one of them with more noise, other inputs, or wrong labels. Everything is NumPy and takes seconds.
+The settings are those of Salmani et al., arXiv 2511.06913, figures 1 to 3, reconstructed. Two domains share the true
+parameters, and one of them has more noise, other inputs, or wrong labels. Everything is NumPy and takes seconds.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def methods(start: Mixture) -> dict[str, Callable[[], Schedule]]:
     options: dict[str, Any] = {"interval": INTERVAL, "delay": 1}
 
     def va(objective: Mixture | FGLS | ERMA) -> VarianceAware:
-        # Counts are fixed in each step, as `final_error` rounds them.
+        # Counts are fixed in each step, because `final_error` rounds them.
         return VarianceAware(objective, allocation="quota", decay=0.7, least=1 / BATCH_SIZE, interval=INTERVAL, delay=1)
 
     return {

@@ -1,8 +1,9 @@
-"""Monolingual documents of very unlike sizes, for R8: what Debian says of its packages, and Chromium of itself.
+"""Monolingual documents of very different sizes, for R8: Debian's package descriptions and Chromium's interface texts.
 
-English and Italian are descriptions of packages, which `apt-get update` fetches for each language; Chinese and Swahili
-are Chromium's interface texts, from the package chromium-l10n. Both are read as data: nothing is installed, and the
-system's own lists are left alone. They are as old as the mirror of the system's apt, so the manifest has their hashes.
+English and Italian are package descriptions, which `apt-get update` fetches for each language. Chinese and Swahili are
+Chromium's interface texts, from the package chromium-l10n. Both are read as data: nothing is installed, and the
+system's own lists are left alone. They are as old as the mirror of the system's apt, so the manifest records their
+hashes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pycooldown.data.publish import publish, sha256
 from reproduction.corpora import default_cache
 
 FORMAT = "pycooldown.packages/1"
-MANIFEST = "_packages.json"  # with an underscore, so that `pycooldown tokenize` does not take it for a domain
+MANIFEST = "_packages.json"  # `pycooldown tokenize` ignores names with an underscore
 DESCRIBED = ("en", "it")
 INTERFACE = {"zh": "zh-CN", "sw": "sw"}  # language -> Chromium's locale
 PACKAGE = "chromium-l10n"
@@ -36,8 +37,8 @@ _LETTERS = re.compile(r"[^\W\d_]")
 def read_descriptions(path: Path) -> Iterator[str]:
     """Read the descriptions of packages from a file of apt: a title, then paragraphs.
 
-    A paragraph that stood in an earlier description is left out, as most are of many packages; so are descriptions that
-    are not translated yet, which have the mark ``<trans>``.
+    A paragraph that occurred in an earlier description is left out: most descriptions of related packages repeat some.
+    Descriptions that are not translated yet, which have the mark ``<trans>``, are left out too.
     """
     seen: set[str] = set()
     for found in _STANZA.finditer(path.read_text(encoding="utf-8", errors="replace")):
@@ -60,7 +61,7 @@ def read_interface(archive: IO[bytes], locale: str) -> Iterator[str]:
             if member.name.endswith(f"/locales/{locale}.pak") and (file := tar.extractfile(member)) is not None:
                 break
         else:
-            raise ValueError(f"{PACKAGE} has no texts in {locale!r}")
+            raise ValueError(f"{PACKAGE} has no texts in {locale!r}; use another version of the package")
         texts = [" ".join(_TAG.sub(" ", text).split()) for text in _resources(file.read())]
     fresh = [text for text in dict.fromkeys(texts) if len(_LETTERS.findall(text)) >= 2]
     for start in range(0, len(fresh), STRINGS):
@@ -78,7 +79,7 @@ def _resources(content: bytes) -> Iterator[str]:
 
 
 def fetch(cache: Path) -> tuple[dict[str, Path], Path]:
-    """Fetch descriptions by language and the package, with the sources of the system's apt.
+    """Fetch descriptions by language and the package, from the sources of the system's apt.
 
     Raises:
         RuntimeError: If apt is missing or fails, or has no descriptions in a language.
@@ -100,13 +101,13 @@ def fetch(cache: Path) -> tuple[dict[str, Path], Path]:
             said = getattr(error, "stderr", None) or b""
             raise RuntimeError(
                 f"apt-get {command[0]} failed ({error}): {said.decode(errors='replace')[-300:]}; this corpus needs a "
-                "Debian system with its network, any other can be given to `python -m reproduction blocks`"
+                "Debian system with network access; `python -m reproduction blocks` accepts any other corpus"
             ) from error
     described = {}
     for language in DESCRIBED:
         found = sorted(lists.glob(f"*_main_i18n_Translation-{language}"), key=lambda path: path.stat().st_size)
         if not found:
-            raise RuntimeError(f"apt has no descriptions of packages in {language!r}; see its sources")
+            raise RuntimeError(f"apt has no descriptions of packages in {language!r}; check its sources")
         described[language] = found[-1]  # the release itself: updates are smaller
     return described, max(downloads.glob(f"{PACKAGE}_*.deb"), key=lambda path: path.stat().st_mtime)
 
@@ -119,7 +120,7 @@ def build_packages(out: Path, *, cache: Path | None = None) -> Mapping[str, Mapp
 
     Raises:
         RuntimeError: If apt is missing or fails.
-        ValueError: If the package has not the texts that are expected; ``out`` is then as before.
+        ValueError: If the package lacks the expected texts; ``out`` is then as before.
         OSError: If dpkg-deb is missing, or ``out`` cannot be written; ``out`` is then as before.
     """
     described, package = fetch(cache or default_cache())

@@ -28,7 +28,7 @@ class Place(NamedTuple):
 
 
 class ResultRow(NamedTuple):
-    """A training with the hash of all that it depends on."""
+    """A training with the hash of everything that it depends on."""
 
     place: Place
     training: TrainedSystem
@@ -36,7 +36,7 @@ class ResultRow(NamedTuple):
 
 
 def setting_of(regime: Regime) -> Setting:
-    """Return what the trainings of a regime share; claims on speed and the paper's regime have more evaluations."""
+    """Return the common settings of a regime's trainings; the paper's and those for speed have more evaluations."""
     often = regime.is_paper or SCALARIZATION_5 in regime.systems
     return Setting(steps=regime.steps, batch_size=BATCH_SIZE, evaluations=12 if often else 6)
 
@@ -73,16 +73,16 @@ def train_regimes(
     job: Callable[[Path, Place], TrainingJob] = job_of,
     progress: Callable[[Place, TrainedSystem], None] | None = None,
 ) -> None:
-    """Train what ``folder`` does not have yet, regime by regime and seed by seed.
+    """Train the systems that ``folder`` does not have yet, regime by regime and seed by seed.
 
     Args:
         data: Packed data with German and Romanian.
-        folder: Folder that trainings are kept in; what was interrupted goes on.
-        regimes: Where to train, in order.
+        folder: Folder for trainings; an interrupted call is continued.
+        regimes: The regimes, in order.
         seeds: Seeds of each system.
-        workers: Processes that train at a time.
-        results: Folder for a CSV of each regime, written anew after each seed.
-        job: Makes a training of a place in ``data``.
+        workers: Processes that train in parallel.
+        results: Folder for a CSV of each regime, rewritten after each seed.
+        job: Makes the training of a place in ``data``.
         progress: Called with each training, new or kept.
 
     Raises:
@@ -130,17 +130,17 @@ def read_results(path: Path) -> tuple[Regime, Trainings]:
     """Read the trainings of a regime.
 
     Raises:
-        ValueError: If systems of one seed were not trained on one setting: a row was added by hand.
+        ValueError: If systems of one seed have different settings, because a row was added by hand.
     """
     first, _, trainings = read_trainings(path)
     return Regime(int(first["skew"]), int(first["passes"]), int(first["steps"]), tuple(trainings)), trainings
 
 
 def read_trainings(path: Path) -> tuple[Mapping[str, str], Sizes, Trainings]:
-    """Read what `write_results` wrote: the first row, the sizes and the trainings by system and seed.
+    """Read a file of `write_results`: the first row, the sizes and the trainings by system and seed.
 
     Raises:
-        ValueError: If systems of one seed were not trained on one setting: a row was added by hand.
+        ValueError: If systems of one seed have different settings, because a row was added by hand.
     """
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

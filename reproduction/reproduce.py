@@ -20,12 +20,12 @@ _COLUMNS = ("claim", "quantity", "bound", "seed", "value", "cpu")
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of one claim.
+    """The result of one claim.
 
     Attributes:
         claim: Name of the claim.
         parts: The measurements.
-        cpu_seconds: Time of the processor that it took in this process.
+        cpu_seconds: CPU time in this process.
     """
 
     claim: str
@@ -46,11 +46,11 @@ def reproduce(
     """Measure claims, and write a CSV of each.
 
     Args:
-        folder: Folder that trainings are kept in.
+        folder: Folder for trainings.
         data: Packed data with German and Romanian, for R4.
-        claims: Names of claims; by default all that need no data that are missing.
+        claims: Names of claims; by default all whose data are given.
         seeds: Paired seeds of R3, R4 and R12; R13 to R15 have their own numbers.
-        workers: Processes that train at a time.
+        workers: Processes that train in parallel.
         results: Folder of the CSV; ``folder / "results"`` by default.
         progress: Called with each result.
 
@@ -62,7 +62,7 @@ def reproduce(
     if seeds < 4:
         raise ValueError(f"seeds = {seeds}; expected at least 4, for differences to have a spread")
     if needing := [name for name in claims if CLAIMS[name].needs_text and data is None]:
-        raise ValueError(f"{needing[0]} needs packed data with German and Romanian: --data FOLDER")
+        raise ValueError(f"{needing[0]} needs packed data with German and Romanian; pass --data FOLDER")
     found = []
     for claim in (CLAIMS[name] for name in (claims or CLAIMS)):
         if claim.needs_text and data is None:
@@ -88,7 +88,7 @@ def write_result(result: Result, path: Path) -> None:
 
 
 def read_results(folder: Path = RESULTS) -> Mapping[str, Result]:
-    """Read what `write_result` wrote, in the order of the claims."""
+    """Read the files of `write_result`, in the order of the claims."""
     found = {}
     for name in CLAIMS:
         if (path := folder / f"{name}.csv").exists():

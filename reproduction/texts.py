@@ -27,7 +27,7 @@ Sizes = dict[str, int]
 
 @dataclass(frozen=True)
 class Texts:
-    """Training samples of the domains, laid end to end, and validation samples.
+    """Training samples of the domains, one domain after another, and validation samples.
 
     Attributes:
         train: Training samples.
@@ -76,7 +76,7 @@ def choose_texts(folder: Path, sizes: Sizes, seed: int) -> Texts:
 
 @cache
 def read_samples(folder: Path, domain: str, split: str) -> list[Pair]:
-    """Read the samples of one language, cut to ``SAMPLE_LENGTH`` tokens, once in a process.
+    """Read the samples of one language, cut to ``SAMPLE_LENGTH`` tokens, once per process.
 
     Raises:
         ValueError: If the packed data in ``folder`` do not have the language.
@@ -91,11 +91,11 @@ def read_samples(folder: Path, domain: str, split: str) -> list[Pair]:
             np.load(io.BytesIO(packed[f"{side}.npy"]), allow_pickle=False).astype(np.int64) for side in ("src", "tgt")
         )
         source = source[: SAMPLE_LENGTH // 2]
-        # The start token of the target is left out: the end token of the source takes its place.
+        # The start token of the target is left out, because the end token of the source takes its place.
         samples.append((np.concatenate([source, target[1:]])[:SAMPLE_LENGTH], len(source)))
     return samples
 
 
 def spread(samples: list[Pair], count: int) -> list[Pair]:
-    """Return ``count`` of the samples, evenly spread."""
+    """Return ``count`` evenly spread samples."""
     return [samples[i] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)]

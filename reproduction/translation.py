@@ -1,7 +1,7 @@
-"""Short trainings of a small Transformer on real translations, many of them: systems x seeds, kept in files.
+"""Many short trainings of a small Transformer on real translations, systems x seeds, kept in files.
 
-They are trained by `pycooldown.huggingface.MixtureTrainer`, as a user's model is: the loss of a batch is the weighted
-mean over the tokens of its translations, and a validation loss is the mean over the tokens of a language's pairs.
+`pycooldown.huggingface.MixtureTrainer` trains them, as a user's model: the loss of a batch is the weighted mean over
+the tokens of its translations, and a validation loss is the mean over the tokens of a language's pairs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ORDER_MATTERS = "order matters"
 
 @dataclass(frozen=True)
 class Setting:
-    """What all trainings of a comparison share.
+    """The common settings of a comparison's trainings.
 
     Attributes:
         steps: Optimizer steps.
@@ -97,7 +97,7 @@ def systems(steps: int, batch_size: int, max_epochs: float) -> dict[str, Callabl
 
 
 def restart(system: str, steps: int) -> ResetAtStep | None:
-    """Return what starts optimizer and learning rate again at the switch, for the system that does so."""
+    """Return the callback that restarts optimizer and learning rate at the switch, for the system that does so."""
     return ResetAtStep(steps // 2, optimizer=True, learning_rate=True) if system == ORDER_MATTERS else None
 
 
@@ -111,7 +111,7 @@ class TrainedSystem:
         steps: Steps after which validation losses were taken, the last one at the end.
         losses: Validation loss of each domain at these steps, in nats a token.
         epochs: Passes through each domain at the end.
-        cpu_seconds: Time of the processor that the training took, with its evaluations.
+        cpu_seconds: CPU time of the training, including its evaluations.
     """
 
     system: str
@@ -171,18 +171,18 @@ def build_trainer(
 
 
 def _by_length(samples: list[Pair]) -> list[Pair]:
-    """Put samples of like length into one batch, so that there is little padding."""
+    """Put samples of similar length into one batch, to reduce padding."""
     return sorted(samples, key=lambda sample: len(sample[0]))
 
 
 class TrainingJob(NamedTuple):
-    """All that a training depends on.
+    """Everything that a training depends on.
 
     Attributes:
         texts: Training and validation samples.
         system: One of `systems`.
         seed: Seed of initialization and data order.
-        setting: What the trainings of a comparison share.
+        setting: The common settings of the comparison.
         max_epochs: UniMax's cap.
         allocation: How slots of a batch are allocated to domains; see `pycooldown.DomainBatchSampler`.
     """
@@ -201,7 +201,7 @@ class TrainingJob(NamedTuple):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells this training from all others."""
+        """Everything that distinguishes this training from all others."""
         return {
             "system": self.system,
             "seed": self.seed,
@@ -214,7 +214,7 @@ class TrainingJob(NamedTuple):
         }
 
     def path(self, folder: Path) -> Path:
-        """Return the file of the training: another one for another identity."""
+        """Return the file of the training; another identity has another file."""
         return folder / f"{self.system.replace(' ', '-')}-{self.seed}-{identity_digest(self.identity)}.json"
 
 
@@ -224,11 +224,11 @@ def identity_digest(identity: Mapping[str, Any]) -> str:
 
 
 def train_system(job: TrainingJob, folder: Path, *, keep_weights: bool = False) -> TrainedSystem:
-    """Train one system, unless ``folder`` has this very training.
+    """Train one system, unless ``folder`` has exactly this training.
 
     Args:
         job: The training.
-        folder: Folder that trainings are kept in.
+        folder: Folder for trainings.
         keep_weights: Whether to keep the weights for `trained_model`.
     """
     path, identity = job.path(folder), job.identity

@@ -1,4 +1,4 @@
-"""How the rules of `reproduction.rules` judge: t tests over paired seeds, Holm over claims, the best of a regime."""
+"""Judgement by the rules of `reproduction.rules`: t tests over paired seeds, Holm over claims, the best of a regime."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NODES = np.polynomial.legendre.leggauss(100)
 
 
 class JudgedClaim(NamedTuple):
-    """A claim with what was measured in a regime.
+    """A claim with its measurements in a regime.
 
     ``p_for`` and ``p_against`` are the adjusted p-values of "reproduced" and "not reproduced".
     """
@@ -52,7 +52,7 @@ def judge(trainings: Trainings, among: Sequence[TextClaim] = CLAIMS) -> list[Jud
 
 
 def decide(claims: Sequence[Sequence[ClaimPart]]) -> list[tuple[Verdict, float, float]]:
-    """Return verdicts and adjusted p-values of "reproduced" and "not reproduced" of claims that are judged together.
+    """Return verdicts and adjusted p-values of "reproduced" and "not reproduced" for claims that are judged together.
 
     Args:
         claims: The parts of each; those without a bound decide nothing.
@@ -76,10 +76,10 @@ class Best(NamedTuple):
 
     Attributes:
         system: Its name.
-        second: The system that comes next.
-        margin: How far the next one is above it, with an interval of 95 % over the paired seeds.
+        second: The system with the next higher loss.
+        margin: How far the second is above it, with a 95 % interval over the paired seeds.
         clear: Whether it is below every other system by the tests.
-        ties: The systems that the tests do not tell from it.
+        ties: The systems that the tests cannot separate from it.
     """
 
     system: str
@@ -103,7 +103,7 @@ def best_system(trainings: Trainings, domain: str | None) -> Best:
 
 
 def advised(trainings: Trainings) -> str:
-    """Return what a regime speaks for: Cooldown, unless the best on the mean of both languages is told from it."""
+    """Return the advice of a regime: Cooldown, unless the tests separate the best mean over languages from it."""
     best = best_system(trainings, None)
     return DEFAULT if DEFAULT in best.ties else best.system
 

@@ -1,4 +1,4 @@
-"""What the GPU's benchmarks share: where they run, the rows that they write, and how they take time."""
+"""Common parts of the GPU benchmarks: the device, the rows that they write, and timing."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ DEVICE = "cuda" if ON_GPU else "cpu"
 
 
 class Run(NamedTuple):
-    """How a benchmark was called.
+    """The options of a benchmark's call.
 
     Attributes:
-        dry: Whether to go through everything with tiny shapes, on the interpreter if there is no GPU.
+        dry: Whether to run everything with tiny shapes, on the interpreter if there is no GPU.
         output: File that rows are appended to.
-        task: Name that they get.
+        task: Name in the rows.
     """
 
     dry: bool
@@ -33,14 +33,14 @@ class Run(NamedTuple):
     task: str
 
     def write(self, **row: Any) -> None:
-        """Append a row, at once, so that nothing is lost if the machine goes."""
+        """Append a row at once, so that nothing is lost if the machine is withdrawn."""
         text = json.dumps({"task": self.task, "dry": self.dry, **row})
         with self.output.open("a") as file:
             file.write(text + "\n")
         print(text, flush=True)
 
     def written(self, **row: Any) -> bool:
-        """Whether an earlier run wrote a row with these values, which need not be measured again."""
+        """Return whether an earlier run wrote a row with these values, so that it need not be measured again."""
         if not self.output.exists():
             return False
         rows = (json.loads(line) for line in self.output.read_text().splitlines())
@@ -48,7 +48,7 @@ class Run(NamedTuple):
 
 
 def parse(description: str) -> tuple[Run, list[str]]:
-    """Return how this process was called and what else stands on its command line."""
+    """Return how this process was called, and the rest of its command line."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes; no GPU needed")
     parser.add_argument("--output", type=Path, default=Path("gpu.jsonl"), help="file that rows are appended to")
@@ -65,7 +65,7 @@ def missing(*modules: str) -> str | None:
 
 
 def refusal(name: str, error: Exception) -> str:
-    """Return why a contender has no time: what a peer raised, or no memory. Errors of the package are raised."""
+    """Return why a contender has no time: an error of a peer, or no memory. Raise errors of the package."""
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"
     if name.startswith("pycooldown"):
@@ -82,7 +82,7 @@ def synchronize() -> None:
 def median_ms(actions: dict[str, Callable[[], Any]], runs: int) -> dict[str, float | None]:
     """Return the median milliseconds of each action between CUDA events, taking turns, with L2 flushed in between.
 
-    Without a GPU each action runs once, and there is no time to tell.
+    Without a GPU each action runs once, and there are no times.
     """
     if not ON_GPU:
         for action in actions.values():
@@ -105,7 +105,7 @@ def median_ms(actions: dict[str, Callable[[], Any]], runs: int) -> dict[str, flo
 
 
 def peak_mib(action: Callable[[], Any]) -> float | None:
-    """Return the MiB that an action, run a second time, takes above what was there; None without a GPU."""
+    """Return the MiB that the second run of an action takes above the memory before; None without a GPU."""
     action()
     if not ON_GPU:
         return None

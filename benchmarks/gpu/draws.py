@@ -1,4 +1,4 @@
-"""Draws on a device: the same bits as on the CPU, and how many a second."""
+"""Draws on a device: check that they have the same bits as on the CPU, and measure draws per second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches to a device: how much of a copy hides behind a step; shards of tar and tokens to the GPU by a DataLoader."""
+"""Feed batches to a device: how much of a copy overlaps a step, and shards of tar and tokens through a DataLoader."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pycooldown.data import TarDataset, TokenDataset, token_sources
 
 
 def seconds(batches: Iterable[torch.Tensor], step: Callable[[torch.Tensor], object]) -> float:
-    """How long it takes to go through the batches."""
+    """Return the time to iterate over the batches."""
     synchronize()
     start = time.perf_counter()
     for batch in batches:
@@ -29,7 +29,7 @@ def seconds(batches: Iterable[torch.Tensor], step: Callable[[torch.Tensor], obje
 
 
 def overlap(run: Run) -> None:
-    """Time steps on batches that are there, that are copied when needed, and that are copied without waiting."""
+    """Time steps on batches that are on the device, that are copied when needed, and that are copied asynchronously."""
     count, size, width = (3, 1 << 10, 8) if run.dry else (60, 32 << 20, 4096)
     batches = [torch.randint(256, (size,), dtype=torch.uint8) for _ in range(3)]
     weight = torch.randn(width, width, device=DEVICE, dtype=torch.bfloat16)
@@ -78,7 +78,7 @@ def to_gpu(run: Run, feed: str, dataset: Any, collate: Callable[[Any], torch.Ten
 
 
 def tars(folder: Path, samples: int, length: int) -> TarDataset:
-    """Shards of bytes, of two domains."""
+    """Write shards of bytes, of two domains."""
     shards = {}
     for domain, size in (("large", samples), ("small", samples // 8)):
         path = folder / f"{domain}.tar"
@@ -92,7 +92,7 @@ def tars(folder: Path, samples: int, length: int) -> TarDataset:
 
 
 def tokens(folder: Path, count: int, length: int) -> TokenDataset:
-    """Flat files of tokens, of two domains, cut into sequences."""
+    """Write flat files of tokens of two domains, cut into sequences."""
     sources = {}
     for domain, size in (("large", count), ("small", count // 8)):
         path = folder / f"{domain}.bin"
@@ -102,17 +102,17 @@ def tokens(folder: Path, count: int, length: int) -> TokenDataset:
 
 
 def joined(samples: list[Mapping[str, Any]]) -> torch.Tensor:
-    """The bytes of samples, end to end."""
+    """Return the concatenated bytes of samples."""
     return torch.frombuffer(bytearray(b"".join(bytes(sample["bin"]) for sample in samples)), dtype=torch.uint8)
 
 
 def input_ids(batch: Mapping[str, Any]) -> torch.Tensor:
-    """The tokens of a batch, (B, T)."""
+    """Return the tokens of a batch, (B, T)."""
     return torch.as_tensor(batch["input_ids"])
 
 
 def main() -> None:
-    """All of them."""
+    """Run all benchmarks."""
     run, _ = parse(__doc__)
     overlap(run)
     with tempfile.TemporaryDirectory() as folder:

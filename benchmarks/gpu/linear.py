@@ -19,7 +19,8 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def contenders(target: torch.Tensor, dry: bool) -> dict[str, Loss | str]:
-    """Losses of (N, D) and (V, D) by name; a string says why there is none."""
+    """Return losses of (N, D) and (V, D) by name; a string states why there is none."""
+    torch.compiler.reset()  # after eight shapes torch.compile would go on without compiling
 
     def plain(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(F.linear(hidden, weight), target)
@@ -54,14 +55,14 @@ def cce(target: torch.Tensor) -> Loss:
 
 
 def quack(target: torch.Tensor) -> Loss:
-    """Quack's loss, by whichever of its two ways it chooses."""
+    """Return quack's loss, in the one of its two ways that it chooses itself."""
     from quack.linear_cross_entropy import chunked_linear_cross_entropy
 
     return lambda x, w: chunked_linear_cross_entropy(x, w, target)
 
 
 def problem(rows: int, features: int, classes: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """Hidden states, weight and targets, of which every tenth is ignored."""
+    """Return hidden states, weight and targets; every tenth target is ignored."""
     torch.manual_seed(0)
     hidden = torch.randn(rows, features, device=DEVICE, dtype=dtype)
     weight = torch.randn(classes, features, device=DEVICE, dtype=dtype).mul_(3 * features**-0.5)
@@ -71,14 +72,14 @@ def problem(rows: int, features: int, classes: int, dtype: torch.dtype) -> tuple
 
 
 def both(loss: Loss, hidden: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
-    """The loss and its gradients."""
+    """Return the loss and its gradients."""
     leaves = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
     value = loss(*leaves)
     return [value.detach(), *torch.autograd.grad(value, leaves)]
 
 
 def products(hidden: torch.Tensor, weight: torch.Tensor) -> None:
-    """The logits' product and two of their size, of rows that are not ignored."""
+    """Compute the logits' product and two of the same size, for rows that are not ignored."""
     logits = hidden @ weight.t()
     logits @ weight
     logits.t() @ hidden
@@ -120,7 +121,7 @@ def main() -> None:
         if not isinstance(loss, str):
             try:
                 got = both(loss, hidden, weight)
-            except Exception as error:  # of a peer that does not take float32, for one
+            except Exception as error:  # for example from a peer that does not support float32
                 run.write(check=name, skipped=refusal(name, error))
                 continue
             run.write(check=name, error=close_to(got, exact, 1e-4))

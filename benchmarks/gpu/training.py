@@ -1,4 +1,4 @@
-"""Steps of Llama-shaped models: MixtureTrainer against Hugging Face's own Trainer, in time and peak memory."""
+"""Steps of Llama-shaped models: time and peak memory of MixtureTrainer and of Hugging Face's own Trainer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DRY = {"tiny": (16, 32, 1, 2, 100, 4, 16)}
 
 
 def model(shape: tuple[int, ...], seed: int = 0) -> Any:
-    """A model of random weights."""
+    """Return a model with random weights."""
     import transformers
 
     hidden, intermediate, layers, heads, classes, _, length = shape
@@ -57,7 +57,7 @@ def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 def train(run: Run, name: str, shape: tuple[int, ...], kind: str) -> None:
-    """Time the steps of one trainer, after as many to warm up."""
+    """Time the steps of one trainer, after as many warm-up steps."""
     if run.written(model=name, trainer=kind):
         return
     import transformers
@@ -110,9 +110,9 @@ def train(run: Run, name: str, shape: tuple[int, ...], kind: str) -> None:
 
 
 def main() -> None:
-    """Each trainer on each model."""
+    """Train each model with each trainer."""
     run, rest = parse(__doc__.splitlines()[0])
-    if absent := missing("transformers", "accelerate"):
+    if absent := missing("transformers", "accelerate", "tensorboard", "yaml"):
         run.write(skipped=absent)
         return
     for name, shape in (DRY if run.dry else MODELS).items():

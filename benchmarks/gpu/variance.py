@@ -35,17 +35,17 @@ class Chains:
         self.begins = torch.tensor([0, *torch.tensor(list(sizes.values())).cumsum(0)])
 
     def batch(self, indices: list[int]) -> torch.Tensor:
-        """Tokens (B, T) on the device, of indices into the domains laid end to end."""
+        """Return tokens (B, T) on the device, for indices over all domains."""
         place = torch.tensor(indices)
         domain = torch.searchsorted(self.begins, place, right=True) - 1
         return self.sequences(domain, place)
 
     def unseen(self, domain: int, count: int) -> torch.Tensor:
-        """Tokens (count, T) of sequences that are in no batch."""
+        """Return tokens (count, T) of sequences that are in no batch."""
         return self.sequences(torch.full((count,), domain), torch.arange(count) + int(self.begins[-1]))
 
     def sequences(self, domain: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, T) on the device."""
+        """Return tokens (B, T) on the device."""
         token = mixed(number, 0) % self.states
         tokens = [token]
         for position in range(1, self.length):
@@ -55,7 +55,7 @@ class Chains:
 
 
 def mixed(number: torch.Tensor, position: int) -> torch.Tensor:
-    """A number without sign that looks random, of a sequence and a place in it (splitmix64's mixing, shortened)."""
+    """Return a pseudorandom unsigned number for a sequence and a position (a short form of splitmix64's mixing)."""
     x = number * 0x1E3779B97F4A7C15 + position * 0x3F58476D1CE4E5B9 % 2**62
     x = (x ^ (x >> 30)) * 0x3F58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x14D049BB133111EB
@@ -63,7 +63,7 @@ def mixed(number: torch.Tensor, position: int) -> torch.Tensor:
 
 
 def losses(network: Any, tokens: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """The mean over tokens of each sequence's loss, weighted."""
+    """Return the mean over tokens of each sequence's loss, weighted."""
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
         logits = network(input_ids=tokens).logits[:, :-1]
     each = torch.nn.functional.cross_entropy(logits.transpose(1, 2).float(), tokens[:, 1:], reduction="none").mean(1)
@@ -71,7 +71,7 @@ def losses(network: Any, tokens: torch.Tensor, weights: torch.Tensor | None = No
 
 
 def variance(run: Run, shape: tuple[int, ...], batch_size: int, batches: int) -> None:
-    """Measure both mixtures beside the closed form."""
+    """Measure both mixtures and compare them with the closed form."""
     network, data = model(shape), Chains(SIZES, shape[4], shape[6])
     parameters = [p for p in network.parameters() if p.requires_grad]
     for kind in ("temperature_sampling", "scalarization"):
@@ -99,13 +99,13 @@ def variance(run: Run, shape: tuple[int, ...], batch_size: int, batches: int) ->
 
 
 def steps_of(batch_size: int) -> int:
-    """The number of steps in which TAU passes through the rare domain PASSES times."""
+    """Return the number of steps in which TAU passes through the rare domain PASSES times."""
     passes = Mixture.temperature_sampling(TRAINING_SIZES, TAU).expected_epochs(batch_size)  # of a step
     return math.ceil(PASSES / passes[-1])
 
 
 def training(run: Run, shape: tuple[int, ...], batch_size: int, steps: int, seeds: int) -> None:
-    """Train under each schedule, from the same weights for each seed, and evaluate each domain."""
+    """Train with each schedule, from the same weights for each seed, and evaluate each domain."""
     data = Chains(TRAINING_SIZES, shape[4], shape[6])
     plans = {
         "tau 1": schedules.constant(Mixture.temperature_sampling(TRAINING_SIZES, 1)),
@@ -135,7 +135,7 @@ def training(run: Run, shape: tuple[int, ...], batch_size: int, steps: int, seed
 
 
 def main() -> None:
-    """What is asked for."""
+    """Run the requested measurements."""
     run, rest = parse(__doc__.splitlines()[0])
     if absent := missing("transformers"):
         run.write(skipped=absent)

@@ -17,10 +17,10 @@ namespace pycooldown {
 
 namespace {
 
-constexpr double kExcluded = -2;  // the key of an entry that is not to be taken
+constexpr double kExcluded = -2;  // the key of an entry that must not be taken
 
-// Calls take(i) for the `count` entries with the largest keys; of equal keys, those that come first. Keys lie in
-// [low, high], or are kExcluded, which is below. Linear in the number of keys: buckets separate most of them.
+// Calls take(i) for the `count` entries with the largest keys, and among equal keys for the first ones. Keys lie in
+// [low, high], or are kExcluded, which is smaller. Linear in the number of keys: buckets separate most of them.
 template <class Take>
 void take_largest(std::span<const double> keys, double low, double high, std::size_t count, const Take& take) {
   if (count == 0) return;
@@ -45,8 +45,8 @@ void take_largest(std::span<const double> keys, double low, double high, std::si
   std::for_each(in_bucket.begin(), end, take);
 }
 
-// Takes `excess` units from the weights above 1: in rounds of one unit from each of them, the last round from the
-// largest only.
+// Takes `excess` units from the weights above 1, in rounds of one unit from each of them. The last round takes only
+// from the largest.
 void take_back(std::span<std::uint64_t> weights, std::uint64_t excess) {
   const auto taken = [&](std::uint64_t rounds) {
     std::uint64_t sum = 0;

@@ -1,4 +1,4 @@
-// How many slots of a batch each domain gets, and which.
+// Computes how many slots of a batch each domain gets, and which.
 #include <algorithm>
 #include <array>
 #include <iterator>
@@ -16,12 +16,12 @@ namespace {
 
 constexpr auto kUnits = static_cast<std::int64_t>(AliasTable::kUnits);
 constexpr std::uint64_t kNever = ~std::uint64_t{0};
-constexpr std::uint64_t kMostBatches = (std::uint64_t{1} << 39) - 1;  // ahead, the most that a claim has room for
+constexpr std::uint64_t kMostBatches = (std::uint64_t{1} << 39) - 1;  // the most batches ahead that a claim can store
 constexpr std::size_t kBuckets = 256;
 
 }  // namespace
 
-// Calls take(domain, begin, end) for each domain, in the order of its slots: it gets those in [begin, end).
+// Calls take(domain, begin, end) for each domain, in the order of its slots. The domain gets slots [begin, end).
 template <class Take>
 void BatchPlanner::allocate_systematic(const AliasTable& table, std::uint64_t step, const Take& take) {
   const auto weights = table.weights();
@@ -46,17 +46,18 @@ void BatchPlanner::allocate_systematic(const AliasTable& table, std::uint64_t st
   }
 }
 
-// Calls take(domain, begin, end) for slots [begin, end) that a domain gets, once or twice for each domain. Earliest
-// deadline first: the j-th sample of a domain may be drawn once the domain has earned more than j - 1, and must be by
-// the end of the batch in which it has earned j. With all deadlines known, this order meets each of them, since drawing
-// fractions as they are earned would (Tijdeman, "The chairman assignment problem", 1980, has the bound of one sample).
+// Calls take(domain, begin, end) for slots [begin, end) of a domain, once or twice for each domain. The order is
+// earliest deadline first: a domain may be drawn for the j-th time once it has earned more than j - 1 samples, and must
+// be by the end of the batch in which it has earned j. If all deadlines are known, this order meets each of them,
+// because drawing fractions as they are earned would (Tijdeman, "The chairman assignment problem", 1980, proves the
+// bound of one sample).
 template <class Take>
 void BatchPlanner::allocate_quota(std::span<const MixtureSpan> spans, std::uint64_t step, const Take& take) {
   follow(spans, step);
   const auto weights = spans.front().table->weights();
   const std::span credits(credits_);
   const std::span deadlines(deadlines_), claims(claims_);
-  std::array<std::size_t, kBuckets> counts{};  // of claims, by the batches until their deadlines
+  std::array<std::size_t, kBuckets> counts{};  // number of claims, by batches until the deadline
   std::size_t filled = 0, num_claims = 0;
   for (std::size_t i = 0; i < weights.size(); ++i) {
     credits[i] += static_cast<std::int64_t>(slots() * weights[i]);
@@ -72,15 +73,15 @@ void BatchPlanner::allocate_quota(std::span<const MixtureSpan> spans, std::uint6
     counts[std::min<std::size_t>(batches, kBuckets - 1)] += credits[i] > 0;
     num_claims += credits[i] > 0;
   }
-  // Credits sum to zero between batches, so there are at least as many claims as slots left, unless a domain that the
-  // mixture lacks has some.
+  // Credits sum to zero between batches, so there are at least as many claims as slots left, unless a domain outside
+  // the mixture has credit.
   if (filled + num_claims < slots()) {
     throw std::invalid_argument("the credits of the mixture's domains at step " + std::to_string(step) +
                                 " do not sum to 0");
   }
   if (filled == slots()) return;
   const std::uint64_t last = last_granted(claims.first(num_claims), counts, slots() - filled);
-  std::size_t granted = 0;  // they come to the front, without a branch
+  std::size_t granted = 0;  // granted claims move to the front, without a branch
   for (std::size_t i = 0; i < num_claims; ++i) {
     claims[granted] = claims[i];
     granted += claims[i] <= last;
@@ -102,7 +103,7 @@ void BatchPlanner::allocate(std::span<const MixtureSpan> spans, std::uint64_t st
 
 void BatchPlanner::allocate_slots(std::span<const MixtureSpan> spans, std::uint64_t step) {
   allocate(spans, step, [this](std::uint64_t domain, std::uint64_t slot, std::uint64_t end) {
-    domain_ids_[slot] = static_cast<std::int32_t>(domain);  // even if it gets none: a branch would be a coin toss
+    domain_ids_[slot] = static_cast<std::int32_t>(domain);  // also if it gets no slot: a branch would be unpredictable
     while (++slot < end) domain_ids_[slot] = static_cast<std::int32_t>(domain);
   });
   shuffle_slots(step);
@@ -114,7 +115,7 @@ void BatchPlanner::skip_slots(std::span<const MixtureSpan> spans, std::uint64_t 
   });
 }
 
-// Makes the deadlines those of `spans`. They stay valid while time passes and the spans that follow stay the same.
+// Computes the deadlines for `spans`. They stay valid while time passes and the spans that follow stay the same.
 void BatchPlanner::follow(std::span<const MixtureSpan> spans, std::uint64_t step) {
   const std::size_t passed = spans_.size() - std::min(spans_.size(), spans.size());
   const bool same = !spans_.empty() && std::ranges::equal(std::span(spans_).subspan(passed), spans);
@@ -125,14 +126,14 @@ void BatchPlanner::follow(std::span<const MixtureSpan> spans, std::uint64_t step
   for (std::size_t i = 0; i < spans.front().table->weights().size(); ++i) set_deadline(i, step);
 }
 
-// If `spans` are those known with one more at the end, updates the deadlines that this one decides; otherwise does
-// nothing and returns false.
+// If `spans` are the known ones plus one more at the end, updates the deadlines that the new one decides. Otherwise
+// does nothing and returns false.
 bool BatchPlanner::follow_next(std::span<const MixtureSpan> spans, std::uint64_t step) {
   if (spans_.size() < 2 || spans.size() < 2 || spans_.size() + 1 < spans.size()) return false;
   const std::size_t passed = spans_.size() + 1 - spans.size();
   if (!std::ranges::equal(std::span(spans_).subspan(passed), spans.first(spans.size() - 1))) return false;
-  const std::uint64_t start = spans_[spans_.size() - 2].end, end = spans_.back().end;  // of the span that was last
-  if (start < step) return false;  // needs are known at its start only
+  const std::uint64_t start = spans_[spans_.size() - 2].end, end = spans_.back().end;  // of the former last span
+  if (start < step) return false;  // needs are known only at its start
   const auto known = spans_.back().table->weights(), next = spans.back().table->weights();
   for (std::size_t i = 0; i < next.size(); ++i) {
     if (open_needs_[i] == 0) continue;
@@ -168,8 +169,8 @@ void BatchPlanner::set_deadline(std::size_t domain, std::uint64_t step) {
   }
 }
 
-// The last claim, in their order, that gets one of so many slots. Claims of one number of batches are few, so their
-// counts lead to it. Claims that are equally urgent stand in the order of their domains.
+// Returns the last claim in order that gets one of the slots. Few claims have the same number of batches, so their
+// counts lead to it. Equally urgent claims are in the order of their domains.
 std::uint64_t BatchPlanner::last_granted(std::span<const std::uint64_t> claims, std::span<const std::size_t> counts,
                                          std::size_t slots) {
   std::size_t bucket = 0;
@@ -179,14 +180,14 @@ std::uint64_t BatchPlanner::last_granted(std::span<const std::uint64_t> claims, 
   };
   if (bucket < kBuckets - 1)
     return *std::ranges::find_if(claims, [&](auto claim) { return (slots -= is_in_bucket(claim)) == 0; });
-  ranked_.clear();  // a copy, as the order of domains must not depend on the library's partitioning
+  ranked_.clear();  // a copy, because the order of domains must not depend on the library's partitioning
   std::ranges::copy_if(claims, std::back_inserter(ranked_), is_in_bucket);
   const auto last = ranked_.begin() + static_cast<std::ptrdiff_t>(slots - 1);
   std::ranges::nth_element(ranked_, last);
   return *last;
 }
 
-// With `once`, a slot whose domain has no sample left goes to a domain that has some, drawn by the mixture.
+// With `once`, gives each slot whose domain has no sample left to another domain, drawn by the mixture.
 void BatchPlanner::give_away(const AliasTable& table, std::uint64_t step) {
   const auto weights = table.weights();
   std::vector<std::uint64_t> left(weights.size()), cumulative;

@@ -1,4 +1,4 @@
-// The batch of a step: how many samples of each domain (batch_allocation.cpp), which of them (permute_kernel.cpp),
+// Plans the batch of a step: how many samples of each domain (batch_allocation.cpp), which ones (permute_kernel.cpp),
 // and in which order.
 #include "pycooldown/batch_planner.h"
 
@@ -108,7 +108,7 @@ void BatchPlanner::set_blocks(std::size_t domain, BlockLayout layout) {
   domains_[domain].permuted_epoch = kNoEpoch;
 }
 
-// Makes the permutation that a domain's position is in.
+// Makes the permutation for a domain's position.
 void BatchPlanner::permute_from(std::uint32_t lane) {
   Domain& d = domains_[lane];
   if (!d.blocks) {
@@ -120,7 +120,7 @@ void BatchPlanner::permute_from(std::uint32_t lane) {
   d.permuted_epoch = d.epoch;
 }
 
-// Moves a domain to the place where it has been drawn so many times.
+// Moves a domain to the position after `draws` draws.
 void BatchPlanner::place(std::size_t domain, std::uint64_t draws) {
   Domain& d = domains_[domain];
   d.epoch = d.epoch_start = 0;
@@ -137,7 +137,7 @@ void BatchPlanner::place(std::size_t domain, std::uint64_t draws) {
   d.position = draws - d.epoch_start;
 }
 
-// Moves a domain past so many more draws.
+// Moves a domain past `draws` more draws.
 void BatchPlanner::advance(std::size_t domain, std::uint64_t draws) {
   Domain& d = domains_[domain];
   d.position += draws;
@@ -160,11 +160,11 @@ void BatchPlanner::seek(std::span<const std::int64_t> counts, std::span<const st
   if (const auto negative = std::ranges::find_if(counts, [](auto n) { return n < 0; }); negative != counts.end()) {
     throw std::invalid_argument("counts has " + std::to_string(*negative) + "; expected numbers of draws >= 0");
   }
-  // A domain never gets more than the sample that it has begun to earn. Credits sum to 0: what some domains got too
-  // early, others still have to get.
+  // A domain never gets more than the sample that it has begun to earn. Credits sum to 0: samples that some domains got
+  // too early are owed to others.
   constexpr auto kUnits = static_cast<std::int64_t>(AliasTable::kUnits);
   const std::int64_t most = static_cast<std::int64_t>(num_domains()) * kUnits;
-  std::int64_t sum = 0;  // cannot overflow: each is below 2^24 samples, and there are at most 2^24
+  std::int64_t sum = 0;  // cannot overflow: each is below 2^24 samples, and there are at most 2^24 domains
   for (const std::int64_t credit : credits) {
     if (credit <= -kUnits || credit >= most) {
       throw std::invalid_argument("credits has " + std::to_string(credit) + "; expected numbers between " +
@@ -178,7 +178,7 @@ void BatchPlanner::seek(std::span<const std::int64_t> counts, std::span<const st
   spans_.clear();
 }
 
-// Takes over the batch size of a step, and checks its mixtures.
+// Applies the batch size of a step, and checks its mixtures.
 void BatchPlanner::begin(std::span<const MixtureSpan> spans, std::uint64_t step) {
   const auto next =
       std::ranges::upper_bound(segments_, step, {}, [](const Segment& segment) { return segment.first_step; });
@@ -213,7 +213,7 @@ void BatchPlanner::skip(std::span<const MixtureSpan> spans, std::uint64_t step) 
     skip_slots(spans, step);
     return;
   }
-  choose_domains(spans, step);  // with `once`, which slots go to other domains depends on the order of the slots
+  choose_domains(spans, step);  // with `once`, the order of the slots decides which ones go to other domains
   for (const std::int32_t domain : domain_ids().first(slots()))
     advance(static_cast<std::size_t>(domain), batch_size_ / slots());
 }
@@ -238,7 +238,7 @@ void BatchPlanner::plan(std::span<const MixtureSpan> spans, std::uint64_t step, 
   choose_domains(spans, step);
   if (homogeneous_) std::ranges::fill(std::span(domain_ids_).first(batch_size_), domain_ids_.front());
 
-  // Positions are permuted in place, a group at a time. The last `waiting` samples so far are not permuted yet.
+  // Positions are permuted in place, in groups. The last `waiting` samples so far are not permuted yet.
   const auto permute = PYCOOLDOWN_DISPATCH(permute);
   std::array<const Permutation*, 64> permutations;
   std::size_t waiting = 0;
@@ -260,10 +260,11 @@ void BatchPlanner::plan(std::span<const MixtureSpan> spans, std::uint64_t step, 
       __builtin_prefetch(next);
       __builtin_prefetch(next + sizeof(Domain) - 1);
     }
-    if (const std::size_t i = slot - first_slot; i < indices.size()) {  // also false before first_slot, where it wraps
+    if (const std::size_t i = slot - first_slot;
+        i < indices.size()) {  // also false before first_slot, where i wraps around
       const bool by_blocks = shuffle_ && d.blocks;
       if (shuffle_ && (d.permuted_epoch != d.epoch || (by_blocks && !d.blocks->order->holds(d.position)))) {
-        permute_waiting(i);  // some may be of the epoch or the group that has ended
+        permute_waiting(i);  // some may belong to the epoch or group that has ended
         permute_from(lane);
       }
       indices[i] = static_cast<std::int64_t>(d.position - (by_blocks ? d.blocks->order->begin() : 0));

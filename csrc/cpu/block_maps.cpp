@@ -69,7 +69,7 @@ std::int64_t BlockLayout::find(std::int64_t byte) const {
 }
 
 std::string BlockLayout::file_name(std::int64_t block) const {
-  // Empty objects have the same base as the one behind them, which is the last of them.
+  // Empty objects have the same base as the next object that is not empty. The search returns the last of them.
   const auto object = static_cast<std::size_t>(std::ranges::upper_bound(bases, begin(block)) - bases.begin() - 1);
   return stems[object] + '-' + hex(begin(block) - bases[object]) + '-' + hex(end(block) - bases[object]) + ".block";
 }
@@ -111,13 +111,13 @@ BlockMaps::Found BlockMaps::map(std::int64_t block, std::uint8_t state) {
   try {
     file = std::make_shared<MappedFile>(path(block));
   } catch (const std::system_error& error) {
-    if (error.code().value() == ENOENT) return {State::absent, nullptr};  // evicted at this moment
+    if (error.code().value() == ENOENT) return {State::absent, nullptr};  // evicted in the meantime
     throw;
   }
   const auto size = static_cast<std::size_t>(layout_.end(block) - layout_.begin(block));
   if (file->size() != size + kSealBytes) return {State::damaged, nullptr};
 #if defined(MADV_POPULATE_READ)
-  // One call in place of a fault for every few pages. It is only faster, so it may fail.
+  // One call replaces a page fault for every few pages. It only saves time, so it may fail.
   ::madvise(const_cast<char*>(file->data()), file->size(), MADV_POPULATE_READ);
 #endif
   MapGuard guard;
@@ -148,7 +148,7 @@ void BlockMaps::begin_read() {
       if (states_.state(held_[place].block) != held_[place].state) drop(place);
   }
   if (held_.size() <= max_maps_) return;
-  // A quarter at once, so that they are seldom looked through.
+  // Releases a quarter at once, so that the list is seldom scanned.
   std::vector<std::uint64_t> reads;
   for (const Held& held : held_) reads.push_back(held.last_read);
   const auto quarter = reads.begin() + static_cast<std::ptrdiff_t>(held_.size() - max_maps_ + max_maps_ / 4);

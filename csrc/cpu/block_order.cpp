@@ -8,7 +8,7 @@ namespace pycooldown {
 
 namespace {
 
-// floor(i n / m), also where i n has more than 64 bits.
+// floor(i n / m), also if i n has more than 64 bits.
 std::uint64_t share(std::uint64_t i, std::uint64_t n, std::uint64_t m) {
   __extension__ using Wide = unsigned __int128;
   return static_cast<std::uint64_t>(Wide{i} * n / m);

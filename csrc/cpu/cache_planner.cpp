@@ -9,7 +9,7 @@ namespace pycooldown {
 
 namespace {
 
-// Next uses beyond what is known: the earlier the last step, the greater.
+// Keys for unknown next uses: the earlier the last use, the larger.
 constexpr std::int64_t kUnknown = std::int64_t{1} << 62;
 
 std::int64_t unknown_use(std::int64_t last_step) { return kUnknown - last_step; }
@@ -44,8 +44,8 @@ void CachePlanner::hold(std::span<const std::int64_t> blocks) {
 
 void CachePlanner::offer(std::int64_t block, const Held& held) { candidates_.emplace(held.next_use, block); }
 
-// The next step is asked for: what was fetched for the one before is no longer ahead, and the blocks of one more step
-// may go, but for those that later steps use.
+// Advances to the next step: blocks fetched for the step before no longer count as ahead, and blocks of one more step
+// may be evicted, unless later steps use them.
 void CachePlanner::ask_for_next() {
   window_bytes_ -= open_[static_cast<std::size_t>(asked_++ - consumed_)].fetched_bytes;
   if (asked_ - consumed_ <= prefetched_) return;
@@ -79,7 +79,7 @@ CacheActions CachePlanner::plan(std::span<const std::int64_t> blocks, std::span<
         "ends: expected the ends of at least num_steps steps, in order, the last one that of "
         "blocks");
   }
-  // The step of the next use of each use, and the first one of each block, counted as next_step_ is.
+  // The step of the next use after each use, and of the first use of each block, counted as next_step_ is.
   std::vector<std::int64_t> next_uses(blocks.size());
   std::unordered_map<std::int64_t, std::int64_t> first_uses;
   for (std::size_t step = ends.size(); step-- > 0;) {
@@ -106,7 +106,7 @@ CacheActions CachePlanner::plan(std::span<const std::int64_t> blocks, std::span<
     const auto used = blocks.subspan(begin, end - begin);
     open_.push_back({{used.begin(), used.end()}, 0});
     bool over = false, shrunk = false;
-    // First those that are there: what the step needs is not evicted for what else it needs.
+    // First the blocks that are held, so that none of them is evicted for others of the same step.
     for (std::size_t j = begin; j < end; ++j)
       if (const auto found = held_.find(blocks[j]); found != held_.end()) found->second = {step, next_uses[j]};
     for (std::size_t j = begin; j < end; ++j) {

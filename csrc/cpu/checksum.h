@@ -1,4 +1,4 @@
-// Checksums that only have to notice damage: any change of one word changes them.
+// Checksums that only detect damage: any change of one word changes them.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 namespace pycooldown {
 
-// Each step is one-to-one in the hash and in the word.
+// Each step is a bijection in the hash and in the word.
 inline std::uint64_t checksum_step(std::uint64_t hash, std::uint64_t word) {
   hash = (hash ^ word) * 0x100000001b3u;
   return hash ^ hash >> 32;
@@ -26,7 +26,7 @@ inline std::uint64_t checksum(std::string_view bytes, std::uint64_t seed = 0) {
   return hash;
 }
 
-// The same of eight stripes, word by word, so that the processor works on all of them at a time.
+// The same over eight interleaved stripes of words, so that the processor works on all of them in parallel.
 inline std::uint64_t striped_checksum(std::string_view bytes) {
   constexpr std::size_t kStripes = 8, kBytes = 8 * kStripes;
   std::array<std::uint64_t, kStripes> words, hashes;

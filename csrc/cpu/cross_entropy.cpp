@@ -1,5 +1,5 @@
 // Cross-entropy of all rows. Threads share the rows and run the kernel of cross_entropy_kernel.cpp on them. The sums by
-// domain are added up in a fixed order.
+// domain are computed in a fixed order.
 #include "pycooldown/cross_entropy.h"
 
 #include <algorithm>
@@ -25,8 +25,8 @@ void check(const char* name, const std::int64_t* values, std::int64_t bound, std
                           " is not in [0, " + std::to_string(bound) + "), the number of " + what);
 }
 
-// A gradient is large, and mostly memory that was never written to. With pages of 2 MiB instead of 4 KiB, the first
-// writes to it cause 512 times fewer page faults.
+// A gradient is large, and mostly memory that was never written. With pages of 2 MiB instead of 4 KiB, the first writes
+// cause 512 times fewer page faults.
 void prefer_huge_pages([[maybe_unused]] void* begin, [[maybe_unused]] std::size_t bytes) {
 #if defined(__linux__)
   constexpr std::uintptr_t kHugePage = 2 << 20;

@@ -17,7 +17,7 @@ namespace {
 
 constexpr int kUnroll = 4;
 constexpr std::int64_t kStep = kUnroll * kWidth;
-constexpr std::int64_t kAhead = 8192;  // bytes that are prefetched ahead of a sweep
+constexpr std::int64_t kAhead = 8192;  // bytes to prefetch ahead of a sweep
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // A block keeps the reference of the block before it, unless its largest logit exceeds that by more than this: the
@@ -53,7 +53,7 @@ struct Pending {
   bool streamed = false;
 
   std::int64_t written = 0, block_end = 0;
-  float reference = std::numeric_limits<float>::quiet_NaN(), factor = 0;  // of the block that ends at block_end
+  float reference = std::numeric_limits<float>::quiet_NaN(), factor = 0;  // those of the block that ends at block_end
 
   // Writes the next elements.
   PYCOOLDOWN_INLINE void step() {
@@ -84,8 +84,8 @@ struct Pending {
     return g * (splat(1.0f) - u * u);
   }
 
-  // Writes up to the end of the block and opens the next block. Of a row's first block, it then writes the elements
-  // before the first whole cache line.
+  // Writes up to the end of the block and opens the next one. In a row's first block, it then writes the elements
+  // before the first full cache line.
   __attribute__((noinline)) void finish_block() {
     write_up_to(block_end);
     if (written == num_classes) return;
@@ -209,7 +209,7 @@ void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* c
   const double smoothing = job.label_smoothing;
   const auto num_classes = static_cast<double>(job.whole_lse ? job.num_whole_classes : job.num_classes);
   const auto softcap = static_cast<float>(job.softcap);
-  std::vector<std::pair<T*, T>> at_target;  // written last, since streamed stores are not ordered with others
+  std::vector<std::pair<T*, T>> at_target;  // written last, because streamed stores are not ordered with others
   Pending<T> pending;
 
   for (std::int64_t row = begin; row < end; ++row) {
@@ -245,7 +245,7 @@ void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* c
     job.lse[row] = static_cast<float>(sums.lse());
     correct[row] = x_target >= static_cast<double>(sums.largest) && !std::isnan(loss);
     if (!differentiated) {
-      if (grad) std::fill_n(grad, job.num_classes, T{});  // only now, since these may be the logits
+      if (grad) std::fill_n(grad, job.num_classes, T{});  // not earlier, because grad may be the logits
       continue;
     }
 
@@ -265,7 +265,7 @@ void rows(const CrossEntropy& job, std::int64_t begin, std::int64_t end, bool* c
       // At the target, p - 1 is computed by expm1, which does not suffer from cancellation.
       double g = std::expm1(-nll) + smoothing - shift;
       if (z != 0) g += z * std::exp(-nll);
-      if (capped) {  // in float64, as 1 - tanh^2 cancels
+      if (capped) {  // in float64, because 1 - tanh^2 cancels
         const double t = std::tanh(to_float(x[target]) / job.softcap);
         g *= 1 - t * t;
       }

@@ -16,7 +16,7 @@ struct Features {
   bool avx2, avx512;
 };
 
-// Asks cpuid itself: in code that zig 0.17 has compiled, __builtin_cpu_supports is always false.
+// Uses cpuid directly: in code compiled by zig 0.17, __builtin_cpu_supports is always false.
 Features detect() {
   unsigned eax, ebx, ecx, edx, saved, upper;
   constexpr unsigned kFirst = bit_OSXSAVE | bit_FMA | bit_F16C, kAvx2 = bit_AVX2 | bit_BMI2;

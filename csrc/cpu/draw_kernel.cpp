@@ -14,9 +14,8 @@ namespace {
 
 #if defined(PYCOOLDOWN_ISA_avx512)
 
-// Eight Philox blocks at a time, one per 64-bit lane (only the low half of a lane holds a word), for 32 draws. The
-// upper half of their numbers is the same in a call, so that the compiler takes what follows from it alone out of
-// loops.
+// Eight Philox blocks at a time for 32 draws, one per 64-bit lane (only the low half of a lane holds a word). The upper
+// half of the block numbers is constant within a call, so the compiler can move what depends only on it out of loops.
 constexpr std::uint64_t kBlocks = 8;
 
 // Looks rows up in memory.
@@ -26,7 +25,7 @@ struct GatheredRows {
   __m512i operator()(__m512i column) const { return _mm512_i32gather_epi32(column, rows, 4); }
 };
 
-// Up to 128 rows fit into registers, where looking up takes four permutations and a choice by the high bits.
+// Up to 128 rows fit into registers, where a lookup takes four permutations and a selection by the high bits.
 struct HeldRows {
   __m512i rows[8];
   explicit HeldRows(AliasTableView table) {
@@ -93,7 +92,7 @@ void draw_blocks(AliasTableView table, const Rows& rows, const Words& random, st
 
 #elif defined(PYCOOLDOWN_ISA_avx2)
 
-// The same by two groups of four blocks, which take turns: one alone would wait for its multiplications.
+// The same with two groups of four blocks that alternate, because one group alone would wait for its multiplications.
 constexpr std::uint64_t kBlocks = 8;
 
 struct Words {
@@ -144,8 +143,8 @@ inline __attribute__((always_inline)) Words random_blocks(const RoundKeys& keys,
   return words;
 }
 
-// Looks rows up one by one: gathering is slow on many processors that lack AVX-512. Columns leave the vector two at a
-// time; to store them all and to load each would take longer.
+// Looks rows up one by one, because gathers are slow on many processors without AVX-512. Columns leave the vector two
+// at a time; storing all of them and loading each would take longer.
 struct LoadedRows {
   const std::uint32_t* rows;
   explicit LoadedRows(AliasTableView table) : rows(table.rows) {}
@@ -168,7 +167,7 @@ void draw_blocks(AliasTableView table, const Rows& rows, const Words& random, st
   for (const __m256i part : random.part) {
     const __m256i column = _mm256_srl_epi32(part, shift);
     const __m256i row = rows(column);
-    // Both sides are below 2^31 (there are at least two columns), so a signed comparison serves.
+    // Both sides are below 2^31 (there are at least two columns), so a signed comparison is correct.
     const __m256i keep = _mm256_cmpgt_epi32(_mm256_and_si256(row, mask), _mm256_and_si256(part, mask));
     const __m256i drawn = _mm256_blendv_epi8(_mm256_srl_epi32(row, shift), column, keep);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), drawn);
@@ -210,7 +209,7 @@ void draw_range(AliasTableView table, std::uint64_t seed, std::uint64_t begin, s
     if (end - i < 4 * kBlocks) return;
     const RoundKeys keys(seed);
     const auto high = static_cast<std::uint32_t>(i / 4 >> 32);
-    for (; end - i >= 4 * kBlocks; i += 4 * kBlocks, out += 4 * kBlocks)  // no sum, as it might wrap
+    for (; end - i >= 4 * kBlocks; i += 4 * kBlocks, out += 4 * kBlocks)  // not a sum, which might wrap
       draw_blocks(table, rows, random_blocks(keys, Stream::draw, static_cast<std::uint32_t>(i / 4), high), out);
   };
 #if defined(PYCOOLDOWN_ISA_avx512)

@@ -24,7 +24,7 @@ inline std::int64_t modified_ns(const struct stat& status) {
 
 class File {
  public:
-  // Throws std::system_error, as all below do. Opening does not wait for a writer, should this be a pipe.
+  // Throws std::system_error, as all functions below do. Opening does not wait for a writer if this is a pipe.
   explicit File(const std::string& path)
       : path_(path), descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
     if (descriptor_ < 0) fail(errno);
@@ -39,7 +39,7 @@ class File {
     bool regular, folder;
     std::uint64_t size;           // bytes
     std::int64_t mtime_ns;        // nanoseconds since the epoch
-    std::uint64_t device, inode;  // which file it is
+    std::uint64_t device, inode;  // identify the file
 
     explicit Status(const struct stat& status)
         : regular(S_ISREG(status.st_mode)),

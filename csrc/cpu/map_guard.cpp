@@ -21,8 +21,8 @@ pthread_key_t guard_key;
 struct sigaction previous;              // Written only while our handler is not installed.
 std::atomic<bool> is_passed_on{false};  // A signal went to the previous handler since ours was installed.
 
-// Gives the signal to the handler that was there before. A read that failed is repeated on return and raises the
-// signal again. If it comes back to us, the previous handler knows ours as the one before it: the process ends then.
+// Passes the signal to the previous handler. A read that failed is repeated on return and raises the signal again. If
+// the signal returns to us, the previous handler has ours as its predecessor, and the process ends.
 void pass_on(const siginfo_t& info) {
   struct sigaction next = previous;
   if (is_passed_on.exchange(true)) {
@@ -30,7 +30,7 @@ void pass_on(const siginfo_t& info) {
     next.sa_handler = SIG_DFL;
   }
   ::sigaction(SIGBUS, &next, nullptr);
-  if (info.si_code <= 0) ::raise(SIGBUS);  // Sent by a process, so that nothing would raise it again.
+  if (info.si_code <= 0) ::raise(SIGBUS);  // Sent by a process, so nothing else raises it again.
 }
 
 void on_bus_error(int, siginfo_t* info, void*) {
@@ -87,7 +87,7 @@ MapGuard::MapGuard() {
 MapGuard::~MapGuard() { pthread_setspecific(guard_key, outer_); }
 
 void MapGuard::watch(std::span<MappedBytes* const> maps) {
-  // The handler runs between two instructions of this thread, so that only the compiler must keep their order.
+  // The handler runs between two instructions of this thread, so only the compiler must keep their order.
   std::atomic_signal_fence(std::memory_order_seq_cst);
   watched_ = maps;
   std::atomic_signal_fence(std::memory_order_seq_cst);
@@ -98,7 +98,7 @@ bool MapGuard::replace_pages(const void* address) const {
   for (MappedBytes* map : watched_) {
     const auto begin = reinterpret_cast<std::uintptr_t>(map->bytes.data()), end = begin + map->bytes.size();
     if (at < begin || at >= end) continue;
-    map->lost = true;  // Before the zeros are there, which other threads read without a signal.
+    map->lost = true;  // Set before the zeros appear, which other threads read without a signal.
     const std::uintptr_t first = at / page_size * page_size;
     return ::mmap(reinterpret_cast<void*>(first), end - first, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
                   0) != MAP_FAILED;

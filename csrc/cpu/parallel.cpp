@@ -12,9 +12,9 @@ namespace pycooldown {
 
 namespace {
 
-// The entry point of an OpenMP runtime that the process has already loaded, as torch does. The runtimes of GCC, Intel
-// and LLVM all export it. Sharing its threads avoids a second pool. Both pools would compete for the processors, since
-// OpenMP's threads spin for milliseconds after each operation of torch.
+// The entry point of an OpenMP runtime that the process has already loaded, for example through torch. The runtimes of
+// GCC, Intel and LLVM all export it. Sharing its threads avoids a second pool. Two pools would compete for processors,
+// because OpenMP's threads spin for milliseconds after each operation of torch.
 using OmpParallel = void (*)(void (*)(void*), void*, unsigned num_threads, unsigned flags);
 
 OmpParallel loaded_openmp() {

@@ -93,7 +93,7 @@ void permute(const Permutation* const* permutations, std::int64_t* positions, st
 namespace {
 
 // Sixteen permutations, one in each 32-bit lane of two vectors: sizes are at most 2^62, so both parts of an index have
-// 32 bits. The two take turns, since one alone would wait for its multiplications.
+// 32 bits. The two vectors alternate, because one alone would wait for its multiplications.
 constexpr std::size_t kLanes = 16;
 static_assert(sizeof(Permutation) == 64);
 
@@ -197,7 +197,7 @@ void permute_lanes(const Permutation* const* permutations, std::int64_t* positio
   };
   for (int round = 0; round < 6; round += 2) two_rounds(keys[round], keys[round + 1]);
 
-  // A size below 4,096 has no upper half. Neither that nor low_bits alone tells.
+  // A size below 4,096 has no upper half. Neither the upper half nor low_bits alone shows this.
   const Lanes small = each(
       [](__m256i n, __m256i bits) {
         return _mm256_and_si256(_mm256_cmpgt_epi32(splat(4096), n), _mm256_cmpgt_epi32(splat(7), bits));
@@ -215,8 +215,8 @@ void permute_lanes(const Permutation* const* permutations, std::int64_t* positio
 
   for (std::size_t half = 0; half < 2; ++half) {
     const __m256i l = low.half[half], h = high.half[half], bits = low_bits.half[half], n = size.half[half];
-    // Beyond n, whose last index has the parts high_size - 1 and (n - 1) & low_mask: it walks on. Sizes below 64 take
-    // more rounds. Both are rare, and done one by one.
+    // Results beyond n, whose last index has the parts high_size - 1 and (n - 1) & low_mask, walk on. Sizes below 64
+    // take more rounds. Both cases are rare and handled one by one.
     const __m256i last = _mm256_and_si256(_mm256_sub_epi32(n, splat(1)), low_mask.half[half]);
     const __m256i walking = _mm256_and_si256(_mm256_cmpeq_epi32(h, _mm256_sub_epi32(high_size.half[half], splat(1))),
                                              _mm256_cmpgt_epi32(l, last));

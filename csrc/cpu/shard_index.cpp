@@ -1,5 +1,5 @@
-// The index file beside one shard: of this version (see tar_index_file.h), or as it was written up to version 0.2 of the
-// package, which is read and no longer written: a fixed header, rows, then texts, each after its length.
+// Reads the index file beside one shard: in this version (see tar_index_file.h), or in the format up to version 0.2 of
+// the package, which is only read: a fixed header, rows, then texts, each after its length.
 #include <cstring>
 #include <stdexcept>
 
@@ -22,7 +22,7 @@ struct FormerHeader {
 };
 
 struct FormerSample {
-  std::uint64_t member, key;  // where its members and its key begin; they end where the next one's begin
+  std::uint64_t member, key;  // where its members and its key begin; they end where the next sample's begin
 };
 
 struct FormerMember {
@@ -75,7 +75,7 @@ std::shared_ptr<TarIndex> read_former(std::string_view bytes, const FormerHeader
     builder.add_fault({offset, std::string(reader.text())});
   }
   require(reader.done() && samples[0].member == 0 && samples[0].key == 0);
-  std::uint64_t end = 0;  // members lie one behind the other, each from the start of a block
+  std::uint64_t end = 0;  // members follow each other, each from the start of a block
   std::vector<TarMember> of_sample;
   for (std::uint64_t i = 0; i + 1 < header.num_rows; ++i) {
     const FormerSample &row = samples[i], &next = samples[i + 1];

@@ -1,5 +1,5 @@
-// A vector of floats as wide as the instruction set allows, with the few operations that the kernels need, loads and
-// stores of 16-bit formats included. Included by *_kernel.cpp only.
+// A vector of floats as wide as the instruction set allows, with the few operations that the kernels need, including
+// loads and stores of 16-bit formats. Included by *_kernel.cpp only.
 #pragma once
 
 #include <array>
@@ -32,7 +32,7 @@ typedef std::uint16_t HalfVec __attribute__((vector_size(kWidth * sizeof(std::ui
 
 PYCOOLDOWN_INLINE Vec splat(float x) { return x - Vec{}; }
 
-// Returns a * b + c, rounded once where the instruction set can.
+// Returns a * b + c, rounded once if the instruction set supports it.
 PYCOOLDOWN_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #if defined(PYCOOLDOWN_ISA_avx512)
   return _mm512_fmadd_ps(a, b, c);
@@ -246,7 +246,7 @@ PYCOOLDOWN_INLINE void store_first(T* p, std::int64_t n, Vec v) {
   std::memcpy(static_cast<void*>(p), &bits, static_cast<std::size_t>(n) * sizeof(T));
 }
 
-// Makes streamed stores visible to, and ordered before, what follows.
+// Makes streamed stores visible to later operations, and ordered before them.
 PYCOOLDOWN_INLINE void stream_fence() {
 #if defined(PYCOOLDOWN_ISA_avx512) || defined(PYCOOLDOWN_ISA_avx2)
   _mm_sfence();

@@ -16,7 +16,7 @@ constexpr std::uint64_t kBlock = 512;
 constexpr std::uint64_t kMaxExtendedHeader = 1 << 20;  // a long name or pax header beyond 1 MiB is damage
 constexpr std::uint64_t kMaxShard = kBlock << 32;      // members count blocks in 32 bits: 2 TiB
 
-struct Broken : TarFault {};  // thrown where the scan cannot go on
+struct Broken : TarFault {};  // thrown if the scan cannot continue
 
 [[noreturn]] inline void fail(std::uint64_t offset, const std::string& what) { throw Broken{{offset, what}}; }
 
@@ -24,7 +24,7 @@ inline std::uint64_t padded(std::uint64_t size) { return (size + kBlock - 1) / k
 
 inline std::string_view text(const char* field, std::size_t size) { return {field, strnlen(field, size)}; }
 
-// Returns a member's name for messages. Control characters, which terminals obey, are written as \\x and two digits.
+// Returns a member's name for messages. Control characters, which terminals interpret, become \\x and two digits.
 inline std::string quoted(std::string_view name) {
   constexpr const char* kHex = "0123456789abcdef";
   std::string out = "'";
@@ -62,7 +62,7 @@ inline std::optional<std::int64_t> number(const char* field, std::size_t size) {
   return value;
 }
 
-// A header block, checked as Python's tarfile checks it: if one field is damaged, the others are not trusted.
+// A header block, with the checks of Python's tarfile: if one field is damaged, the others are not trusted.
 struct Header {
   const char* raw;
   std::uint64_t size;
@@ -97,7 +97,7 @@ struct Header {
   bool regular() const {
     return type == '0' || type == '7' || sparse() || (type == '\0' && !text(raw, 100).ends_with('/'));
   }
-  // Links, devices, directories and FIFOs have no data whatever their size field says; unknown types do.
+  // Links, devices, directories and FIFOs have no data, regardless of their size field; unknown types do.
   bool has_data() const { return regular() || !(type == '\0' || (type >= '1' && type <= '6')); }
 
   std::string name() const {
@@ -106,7 +106,7 @@ struct Header {
   }
 };
 
-// The values that extended headers give for the member behind them. The first header counts, as in tarfile.
+// The values that extended headers set for the next member. The first header counts, as in tarfile.
 struct Extended {
   std::optional<std::string> name;
   std::optional<std::uint64_t> size;

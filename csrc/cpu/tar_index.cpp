@@ -36,7 +36,7 @@ std::shared_ptr<TarIndex> TarIndex::map(const std::string& path) {
 
 void TarIndex::require(bool condition) const {
   if (condition) return;
-  check_file();  // that the file has changed is the better reason
+  check_file();  // a changed file is the more useful error
   throw std::invalid_argument((path_.empty() ? "" : path_ + ": ") + "the index is damaged");
 }
 
@@ -73,7 +73,7 @@ bool TarIndex::open() {
   return true;
 }
 
-// A file made by somebody else may carry right checksums, so what is read out of bounds is checked by itself.
+// A file from another source may carry correct checksums, so reads out of bounds are checked separately.
 void TarIndex::open_directory() {
   const Header& head = header();
   for (std::uint32_t t = 0; t < head.num_tables; ++t) tables_.push_back(parse_table(table_text(t)));

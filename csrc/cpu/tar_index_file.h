@@ -1,13 +1,13 @@
 // The file of an index:
 //
 //   Header
-//   a section for each shard: places, where the record of each sample begins (and one more, where the last one ends),
-//     of 4 or 8 bytes; then the records
-//   the directory: ShardRow, DomainRow, TableRow and FaultRow, as many as the header says; then the texts
+//   a section for each shard: places, i.e. where the record of each sample begins (and, as one more, where the last
+//     one ends), of 4 or 8 bytes; then the records
+//   the directory: ShardRow, DomainRow, TableRow and FaultRow, with counts from the header; then the texts
 //
 // A record has the first member's block (4 bytes), its layout, the size of each member, the key, and a checksum of 2
-// bytes. A layout says which extensions a sample has and how many blocks lie between its members; nearly all samples of
-// a data set share a few. Layouts and extensions are a table, which shards share. Layouts and sizes are varints.
+// bytes. A layout lists the extensions of a sample and the number of blocks between its members. Nearly all samples of
+// a data set share a few layouts. Shards share a table of layouts and extensions. Layouts and sizes are varints.
 #pragma once
 
 #include <algorithm>
@@ -28,14 +28,14 @@ constexpr std::uint64_t kBlock = 512;
 
 struct Header {
   char magic[8];
-  std::uint64_t shard_size;  // of the first shard: an index beside a shard is known by its head
+  std::uint64_t shard_size;  // of the first shard, so that the head identifies an index beside its shard
   std::int64_t shard_mtime_ns;
   std::uint64_t num_samples;
   std::uint32_t num_shards, num_domains, num_tables, num_faults;
   std::uint64_t directory;  // where it begins
   std::uint64_t directory_size;
   std::uint64_t directory_checksum;
-  std::uint64_t checksum;  // of this header, up to here
+  std::uint64_t checksum;  // checksum of this header up to this field
 };
 static_assert(sizeof(Header) == 80);
 
@@ -89,7 +89,7 @@ T load(const char* at) {
   return value;
 }
 
-// Reads from bytes that may be anything: `bad` is set where they end too early.
+// Reads from bytes of any content: `bad` is set if they end too early.
 struct Cursor {
   std::string_view rest;
   bool bad = false;

@@ -59,7 +59,7 @@ TarReader::Place TarReader::find(std::uint64_t i) const {
 
 TarReader::Batch::Batch(TarReader& reader) : reader_(reader), number_(++reader.num_batches_) {
   for (const Source& source : reader.sources_) {
-    if (!source.is_folder) break;  // the others are in memory
+    if (!source.is_folder) break;  // other indexes are in memory
     source.index->check_file();
   }
   guard_.watch(reader_.index_maps_);
@@ -87,7 +87,7 @@ const char* TarReader::Batch::view(std::uint32_t number, std::uint64_t offset, s
   const std::string path = reader_.path(number);
   const File file(path);
   const std::size_t done = file.read(offset, buffer.data(), size);
-  reader_.require_indexed(number, file);  // after the read, so that a change during it is noticed too
+  reader_.require_indexed(number, file);  // after the read, to detect a change during it too
   if (done != size) file.fail(EIO, " ends before its size");
   return buffer.data();
 }
@@ -105,7 +105,7 @@ void TarReader::Batch::copy(const char* from, std::size_t size, void* out) {
 
 void TarReader::Batch::finish() const {
   for (const std::uint32_t shard : read_)
-    if (reader_.shards_[shard].map) reader_.require_mapped(shard);  // else when it was unmapped
+    if (reader_.shards_[shard].map) reader_.require_mapped(shard);  // otherwise checked when it was unmapped
   for (const Source& source : reader_.sources_) {
     if (!source.is_folder) break;
     source.index->require_pages();
@@ -132,8 +132,8 @@ void TarReader::require_indexed(std::uint32_t number, const File& file) {
   shard.known = true;
 }
 
-// Whether a shard, about to be read, has been read kHot times of the last kHot * max_maps reads of unmapped shards: no
-// more than max_maps can be.
+// Whether a shard, about to be read, was read kHot times among the last kHot * max_maps reads of unmapped shards. At
+// most max_maps shards can be.
 bool TarReader::is_hot(Shard& shard) {
   if (max_maps_ == 0) return false;
   const std::uint64_t window = num_reads_++ / (kHot * max_maps_);
@@ -144,7 +144,7 @@ bool TarReader::is_hot(Shard& shard) {
 
 void TarReader::map(std::uint32_t number) {
   const std::string path_of = path(number);
-  require_indexed(number, File(path_of));  // not out of the map, whose pages may be lost
+  require_indexed(number, File(path_of));  // not from the map, whose pages may be lost
   auto map = std::make_unique<MappedFile>(path_of);
   if (map->size() != index(number).shard_size(this->number(number))) fail(ESTALE, path_of, kChanged);
   if (mapped_.size() < max_maps_) {
@@ -162,7 +162,7 @@ void TarReader::map(std::uint32_t number) {
 }
 
 void TarReader::unmap(std::uint32_t number) {
-  if (shards_[number].unfinished > 0) require_mapped(number);  // which its batches can no longer do
+  if (shards_[number].unfinished > 0) require_mapped(number);  // its batches can no longer check it
   shards_[number].map.reset();
 }
 

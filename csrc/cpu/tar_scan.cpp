@@ -27,7 +27,7 @@ class Source {
     return window_.data() + (offset - begin_);
   }
 
-  // What the window holds from `offset` on: at least a byte, and a block where the file has as much.
+  // The window's bytes from `offset` on: at least one byte, and a block if the file has as much.
   std::string_view peek(std::uint64_t offset) {
     if (offset < begin_ || offset >= end_) fill(offset);
     if (end_ <= offset) fail(offset, "the file ends before its size");
@@ -54,12 +54,12 @@ class Source {
   std::uint64_t begin_ = 0, end_ = 0;
 };
 
-// Builds samples out of members, by webdataset's rules (webdataset.tariterators, base_plus_ext and group_by_keys).
+// Groups members into samples by webdataset's rules (webdataset.tariterators, base_plus_ext and group_by_keys).
 class Grouper {
  public:
   explicit Grouper(TarShardBuilder& builder) : builder_(builder) {}
 
-  // `what`, where given, says why the member cannot be read; its sample is dropped and counted as a fault.
+  // `what`, if given, states why the member cannot be read. Its sample is dropped and counted as a fault.
   void add(std::string_view path, std::uint64_t header, std::uint64_t data, std::uint64_t size,
            const char* what = nullptr) {
     if (is_metadata(path)) return;
@@ -83,13 +83,13 @@ class Grouper {
     members_.push_back({data, size, extension});
   }
 
-  // Gives up the open sample, which counts as one fault however many of its members are at fault.
+  // Drops the open sample, which counts as one fault for any number of faulty members.
   void drop(std::uint64_t header, const std::string& what) {
     if (!dropped_) builder_.add_fault({header, what});
     dropped_ = true;
   }
 
-  // Gives up the rest of the shard, and the open sample with it, since members of it may be missing.
+  // Drops the rest of the shard, and the open sample with it, because members of it may be missing.
   void stop(const TarFault& fault) {
     if (dropped_) close();
     drop(fault.offset, fault.what + "; the shard cannot be read beyond it");
@@ -103,13 +103,13 @@ class Grouper {
   }
 
  private:
-  // __meta__ files and everything below a directory of such a name.
+  // __meta__ files, and everything below a directory of that name.
   static bool is_metadata(std::string_view path) {
     const std::string_view first = path.substr(0, path.find('/'));
     return first.starts_with("__") && first.ends_with("__") && (first.size() >= 4 || first.size() == path.size());
   }
 
-  // Length of the key that the pattern ^((?:.*/|)[^.]+)[.]([^/]*)$ finds; 0 where it does not match.
+  // Length of the key that the pattern ^((?:.*/|)[^.]+)[.]([^/]*)$ finds; 0 if it does not match.
   static std::size_t key_length(std::string_view path) {
     const std::size_t dot = path.find('.', path.rfind('/') + 1);
     if (dot == std::string_view::npos || dot == 0) return 0;
@@ -134,15 +134,15 @@ class Grouper {
 
   TarShardBuilder& builder_;
   bool open_ = false, dropped_ = false;
-  std::string key_;  // of the open sample, as are its members
+  std::string key_;  // key of the open sample
   std::vector<TarMember> members_;
-  std::uint64_t ordinal_ = 0;  // of the open sample, the dropped ones counted
+  std::uint64_t ordinal_ = 0;  // number of the open sample, counting dropped ones
   std::string spelling_;
   std::unordered_map<std::string, std::uint32_t> ids_;
   std::vector<std::uint64_t> last_sample_;  // by extension: the ordinal of the last sample that had it
 };
 
-// Returns which format a file that is not a tar has, with the way out; empty if its first bytes are of no known format.
+// Returns the format of a file that is not a tar, with a remedy; empty if its first bytes are of no known format.
 std::string foreign_format(std::string_view start) {
   struct Format {
     std::string_view magic;
@@ -178,8 +178,8 @@ bool all_zero(std::string_view bytes) {
   return std::all_of(bytes.begin(), bytes.end(), [](char c) { return c == '\0'; });
 }
 
-// An archive ends with zero blocks, and tar fills its last record with more of them. Anything else behind them is data
-// that no reader would see, such as the second one of two tars that were joined by `cat`.
+// An archive ends with zero blocks, and tar fills its last record with more of them. Anything else after them is data
+// that no reader would see, such as the second of two tars that were joined by `cat`.
 void require_end(Source& source, std::uint64_t at) {
   while (at < source.size()) {
     const std::string_view rest = source.peek(at);
@@ -204,7 +204,7 @@ void scan(Source& source, Grouper& grouper) {
     const char* block = source.block(at);
     if (all_zero({block, kBlock})) {
       if (expects_member) fail(at, "an extended header without a member");
-      grouper.close();  // it is whole, whatever follows
+      grouper.close();  // the sample is complete, whatever follows
       return require_end(source, at);
     }
     const Header header(block, at);

@@ -6,8 +6,8 @@ namespace pycooldown::PYCOOLDOWN_ISA {
 
 namespace {
 
-// Tokens may lie at any address: files of other projects do not align them. `Unsigned` is the unsigned type of the same
-// size, in which negative tokens are large numbers.
+// Tokens may lie at any address, because files of other projects do not align them. `Unsigned` is the unsigned type of
+// the same size, in which negative tokens are large numbers.
 template <class Token, class Unsigned, class Out>
 std::uint64_t copy(const std::byte* __restrict in, std::size_t count, Out* __restrict out) {
   Unsigned largest = 0;

@@ -26,7 +26,7 @@ bool is_signed(TokenType type) {
   return type == TokenType::i8 || type == TokenType::i16 || type == TokenType::i32 || type == TokenType::i64;
 }
 
-// How many ids the signed half of a type has, or all of an unsigned one (2^64 - 1 of the largest).
+// Number of ids in the non-negative half of a signed type, or in an unsigned one (2^64 - 1 for the largest).
 std::uint64_t num_ids(TokenType type) {
   const std::size_t bits = 8 * token_bytes(type) - (is_signed(type) ? 1 : 0);
   return std::uint64_t{1} << bits;
@@ -34,7 +34,7 @@ std::uint64_t num_ids(TokenType type) {
 
 [[noreturn]] void refuse_id(const TokenFile& file, std::uint64_t bits) {
   std::string id = std::to_string(bits);
-  if (is_signed(file.type) && bits >= num_ids(file.type))  // a negative one, of which the kernel gives the bits
+  if (is_signed(file.type) && bits >= num_ids(file.type))  // a negative id, whose bits the kernel returns
     id = std::to_string(static_cast<std::int64_t>(bits - (token_bytes(file.type) < 8 ? 2 * num_ids(file.type) : 0)));
   throw std::invalid_argument(file.path + " has token id " + id + "; expected ids in [0, " +
                               std::to_string(file.vocabulary_size) + ")");
@@ -87,7 +87,7 @@ void MappedState::check() const {
                             path + " was truncated while it was mapped, or its disk fails");
 }
 
-// A place in the stream: a file, and tokens from its start.
+// A position in the stream: a file, and tokens from its start.
 struct TokenReader::Place {
   const TokenFile* file;
   std::uint64_t token;
@@ -104,8 +104,8 @@ class TokenReader::Filler {
     guard_.watch(reader.maps_);
   }
 
-  // Throws std::system_error if a file that was read has changed since it was mapped. It is looked at after the read,
-  // so that a change in its middle is noticed too.
+  // Throws std::system_error if a file that was read has changed since it was mapped. The check follows the read, to
+  // detect a change during the read too.
   void check() const {
     for (const std::size_t file : read_)
       for (std::size_t map = reader_.first_maps_[file]; map < reader_.first_maps_[file + 1]; ++map)
@@ -141,7 +141,7 @@ class TokenReader::Filler {
     mark_documents(place, document, at_ + count);
   }
 
-  // Labels of a piece as if it were one document: first each token's own, then that of the token after it.
+  // Labels of a piece as if it were one document: each token's own label, or that of the token after it.
   void label(std::int64_t count) {
     std::memcpy(element(rows_.labels, at_), element(rows_.ids, at_), count * width_);
     set(rows_.labels, at_, 1, kIgnored);
@@ -163,7 +163,7 @@ class TokenReader::Filler {
         continue;
       }
       const std::span ends = place.file->ends;
-      while (document < ends.size() && ends[document] == place.token) ++document;  // documents of no tokens
+      while (document < ends.size() && ends[document] == place.token) ++document;  // skips documents without tokens
       const std::uint64_t end = end_of(*place.file, document, place.token);
       const std::int64_t count = std::min(stop - at_, static_cast<std::int64_t>(end - place.token));
       ++segment_;
@@ -198,7 +198,7 @@ class TokenReader::Filler {
 
   Place locate(std::int64_t token) { return noted(reader_.locate(token)); }
 
-  // Notes that the file of a place is read.
+  // Records that the file of a place is read.
   Place noted(Place place) {
     const auto number = static_cast<std::size_t>(place.file - reader_.files_.data());
     if (!is_read_[number]) read_.push_back(number);
@@ -235,7 +235,7 @@ class TokenReader::Filler {
 };
 
 TokenReader::Place TokenReader::locate(std::int64_t token) const {
-  const auto next = std::ranges::upper_bound(starts_, token);  // files of no tokens are passed over
+  const auto next = std::ranges::upper_bound(starts_, token);  // skips files without tokens
   return {&files_[static_cast<std::size_t>(next - starts_.begin() - 1)], static_cast<std::uint64_t>(token - next[-1])};
 }
 
@@ -264,7 +264,7 @@ void TokenReader::fill(const TokenRows& rows) const {
   try {
     for (std::int64_t row = 0; row + 1 < static_cast<std::int64_t>(rows.pieces.size()); ++row) filler.fill(row);
   } catch (const std::invalid_argument&) {
-    filler.check();  // that a file has changed is the better reason
+    filler.check();  // a changed file is the more useful error
     throw;
   }
   filler.check();

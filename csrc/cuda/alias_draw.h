@@ -1,4 +1,4 @@
-// Draws written to device memory. Needs the CUDA runtime; the errors of its calls come as std::runtime_error.
+// Draws written to device memory. Needs the CUDA runtime, whose errors become std::runtime_error.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace pycooldown {
 
-// A copy of a table in the memory of the device that is current when it is made.
+// A copy of a table in the memory of the device that is current at construction.
 class DeviceAliasTable {
  public:
   explicit DeviceAliasTable(const AliasTable& table);

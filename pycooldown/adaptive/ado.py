@@ -19,7 +19,7 @@ from pycooldown.mixture import Mixture, Vector
 
 Table = npt.NDArray[np.float64]
 
-_SLOTS = 32  # averages of losses that are kept for the fit
+_SLOTS = 32  # number of loss averages kept for the fit
 _EXPONENTS = np.linspace(0.01, 1.0, 199)
 
 
@@ -66,7 +66,7 @@ def fit_power_law(counts: Vector, losses: Vector, weights: Vector) -> PowerLaw:
 
 
 class ADO(LearnedSchedule):
-    """Draw domains in proportion to the predicted fall of their loss, from power laws that are fitted during training.
+    """Sampling in proportion to the predicted fall of each domain's loss, from power laws fitted during training.
 
     Jiang et al., "Adaptive Data Optimization: Dynamic Sample Selection with Scaling Laws", ICLR 2025. The loss of
     domain k after n_k tokens is modelled by L_k = epsilon_k + beta_k n_k^-alpha_k. With the prior mu and the moving

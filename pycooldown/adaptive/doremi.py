@@ -12,7 +12,7 @@ from pycooldown.mixture import Mixture, Vector
 
 
 class DoReMi(LearnedSchedule):
-    """Learn DoReMi's weights with a proxy: target_i <- target_i exp(eta * excess_i), normalised and smoothed.
+    """DoReMi's weights, learned with a proxy: target_i <- target_i exp(eta * excess_i), normalised and smoothed.
 
     Xie et al., "DoReMi: Optimizing Data Mixtures Speeds Up Language Model Pretraining", NeurIPS 2023, algorithm 1. The
     sampling stays that of the start. The excess of a domain is the mean over its tokens of max(loss - reference loss,
@@ -55,7 +55,7 @@ class DoReMi(LearnedSchedule):
 
     @property
     def moving_average(self) -> Mixture:
-        """As `average`, with an exponential moving average. If the two differ, the weights have not settled."""
+        """As `average`, but with an exponential moving average. If they differ, the weights have not settled."""
         mean = self._state["moving_average"] / self._state["moving_average"].sum()
         return self._mixture(mean, mean)
 

@@ -64,12 +64,12 @@ def _project(weights: Vector, target: Vector) -> Vector:
 
 
 class ERMA(LearnedSchedule):
-    """Set target_i = start target_i * w_i, with w from `erma_step` on a probe batch every ``interval`` steps.
+    """Targets target_i = start target_i * w_i, with w from `erma_step` on a probe batch every ``interval`` steps.
 
-    ERM with adaptation of Salmani et al., arXiv 2511.06913. The summary that we know leaves the following open; they
-    are our reconstruction: G(t), which makes the step descend (sum_i pi_i (1 - w_i) L_i)^2 / 2 +
-    lambda sum_i pi_i w_i^2 Var_i / 2 with gamma_2 = gamma_1 lambda; and the bound on the exponent. The normalisation is
-    the paper's with "printed" and ours with "projected".
+    ERM with adaptation of Salmani et al., arXiv 2511.06913. We know only a summary of the paper, which leaves two
+    points open; these are our reconstruction. One is G(t), which makes the step descend (sum_i pi_i (1 - w_i) L_i)^2 /
+    2 + lambda sum_i pi_i w_i^2 Var_i / 2 with gamma_2 = gamma_1 lambda. The other is the bound on the exponent. The
+    normalisation is the paper's with "printed" and ours with "projected".
 
     Args:
         start: Importances pi as ``target``, all > 0; its ``sampling`` stays.

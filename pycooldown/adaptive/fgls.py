@@ -32,14 +32,14 @@ def aitken_weights(target: Vector, variance: Vector) -> Vector:
 
 
 class FGLS(LearnedSchedule):
-    """Set target_i = start target_i * w_i, with w_i inverse to the domain's squared error on held-out training data.
+    """Targets start target_i * w_i, with w_i inverse to the domain's squared error on held-out training data.
 
     One-shot FGLS of Salmani et al., arXiv 2511.06913. The errors are measured during training, on a part of each
-    domain's training data that is held out, and averaged over time. The summary that we know leaves the following open;
-    they are our reconstruction: the normalisation (sum_i pi_i w_i = 1), the moving average and the interval. The error
-    contains that of the model, so early weights favour easy domains: hence the warm-up. The method assumes that all
-    domains share the parameters to be found. With a loss other than the squared error, the mean loss takes the place of
-    the variance.
+    domain's training data that is held out, and averaged over time. We know only a summary of the paper, which leaves
+    three points open; these are our reconstruction: the normalisation (sum_i pi_i w_i = 1), the moving average and the
+    interval. The error contains the model's own, so early weights favour easy domains; the warm-up avoids this. The
+    method assumes that all domains share the true parameters. With a loss other than the squared error, the mean loss
+    takes the place of the variance.
 
     The result is generalized least squares only if the start's target is in proportion to the sizes
     (``Mixture.proportional`` or `Mixture.temperature_sampling` with tau = 1); see `aitken_weights`. Other importances

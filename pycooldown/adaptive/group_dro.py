@@ -32,7 +32,7 @@ def worst_share(losses: Vector, fractions: Vector, share: float, least: float = 
 
 
 class GroupDRO(LearnedSchedule):
-    """Raise the target of domains with high loss: target_i <- target_i exp(eta L_i), normalised.
+    """Higher targets for domains with high loss: target_i <- target_i exp(eta L_i), normalised.
 
     Sagawa et al., "Distributionally Robust Neural Networks for Group Shifts", ICLR 2020, algorithm 1. The sampling
     stays that of the start. L_i is the mean loss of a token of domain i in the batch. A domain that is absent from a
@@ -50,8 +50,8 @@ class GroupDRO(LearnedSchedule):
             ``worst``.
         worst: Alpha in (0, 1]: put all weight on the domains of highest loss that hold this share of the data, by
             moving averages of the losses, in place of the exponentiated step; see `worst_share`.
-        decay: Decay of these moving averages, in [0, 1); 1 - gamma in the public code. Used with ``worst`` alone.
-        least: Weight in [0, 1) that all domains keep, in proportion to size. Used with ``worst`` alone.
+        decay: Decay of these moving averages, in [0, 1); 1 - gamma in the public code. Used only with ``worst``.
+        least: Weight in [0, 1) that all domains keep, in proportion to size. Used only with ``worst``.
         delay: See `LearnedSchedule`.
 
     Raises:
@@ -83,7 +83,7 @@ class GroupDRO(LearnedSchedule):
         if not 0 <= least < 1:
             raise ValueError(f"least = {least}; expected a weight in [0, 1)")
         if worst is None and least:
-            raise ValueError(f"least = {least} is used with worst alone; set worst, or use smoothing")
+            raise ValueError(f"least = {least} is used only with worst; set worst, or use smoothing")
         if worst is not None and (smoothing or normalize_losses):
             raise ValueError("smoothing and normalize_losses are not used with worst; leave them out")
         self.step_size = step_size

@@ -49,7 +49,7 @@ def smoothed_mean(log_rewards: Vector, step: int) -> Vector:
 
 
 class OnlineDataMixing(LearnedSchedule):
-    """Draw from a bandit's distribution over domains, with the loss as the reward; all losses weigh the same.
+    """Sampling from a bandit's distribution over domains, with the loss as the reward; all losses weigh the same.
 
     Albalak et al., "Efficient Online Data Mixing For Language Model Pre-Training", 2023. There are two variants.
 
@@ -59,8 +59,8 @@ class OnlineDataMixing(LearnedSchedule):
     has one domain, and its expectation is the domain's loss (our generalisation). A domain that is absent from a batch
     gets reward 0, as in Exp3.
 
-    With ``momentum``, R_i <- momentum * R_i + (1 - momentum) * exp(L_i) for the domains in the batch, with L_i the mean
-    loss of a token in nats, and the distribution is that of `smoothed_mean`. The others keep their R_i. This is the
+    With ``momentum``, R_i <- momentum * R_i + (1 - momentum) * exp(L_i) for the domains in the batch. L_i is the mean
+    loss of a token in nats. The other domains keep their R_i. The distribution is that of `smoothed_mean`. This is the
     variant for batches of many domains in the authors' public code.
 
     Args:

@@ -27,8 +27,8 @@ def pike_step(
 ) -> Vector:
     """Return w_k exp(zeta_1 |grad L_k|^2 - zeta_2 sigma_k^2 / (2 b)), normalised: line 6 and 7 of PiKE's algorithm 1.
 
-    It is a step of mirror descent on the paper's bound of the loss after one step of SGD on a batch of b samples,
-    sum_k w_k lambda_k + w_k^2 kappa_k / 2, with constants in place of the factors of both terms.
+    It is a step of mirror descent on the paper's bound sum_k w_k lambda_k + w_k^2 kappa_k / 2. This bounds the loss
+    after one step of SGD on a batch of b samples. Constants replace the factors of both terms.
 
     Args:
         weights: (K,) w on the simplex.
@@ -43,25 +43,25 @@ def pike_step(
 
 
 class PiKE(LearnedSchedule):
-    """Move target and sampling by `pike_step` with the gradients of a probe batch every ``interval`` steps.
+    """Target and sampling that `pike_step` moves every ``interval`` steps, with the gradients of a probe batch.
 
     Li et al., "PiKE: Adaptive Data Mixing for Large-Scale Multi-Task Learning Under Low Gradient Conflicts", NeurIPS
-    2025 (arXiv 2502.06244). Long gradients of a domain promise that its loss falls; gradients that vary promise noise.
-    The method descends the plain mean of the batch, so target and sampling are one. It knows nothing of sizes and
-    repetition: a domain that is passed through often is drawn no less for it.
+    2025 (arXiv 2502.06244). If a domain's gradients are long, its loss can fall; if they vary, they are noisy. The
+    method descends the plain mean of the batch, so target and sampling are equal. It does not consider sizes or
+    repetition: a domain that is passed through often is not drawn less.
 
-    The paper's appendix, with its values of the rates and its estimators, was not at hand. Ours: the squared length of
-    the mean gradient is the mean squared length of the probe's gradients less the trace of their covariance, which has
-    no bias, and 0 where that is negative; and the floor ``least``, without which a domain could vanish for good. The
-    variant Balanced-PiKE is not here.
+    The paper's appendix, with its rates and estimators, was not available. Two points are ours. The squared length of
+    the mean gradient is estimated as the mean squared length of the probe's gradients minus the trace of their
+    covariance, which is unbiased; negative values count as 0. And there is the floor ``least``, without which a domain
+    could vanish forever. The variant Balanced-PiKE is not implemented.
 
     Args:
         start: Target and first sampling, every domain above 0; uniform in the paper.
         batch_size: Samples in a batch of the run.
         gradient_rate: The rate zeta_1. Lengths are those of gradients of a sample's summed token losses, which grow
-            with the model and the length of samples: both rates must be tuned. The defaults move the weights by some
-            percent at a probe where squared norms are near 50 and traces near 2,000, as we saw in a decoder of width 64
-            on pairs of 32 tokens.
+            with the model and the length of samples, so both rates must be tuned. With the defaults, one probe with
+            squared norms near 50 and traces near 2,000 moves the weights by some percent. We saw these values in a
+            decoder of width 64 on pairs of 32 tokens.
         variance_rate: The rate zeta_2.
         interval: Number of steps between two probes; T_0 in the paper.
         least: Lower bound of each domain's share, at most 1/K.

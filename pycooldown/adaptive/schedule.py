@@ -1,4 +1,4 @@
-"""What all methods share: mixtures that are learned during training, known a fixed number of steps ahead."""
+"""The common base of all methods: mixtures learned during training, known a fixed number of steps ahead."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class LearnedSchedule(ABC):
             many batches that are not trained yet.
 
     Attributes:
-        current: The mixture that the statistics seen so far lead to, `delay` steps before it comes into force.
-        num_updates: The number of steps that have been learned from.
+        current: The mixture from the statistics so far, which comes into force `delay` steps later.
+        num_updates: The number of steps learned from.
         domain_means: Whether the objective is sum_i target_i * (mean loss of the tokens of domain i in the batch). If
             not, the tokens of all domains are averaged together, and domain i weighs target_i times its mean number of
             tokens in a sample. The two differ where domains differ in length.
@@ -70,7 +70,9 @@ class LearnedSchedule(ABC):
             TypeError: If a subclass defines `needs` but not this.
         """
         if type(self).needs is not LearnedSchedule.needs:
-            raise TypeError(f"{type(self).__name__} defines needs(); let it declare all of them in `statistics` too")
+            raise TypeError(
+                f"{type(self).__name__} defines needs() but not `statistics`; declare all its statistics there"
+            )
         return frozenset()
 
     def needs(self, step: int) -> frozenset[str]:
@@ -115,7 +117,9 @@ class LearnedSchedule(ABC):
                 is changed then.
         """
         if step != self.num_updates:
-            raise ValueError(f"update of step {step}; expected step {self.num_updates}: every step once and in order")
+            raise ValueError(
+                f"update of step {step}; expected step {self.num_updates}: call it for every step once and in order"
+            )
         read = read_statistics(stats, self.needs(step), self.start.domains, step)
         mixture = self._learn(step, read)
         changes = self._changes
@@ -218,7 +222,7 @@ class LearnedSchedule(ABC):
             self._warned = True
             warnings.warn(
                 f"{type(self).__name__} gives domain {self.start.domains[i]!r} {self.current.target[i]:.3f} of the "
-                f"target after {self.num_updates} steps: the others are hardly trained; lower the step size, raise "
-                "the smoothing, or use batches that hold all domains",
+                f"target after {self.num_updates} steps: the others are hardly trained; decrease the step size, "
+                "increase the smoothing, or use batches that hold all domains",
                 stacklevel=3,
             )

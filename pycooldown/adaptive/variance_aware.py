@@ -34,10 +34,10 @@ def best_sampling(target: Vector, moments: Vector, least: float = 0.0) -> Vector
 
 
 class VarianceAware(LearnedSchedule):
-    """Set sampling_i in proportion to target_i v_i, with v_i^2 a moment of domain i's gradients in probe batches.
+    """Sampling in proportion to target_i v_i, with v_i^2 a moment of domain i's gradients in probe batches.
 
     Variance-aware sampling of Salmani et al., arXiv 2511.06913, which is Neyman's allocation of the batch. The moment
-    is the one that is best for the sampler's ``allocation``; see `best_sampling`. The target is that of ``objective``.
+    is the best one for the sampler's ``allocation``; see `best_sampling`. The target is that of ``objective``.
     If this one learns too (FGLS or ERMA: the paper's joint methods), it learns first and the sampling follows its new
     target. The moving average and its start are our reconstruction.
 
@@ -86,7 +86,7 @@ class VarianceAware(LearnedSchedule):
 
     @property
     def domain_means(self) -> bool:  # type: ignore[override]
-        """As that of the objective; see `LearnedSchedule`."""
+        """Whether the objective averages each domain's tokens; see `LearnedSchedule`."""
         return not isinstance(self.objective, Mixture) and self.objective.domain_means
 
     @property
@@ -117,9 +117,9 @@ class VarianceAware(LearnedSchedule):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `LearnedSchedule.load_state_dict`.
+        """Continue from a saved state; see `LearnedSchedule.load_state_dict`.
 
-        A job that was begun with version 0.1 learns from the traces to its end, as that version always did.
+        A job that was started with version 0.1 keeps learning from the traces, as that version always did.
         """
         before = self._moment, self._state
         if self.allocation == "multinomial" and isinstance(state, Mapping):
@@ -128,7 +128,7 @@ class VarianceAware(LearnedSchedule):
             self._learn_from("gradient_variance" if of_first_version else "gradient_second_moment")
         try:
             mine = self._read_state(state)
-            if not isinstance(self.objective, Mixture):  # first, since a refused state must change neither
+            if not isinstance(self.objective, Mixture):  # first, because a refused state must not change either
                 self.objective.load_state_dict(state["objective"])
         except ValueError:
             self._moment, self._state = before

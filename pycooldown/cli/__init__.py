@@ -1,6 +1,6 @@
 """The command line: each command calls the library and prints what it returns.
 
-A command is a function in one of the files here, decorated with `app.command()`; a new file is imported below. Commands
+A command is a function in one of the files here, decorated with `app.command()`. Every file is imported below. Commands
 import the library inside their functions, so that ``pycooldown --help`` loads nothing heavy.
 """
 

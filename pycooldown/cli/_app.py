@@ -1,4 +1,4 @@
-"""The application that commands are registered with, and what they print with."""
+"""The application that commands are registered with, and helpers for their output."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def main() -> None:
 
 
 def run(app: typer.Typer) -> None:
-    """Run an application and print a user's error in one line; PYCOOLDOWN_TRACEBACK=1 shows where it arose."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars of each file of a checkpoint
+    """Run an application and print a user's error in one line; PYCOOLDOWN_TRACEBACK=1 shows the traceback."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # hide the progress bars of single checkpoint files
     try:
         app()
     except (ValueError, OSError, ImportError, RuntimeError, ArithmeticError) as error:
@@ -62,7 +62,7 @@ def warn(message: str) -> None:
 
 
 def right(name: str) -> Column:
-    """Return a column of numbers."""
+    """Return a right-aligned column, for numbers."""
     return Column(name, justify="right")
 
 
@@ -75,7 +75,7 @@ def numbers(text: str, what: str) -> list[float]:
     """Return the numbers in a comma-separated list.
 
     Raises:
-        ValueError: If there is none, or something else.
+        ValueError: If there is no number, or a part is not a number.
     """
     try:
         values = [float(part) for part in text.split(",") if part.strip()]

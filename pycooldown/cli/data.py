@@ -1,4 +1,4 @@
-"""Preparing data: `pack`."""
+"""The command `pack`: prepare packed data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Former names of commands: they work, or name their place, for one release."""
+"""Former names of commands: for one release they still work, or tell the new name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pycooldown.cli.sweeping import Output, Recipes, Seeds, Set, run_and_print
 @app.command(hidden=True)
 def compare(recipes: Recipes, output: Output = Path("comparison"), seeds: Seeds = "0", override: Set = None) -> None:
     """Run `pycooldown sweep`, the new name of this command."""
-    warn("`pycooldown compare` is now `pycooldown sweep`; the old name goes with the next release")
+    warn("`pycooldown compare` is now `pycooldown sweep`; the next release removes the old name")
     run_and_print(recipes, output, seeds, 1, override)
 
 

@@ -1,4 +1,4 @@
-"""From a sweep to a recipe: `fit-mixture`."""
+"""The command `fit-mixture`: from a sweep to a recipe."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pycooldown.cli._app import app, console, right
 @app.command("fit-mixture")
 def fit_mixture(
     sweep: Annotated[Path, typer.Argument(help="Folder of a sweep, or its sweep.csv.")],
-    recipe: Annotated[Path, typer.Argument(help="Recipe of the run to come; its mixture is replaced.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe of the next run; its mixture is replaced.")],
     output: Annotated[Path, typer.Option(help="File for the new recipe.", metavar="FILE")] = Path("fitted.yaml"),
-    prior_tau: Annotated[float, typer.Option(help="Temperature of the mixture to stay near to.")] = 1.0,
-    strength: Annotated[float, typer.Option(help="Weight of the divergence from it, in nats of loss.")] = 0.01,
-    max_epochs: Annotated[float | None, typer.Option(help="Most passes through a domain in the run to come.")] = None,
+    prior_tau: Annotated[float, typer.Option(help="Temperature of the prior mixture.")] = 1.0,
+    strength: Annotated[float, typer.Option(help="Weight of the divergence from the prior, in nats of loss.")] = 0.01,
+    max_epochs: Annotated[float | None, typer.Option(help="Maximum passes through a domain in the next run.")] = None,
 ) -> None:
     """Fit each domain's loss to the mixtures of a sweep, and write a recipe with the best weights."""
     import yaml

@@ -1,4 +1,4 @@
-"""Preparing data: `index`."""
+"""The command `index`: write an index of tar shards."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ def index(
         ),
     ],
     out: Annotated[
-        str | None, typer.Option(help="Where to write the index; of a local folder, its dataset.idx by default.")
+        str | None, typer.Option(help="File for the index; for a local folder, dataset.idx in it by default.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Shards that are read at a time; on Ray 0 is one for each core.")] = 8,
+    workers: Annotated[
+        int, typer.Option(help="Shards that are read in parallel; with --ray, 0 means one per core.")
+    ] = 8,
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Work on a Ray cluster: its address, auto, or local.")
     ] = None,
     on_error: Annotated[
-        Literal["raise", "skip"], typer.Option(help="Refuse shards with faults, or list the faults in the index.")
+        Literal["raise", "skip"],
+        typer.Option(help="Stop at faulty shards, or skip faulty samples and list them in the index."),
     ] = "raise",
 ) -> None:
-    """Write one index of all tar shards of a data set, or bring it up to date; TarDataset opens it at once."""
+    """Write one index of all tar shards of a data set, or update it. TarDataset then opens quickly."""
     from pycooldown.data.dataset_index import INDEX_NAME, open_index
     from pycooldown.data.index_building import build_index
     from pycooldown.data.shard_lists import parse_shards
@@ -40,10 +43,12 @@ def index(
 
     if out is None:
         if len(shards) > 1 or not os.path.isdir(shards[0]):
-            raise ValueError("shards are not one local folder, so give the place of the index, as in --out dataset.idx")
+            raise ValueError(
+                "--out is missing; it is needed if the shards are not one local folder, as in --out dataset.idx"
+            )
         out = os.path.join(shards[0], INDEX_NAME)
     if is_url(out):
-        raise ValueError(f"out = {out!r} is a URL; expected a local path: copy the index to the store afterwards")
+        raise ValueError(f"--out is the URL {out!r}; expected a local path: copy the index to the store afterwards")
     with progress_bars() as progress:
         build_index(parse_shards(shards), out, workers=workers, ray=ray, on_error=on_error, progress=progress)
     made = open_index(os.path.abspath(out))

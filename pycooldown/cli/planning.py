@@ -1,4 +1,4 @@
-"""Before training: `plan` and `schema`."""
+"""The commands `plan`, `proxy` and `schema`: look ahead before training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pycooldown.recipes.planning import StagePlan
     from pycooldown.recipes.schema import Recipe
 
-_LEARNED = "The method learns its mixture while it trains: this holds if the mixture stays as it starts."
+_LEARNED = "The method learns its mixture during training. The plan assumes that the first mixture stays."
 
 
 @app.command()
@@ -33,7 +33,7 @@ def plan(
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="A method beside the recipes, or without one: --method 'cooldown tau=5 switch_at=.5'"),
+        typer.Option(help="A method to plan without a recipe file: --method 'cooldown tau=5 switch_at=.5'"),
     ] = None,
     size: Annotated[
         list[str] | None, typer.Option(help="Size of a domain, in place of packed data: --size en=2.7e12")
@@ -44,12 +44,14 @@ def plan(
     unit: Annotated[Unit, typer.Option(help="What the sizes count.")] = "samples",
     sequence_length: Annotated[int | None, typer.Option(min=1, help="Tokens of a sample, for sizes in tokens.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the run, for methods without a recipe.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of a step, likewise.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples per step, for methods without a recipe.")
+    ] = None,
     store: Annotated[
         list[str] | None,
         typer.Option(
-            help="Shards of a domain in a store, whose sizes they have: --store 'en=s3://bucket/en/{000..099}.tar'. "
-            "Shows what a cache will fetch.",
+            help="Shards of a domain in an object store: --store 'en=s3://bucket/en/{000..099}.tar'. "
+            "Their sizes are used, and the plan shows what a cache will fetch.",
             metavar="DOMAIN=SHARDS",
         ),
     ] = None,
@@ -59,14 +61,15 @@ def plan(
     block: Annotated[int, typer.Option(min=1, help="Samples in a block of the cache and the shuffle.")] = 64,
     group: Annotated[int, typer.Option(min=1, help="Blocks whose samples the shuffle mixes.")] = 16,
     depth: Annotated[
-        str | None, typer.Option(help="Bytes that are fetched ahead: --depth 4GB; by default a quarter of the cache.")
+        str | None, typer.Option(help="Bytes to fetch ahead: --depth 4GB; by default a quarter of the cache.")
     ] = None,
     prefetched: Annotated[
-        int, typer.Option(min=0, help="Batches that loaders ask for ahead: num_workers * prefetch_factor, or more.")
+        int, typer.Option(min=0, help="Batches that loaders request ahead: num_workers * prefetch_factor, or more.")
     ] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[
-        Path | None, typer.Option(help="Write a page with sliders that plans in the browser.", metavar="FILE")
+        Path | None,
+        typer.Option(help="Write an HTML page with sliders that computes plans in the browser.", metavar="FILE"),
     ] = None,
 ) -> None:
     """Show what recipes or methods will do to each domain, before anything is trained."""
@@ -78,11 +81,11 @@ def plan(
     dataset = None
     if store:
         if given is not None:
-            raise ValueError("--size and --sizes are those of --store, which has sizes; leave them out")
+            raise ValueError("--size and --sizes cannot be used with --store, whose shards have sizes; leave them out")
         dataset = open_shards(store)
         given = dataset.sizes
     elif cache or depth is not None:
-        raise ValueError("--cache and --depth are for --store, which is missing")
+        raise ValueError("--cache and --depth need --store, which is missing")
     if html is not None:
         from pycooldown.recipes.planner_page import planner_page
 
@@ -106,7 +109,7 @@ def plan(
         _print_stages(next(iter(plans.values())))
     console.print("F = sum of q v^2, the variance inflation: the effective batch size is the batch size / F.")
     if not last.exact:
-        console.print("Draws are expected ones: the run is too long to count them one by one.")
+        console.print("Draws are expected values, because the run is too long to count them one by one.")
     if learning := [name for name, stages in plans.items() if stages[0].learned]:
         sentence = _LEARNED if len(plans) == 1 else f"{', '.join(learning)}: {_LEARNED}"
         console.print(sentence, soft_wrap=True)
@@ -120,12 +123,14 @@ def plan(
 def proxy(
     recipe: RecipeFile,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the proxy.")],
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples of its step, if not the recipe's.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples per step of the proxy; by default the recipe's.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="File for the proxy's recipe.", metavar="FILE")] = Path("proxy.yaml"),
 ) -> None:
-    """Write the recipe of a shorter run that passes through each domain as often as the whole one.
+    """Write the recipe of a shorter run that passes through each domain as often as the whole run.
 
-    Its data are cut by its share of the draws, so that what repetition does to a mixture shows in the proxy, too.
+    Each domain is cut by the proxy's share of the draws, so the proxy shows the effects of repetition too.
     """
     from pycooldown._files import write_atomically
     from pycooldown.recipes.proxy import proxy_recipe, proxy_sizes, proxy_text
@@ -142,7 +147,7 @@ def proxy(
 
 @app.command()
 def schema() -> None:
-    """Print the JSON Schema of recipes, for editors; methods of installed packages are part of it."""
+    """Print the JSON Schema of recipes, for editors. It includes the methods of installed packages."""
     from pycooldown.recipes.schema import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=1, ensure_ascii=False))
@@ -155,9 +160,9 @@ def _chosen(arguments: list[str], methods: list[str], steps: int | None, batch_s
 
     paths, overrides = split_arguments(arguments)
     if not paths and overrides and not methods:
-        raise ValueError(f"recipes are missing; {overrides[0]!r} replaces a value of one")
+        raise ValueError(f"{overrides[0]!r} replaces a value of a recipe, but no recipe is given; add the file of one")
     if paths and (steps or batch_size):
-        raise ValueError("--steps and --batch-size are for methods without a recipe; give training.steps=200 instead")
+        raise ValueError("--steps and --batch-size are for methods without a recipe; pass training.steps=200 instead")
     chosen = {path.stem: load_recipe(path, overrides) for path in paths}
     if len(chosen) < len(paths):
         raise ValueError(f"recipes share a name: {', '.join(path.stem for path in paths)}; rename a file")
@@ -167,7 +172,7 @@ def _chosen(arguments: list[str], methods: list[str], steps: int | None, batch_s
         raise ValueError("methods without a recipe need --steps and --batch-size")
     if paths:
         base = next(iter(chosen.values())).to_dict()
-    else:  # the rest of a recipe has no part in a plan
+    else:  # a plan does not depend on the rest of the recipe
         base = {"data": {"path": "."}, "training": {"steps": steps, "batch_size": batch_size}}
     for text in methods:
         name, *options = shlex.split(text) or [""]
@@ -179,12 +184,12 @@ def _chosen(arguments: list[str], methods: list[str], steps: int | None, batch_s
 def _sizes(
     given: list[str], path: Path | None, unit: Literal["samples", "tokens"], length: int | None
 ) -> dict[str, int] | None:
-    """Return sequences by domain; ``None`` to read those of the recipe's data."""
+    """Return the number of sequences by domain, or ``None`` if it must be read from the recipe's data."""
     from pycooldown.recipes.sizes import parse_size, read_sizes, to_sequences
 
     if path is None and not given:
         if unit != "samples" or length is not None:
-            raise ValueError("--unit and --sequence-length are for --size and --sizes, which are missing")
+            raise ValueError("--unit and --sequence-length need --size or --sizes, which are missing")
         return None
     pairs = [parse_size(text) for text in given]
     if len(dict(pairs)) < len(pairs):

@@ -1,4 +1,4 @@
-"""What finished runs show: `report` and `variance`."""
+"""The commands `report` and `variance`: look at finished runs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.", metavar="RUN...")],
     figures: Annotated[
         Path | None,
-        typer.Option(help="Folder for pictures as PNG.  [default: report, without --html]", show_default=False),
+        typer.Option(help="Folder for PNG figures.  [default: report, unless --html is given]", show_default=False),
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option(help="Write tables, pictures and recipes as one page that needs no other file.", metavar="FILE"),
+        typer.Option(help="Write tables, figures and recipes as one self-contained HTML page.", metavar="FILE"),
     ] = None,
 ) -> None:
-    """Compare finished runs: a table by domain, a sentence, and pictures."""
+    """Compare finished runs: a table by domain, a summary sentence, and figures."""
     from pycooldown.recipes import compare
 
     comparison = compare(runs)
@@ -47,14 +47,14 @@ def report(
 @app.command()
 def variance(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,  # `--tau 2 3 5`, as it was
+    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,  # the former form `--tau 2 3 5`
     tau: Annotated[
         list[str] | None, typer.Option(help="Temperatures, comma-separated: 2,3,5.  [default: 5]", show_default=False)
     ] = None,
     batches: Annotated[int, typer.Option(help="Batches for each mixture and allocation.")] = 32,
-    figures: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("variance"),
+    figures: Annotated[Path, typer.Option(help="Folder for PNG figures.")] = Path("variance"),
 ) -> None:
-    """Measure the gradient variance of mixtures at a run's weights, beside the predicted one."""
+    """Measure the gradient variance of mixtures at a run's final weights, beside the predicted one."""
     from pycooldown.recipes.gradient_variance import measure_run, save_figures
 
     taus = [value for text in [*(tau or []), *(more or [])] or ["5"] for value in numbers(text, "--tau")]
@@ -79,7 +79,7 @@ def _comparison_table(comparison: Comparison) -> Table:
     table = Table(Column("domain", no_wrap=True), right("size"), title=title)
     translated = comparison.groups[-1].cells[0].bleu is not None
     for run in comparison.runs:
-        table.add_column(f"{run.name}\nloss", justify="right", overflow="fold")  # cut, names would look the same
+        table.add_column(f"{run.name}\nloss", justify="right", overflow="fold")  # cut-off names would look alike
         for name in ("epochs", *(("BLEU", "chrF") if translated else ())):
             table.add_column(f"\n{name}", justify="right")
     for rows in (comparison.rows, comparison.groups):

@@ -1,4 +1,4 @@
-"""The part of `plan` that says what a job reads of object stores."""
+"""The part of `plan` that forecasts what a job reads from object stores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training recipes side by side: `sweep`."""
+"""The command `sweep`: train several recipes and compare them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Recipes = Annotated[
 ]
 Output = Annotated[Path, typer.Option(help="Folder for the runs and the results.")]
 Seeds = Annotated[str, typer.Option(help="Seeds, comma-separated.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="The same as KEY=VALUE,... among the arguments.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="The same as an argument KEY=VALUE,...")]
 
 
 @app.command()
@@ -31,12 +31,12 @@ def sweep(
     recipes: Recipes,
     output: Output = Path("sweep"),
     seeds: Seeds = "0",
-    workers: Annotated[int, typer.Option(help="Processes that train at a time.")] = 1,
+    workers: Annotated[int, typer.Option(help="Processes that train in parallel.")] = 1,
     override: Set = None,
 ) -> None:
-    """Train recipes over a grid of values and seeds, and compare them: tables, paired differences, CSV, JSON, pictures.
+    """Train recipes over a grid of values and seeds, and compare them: tables, paired differences, CSV, JSON, figures.
 
-    An interrupted sweep goes on where it stopped. Differences are to the first recipe.
+    An interrupted sweep continues where it stopped. Differences are relative to the first recipe.
     """
     run_and_print(recipes, output, seeds, workers, override)
 

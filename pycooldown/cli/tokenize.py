@@ -1,4 +1,4 @@
-"""Preparing data: `tokenize`."""
+"""The command `tokenize`: turn documents into shards of tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from pycooldown.cli._app import app, console, progress_bars
 
-Task = Annotated[str | None, typer.Option(metavar="I/N", help="Make the I-th of N shares of the shards, from 0.")]
+Task = Annotated[str | None, typer.Option(metavar="I/N", help="Make only share I of N of the shards, counted from 0.")]
 
 
 @app.command()
@@ -36,50 +36,59 @@ def tokenize(
         Literal["bpe", "sentencepiece"] | None,
         typer.Option(help="Train a tokenizer instead, on a sample of the domains."),
     ] = None,
-    vocabulary_size: Annotated[int, typer.Option(help="Token ids of a tokenizer to be trained.")] = 32_000,
-    tau: Annotated[float, typer.Option(help="Temperature that balances the domains in that sample.")] = 3.0,
-    sample_bytes: Annotated[int, typer.Option(help="Bytes of text in that sample.")] = 100_000_000,
-    pattern: Annotated[str | None, typer.Option(help="Regular expression of the words, for a .tiktoken file.")] = None,
+    vocabulary_size: Annotated[int, typer.Option(help="Vocabulary size of a tokenizer that is trained.")] = 32_000,
+    tau: Annotated[
+        float, typer.Option(help="Temperature that balances the domains in the sample for training a tokenizer.")
+    ] = 3.0,
+    sample_bytes: Annotated[
+        int, typer.Option(help="Bytes of text in the sample for training a tokenizer.")
+    ] = 100_000_000,
+    pattern: Annotated[
+        str | None, typer.Option(help="Regular expression that splits text into words, for a .tiktoken file.")
+    ] = None,
     eos: Annotated[str, typer.Option(help="Token after every document: a name, an id, auto or none.")] = "auto",
     bos: Annotated[str, typer.Option(help="Token before every document: a name, an id, auto or none.")] = "none",
     special_tokens: Annotated[
-        Literal["text", "parse"], typer.Option(help="What names of special tokens in a text become.")
+        Literal["text", "parse"], typer.Option(help="Read names of special tokens in documents as text, or as tokens.")
     ] = "text",
     text_field: Annotated[
         list[str] | None,
-        typer.Option(help="Field with the text, by default text; twice for pairs, joined by a newline."),
+        typer.Option(help="Field with the text, by default text; given twice, two fields are joined by a newline."),
     ] = None,
     text_documents: Annotated[
-        Literal["file", "line", "paragraph"], typer.Option(help="What a document is in a .txt file.")
+        Literal["file", "line", "paragraph"], typer.Option(help="What one document is in a .txt file.")
     ] = "file",
     validation: Annotated[
-        float, typer.Option(help="Share of the documents for validation, or (from 1) documents of each domain.")
+        float, typer.Option(help="Share of the documents for validation, or, from 1 on, documents per domain.")
     ] = 0.01,
     seed: Annotated[int, typer.Option(help="Seed of the choice of validation documents.")] = 0,
     on_error: Annotated[
-        Literal["raise", "skip"], typer.Option(help="Stop at records that are not as expected, or count them.")
+        Literal["raise", "skip"], typer.Option(help="Stop at records that cannot be read, or skip and count them.")
     ] = "raise",
     long_documents: Annotated[
-        Literal["refuse", "split"], typer.Option(help="What happens to documents above --max-document-bytes.")
+        Literal["refuse", "split"], typer.Option(help="Refuse or split documents longer than --max-document-bytes.")
     ] = "refuse",
     max_document_bytes: Annotated[int, typer.Option(help="Longest text that is encoded in one piece.")] = 4_000_000,
     shard_bytes: Annotated[int, typer.Option(help="Bytes of input for one shard.")] = 64 << 20,
-    workers: Annotated[int, typer.Option(help="Processes, each of one core; on Ray 0 is all cores.")] = 1,
+    workers: Annotated[int, typer.Option(help="Processes, one core each; with --ray, 0 means all cores.")] = 1,
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Work on a Ray cluster: its address, auto, or local.")
     ] = None,
     task: Task = None,
     slurm: Annotated[
-        str | None, typer.Option(metavar="OPTIONS", help="Submit a Slurm array instead, with these options of sbatch.")
+        str | None,
+        typer.Option(
+            metavar="OPTIONS", help="Submit a Slurm job array with these sbatch options instead of working here."
+        ),
     ] = None,
     jobs: Annotated[int, typer.Option(help="Number of jobs in that array.")] = 16,
 ) -> None:
-    """Turn documents into shards of tokens. Interrupted, it goes on; finished, it checks and changes nothing."""
+    """Turn documents into shards of tokens. An interrupted call is continued; a finished one is only checked."""
     from pycooldown.data.prepare import Options, TokenizerOptions, parse_inputs, prepare_plan
     from pycooldown.data.prepare import tokenize as run
 
     if slurm is not None and task is not None:
-        raise ValueError("--slurm submits the tasks itself: leave out --task")
+        raise ValueError("--slurm submits all tasks itself; leave out --task")
     files = parse_inputs(inputs)
     asked = TokenizerOptions(
         source=tokenizer,
@@ -135,7 +144,7 @@ def _task(text: str) -> tuple[int, int]:
 
 
 def _again(context: typer.Context) -> list[str]:
-    """This command's words, without the options of Slurm."""
+    """Return the words of this command, without the Slurm options."""
     arguments: list[str] = []
     words: list[str] = []
     for parameter in context.command.params:

@@ -1,4 +1,4 @@
-"""Training one recipe: `train`."""
+"""The command `train`: train one recipe."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def train(
     recipe: RecipeFile,
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option(help="The run's folder; runs/<recipe's name> by default.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with a run that was interrupted, if there is one.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue an interrupted run, if there is one.")] = False,
 ) -> None:
-    """Train a recipe. A folder that holds the finished run already stays as it is."""
+    """Train a recipe. If the folder already holds the finished run, nothing changes."""
     from pycooldown.recipes import load_recipe, train
 
     folder = output or Path("runs") / recipe.stem

@@ -1,7 +1,7 @@
 """Data of many domains: tar shards and tokens at random access, streams, packing and feeding.
 
-Each name is loaded when it is first used, so that `TarDataset` and `TokenDataset` need neither torch nor webdataset nor
-numba (but for what `TokenDataset` packs by best fit).
+Each name is loaded when it is first used, so `TarDataset` and `TokenDataset` need no torch or webdataset.
+`TokenDataset` needs numba only for best-fit packing.
 """
 
 from importlib import import_module

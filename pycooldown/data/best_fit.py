@@ -1,4 +1,4 @@
-"""Packs token sequences into rows of one length."""
+"""Pack token sequences into rows of one length."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Packed:
     """Rows of tokens; all arrays are int64 of shape (rows, length).
 
     Attributes:
-        tokens: the sequences one after another, then ``pad_id``.
-        domain_ids: the domain of each token; 0 where there is padding.
-        segment_ids: number of the sequence within its row from 1; 0 marks padding.
-        positions: place of the token in its sequence from 0; 0 where there is padding.
+        tokens: The sequences one after another, then ``pad_id``.
+        domain_ids: The domain of each token; 0 for padding.
+        segment_ids: The number of the sequence within its row, from 1; 0 for padding.
+        positions: The place of the token in its sequence, from 0; 0 for padding.
     """
 
     tokens: Integers
@@ -46,18 +46,18 @@ def pack_sequences(
 ) -> Packed:
     """Pack the sequences of one step into rows, keeping nothing back for the next step.
 
-    Best fit decreasing (Johnson, 1973): each sequence, from the longest, goes to the fullest row that has room for it,
-    which needs at most 11/9 of the fewest possible rows (and 4 more). Sequences longer than a row are cut into pieces
-    of a whole row and a rest; a piece counts as a sequence of its own. Empty sequences vanish.
+    Best fit decreasing (Johnson, 1973): each sequence, starting with the longest, goes to the fullest row that has room
+    for it. This needs at most 11/9 of the fewest possible rows, plus 4. Sequences longer than a row are cut into pieces
+    of a whole row and a rest; each piece counts as one sequence. Empty sequences are left out.
 
     Args:
         sequences: n one-dimensional integer arrays or lists of token ids.
         domain_ids: n integers, the domain of each sequence.
-        length: tokens in a row, > 0.
-        pad_id: the token that fills up rows.
+        length: Tokens in a row, > 0.
+        pad_id: The token that fills up rows.
 
     Raises:
-        ValueError: if ``length`` is not positive or there are not as many domain ids as sequences.
+        ValueError: If ``length`` is not positive or there are not as many domain ids as sequences.
     """
     if length <= 0:
         raise ValueError(f"length = {length}; expected at least 1 token in a row")
@@ -77,7 +77,7 @@ def pack_sequences(
 
 
 def _cut(starts: Integers, sizes: Integers, length: int) -> tuple[Integers, Integers, Integers]:
-    """Start, size and owner of each piece of at most ``length`` tokens."""
+    """Return start, size and owner of each piece of at most ``length`` tokens."""
     counts = -(-sizes // length)
     owners = np.repeat(np.arange(len(sizes)), counts)
     number = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -88,8 +88,8 @@ def _cut(starts: Integers, sizes: Integers, length: int) -> tuple[Integers, Inte
 def best_fit_decreasing(sizes: Integers, length: int) -> Any:
     """Return row and first column of each piece, and the number of rows; ``sizes`` decrease and are at most ``length``.
 
-    Rows with the same room left form a stack. A tree of bits over the rooms says which stacks are not empty, so that
-    the smallest room that suffices is found in O(log length) steps.
+    Rows with the same free room form a stack. A binary tree over the rooms records which stacks are not empty, so the
+    smallest sufficient room is found in O(log length) steps.
     """
     n = len(sizes)
     rows, columns = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""One index of all shards of a data set, `dataset.idx`: found, opened, asked for its objects."""
+"""Find and open the common index of all shards of a data set, `dataset.idx`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def find_index(path: str | os.PathLike[str]) -> str:
         path = os.path.join(path, INDEX_NAME)
     if not os.path.exists(path):
         raise FileNotFoundError(
-            f"{path} is missing; make it with `pycooldown index`, or give TarDataset a mapping from domains to shards"
+            f"{path} is missing; make it with `pycooldown index`, or pass TarDataset a mapping from domains to shards"
         )
     return path
 
@@ -46,7 +46,7 @@ def open_index(path: str) -> TarIndex:
 
     Raises:
         OSError: If it cannot be mapped.
-        ValueError: If it is damaged, or something else.
+        ValueError: If it is damaged or no such index.
     """
     try:
         index = TarIndex.map(os.fsencode(path))
@@ -56,17 +56,17 @@ def open_index(path: str) -> TarIndex:
         raise ValueError(f"{path} is no index of a data set; make one with `pycooldown index`")
     names = [name for name, _, _ in index.domains]
     if len(set(names)) < len(names):
-        raise ValueError(f"{path} is damaged: a domain comes twice; make it again with `pycooldown index`")
+        raise ValueError(f"{path} is damaged: a domain occurs twice; make it again with `pycooldown index`")
     return index
 
 
 def default_path(lists: Mapping[str, list[str]]) -> str:
-    """Return where the index of these shards is kept if no path was given: in the user's folder of caches."""
+    """Return the default path of the index of these shards, in the user's cache folder."""
     return os.path.join(cache_folder("indexes"), f"{digest(json.dumps(lists))}.idx")
 
 
 def cache_folder(name: str) -> str:
-    """Return a folder among the user's caches (`$XDG_CACHE_HOME/pycooldown`), which is made if it is missing."""
+    """Return a folder among the user's caches (`$XDG_CACHE_HOME/pycooldown`), creating it if it is missing."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = os.path.join(root, "pycooldown", name)
     os.makedirs(folder, exist_ok=True)
@@ -74,12 +74,12 @@ def cache_folder(name: str) -> str:
 
 
 def digest(text: str) -> str:
-    """Return the name of a file for what a text describes."""
+    """Return a file name that identifies a text."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 class IndexedObjects(Sequence[StoredObject]):
-    """The shards that an index lists, by number; each is made when it is asked for.
+    """The shards listed by an index, by number. Each object is made on request.
 
     Args:
         path: The index.
@@ -103,7 +103,7 @@ class IndexedObjects(Sequence[StoredObject]):
         if isinstance(number, slice):
             return [self[i] for i in range(*number.indices(len(self)))]
         if not -len(self) <= number < len(self):
-            raise IndexError(f"object {number}; expected one of {len(self)}")
+            raise IndexError(f"object {number} is out of range; expected 0 to {len(self) - 1}")
         number %= len(self)
         version = self.tar_index.version(number) or str(self.tar_index.shard_mtime_ns(number))
         return StoredObject(
@@ -115,5 +115,5 @@ class IndexedObjects(Sequence[StoredObject]):
 
 
 def locate_shard(name: str, index: str) -> str:
-    """Return where a shard is that the index at a path calls by this name."""
+    """Return the path or URL of a shard that an index lists by this name."""
     return name if is_url(name) else os.path.join(os.path.dirname(index), name)

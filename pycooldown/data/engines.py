@@ -11,10 +11,10 @@ from typing import Any
 from pycooldown._extras import require
 from pycooldown.processes import run_all
 
-# `run(function, parts)` yields the number and the result of `function(part)` for every part, as they are finished.
-# After an error of the function, which is raised, no further part is begun.
+# `run(function, parts)` yields the number and the result of `function(part)` for every part, in the order of
+# completion. If the function raises, the error is raised and no further part is started.
 RunParts = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[int, Any]]]
-# A worker is one core: no threads of its own.
+# A worker uses one core, so its libraries get no further threads.
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 DIED = "run the same command again, with fewer workers if memory is short"
 
@@ -24,7 +24,7 @@ def open_engine(*, workers: int, ray: str | None = None) -> Iterator[RunParts]:
     """Start the workers, yield the function that gives them work, and end them.
 
     Args:
-        workers: Processes; 1 is this process. On Ray, parts in work at a time, a core each; 0 for all cores.
+        workers: Processes; 1 means this process. With Ray: number of parts in parallel, one core each; 0 for all cores.
         ray: Address of a Ray cluster, `"auto"` for the one of this machine, or `"local"` to start one.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Index files beside tar shards: found, checked, rebuilt."""
+"""Find, check and rebuild index files beside tar shards."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from pycooldown._files import read_bounded, write_atomically
 
 __all__ = ["TarIndex", "TarIndexWriter", "TarReader", "count_samples", "load_index"]
 
-_OURS = b"pycdidx"  # any version of it
-_HEADER = 80  # bytes of an index file that say how many samples it lists
+_OURS = b"pycdidx"  # every version begins with it
+_HEADER = 80  # bytes of an index file that include its number of samples
 
 
 def load_index(shard: str, *, write: bool = True) -> TarIndex:
-    """Return the index of a tar shard: that of `<shard>.idx` if it belongs to this shard, else a scan of its headers.
+    """Return the index of a tar shard: `<shard>.idx` if it belongs to this shard, or else a scan of its headers.
 
-    A scan is written to `<shard>.idx` for the next time. It is written aside and renamed, so that a reader finds a
-    whole index or none. An index of an older state of the shard is replaced: one of another size or modification time,
-    or of other headers and data, of which some are compared. One that version 0.2 wrote is used, without that
-    comparison; one of any other format version is replaced. What else has that name is left alone, be it a file of
-    another tool or one that cannot be read, a folder or a pipe: the index is then kept in memory, and the next process
-    scans again. The same holds where the folder cannot be written.
+    A scan is written to `<shard>.idx` for the next time. The file is renamed into place, so a reader finds a complete
+    index or none. An index of an older state of the shard is replaced. It is older if size or modification time differ,
+    or if one of the compared headers or data differs. An index written by version 0.2 is used without that comparison;
+    other format versions are replaced.
+
+    Other things with that name are left alone: a file of another tool or one that cannot be read, a folder, a pipe.
+    Then the index is kept in memory, and the next process scans again. The same happens if the folder is not writable.
 
     Args:
         shard: Path of an uncompressed tar file.
-        write: Leave a scan beside the shard.
+        write: Whether to write a scan beside the shard.
 
     Returns:
-        The index; `index.faults` lists `(0, offset, reason)` of what in the shard cannot be read.
+        The index; `index.faults` lists `(0, offset, reason)` for each part of the shard that cannot be read.
 
     Raises:
         OSError: If the shard cannot be read or changes while it is scanned.
@@ -48,19 +49,19 @@ def load_index(shard: str, *, write: bool = True) -> TarIndex:
         try:
             index = TarIndex.from_bytes(stored, status.st_size, status.st_mtime_ns)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}; delete it, and it will be made anew") from None
+            raise ValueError(f"{path}: {error}; delete this file, and it will be made again") from None
         if index is not None and index.has_fingerprint(0, os.fsencode(shard)):
             return index
     index = TarIndex.scan(os.fsencode(shard))
     if write and replaceable:
-        # A read-only data folder is no reason to stop: the index in memory serves as well.
+        # With a read-only data folder, the index in memory is enough.
         with contextlib.suppress(OSError):
             write_atomically(path, index.to_bytes(), durable=False)
     return index
 
 
 def count_samples(shard: str) -> int | None:
-    """Return how many samples a tar shard has by the head of its index; `None` without an index, or with faults.
+    """Return a tar shard's number of samples from the head of its index; `None` without an index or with faults.
 
     Raises:
         OSError: If there is no such shard.
@@ -70,10 +71,10 @@ def count_samples(shard: str) -> int | None:
 
 
 def _largest_index(shard_size: int) -> int:
-    """Bytes that no index of such a shard exceeds.
+    """Return an upper bound on the bytes of an index of such a shard.
 
-    A header of 512 bytes gives at most 300 bytes of rows and lengths; its name, which may be longer, stands in the
-    shard as well and at most three times in the index: in a key, an extension and a fault.
+    A header of 512 bytes gives at most 300 bytes of rows and lengths. Its name may be longer, but it is in the shard
+    too and at most three times in the index: in a key, an extension and a fault.
     """
     return 4096 + 4 * shard_size
 

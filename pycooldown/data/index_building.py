@@ -1,4 +1,4 @@
-"""Make one index of all shards of a data set, in parallel, or bring it up to date."""
+"""Build or update one index of all shards of a data set, in parallel."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from pycooldown.data.stores import StoredObject, is_url
 
 __all__ = ["build_index", "locked"]
 
-FIRST_WINDOW, LARGEST_WINDOW = 64 << 10, 8 << 20  # bytes of an object that a scan fetches at a time
-QUESTIONS = 32  # to a store at a time: is an object there?
-ON_RAY = 1024  # shards whose indexes wait at a time for those before them
-NEAR = 1 << 20  # bytes that are cheaper to fetch than to ask again
+FIRST_WINDOW, LARGEST_WINDOW = 64 << 10, 8 << 20  # bytes that one request of a scan fetches
+QUESTIONS = 32  # parallel requests that ask a store whether an object exists
+ON_RAY = 1024  # maximum number of finished indexes that wait for earlier shards
+NEAR = 1 << 20  # fetching this many unneeded bytes is cheaper than another request
 
 ShardInIndex = tuple[TarIndex, int]  # and the number of the shard
 
@@ -42,23 +42,23 @@ def build_index(
 ) -> None:
     """Write one index of all shards, which `TarDataset(path)` opens.
 
-    Of files that have an index beside them, that is taken. Of objects in stores, the headers are read by ranges; large
-    members are not fetched. An index that is there is brought up to date: what it says of unchanged shards is kept, and
-    if nothing has changed, it is not written. Several processes may call this for one index; one of them works.
+    An index beside a file is used. The headers of objects in stores are read by ranges; large members are not fetched.
+    An existing index is updated: entries of unchanged shards are kept, and if nothing has changed, it is not written.
+    Several processes may call this for one index; only one of them works.
 
     Args:
         shards: By domain, one or several uncompressed tar files: paths, URLs (`s3://`, `gs://`, `az://`, `http(s)://`)
             or patterns with braces or wildcards; http(s) has no wildcards.
-        path: Where to write. Paths of shards in its folder are kept relative to it, so that both can be moved together.
-        workers: Shards that are read at a time; on Ray 0 is one for each core.
-        ray: Address of a Ray cluster whose cores read the shards, `"auto"` for the one of this machine, or `"local"` to
-            start one. They must find the shards under the same absolute paths.
+        path: The file to write. Paths of shards in its folder are stored relative to it, so both can be moved together.
+        workers: Shards to read in parallel; with Ray, 0 means one per core.
+        ray: Address of a Ray cluster whose cores read the shards, `"auto"` for the cluster of this machine, or
+            `"local"` to start one. They must find the shards under the same absolute paths.
         on_error: `"raise"` refuses shards with faults; `"skip"` lists the faults in the index.
-        progress: Called with what is being done, and how many shards of all are done.
+        progress: Called with the phase, the number of shards done, and the number of all shards.
 
     Raises:
-        ValueError: If a shard has faults and `on_error="raise"`; if an argument is not as expected.
-        OSError: If a shard cannot be read, or the index cannot be written; if there is no Ray cluster at the address.
+        ValueError: If a shard has faults and `on_error="raise"`, or if an argument is invalid.
+        OSError: If a shard cannot be read, the index cannot be written, or there is no Ray cluster at the address.
         RuntimeError: If a worker of Ray dies.
     """
     if workers < (ray is None):
@@ -102,17 +102,17 @@ def _absolute(path: str) -> str:
 
 
 def _name(path: str, index: str) -> str:
-    """A shard as the index names it."""
+    """Return a shard's name in the index."""
     return _absolute(path).removeprefix(os.path.join(os.path.dirname(index), ""))
 
 
 class _Known:
-    """What the index that is there says of shards."""
+    """The entries of an existing index."""
 
     def __init__(self, path: str) -> None:
         self.index: TarIndex | None = None
         self.paths: list[str] = []
-        # What cannot be used is made anew.
+        # An index that cannot be used is made again.
         with contextlib.suppress(OSError, ValueError):
             self.index = open_index(path)
             self.paths = [locate_shard(self.index.path(i), path) for i in range(self.index.num_shards)]
@@ -128,7 +128,7 @@ class _Known:
         return (self.index, number) if same and self.index.has_fingerprint(number, os.fsencode(shard.url)) else None
 
     def lists(self, found: Mapping[str, Sequence[StoredObject]]) -> bool:
-        """Return whether the index has just these shards."""
+        """Return whether the index has exactly these shards."""
         wanted = [
             shard.url if is_url(shard.url) else os.path.abspath(shard.url)
             for files in found.values()
@@ -151,7 +151,7 @@ def _source(work: tuple[StoredObject, ShardInIndex | None]) -> ShardInIndex:
 
 
 def _on_ray(work: Sequence[tuple[StoredObject, ShardInIndex | None]], workers: int, ray: str) -> Iterator[ShardInIndex]:
-    """As of `_source`, in the order of the shards, of which a window is worked on or waits at a time."""
+    """Yield the results of `_source` in the order of the shards, with a bounded number in work or waiting."""
     with open_engine(workers=workers, ray=ray) as run:
         for begin in range(0, len(work), ON_RAY):
             window = work[begin : begin + ON_RAY]
@@ -163,7 +163,7 @@ def _on_ray(work: Sequence[tuple[StoredObject, ShardInIndex | None]], workers: i
 
 
 def _scan(shard: StoredObject) -> tuple[bytes, int, int]:
-    """The index of a shard as bytes, and what they are opened with: the size and the modification time of the shard."""
+    """Return the index of a shard as bytes, and the shard's size and modification time that are needed to open it."""
     index, _ = _source((shard, None))
     return index.to_bytes(), index.shard_size(0), index.shard_mtime_ns(0)
 
@@ -172,13 +172,13 @@ def _read_scan(shard: StoredObject, content: bytes, size: int, mtime_ns: int) ->
     index = TarIndex.from_bytes(content, size, mtime_ns)
     if index is None:
         raise RuntimeError(
-            f"{shard.url} was indexed by another version of pycooldown: install one version on all nodes"
+            f"{shard.url} was indexed by another version of pycooldown; install one version on all nodes"
         )
     return index
 
 
 class _Windows:
-    """Reads an object for a scan of its headers, in windows: they grow, and are small again behind a large member."""
+    """A reader of an object's headers in windows, which grow, and are small again after a large member."""
 
     def __init__(self, item: StoredObject) -> None:
         self._ranges = StoreRanges([item])
@@ -201,7 +201,7 @@ class _Windows:
 def _in_order(
     pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any], ahead: int
 ) -> Iterator[Any]:
-    """Results in the order of the items, of which only some are worked on or wait at a time."""
+    """Yield results in the order of the items, with a bounded number in work or waiting."""
     waiting: deque[Future[Any]] = deque()
     try:
         for item in items:
@@ -223,13 +223,13 @@ def _refuse_faults(index: TarIndex, path_of: Callable[[int], str], on_error: str
 
 def _fault(path: str, offset: int, reason: str) -> ValueError:
     return ValueError(
-        f"{path} at byte {offset}: {reason}; mend the shard, or give on_error='skip' to go on without such samples"
+        f"{path} at byte {offset}: {reason}; repair the shard, or pass on_error='skip' to leave such samples out"
     )
 
 
 @contextlib.contextmanager
 def locked(folder: str) -> Iterator[None]:
-    """Let one process work, where the file system has locks; without, each writes the same."""
+    """Let one process work at a time, if the file system has locks; otherwise several do the same work."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             stack.enter_context(lock_folder(folder))

@@ -1,4 +1,4 @@
-"""Read JSONL files of text pairs, refusing what is malformed with its file and line."""
+"""Read JSONL files of text pairs. An error about a malformed line names the file and the line."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TypedDict
 
 from pycooldown._files import open_regular
 
-MAX_LINE = 1 << 24  # bytes; a longer line is no pair of texts, and would be held in memory whole
+MAX_LINE = 1 << 24  # bytes; a longer line is no pair of texts, and must not be read into memory
 
 
 class Row(TypedDict):
-    """One line: a pair of texts with the key that names it in a shard."""
+    """One line: a pair of texts, and the key that identifies it in a shard."""
 
     key: str
     src: str
@@ -22,17 +22,17 @@ class Row(TypedDict):
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of `path`; fields other than `key`, `src` and `tgt` are left out.
+    """Yield the rows of `path`, without fields other than `key`, `src` and `tgt`.
 
     Raises:
-        ValueError: At a line that is longer than 16 MiB or not a UTF-8 JSON object with these three strings, or whose
-            key could not be part of a member's name in a shard (letters, digits, `_` and `-` can).
+        ValueError: At a line that is longer than 16 MiB or not a UTF-8 JSON object with these three strings. Also if a
+            key has other characters than letters, digits, `_` and `-`, because it becomes part of a member's name.
     """
     with open_regular(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
             if len(line) > MAX_LINE:
                 raise ValueError(
-                    f"{path}:{number} has more than {MAX_LINE} bytes; expected a pair of texts: split it, or check "
+                    f"{path}:{number} has more than {MAX_LINE} bytes; expected a pair of texts; split it, or check "
                     "that the file has line ends"
                 )
             try:
@@ -52,7 +52,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def count_rows(path: Path) -> int:
-    """Return the number of rows, all of them checked.
+    """Return the number of rows, after checking all of them.
 
     Raises:
         ValueError: If a row is malformed or repeats a key, or there is none.

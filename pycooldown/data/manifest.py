@@ -1,4 +1,4 @@
-"""The manifest of packed data: which shards every domain has, with counts and hashes."""
+"""The manifest of packed data: the shards of every domain, with counts and hashes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 FORMAT = "pycooldown.packed/1"
 FILENAME = "manifest.json"
-AGAIN = "run `pycooldown pack` again: it rebuilds whatever is not as recorded"
+AGAIN = "run `pycooldown pack` again: it rebuilds every file that differs from the record"
 
 SplitName = Literal["train", "validation"]
 
@@ -74,7 +74,7 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of packed data holds.
+    """The contents of a folder of packed data.
 
     Attributes:
         folder: The folder.
@@ -134,12 +134,12 @@ class Manifest:
 def load_manifest(folder: Path, *, verify_hashes: bool = False) -> Manifest:
     """Read `folder/manifest.json` and check that every file it names is there with the recorded size.
 
-    Every value in it is checked: names of files stay inside the folder, counts are positive and agree with each other
-    and with the sizes of the files, and all of them together with their checksum. `Manifest.dataset` compares the
+    Every value is checked: names of files stay inside the folder, counts are positive and agree with each other and
+    with the sizes of the files, and all values agree with their checksum. `Manifest.dataset` compares the number of
     samples of each shard.
 
     Args:
-        folder: A folder that `pycooldown.data.pack.pack` wrote.
+        folder: A folder written by `pycooldown.data.pack.pack`.
         verify_hashes: Also read every file and compare its SHA-256, which finds damage that keeps the size.
 
     Raises:
@@ -189,7 +189,7 @@ DomainName = Annotated[str, Field(min_length=1)]
 
 
 class _Strict(BaseModel):
-    """Numbers are JSON integers, neither strings nor booleans; entries of later versions are ignored."""
+    """A model whose numbers must be JSON integers, not strings or booleans. Entries of later versions are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -233,7 +233,7 @@ class _Content(_Strict):
 
 
 def _disagreement(content: _Content) -> str | None:
-    """Return the first entry that contradicts another one, and why."""
+    """Return the first entry that contradicts another one, with the reason."""
     tokenizer = content.tokenizer
     if tokenizer.file not in content.files:
         return f"tokenizer.file = {tokenizer.file!r} is not among files"

@@ -55,13 +55,13 @@ def pack(
     Args:
         corpus: Folder with `<domain>/train.jsonl` and `<domain>/validation.jsonl`, whose lines are objects with the
             strings `key` (letters, digits, `_` and `-`; unique in its file), `src` and `tgt`.
-        out: Folder for the result; made if missing.
-        domains: Which folders of `corpus` to pack; `None` for all.
-        vocabulary_size: Number of token ids, with 4 special ones, 256 bytes and the tags.
+        out: Folder for the result; created if missing.
+        domains: The folders of `corpus` to pack; `None` for all.
+        vocabulary_size: Number of token ids, including 4 special ones, 256 bytes and the tags.
         tau: Temperature of the tokenizer's training sample; 1 is proportional to the domains, larger is flatter.
         tokenizer_samples: Pairs in that sample.
-        character_coverage: Share of its characters that get a piece of their own; the rest are spelt in bytes.
-        domain_tags: Put the tag into `src`.
+        character_coverage: Share of its characters with their own piece; the rest are spelt in bytes.
+        domain_tags: Whether to put the tag into `src`.
         samples_per_shard: Samples in a tar file, except the last of a split.
         progress: Called as `progress(phase, done, total)` with the phases "read", "tokenizer" and "pack"; the last
             counts samples.
@@ -72,7 +72,7 @@ def pack(
     Raises:
         ValueError: If an option is out of range, a domain is unknown or empty, a line is malformed (the message has
             file and line), or the tokenizer cannot be trained.
-        OSError: If a file cannot be read or written; `out` is then as before.
+        OSError: If a file cannot be read or written. Then `out` is unchanged.
     """
     for option, value in {"tokenizer_samples": tokenizer_samples, "samples_per_shard": samples_per_shard}.items():
         if value < 1:
@@ -143,12 +143,12 @@ def _inputs(corpus: Path, domains: Collection[str] | None) -> dict[str, dict[str
     """Return the JSONL files of each domain to pack."""
     if (corpus / STAGING).exists():
         raise ValueError(
-            f"{corpus / STAGING} exists: a run that writes {corpus} is active or was interrupted; finish it first"
+            f"{corpus / STAGING} exists, so a run that writes {corpus} is active or was interrupted; finish it first"
         )
     found = sorted(path.parent.name for path in corpus.glob("*/train.jsonl"))
     if not found:
         raise ValueError(
-            f"{corpus} has no <domain>/train.jsonl: a folder of train.jsonl and validation.jsonl for each domain"
+            f"{corpus} has no <domain>/train.jsonl; expected a folder with train.jsonl and validation.jsonl per domain"
         )
     for domain in domains if domains is not None else ():
         if domain not in found:
@@ -160,7 +160,7 @@ def _inputs(corpus: Path, domains: Collection[str] | None) -> dict[str, dict[str
 
 
 def _sample(path: Path, quota: int) -> Iterator[str]:
-    """Yield both sides of `quota` rows, from the top of the file and over again if there are fewer."""
+    """Yield both sides of `quota` rows from the top of the file, starting again if there are fewer."""
     while quota > 0:
         for row in islice(read_rows(path), quota):
             quota -= 1
@@ -169,12 +169,12 @@ def _sample(path: Path, quota: int) -> Iterator[str]:
 
 
 def _write_shard(path: Path, rows: list[Row], tokenizer: Any, prefix: list[int]) -> tuple[int, int]:
-    """Write one tar and return its numbers of `src` and `tgt` tokens."""
+    """Write one tar and return the numbers of its `src` and `tgt` tokens."""
     dtype = np.uint16 if tokenizer.get_piece_size() <= 1 << 16 else np.int32
     src_ids, tgt_ids = (tokenizer.encode([row[side] for row in rows]) for side in ("src", "tgt"))
     path.parent.mkdir(exist_ok=True)
     src_tokens = tgt_tokens = 0
-    # Fixed times and owners: the same rows give the same bytes.
+    # With fixed times and owners, the same rows give the same bytes.
     with path.open("wb") as file, TarWriter(file, mtime=0, user="", group="") as tar:
         for row, src, tgt in zip(rows, src_ids, tgt_ids):
             arrays = {

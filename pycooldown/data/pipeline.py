@@ -1,4 +1,4 @@
-"""Mixing streamed domains: a webdataset pipeline whose samples follow a schedule."""
+"""Mix streamed domains: a webdataset pipeline whose samples follow a schedule."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["MixedPipeline", "mix"]
 
 Collate = Callable[[list[Any]], Any]
 
-_VERSION = 2  # of states; those of version 1 are honoured
+_VERSION = 2  # version of states; states of version 1 are accepted
 
 
 def mix(
@@ -49,43 +49,43 @@ def mix(
     elastic: bool = False,
     handler: Callable[[Exception], bool] = reraise_exception,
 ) -> MixedPipeline:
-    """Mix streamed domains by a schedule, for shards that cannot be read at random; for local ones see `TarDataset`.
+    """Mix streamed domains by a schedule, for shards without random access; for local shards see `TarDataset`.
 
-    Slot s of step t is of the domain that `DomainBatchSampler` gives it. Rank r of R takes slots [rB/R, (r+1)B/R) of
-    each step. Of W workers, number w takes the steps `start_step + w`, `start_step + w + W` and so on, so a loader that
-    batches B/R samples in its workers yields the steps in order. Ranks and workers are found as webdataset finds them.
+    Slot s of step t belongs to the domain that `DomainBatchSampler` gives it. Rank r of R takes slots
+    [rB/R, (r+1)B/R) of each step. Worker w of W takes the steps `start_step + w`, `start_step + w + W` and so on, so a
+    loader that batches B/R samples in its workers yields the steps in order. Ranks and workers are found as in
+    webdataset.
 
-    The R times W readers share out the shards of a domain: reader t mod W of a rank delivers its step t, whichever
-    worker that is. There are g = gcd(number of shards, readers) groups of readers, each with shards of its own, and the
-    readers of a group take turns at the samples. So no reader is without samples and none repeats those of another,
-    even with a single shard, and samples come equally often where shards hold equally many. Each domain starts anew
-    when it ends.
+    The R times W readers divide the shards of a domain: reader t mod W of a rank delivers its step t, on any worker.
+    There are g = gcd(number of shards, readers) groups of readers, each with its own shards, and the readers of a group
+    take turns at the samples. So every reader has samples and none repeats those of another, even with a single shard.
+    All samples come equally often if shards hold equally many. Each domain starts again when it ends.
 
-    Of uncompressed tar files on disk, a reader reads its own samples only, by their index (see `load_index`), so that
-    all readers together read them once in a pass. Other URLs are streams, of which a reader reads all that its group
-    shares: nothing is read twice where the number of shards is a multiple of the number of readers. webdataset reads
-    them up to the zero blocks that end a tar, and nothing behind those. Each domain keeps one stream open.
+    Of uncompressed tar files on disk, a reader reads only its own samples, with their index (see `load_index`), so all
+    readers together read the files once per pass. Other URLs are streams, of which a reader reads everything that its
+    group shares: nothing is read twice if the number of shards is a multiple of the number of readers. webdataset reads
+    streams up to the zero blocks that end a tar, and nothing after them. Each domain keeps one stream open.
 
     Args:
         sources: By domain, in the schedule's order: URLs that webdataset can open (`pipe:`, http, local paths, braces),
-            or a webdataset pipeline, which then has to split itself by node and worker and must not be empty anywhere.
+            or a webdataset pipeline. A pipeline must split itself by node and worker, and no part may be empty.
         schedule: The mixture at each step.
         batch_size: Size B of the global batch in samples, over all ranks.
         seed: Integer in [0, 2^64).
-        num_steps: Stop before this step; `None` to go on for ever.
-        start_step: Where to go on: the number of steps that training has consumed. The position in every domain
-            follows from it: streams are read up to there, local shards are not. With a pipeline among the sources it
-            has to be a multiple of the number of workers, as those split the pipeline.
+        num_steps: Stop before this step; `None` to continue forever.
+        start_step: Number of steps that training has consumed, to continue there. The position in every domain follows
+            from it: streams are read up to there, local shards are not. With a pipeline among the sources it must be a
+            multiple of the number of workers, because these split the pipeline.
         allocation: As in `DomainBatchSampler`.
-        shuffle_shards: Take the shards of a domain in another order in each of its passes.
-        elastic: Let every reader pick its samples from all shards, so that the samples of each step depend on the seed
-            and the schedule alone: a job may go on with other numbers of ranks and workers. Every reader then reads
-            all of each stream. Needs URLs.
-        handler: What webdataset does about errors in shards. With one that does not raise, local shards are streams.
+        shuffle_shards: Whether the order of a domain's shards changes from pass to pass.
+        elastic: Whether every reader picks its samples from all shards. Then the samples of each step depend only on
+            seed and schedule, and a job may continue with other numbers of ranks and workers. Every reader then reads
+            each stream completely. Needs URLs.
+        handler: webdataset's handler of errors in shards. With one that does not raise, local shards are streams.
 
     Returns:
         A webdataset pipeline of samples with `__key__`, `__url__`, `__domain__` and the bytes of each extension, with
-        `.decode()`, `.map()`, `.batched()` and so on. `state_dict()` and `load_state_dict()` are of one reader, for
+        `.decode()`, `.map()`, `.batched()` and so on. `state_dict()` and `load_state_dict()` belong to one reader, for
         torchdata's `StatefulDataLoader`.
 
     Raises:
@@ -110,18 +110,18 @@ def mix(
 
 
 class MixedPipeline(webdataset.DataPipeline, FluidInterface):  # type: ignore[misc]
-    """What `mix` returns: a webdataset pipeline that knows where it stands."""
+    """The result of `mix`: a webdataset pipeline that knows its position."""
 
     def iterator(self) -> Iterator[Any]:
-        """Iterate over a pass; the one after it starts anew."""
+        """Iterate over a pass; the next call starts again."""
         yield from super().iterator()
         source = self.pipeline[0]
-        source.state["ended"] = source.ended = True  # only now: a later stage may yield a rest after the mix has ended
+        source.state["ended"] = source.ended = True  # last: a later stage may yield a rest after the mix has ended
 
     def batched(
         self, batchsize: int, collation_fn: Collate | None = default_collation_fn, partial: bool = True
     ) -> MixedPipeline:
-        """Collate batches of the given size, as webdataset does, but without taking a sample ahead of its use."""
+        """Collate batches of the given size, as webdataset does, but without taking a sample before it is used."""
         return self.compose(Batches(batchsize, collation_fn, partial))  # type: ignore[no-any-return]
 
     def listed(self, batchsize: int, partial: bool = True) -> MixedPipeline:
@@ -129,28 +129,28 @@ class MixedPipeline(webdataset.DataPipeline, FluidInterface):  # type: ignore[mi
         return self.batched(batchsize, None, partial)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where this reader stands: how many samples have left the pipeline.
+        """Return this reader's position: how many samples have left the pipeline.
 
-        Counts of other stages (`with_epoch`, `repeat`) are not in it.
+        Counts of other stages (`with_epoch`, `repeat`) are not included.
 
         Raises:
-            ValueError: If a stage holds samples back, such as `shuffle`: they would be lost.
+            ValueError: If a stage such as `shuffle` holds samples back, because they would be lost.
         """
         for stage in self.pipeline[1:]:
             if reason := held_back_by(stage):
                 raise ValueError(
-                    f"the pipeline's state does not know where its stage {reason} stands, and samples in it would be "
-                    "lost: use stages that pass each sample on (map, decode, select, to_tuple, batched), put others "
-                    "behind the loader, or use a DataLoader that takes no states, and mix(start_step=...) to go on"
+                    f"the pipeline's state does not include the position of its stage {reason}, so samples in it "
+                    "would be lost; use stages that pass each sample on (map, decode, select, to_tuple, batched), put "
+                    "others behind the loader, or continue with mix(start_step=...) and a DataLoader without states"
                 )
         return dict(self.pipeline[0].state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on behind a saved state of the same reader among as many.
+        """Continue after a saved state of the same reader among as many readers.
 
         Raises:
-            ValueError: If this is no such state; that it is another reader's, or counts from another `start_step`, is
-                found when iteration starts.
+            ValueError: If this is no such state. A state of another reader or with another `start_step` is found only
+                when iteration starts.
         """
         if not _is_state(state):
             raise ValueError(f"state is {state!r:.500}; expected a value of MixedPipeline.state_dict()")
@@ -192,8 +192,8 @@ class _Mix(webdataset.PipelineStage):  # type: ignore[misc]
         self.state, self.ended = {"ended": False, **state}, False
 
     def run(self) -> Iterator[Sample]:
-        # A loader remembers that its pass has ended, and begins another one. It does not remember it of one of several
-        # workers: that one is asked again, and has nothing more for this pass.
+        # A loader remembers that its pass has ended, and starts another one. It does not remember this for one of
+        # several workers: that worker is asked again, and has nothing more for this pass.
         if self.state["ended"] and not self.ended and get_worker_info() is not None:
             self.ended = True
             return
@@ -203,16 +203,19 @@ class _Mix(webdataset.PipelineStage):  # type: ignore[misc]
         batch_size = self.sampler.batch_size
         begin, end = batch_size * rank // world_size, batch_size * (rank + 1) // world_size
         if begin == end:
-            raise ValueError(f"batch_size = {batch_size} leaves rank {rank} of {world_size} without samples")
+            raise ValueError(
+                f"batch_size = {batch_size} leaves rank {rank} of {world_size} without samples; expected at least "
+                f"{world_size}"
+            )
         first = self._take_part(list(reader))
 
         steps_done, slots_done = divmod(self.state["samples"], end - begin)
         step = first + steps_done * num_workers
-        part = step % num_workers  # of the rank's steps, which decides about the samples that this reader draws
+        part = step % num_workers  # residue of the rank's steps, which decides the samples that this reader draws
         if part != worker and any(isinstance(source, webdataset.DataPipeline) for source in self.sources):
             raise ValueError(
                 f"start_step = {self.start_step} is no multiple of the {num_workers} workers, among which a pipeline "
-                "given as source splits itself: their parts would change; start at a multiple, or give URLs"
+                "source splits itself, so their parts would change; start at a multiple, or pass URLs"
             )
         streams = [
             self._stream(i, rank * num_workers + part, world_size * num_workers) for i in range(len(self.sources))
@@ -237,11 +240,11 @@ class _Mix(webdataset.PipelineStage):  # type: ignore[misc]
         self.ended = True
 
     def _take_part(self, reader: list[int]) -> int:
-        """Check that the state is of this reader, and return the first step that it takes."""
+        """Check that the state belongs to this reader, and return the first step that the reader takes."""
         if self.state["reader"] is not None and list(self.state["reader"]) != reader:
             raise ValueError(
-                f"state is of the reader (rank, world_size, worker, num_workers) = {list(self.state['reader'])}, this "
-                f"is {reader}; go on with start_step instead, and with elastic=True for the very same samples"
+                f"state belongs to the reader (rank, world_size, worker, num_workers) = {list(self.state['reader'])}, "
+                f"but this is {reader}; continue with start_step, and with elastic=True to get exactly the same samples"
             )
         self.state["reader"] = reader
         _, _, worker, num_workers = reader
@@ -249,13 +252,13 @@ class _Mix(webdataset.PipelineStage):  # type: ignore[misc]
             return self.start_step + (worker - self.start_step) % num_workers
         if self.state["start_step"] != self.start_step:
             raise ValueError(
-                f"state counts from start_step = {self.state['start_step']}, this pipeline from {self.start_step}; "
-                "make the pipeline with the start_step that it had"
+                f"state counts from start_step = {self.state['start_step']}, but this pipeline from "
+                f"{self.start_step}; make the pipeline with the former start_step"
             )
         return self.start_step + worker
 
     def _own_draws(self, steps: range, begin: int, end: int) -> Integers:
-        """Return how often this reader has drawn each domain, (K,); an elastic one needs the draws of all instead."""
+        """Return how often this reader has drawn each domain, (K,); for an elastic reader, the draws of all readers."""
         draws = np.zeros(len(self.sources), dtype=np.int64)
         for step in () if self.elastic else steps:
             draws += np.bincount(self.sampler.plan(step).domain_ids[begin:end], minlength=len(draws))
@@ -288,7 +291,7 @@ class _Mix(webdataset.PipelineStage):  # type: ignore[misc]
 
 
 def _occurrences(domain_ids: npt.NDArray[np.int32], draws: Integers) -> Integers:
-    """Return for each slot how often its domain was drawn before it. `draws`, (K,), is moved past the batch."""
+    """Return for each slot how often its domain was drawn before it. `draws`, (K,), is advanced by the batch."""
     order = np.argsort(domain_ids, kind="stable")
     grouped = domain_ids[order]
     ordinals = np.empty(len(domain_ids), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Write a folder so that a second run trusts all of it or none of it."""
+"""Write a folder so that a second run trusts either all of it or none of it."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from pycooldown._files import lock_folder, read_bounded, sha256, sync, write_ato
 
 __all__ = ["Progress", "check_sealed", "publish", "seal", "sha256", "staging", "write_atomically"]
 
-STAGING = ".partial"  # exists only while a run is writing, or after one was killed
+STAGING = ".partial"  # exists only while a run is writing, or after a run was killed
 
-MAX_MANIFEST = 1 << 28  # bytes: a million files take about half of it
+MAX_MANIFEST = 1 << 28  # bytes; a million files take about half of this
 
 Progress = Callable[[str, int, int], None]  # (what is being done, done, total)
 
 
 def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest with a last entry `checksum`: the SHA-256 of all others, in their order."""
+    """Return a manifest with a last entry `checksum`: the SHA-256 of all other entries, in their order."""
     return {**manifest, "checksum": _checksum(manifest)}
 
 
 def check_sealed(path: Path, manifest: Mapping[str, Any], remedy: str) -> None:
-    """Check that a manifest is as it was written. One without a checksum passes, as versions up to 0.2 wrote them.
+    """Check that a manifest is unchanged. One without a checksum passes, because versions up to 0.2 write none.
 
     Args:
-        path: Where it is, for the error.
+        path: The file of the manifest, for the error.
         manifest: Its content.
-        remedy: What makes it again, for the error.
+        remedy: How to make it again, for the error.
 
     Raises:
-        ValueError: If an entry was changed, added, removed or moved since.
+        ValueError: If an entry was changed, added, removed or moved.
     """
     if _is_altered(manifest):
         raise ValueError(
@@ -50,7 +50,7 @@ def _is_altered(manifest: Mapping[str, Any]) -> bool:
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:
-    # The order of the domains is that of their indices, so keys are not sorted.
+    # Keys are not sorted, because the order of the domains decides their indices.
     content = {name: entry for name, entry in manifest.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -71,7 +71,7 @@ def staging(folder: Path) -> Iterator[Path]:
         try:
             yield partial
         except OSError as error:
-            if error.filename is None and error.errno is not None:  # a failed write does not know its file
+            if error.filename is None and error.errno is not None:  # a failed write does not name its file
                 reason = f"{error.strerror}; what {folder} held before is unchanged"
                 raise OSError(error.errno, reason, str(partial)) from error
             raise
@@ -122,7 +122,7 @@ def publish(
         for file in files:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             os.replace(partial / file, folder / file)
-        # A manifest that survives a power failure must not survive what it lists.
+        # After a power failure, there must be no manifest without the files that it lists.
         for written in sorted({path for file in files for path in ((folder / file), (folder / file).parent)}):
             sync(written)
         write_atomically(folder / name, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
@@ -130,7 +130,7 @@ def publish(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return the manifest at `path`, or {} if there is none that can be read: then nothing there is trusted."""
+    """Return the manifest at `path`, or {} if none can be read; then nothing there is trusted."""
     try:
         value = json.loads(read_bounded(path, MAX_MANIFEST))
     except (OSError, ValueError, RecursionError):

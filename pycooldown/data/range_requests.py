@@ -1,4 +1,4 @@
-"""Fetch ranges of objects: by few requests, many at a time, again where something fails in passing."""
+"""Fetch ranges of objects with few, parallel requests, and retry temporary failures."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from pycooldown.mixture import Integers
 
 __all__ = ["Request", "coalesce", "fetch", "read_range"]
 
-# Versions that a store cannot be asked for: times, where it has no ETags, and weak ETags. Answers have them all.
+# Versions that a store cannot be asked for: times, used without ETags, and weak ETags. All answers contain them.
 _NO_STRONG_ETAG = re.compile(r"W/|\d{4}-\d\d-\d\dT")
 
 
 @dataclass(frozen=True)
 class Request:
-    """Bytes `start` to `end` of an object, which is given by its number."""
+    """Bytes `start` to `end` of an object with a given number."""
 
     number: int
     start: int
@@ -37,14 +37,14 @@ class Request:
 def coalesce(
     objects: Integers, starts: Integers, ends: Integers, gap: int
 ) -> tuple[list[Request], list[tuple[int, int, int]]]:
-    """Return requests of at most `RANGE_BYTES`; and the parts they are for.
+    """Return requests of at most `RANGE_BYTES`, and the ranges that they cover.
 
-    A part is the number of a range that is not empty, and the numbers of its first and last request.
+    A covered range is the number of a range that is not empty, with the numbers of its first and last request.
     """
     requests: list[Request] = []
     members: list[tuple[int, int, int]] = []
     order = np.lexsort((ends, starts, objects))
-    is_whole = True  # the last request is a part of a longer range, and takes no other
+    is_whole = True  # the last request is a part of a longer range, and accepts no other range
     for i in order.tolist():
         number, start, end = int(objects[i]), int(starts[i]), int(ends[i])
         if start == end:
@@ -71,11 +71,11 @@ def fetch(
     """Return the bytes of each request.
 
     Args:
-        objects: By number.
-        requests: What to fetch.
-        concurrency: Requests at a time.
-        timeout: Seconds that one may take, its body included.
-        patience: Seconds after which one is given up.
+        objects: The objects, by number.
+        requests: The requests.
+        concurrency: Requests in parallel.
+        timeout: Seconds for one request, including its body.
+        patience: Seconds after which a request is given up.
 
     Raises:
         StoreError: If an object is missing, was changed (`errno.ESTALE`), or its store does not answer in time.
@@ -110,15 +110,15 @@ async def read_range(
     patience: float,
     on_retry: Callable[[StoreError], None] | None = None,
 ) -> memoryview:
-    """Return the bytes [start, end) of an object, whole and of its version; what fails in passing is tried again.
+    """Return the bytes [start, end) of an object, complete and of its version; retry temporary failures.
 
     Args:
         item: The object.
         start: First byte.
         end: Exclusive last byte.
-        timeout: Seconds that one request may take, its body included.
+        timeout: Seconds for one request, including its body.
         patience: Seconds after which the range is given up.
-        on_retry: Called with what went wrong before it is tried again.
+        on_retry: Called with the error before each retry.
 
     Raises:
         StoreError: If the object is missing, was changed (`errno.ESTALE`), or its store does not answer in time.
@@ -134,7 +134,7 @@ async def read_range(
             if caught.errno != errno.EIO:
                 raise
             error = caught
-        pause = min(30.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0)  # spreads the readers
+        pause = min(30.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0)  # keeps readers from retrying all at once
         attempt += 1
         if time.monotonic() + pause > deadline:
             reason = (
@@ -179,7 +179,7 @@ def _changed(item: StoredObject, found: str) -> StoreError:
 
 
 class _Loop:
-    """An event loop in a thread of its own, so that callers may have one themselves."""
+    """An event loop in its own thread, so that callers may have a loop themselves."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -196,5 +196,5 @@ class _Loop:
 
 @lru_cache(maxsize=1)
 def _loop(process: int) -> _Loop:
-    """The loop of a process: threads do not survive a fork."""
+    """Return the loop of a process. Each process needs its own, because threads do not survive a fork."""
     return _Loop()

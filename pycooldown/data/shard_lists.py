@@ -1,4 +1,4 @@
-"""The shards of each domain, as users name them: paths, URLs and patterns of both."""
+"""Expand lists of shards by domain, given as paths, URLs or patterns of both."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _WILDCARDS = re.compile(r"[*?[]")
 
 
 def list_shards(shards: ShardPaths) -> dict[str, list[str]]:
-    """Return the shards of each domain, patterns of paths expanded, and braces of URLs; no store is asked.
+    """Return the shards of each domain, with patterns of paths and braces of URLs expanded. No store is asked.
 
     Args:
         shards: By domain, one or several paths, URLs or patterns.
 
     Raises:
-        TypeError: If something is no path.
+        TypeError: If a shard is no path.
         ValueError: If there is no domain, a domain has no shards, or something is no path or URL that can be read.
         FileNotFoundError: If no file matches a pattern.
     """
@@ -40,12 +40,12 @@ def list_shards(shards: ShardPaths) -> dict[str, list[str]]:
 
 
 def parse_shards(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """Return the shards of each domain that command-line arguments name.
+    """Return the shards of each domain in command-line arguments.
 
     Args:
-        arguments: Either `domain=pattern` each, where a domain may come again; or one folder, which may be in a store:
-            each of its subfolders is a domain of the tar files in and below it, and so is each tar file in the folder
-            itself, up to the first hyphen or dot of its name.
+        arguments: Either texts `domain=pattern`, where a domain may be repeated, or one folder, which may be in a
+            store. Each of its subfolders is a domain with the tar files in and below it. A tar file in the folder
+            itself belongs to the domain named by the part before the first hyphen or dot.
 
     Raises:
         ValueError: If the arguments are of neither form, or a folder has no tar files.
@@ -56,12 +56,12 @@ def parse_shards(arguments: Sequence[str]) -> dict[str, list[str]]:
 
 
 def group_by_domain(arguments: Iterable[str], name: str, expected: str) -> dict[str, list[str]]:
-    """Return the patterns behind `domain=` of each domain; a domain may come again.
+    """Return the patterns of each domain; a domain may be repeated.
 
     Args:
         arguments: Texts `domain=pattern`.
-        name: What they are, for errors.
-        expected: The form that they should have, for errors.
+        name: What the arguments are, for errors.
+        expected: The expected form, for errors.
 
     Raises:
         ValueError: If one has another form.
@@ -85,28 +85,28 @@ def _from_folder(folder: str) -> dict[str, list[str]]:
         name, _, below = path[len(folder.rstrip("/")) + 1 :].partition("/")
         domains.setdefault(name if below else re.split("[-.]", name)[0], []).append(path)
     if not domains:
-        raise ValueError(f"{folder} has no tar files; expected folders with some, or domain=pattern")
+        raise ValueError(f"{folder} has no tar files; expected subfolders with tar files, or domain=pattern")
     return dict(sorted(domains.items()))
 
 
 def has_urls(lists: Mapping[str, list[str]]) -> bool:
-    """Return whether some of the shards are in stores."""
+    """Return whether any of the shards is in a store."""
     return any(_is_object(path) for paths in lists.values() for path in paths)
 
 
 def find_shards(lists: Mapping[str, list[str]], *, workers: int = 8) -> dict[str, list[StoredObject]]:
-    """Look up the size and the version of each shard; wildcards of URLs are expanded.
+    """Look up the size and the version of each shard, and expand wildcards of URLs.
 
     Args:
-        lists: What `list_shards` returned.
-        workers: Questions to a store at a time.
+        lists: The result of `list_shards`.
+        workers: Parallel requests to a store.
 
     Returns:
-        By domain the shards. The version of a file is its modification time in nanoseconds.
+        The shards by domain. The version of a file is its modification time in nanoseconds.
 
     Raises:
         OSError: If a shard is missing, or a store does not answer.
-        ValueError: If http(s) shall list something.
+        ValueError: If an http(s) URL has wildcards.
     """
     with ThreadPoolExecutor(workers) as pool:
         return {
@@ -124,7 +124,7 @@ def _find(path: str) -> list[StoredObject]:
             raise FileNotFoundError(f"no object matches the pattern {path!r}")
         return [shard for shard in matches if not shard.url.endswith(".idx")]
     if (found := find_object(path)) is None:
-        raise FileNotFoundError(f"there is no object {path!r}; look at the spelling of the bucket and the key")
+        raise FileNotFoundError(f"there is no object {path!r}; check the spelling of the bucket and the key")
     return [found]
 
 
@@ -146,12 +146,12 @@ def _paths(domain: str, given: Any) -> list[str]:
             raise TypeError(f"domain {domain!r} has the shard {path!r}, a {type(path).__name__}; expected a path")
         paths += _expand(domain, os.fsdecode(path))
     if not paths:
-        raise ValueError(f"domain {domain!r} has no shards: give it some, or leave the domain out")
+        raise ValueError(f"domain {domain!r} has no shards; pass some, or leave the domain out")
     return paths
 
 
 def _expand(domain: str, path: str) -> list[str]:
-    """Return the files that a path or pattern stands for; a file that has a pattern's name is taken as it is."""
+    """Return the files of a path or pattern. An existing file with a pattern's name is returned itself."""
     if not path:
         raise ValueError(f"domain {domain!r} has an empty path; expected a tar file")
     if os.path.lexists(path):
@@ -162,8 +162,8 @@ def _expand(domain: str, path: str) -> list[str]:
     if scheme and scheme.group().partition(":")[0] not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise ValueError(
-            f"domain {domain!r} has the shard {path!r}: files and {known} are read at random, "
-            f"{scheme.group()!r} cannot be; stream it with pycooldown.data.mix, or download it first"
+            f"domain {domain!r} has the shard {path!r}: files and {known} allow random access, "
+            f"{scheme.group()!r} does not; stream it with pycooldown.data.mix, or download it first"
         )
     if "{" in path:
         require("data", "braceexpand")
@@ -174,7 +174,7 @@ def _expand(domain: str, path: str) -> list[str]:
     if scheme:
         if path.startswith("http") and _WILDCARDS.search(path):
             raise ValueError(
-                f"domain {domain!r} has the shard {path!r}: http has no lists; name every file, "
+                f"domain {domain!r} has the shard {path!r}: http has no listings; name every file, "
                 "with braces if they are numbered ({000..099})"
             )
         return [path]
@@ -182,4 +182,4 @@ def _expand(domain: str, path: str) -> list[str]:
         if not (matches := set(glob(path))):
             raise FileNotFoundError(f"domain {domain!r}: no file matches the pattern {path!r}")
         return sorted(match for match in matches if match.removesuffix(".idx") not in matches - {match})
-    return [path]  # opening it will say what is wrong
+    return [path]  # opening it will raise the error

@@ -1,4 +1,4 @@
-"""Samples of shards that are files or objects in stores, laid end to end."""
+"""Samples of shards that are files or objects in stores, in one sequence."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ __all__ = ["ShardReader"]
 
 
 class ShardReader:
-    """Reads samples by index: those of files straight from there, those of objects by one call of `ranges` a batch.
+    """A reader of samples by index: from files directly, and from objects with one call of `ranges` per batch.
 
     Args:
-        max_maps: How many files are mapped into memory at a time.
+        max_maps: Maximum number of files that are mapped into memory.
 
     Attributes:
-        ranges: Reads the bytes of objects; `None` until it is needed for a `StoreRanges`.
+        ranges: Reads the bytes of objects; `None` until a `StoreRanges` is needed.
     """
 
     def __init__(self, max_maps: int) -> None:
         self.ranges: ByteRanges | None = None
         self._reader = TarReader(max_maps)
         self._objects: Sequence[StoredObject] = ()
-        self._remote: npt.NDArray[np.bool_] | None = None  # by shard, if some are objects
+        self._remote: npt.NDArray[np.bool_] | None = None  # by shard, if any is an object
         self._are_all_remote = False
 
     def add(self, path: str, domain: str, index: TarIndex) -> None:
-        """Add a file by its own index."""
+        """Add a file with its own index."""
         self._reader.add(os.fsencode(path), domain, index)
 
     def add_all(self, index: TarIndex, folder: str, objects: Sequence[StoredObject]) -> None:
-        """Add all shards of an index in a folder; `objects` are these shards."""
+        """Add all shards of an index in a folder; `objects` are the same shards."""
         self._reader.add_all(index, os.fsencode(os.path.join(folder, "")))
         remote = np.fromiter((is_url(index.path(i)) for i in range(index.num_shards)), np.bool_, index.num_shards)
         self._remote = remote if remote.any() else None
@@ -85,7 +85,7 @@ class ShardReader:
         return buffer, offsets
 
     def _split(self, indices: Sequence[int], spans: Spans) -> tuple[list[int], list[int], list[Buffer]]:
-        """Return which of the samples are in files and which in objects, and the bytes of the latter."""
+        """Return which of the samples are in files and which are in objects, and the bytes of the latter."""
         assert self._remote is not None
         remote = self._remote[spans.objects]
         near, far = np.flatnonzero(~remote).tolist(), np.flatnonzero(remote).tolist()

@@ -24,7 +24,7 @@ __all__ = ["Skipped", "TarDataset"]
 
 
 class Skipped(NamedTuple):
-    """A sample that cannot be read, or a break beyond which a shard cannot be.
+    """A sample that cannot be read, or a position after which a shard cannot be read.
 
     Attributes:
         shard: Path of the shard.
@@ -38,51 +38,50 @@ class Skipped(NamedTuple):
 
 
 class TarDataset:
-    """The samples of many domains' tar shards, by index: the domains laid end to end in the order of the mapping.
+    """The samples of many domains' tar shards, by index: the domains one after another, in the order of the mapping.
 
-    Within a domain the shards follow in their order, within a shard the samples in theirs, so indices are those of a
+    Within a domain the shards keep their order, and so do the samples within a shard. So indices are those of a
     `torch.utils.data.ConcatDataset` and of `pycooldown.DomainBatchSampler`. A sample is a dictionary in webdataset's
     form: `__key__`, `__url__` (the shard's path), `__domain__` and the bytes of each member under its extension.
 
     Shards may be files or objects in stores (`s3://`, `gs://`, `az://`, `http(s)://`; extra `remote`). Links,
-    directories, devices and `__meta__` files in them are passed over, as webdataset does. Sparse files, repeated
-    extensions and damage are faults. So is a file without the zero blocks that end a tar, which webdataset takes for
-    the end of the shard: if it was cut off between two members, samples are missing, and members of the last one may
-    be. And so are data behind the zero blocks, which webdataset does not read: two tars that were joined by `cat`, for
-    example.
+    directories, devices and `__meta__` files in them are skipped, as in webdataset. Sparse files, repeated extensions
+    and damage are faults. So is a file without the zero blocks that end a tar, which webdataset accepts: if it was cut
+    off between two members, samples or members of the last one are missing. Data after the zero blocks, which
+    webdataset does not read, are a fault too, for example two tars joined by `cat`.
 
-    **Index.** The first use of a file scans it and leaves an index beside it (see `load_index`). Where there are many
-    shards or samples, make one index of all of them with `pycooldown index` and give its path instead of a mapping: it
-    is mapped into memory and shared by all processes, and opening it reads nothing of shards or samples. Objects in
-    stores always have such an index.
+    **Index.** The first use of a file scans it and leaves an index beside it (see `load_index`). For many shards or
+    samples, make one index of all of them with `pycooldown index` and pass its path instead of a mapping: it is mapped
+    into memory and shared by all processes, and opening it reads no shards or samples. Objects in stores always have
+    such an index.
 
     **Objects in stores.** The samples of a batch are fetched together, by ranges; see `StoreRanges`. Clients belong to
-    one process. A data set does not read from stores when it is made, so workers may be forked, unless the process
-    itself has read samples before: then let them be spawned.
+    one process. Making a data set does not read from stores in this process, so workers may be forked, unless the
+    process itself has read samples before. Then let workers be spawned.
 
-    A dataset can be pickled and used in forked or spawned workers. Shards must not be written to while they are read:
-    each batch looks whether the shards that it has read are still as they were indexed, and raises an error otherwise.
-    That includes shards that are truncated while they are read, for which there is a handler of the signal SIGBUS.
+    A dataset can be pickled and used in forked or spawned workers. Shards must not be changed while they are read. Each
+    batch checks that the shards it has read are still as they were indexed, and raises an error otherwise. This
+    includes shards that are truncated during a read, which a handler of the signal SIGBUS detects.
 
     Args:
         shards: By domain, one or several uncompressed tar files: paths, URLs, or patterns with braces (`{000..099}`) or
-            wildcards (`*`, `?`, `[...]`; not of http), whose matches are sorted by name. Or the path of an index that
-            `pycooldown index` wrote, or of a folder with such a `dataset.idx`; or the URL of either, of which a copy is
-            kept in the user's folder of caches.
+            wildcards (`*`, `?`, `[...]`; not for http), whose matches are sorted by name. Or the path of an index
+            written by `pycooldown index`, or of a folder with a `dataset.idx`; or the URL of either, of which a copy is
+            kept in the user's cache folder.
         on_error: `"raise"` refuses shards with faults; `"skip"` leaves the samples out, lists them in `skipped` and
             warns once.
-        max_open: How many shards are mapped into memory at a time; no file stays open. Where there are more, those that
-            are read most often are mapped, and each read of another one opens its file, which takes some microseconds.
-            Pages of mapped shards count as resident memory, though the kernel can take them back.
-        mmap: Map shards into memory. With `False` each read opens its file, which is slower.
-        index: Path of one index of all shards of the mapping. It is made, or brought up to date, if need be. By
-            default files have an index beside each, and if there are objects in stores, one index of all is kept in
-            the user's folder of caches.
-        ranges: Reads the bytes of objects, a cache for example; see `ByteRanges`. By default a `StoreRanges`.
+        max_open: Maximum number of shards mapped into memory; no file stays open. If there are more, those that are
+            read most often are mapped, and each read of another one opens its file, which takes some microseconds.
+            Pages of mapped shards count as resident memory, though the kernel can reclaim them.
+        mmap: Whether to map shards into memory. With `False` each read opens its file, which is slower.
+        index: Path of one index of all shards of the mapping, which is made or updated if needed. By default each file
+            has an index beside it; if there are objects in stores, one index of all shards is kept in the user's cache
+            folder.
+        ranges: Reads the bytes of objects, for example a cache; see `ByteRanges`. By default a `StoreRanges`.
 
     Raises:
-        ValueError: If a shard has faults and `on_error="raise"`, naming shard and offset; if a domain has no shards, or
-            something that is neither a local path nor a URL that can be read at random.
+        ValueError: If a shard has faults and `on_error="raise"`, naming shard and offset. Also if a domain has no
+            shards, or a shard is neither a local path nor a URL with random access.
         OSError: If a shard cannot be read, or has changed since it was indexed.
     """
 
@@ -105,8 +104,8 @@ class TarDataset:
         self.mmap = mmap
         self.skipped: list[Skipped] = []
         self._given_ranges = ranges
-        self._lists: dict[str, list[str]] | None = None  # where each file has its own index
-        self._index_path: str | None = None  # of one index of all
+        self._lists: dict[str, list[str]] | None = None  # set if each file has its own index
+        self._index_path: str | None = None  # set if all shards have one index
         if isinstance(shards, str | os.PathLike):
             if index is not None:
                 raise ValueError(
@@ -125,7 +124,7 @@ class TarDataset:
             )
 
     def _find(self, lists: dict[str, list[str]], index: str | os.PathLike[str] | None) -> None:
-        """Choose between an index of each file and one of all, which is made or brought up to date."""
+        """Choose between one index per file and one of all shards, which is made or updated."""
         remote = has_urls(lists)
         if index is None and not remote:
             self._lists = lists
@@ -163,8 +162,8 @@ class TarDataset:
     def _skip(self, skipped: list[Skipped]) -> None:
         if skipped and self.on_error == "raise":
             raise ValueError(
-                f"{skipped[0].shard} at byte {skipped[0].offset}: {skipped[0].reason}; mend the shard, or give "
-                "on_error='skip' to go on without such samples"
+                f"{skipped[0].shard} at byte {skipped[0].offset}: {skipped[0].reason}; repair the shard, or pass "
+                "on_error='skip' to leave such samples out"
             )
         self.skipped += skipped
 
@@ -194,7 +193,7 @@ class TarDataset:
 
     @property
     def objects(self) -> Sequence[StoredObject]:
-        """The shards of all domains end to end, by the numbers that `locate` gives and `ByteRanges` takes."""
+        """The shards of all domains one after another, by the numbers that `locate` returns and `ByteRanges` takes."""
         if self._index_path is not None:
             return self._objects
         paths = [path for paths in (self._lists or {}).values() for path in paths]
@@ -202,7 +201,7 @@ class TarDataset:
 
     @property
     def ranges(self) -> ByteRanges:
-        """What reads the bytes of objects in stores; another one can be put in its place."""
+        """The reader of bytes of objects in stores; it can be replaced."""
         if self._reader.ranges is None:
             self._reader.ranges = StoreRanges(self.objects)
         return self._reader.ranges
@@ -225,8 +224,8 @@ class TarDataset:
 
         Args:
             indices: n indices of samples.
-            extension: Which member, as it stands in the samples (lower case); by default all members of a sample, which
-                lie in one range with their headers between them.
+            extension: The member, as named in the samples (lower case); by default all members of a sample, which lie
+                in one range with their headers between them.
 
         Returns:
             n ranges, in the order of the indices.
@@ -241,7 +240,7 @@ class TarDataset:
 
         Args:
             indices: n indices of samples.
-            extension: Which member, as it stands in the samples (lower case).
+            extension: The member, as named in the samples (lower case).
 
         Returns:
             `buffer`, uint8, the members end to end, and `offsets`, int64 of shape (n + 1,): member i is
@@ -257,11 +256,11 @@ class TarDataset:
         return {domain: of_shards[a:b] for domain, a, b in zip(self.domains, firsts[:-1], firsts[1:])}
 
     def _identity(self) -> Any:
-        """What a copy in another process must find the same."""
+        """Return the values that a copy in another process must find unchanged."""
         if self._index_path is None:
             return self._shard_sizes
         with open(self._index_path, "rb") as file:
-            return file.read(80)  # its header, with a checksum of what it says of shards
+            return file.read(80)  # its header, with a checksum of its entries about shards
 
     def __getstate__(self) -> dict[str, Any]:
         left_out = ("_reader", "_objects")
@@ -288,5 +287,5 @@ def _find_index(path: str) -> str:
 def _build(lists: dict[str, list[str]], path: str) -> None:
     from pycooldown.data.index_building import build_index
 
-    # Faults are listed, so that each data set can refuse or skip them as it was asked.
+    # Faults are listed, so that each data set can refuse or skip them by its own option.
     build_index(lists, path, on_error="skip")

@@ -1,4 +1,4 @@
-"""Stages behind `mix`: batches that hold nothing back, and which stages of webdataset do."""
+"""Stages for pipelines after `mix`: batches that hold nothing back, and a list of webdataset's stages that do not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from webdataset import filters  # noqa: E402
 
 __all__ = ["Batches", "held_back_by"]
 
-# Whatever these have taken has come out, or been dropped, by the time that they yield.
+# When these stages yield, everything that they have taken has come out or has been dropped.
 _PASS_ON = [
     stage.f
     for stage in (
@@ -39,12 +39,12 @@ _PASS_ON = [
 
 @dataclass(frozen=True)
 class Batches:
-    """A stage that yields a batch once it is full; webdataset's own first takes the sample that follows.
+    """A stage that yields a batch as soon as it is full; webdataset's own stage first takes the next sample.
 
     Args:
         size: Samples in a batch.
-        collate: Makes a batch of a list of samples; `None` for the list itself.
-        partial: Also yield the rest, which has fewer samples.
+        collate: Makes a batch from a list of samples; `None` for the list itself.
+        partial: Whether to yield the last batch if it has fewer samples.
     """
 
     size: int
@@ -63,7 +63,7 @@ class Batches:
 
 
 def held_back_by(stage: Any) -> str | None:
-    """Return the name of a pipeline's stage if samples may be in it while it waits; `None` if there are none."""
+    """Return the name of a stage that may hold samples while it waits; `None` if it holds none."""
     if isinstance(stage, Batches):
         return None
     if isinstance(stage, filters.FilterFunction):

@@ -1,4 +1,4 @@
-"""Which objects a store has below a URL, or by a pattern."""
+"""List the objects that a store has below a URL, or that match a pattern."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["glob_objects", "list_objects"]
 
 
 def list_objects(url: str) -> list[StoredObject]:
-    """Return the objects below a URL, taken as a folder, ordered by URL.
+    """Return the objects below a URL, which is read as a folder, ordered by URL.
 
-    The errors are those of `pycooldown.data.stores.find_object`; http(s) has no lists.
+    The errors are those of `pycooldown.data.stores.find_object`; http(s) has no listings.
     """
     client, base, key = open_store(url)
     if base.startswith("http"):
@@ -22,16 +22,16 @@ def list_objects(url: str) -> list[StoredObject]:
         )
     with store_errors(url):
         found = [item for batch in client.list(key.rstrip("/") or None) for item in batch]
-    # An empty object with a slash behind its name is a folder that some web page has made.
+    # Web consoles make a folder as an empty object whose name ends with a slash.
     objects = (stored_object(f"{base}/{item['path']}", item) for item in found if not item["path"].endswith("/"))
     return sorted(objects, key=lambda item: item.url)
 
 
 def glob_objects(url: str) -> tuple[list[StoredObject], dict[str, list[StoredObject]]]:
-    """Return the objects that a pattern matches, and the folders that it matches with all objects below each.
+    """Return the objects that match a pattern, and the matching folders with all objects below each.
 
-    As of files: `*`, `?` and `[...]` stay within a name, `**` is any depth, and names with a dot in front need one in
-    the pattern. The errors are those of `list_objects`.
+    As for files, `*`, `?` and `[...]` stay within a name, `**` means any depth, and names that begin with a dot need a
+    dot in the pattern. The errors are those of `list_objects`.
     """
     folders: dict[str, list[StoredObject]] = {}
     if (match := re.search(r"[*?[]", url)) is None:

@@ -1,4 +1,4 @@
-"""An index of a data set that lies in an object store, copied to this machine."""
+"""Copy an index of a data set from an object store to this machine."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["fetch_index"]
 
 
 def fetch_index(url: str) -> str:
-    """Copy an index into the user's folder of caches, unless this version of it is there; return its path.
+    """Copy an index into the user's cache folder, unless it has this version already; return its path.
 
     Args:
-        url: Of the index, or of a folder with a `dataset.idx`.
+        url: URL of the index, or of a folder with a `dataset.idx`.
 
     Raises:
         OSError: If there is none, or it cannot be copied.
@@ -26,7 +26,7 @@ def fetch_index(url: str) -> str:
     found = find_object(url) or find_object(url := f"{url.rstrip('/')}/{INDEX_NAME}")
     if found is None:
         raise FileNotFoundError(
-            f"there is no index {url!r}; make one with `pycooldown index` and copy it there, or give TarDataset a "
+            f"there is no index {url!r}; make one with `pycooldown index` and copy it there, or pass TarDataset a "
             "mapping from domains to shards"
         )
     path = os.path.join(cache_folder("indexes"), digest(f"{found.url} {found.version} {found.size}") + ".idx")
@@ -38,6 +38,7 @@ def fetch_index(url: str) -> str:
     for shard in range(index.num_shards):
         if not is_url(index.path(shard)):
             raise ValueError(
-                f"{url} lists the file {index.path(shard)!r}; make the index of a store out of the URLs of its objects"
+                f"{url} lists the file {index.path(shard)!r}; an index in a store must list URLs: make it from the "
+                "URLs of the objects"
             )
     return path

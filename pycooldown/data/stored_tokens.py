@@ -1,4 +1,4 @@
-"""Shards of tokens in object stores: found, with local copies of what says where their documents end."""
+"""Find shards of tokens in object stores, and keep local copies of the sidecars with the ends of documents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pycooldown.data.token_shards import ENDS_SUFFIX, scan_token_shard
 
 __all__ = ["StoredShard", "fetch_manifest", "find_stored_shards"]
 
-QUESTIONS = 16  # to a store at a time
+QUESTIONS = 16  # parallel requests to a store
 
 
 class StoredShard(NamedTuple):
@@ -32,9 +32,9 @@ class StoredShard(NamedTuple):
 
 
 def find_stored_shards(lists: Mapping[str, list[str]]) -> dict[str, list[StoredShard]]:
-    """Look up shards, and copy their sidecars into the user's folder of caches unless they are there.
+    """Look up shards, and copy their sidecars into the user's cache folder unless they are there.
 
-    A sidecar that a store does not have is made from the tar, which is read whole for that.
+    If a store has no sidecar, it is made from the tar, which is read completely.
 
     Args:
         lists: URLs by domain, as `pycooldown.data.shard_lists.list_shards` returns them.
@@ -54,7 +54,7 @@ def find_stored_shards(lists: Mapping[str, list[str]]) -> dict[str, list[StoredS
 
 def _fetch_sidecar(shard: StoredObject) -> str:
     if not shard.url.endswith(".tar"):
-        raise ValueError(f"{shard.url} is no .tar; in stores there are only shards that `pycooldown tokenize` wrote")
+        raise ValueError(f"{shard.url} is no .tar; in stores, expected only shards written by `pycooldown tokenize`")
     path = os.path.join(cache_folder("ends"), digest(f"{shard.url} {shard.version} {shard.size}") + ENDS_SUFFIX)
     if os.path.exists(path):
         return path
@@ -69,7 +69,7 @@ def _fetch_sidecar(shard: StoredObject) -> str:
 
 
 def fetch_manifest(folder: str) -> Path:
-    """Copy the manifest of a folder in a store; return the local folder that has it.
+    """Copy the manifest of a folder in a store, and return the local folder with the copy.
 
     Raises:
         OSError: If it is missing or cannot be read.

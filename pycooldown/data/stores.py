@@ -1,8 +1,8 @@
-"""Files on this machine and objects in stores, by one way of opening: `s3://`, `gs://`, `az://`, `http(s)://`.
+"""Open local files and objects in stores in the same way: `s3://`, `gs://`, `az://`, `http(s)://`.
 
-Objects are read by ranges of bytes through `obstore`, which finds credentials and endpoints in the environment
-(`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_NAME`, ...) and in
-the roles of cloud machines, and which tries again what failed in passing.
+`obstore` reads objects by ranges of bytes. It finds credentials and endpoints in the environment (`AWS_ACCESS_KEY_ID`,
+`AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_NAME`, ...) and in the roles of cloud
+machines, and it retries temporary failures.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from pycooldown._extras import require
 from pycooldown._files import open_regular
 
 SCHEMES = ("s3", "gs", "az", "http", "https")
-RANGE_BYTES = 8 << 20  # of one request: what it waits for the first byte is small beside that
+RANGE_BYTES = 8 << 20  # per request; the wait for the first byte is short compared with the transfer
 BUFFER_BYTES = 64 << 10
 RETRIES, RETRY_TIMEOUT = 5, timedelta(minutes=3)
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://([^/]*)/?(.*)", re.DOTALL)
-# Where clients look for credentials last, on cloud machines; or what Azure misses.
+# The last places where clients look for credentials, on cloud machines; or an error of Azure without them.
 _NO_CREDENTIALS = re.compile(r"latest/api/token|latest/meta-data|computeMetadata|metadata/identity|Account must be")
 _WAY_OUT = {
-    errno.ENOENT: "look at the spelling of the bucket and the key",
-    errno.EACCES: "look at the credentials in the environment (AWS_..., GOOGLE_..., AZURE_...) and what they allow",
-    errno.EIO: "look at the endpoint, the region and the network, or work with a copy on this machine",
+    errno.ENOENT: "check the spelling of the bucket and the key",
+    errno.EACCES: "check the credentials in the environment (AWS_..., GOOGLE_..., AZURE_...) and their permissions",
+    errno.EIO: "check the endpoint, the region and the network, or work with a local copy",
 }
 
 
 class StoreError(OSError):
-    """A store could not read or write an object; has `errno`, `strerror` and, as `filename`, the URL."""
+    """An error of a store that reads or writes an object, with `errno`, `strerror` and, as `filename`, the URL."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class StoredObject:
     """An object in a store.
 
     Attributes:
-        url: Where it is.
-        size: In bytes.
-        version: What changes with its content: its ETag, or when it was changed if the store has no ETags.
+        url: The object's URL.
+        size: Size in bytes.
+        version: A text that changes with the content: the ETag, or the time of the change if the store has no ETags.
     """
 
     url: str
@@ -57,16 +57,16 @@ class StoredObject:
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path is a URL, of whatever scheme."""
+    """Return whether a path is a URL, with any scheme."""
     return _URL.match(os.fspath(path)) is not None
 
 
 def find_object(url: str) -> StoredObject | None:
-    """Return the object of exactly this URL; nothing if there is none.
+    """Return the object with exactly this URL, or None.
 
     Raises:
         ValueError: If the URL is not one that can be read.
-        StoreError: If the store does not answer, or refuses.
+        StoreError: If the store does not answer, or denies access.
     """
     client, _, key = open_store(url)
     if not key:
@@ -81,13 +81,13 @@ def find_object(url: str) -> StoredObject | None:
 
 
 def open_binary(path: str, version: str = "", *, stop: int | None = None, buffered: bool = True) -> IO[bytes]:
-    """Open a file or an object for reading; both can be read from any place.
+    """Open a file or an object for reading, with random access.
 
     Args:
         path: A path or a URL.
-        version: Of an object, to refuse any other; empty for that which is there now.
-        stop: The byte that reading ends before, of an object; else it may be fetched in vain. `None` for its end.
-        buffered: Read ahead, so that lines and small reads are cheap.
+        version: The expected version of an object; others are refused. An empty text accepts the current one.
+        stop: For an object, reading ends before this byte, so that nothing after it is fetched. `None` for its end.
+        buffered: Whether to read ahead, so that lines and small reads are cheap.
     """
     if not is_url(path):
         return open_regular(path, buffering=-1 if buffered else 0)
@@ -98,12 +98,12 @@ def open_binary(path: str, version: str = "", *, stop: int | None = None, buffer
 class ObjectReader(io.RawIOBase):
     """An object as a file, read by ranges.
 
-    The first read of a place fetches just what it asks for; reads that go on from there fetch more and more ahead, up
-    to `RANGE_BYTES`.
+    The first read at a position fetches exactly the requested bytes. Reads that continue from there fetch more and more
+    ahead, up to `RANGE_BYTES`.
 
     Raises:
-        ValueError: When it is opened or read, if the object is of another version than it was.
-        StoreError: When it is opened or read, if it is missing or the store does not answer.
+        ValueError: On opening or reading, if the object has another version than before.
+        StoreError: On opening or reading, if it is missing or the store does not answer.
     """
 
     def __init__(self, url: str, version: str = "", stop: int | None = None) -> None:
@@ -128,11 +128,11 @@ class ObjectReader(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Return the byte that is read next."""
+        """Return the position of the next byte to read."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a byte, counted from the start, the present place or the end."""
+        """Move to a byte, counted from the start, the current position or the end."""
         position = offset + (0, self._position, self._size)[whence]
         if position < 0:
             raise ValueError(f"offset = {offset}; expected a place that is not before the start of {self._url}")
@@ -140,7 +140,7 @@ class ObjectReader(io.RawIOBase):
         return position
 
     def readinto(self, buffer: Any) -> int:
-        """Read up to as many bytes as the buffer holds, at least one unless the end is reached."""
+        """Read at most as many bytes as the buffer holds, and at least one unless the end is reached."""
         view = memoryview(buffer).cast("B")
         at = self._position - self._start
         if not 0 <= at < len(self._block):
@@ -172,8 +172,8 @@ class ObjectReader(io.RawIOBase):
 
 
 def version_of(item: Any) -> str:
-    """Return what changes with the content of an object, by its metadata."""
-    # Azure has quotes around it in some answers and none in others.
+    """Return a text from an object's metadata that changes with its content."""
+    # Some of Azure's answers have quotes around the ETag, others do not.
     return item["e_tag"].strip('"') if item["e_tag"] else str(item["last_modified"].isoformat())
 
 
@@ -183,14 +183,14 @@ def stored_object(url: str, item: Any) -> StoredObject:
 
 
 def _split(url: str) -> tuple[str, str, str]:
-    """The scheme, the bucket or host, and the key."""
+    """Return the scheme, the bucket or host, and the key of a URL."""
     match = _URL.match(url)
     if match is None or match[1] not in SCHEMES or not match[2]:
         expected = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise ValueError(f"{url} cannot be read; expected a local path, or a bucket or host behind {expected}")
     web = match[1].startswith("http")
     if web and re.search(r"[?#]", match[3]):
-        raise ValueError(f"{url} has a query or fragment; expected a plain URL: download what only signed URLs give")
+        raise ValueError(f"{url} has a query or fragment; expected a plain URL: download objects that need signed URLs")
     if re.search("(^|/)/", match[3]):
         raise ValueError(f"{url} has an empty name between two slashes; expected names of folders")
     return match[1], match[2], unquote(match[3]) if web else match[3]
@@ -201,7 +201,7 @@ def open_store(url: str) -> tuple[Any, str, str]:
 
     Raises:
         ValueError: If the URL is not one that can be read.
-        RuntimeError: If a process reads that was forked from one that had read before.
+        RuntimeError: If this process was forked from one that had read before.
     """
     scheme, place, key = _split(url)
     base = f"{scheme}://{place}"
@@ -215,43 +215,43 @@ _importing = threading.Lock()
 
 
 def _import_client() -> None:
-    """Load all of obstore at once: two threads that begin at two of its modules find each other's half loaded."""
+    """Import all of obstore at once: two threads that start with two of its modules could find them half loaded."""
     require("remote", "obstore")
     with _importing:
         import obstore.exceptions
         import obstore.store  # noqa: F401
 
 
-_runtime_process: int | None = None  # where obstore has its threads
+_runtime_process: int | None = None  # the process in which obstore has its threads
 
 
 def _require_unforked() -> None:
-    """Refuse what would wait for ever: a forked process has no copy of obstore's threads."""
+    """Raise an error instead of waiting forever: a forked process has no copy of obstore's threads."""
     global _runtime_process
     if _runtime_process not in (None, os.getpid()):
         raise RuntimeError(
-            "this process was forked from one that had read from an object store, whose client does not survive that; "
-            "let workers be spawned, as by DataLoader(..., multiprocessing_context='spawn')"
+            "this process was forked from one that had read from an object store, whose client does not survive a "
+            "fork; spawn workers instead, as with DataLoader(..., multiprocessing_context='spawn')"
         )
     _runtime_process = os.getpid()
 
 
 @lru_cache(maxsize=64)
 def _client(base: str, process: int) -> Any:
-    """One client for each store and process: its threads do not survive a fork."""
+    """Return one client per store and process, because its threads do not survive a fork."""
     from obstore.store import HTTPStore, from_url
 
     retry: dict[str, Any] = {"max_retries": RETRIES, "retry_timeout": RETRY_TIMEOUT}
     if base.startswith("http"):
         client = {"allow_http": base.startswith("http://")}
         return HTTPStore.from_url(base, client_options=client, retry_config=retry)
-    # Other options of the client (AWS_ALLOW_HTTP, ...) come from the environment, which options here would hide.
+    # Other client options (AWS_ALLOW_HTTP, ...) come from the environment. Passing options here would hide them.
     return from_url(base, retry_config=retry)
 
 
 @contextmanager
 def store_errors(url: str) -> Iterator[None]:
-    """Turn errors of obstore into a `StoreError` of one line with the URL and the way out."""
+    """Turn errors of obstore into a `StoreError` of one line with the URL and a remedy."""
     _import_client()
     from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 

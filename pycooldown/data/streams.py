@@ -1,4 +1,4 @@
-"""One domain of `mix` as an endless sequence of samples: read from a stream, or at random where its shards allow it."""
+"""A domain of `mix` as an endless sequence of samples, read from a stream or, if its shards allow it, at random."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
 
 
 class SampleStream(Protocol):
-    """One domain as a reader sees it."""
+    """One domain as a reader uses it."""
 
     def get(self, n: int) -> Sample:
         """Return the reader's n-th sample; n increases from call to call."""
@@ -37,8 +37,8 @@ class Stream:
 
     Args:
         domain: Its name, for errors.
-        samples_of: Opens the samples of a pass, which is given by its number.
-        offset: The reader's n-th sample is number `offset + n * stride` of the domain, all passes end to end.
+        samples_of: Opens the samples of a pass with a given number.
+        offset: The reader's n-th sample is number `offset + n * stride` of the domain, counted over all passes.
         stride: See `offset`.
     """
 
@@ -50,8 +50,8 @@ class Stream:
         self._offset, self._stride = offset, stride
         self._pass = 0
         self._samples = samples_of(0)
-        self._begin = self._position = 0  # of the pass and of the next sample, counted over all passes
-        self._length: int | None = None  # of a pass, once one has ended
+        self._begin = self._position = 0  # positions of the pass and of the next sample, over all passes
+        self._length: int | None = None  # length of a pass, known after the first one
 
     def get(self, n: int) -> Sample:
         """Return the reader's n-th sample; n increases from call to call."""
@@ -63,7 +63,7 @@ class Stream:
                     return sample
             if self._position == self._begin:
                 raise _no_samples(self._domain)
-            # Once the length of a pass is known, those that lie wholly before the wanted sample are not read.
+            # Once the length of a pass is known, passes entirely before the wanted sample are not read.
             self._length = self._length or self._position
             self._pass = max(self._pass + 1, wanted // self._length)
             self._begin = self._position = self._pass * self._length
@@ -71,13 +71,13 @@ class Stream:
 
 
 class Passes:
-    """Finds the n-th sample of a sequence of shards that is read pass after pass, in another order each time.
+    """A search for the n-th sample of shards that are read pass after pass, each time in another order.
 
-    Shards are counted when the search first comes by them, so a reader that stops early has not looked at all of them.
+    Shards are counted when the search first reaches them, so a reader that stops early does not open all of them.
 
     Args:
-        count: Returns the number of samples of a shard.
-        order: Returns the order of the shards in a pass.
+        count: Return the number of samples of a shard.
+        order: Return the order of the shards in a pass.
     """
 
     def __init__(self, count: Callable[[int], int], order: Callable[[int], Sequence[int]]) -> None:
@@ -88,7 +88,7 @@ class Passes:
     def _enter(self, number: int, begin: int) -> None:
         self._begin = begin  # number of the first sample of the pass
         self._order = self._order_of(number)
-        self._ends = [0]  # samples in the first i shards of the pass, as far as they are counted
+        self._ends = [0]  # samples in the first i shards of the pass, as far as counted
 
     def find(self, n: int) -> tuple[int, int]:
         """Return the shard of sample n and its number within the shard; n does not decrease from call to call.
@@ -105,24 +105,24 @@ class Passes:
             if n - self._begin < self._ends[-1]:
                 place = bisect_right(self._ends, n - self._begin) - 1
                 return self._order[place], n - self._begin - self._ends[place]
-            number, length = n // self._ends[-1], self._ends[-1]  # all are counted by now
+            number, length = n // self._ends[-1], self._ends[-1]  # all shards are counted now
             self._enter(number, number * length)
 
 
 class LocalShards:
-    """A domain whose shards are uncompressed tars on disk: of each shard, only the reader's own samples are read.
+    """A domain whose shards are uncompressed tars on disk: in each shard, only the reader's own samples are read.
 
-    The samples are those of a `Stream` over the same shards. Where a shard turns out to be compressed or no regular
-    file, the domain goes on as such a stream.
+    The samples are those of a `Stream` over the same shards. If a shard turns out to be compressed or no regular file,
+    the domain continues as such a stream.
 
     Args:
         domain: Its name, for errors.
-        urls: Its shards, as they shall stand in the samples.
-        paths: Where the shards are.
-        order: Returns the order of the shards in a pass.
+        urls: Its shards, as named in the samples.
+        paths: Paths of the shards.
+        order: Return the order of the shards in a pass.
         offset: As in `Stream`.
         stride: As in `Stream`.
-        stream: Makes the stream to go on with.
+        stream: Makes the stream to continue with.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class LocalShards:
             self._reader, self._open = TarReader(1), shard
             self._reader.add(os.fsencode(self._paths[shard]), self._domain, index)
         if number >= len(self._reader):
-            raise ValueError(f"{self._paths[shard]} has changed while it was read; start again")
+            raise ValueError(f"{self._paths[shard]} has changed while it was read; start again with unchanged shards")
         sample = self._reader.getitems([number])[0]
         sample["__url__"] = self._urls[shard]
         return sample
@@ -179,7 +179,7 @@ class LocalShards:
         return len(self._index_of(shard)) if count is None else count
 
     def _index_of(self, shard: int) -> TarIndex:
-        """Return the index of a shard; the last one is kept, as a shard is counted just before it is read."""
+        """Return the index of a shard. The last one is kept, because a shard is counted just before it is read."""
         if self._indexed is None or self._indexed[0] != shard:
             path = self._paths[shard]
             index = load_index(path)
@@ -187,15 +187,15 @@ class LocalShards:
                 if _is_compressed(path):
                     raise _NotRandomError
                 raise ValueError(
-                    f"{path} at byte {offset}: {reason}; mend the shard, or give mix a handler, such as "
-                    "webdataset.warn_and_continue, with which webdataset reads what it can"
+                    f"{path} at byte {offset}: {reason}; repair the shard, or pass mix a handler, such as "
+                    "webdataset.warn_and_continue, with which webdataset reads as much as it can"
                 )
             self._indexed = shard, index
         return self._indexed[1]
 
 
 class _NotRandomError(Exception):
-    """A shard cannot be read at random."""
+    """An error that says that a shard allows no random access."""
 
 
 def expand_urls(domain: str, source: Any) -> list[str]:
@@ -212,7 +212,7 @@ def expand_urls(domain: str, source: Any) -> list[str]:
     else:
         raise TypeError(f"domain {domain!r} has the source {source!r}; expected URLs or a webdataset pipeline")
     if not urls:
-        raise ValueError(f"domain {domain!r} has no shards")
+        raise ValueError(f"domain {domain!r} has no shards; pass some, or leave the domain out")
     if wrong := [url for url in urls if not isinstance(url, str) or not url]:
         raise TypeError(f"domain {domain!r} has the shard {wrong[0]!r}; expected a URL")
     return list(urls)
@@ -234,6 +234,6 @@ def _is_compressed(path: str) -> bool:
 
 def _no_samples(domain: str) -> ValueError:
     return ValueError(
-        f"domain {domain!r} has no samples for this reader; leave it out, or give its URLs, which mix shares out, "
-        "where a pipeline was given"
+        f"domain {domain!r} has no samples for this reader; leave it out, or pass its URLs, which mix divides among "
+        "readers, instead of a pipeline"
     )

@@ -1,4 +1,4 @@
-"""A call in a process of its own, for what must not be in this one."""
+"""Call a function in a separate process, for work that must not happen in this one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["call_apart"]
 
 
 def call_apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return `function(*arguments)`, called in a fresh process.
+    """Return `function(*arguments)`, called in a new process.
 
-    The client of an object store has threads, which a fork does not copy. A process that asks a store by this
-    function, and not itself, can still fork workers that ask stores.
+    The client of an object store has threads, which a fork does not copy. A process that asks a store only through this
+    function can still fork workers that ask stores.
 
     Args:
         function: A function of a module, which can be imported.
-        arguments: Anything that can be pickled, as can the result.
+        arguments: Any picklable values. The result must be picklable too.
 
     Raises:
         Exception: Whatever the function raises.
@@ -37,7 +37,7 @@ def call_apart(function: Callable[..., Any], *arguments: Any) -> Any:
     )
     if done.returncode != 0:
         raise RuntimeError(f"{function.__name__} ended with status {done.returncode} in its process; see its output")
-    result, error = pickle.loads(done.stdout)  # of our own process
+    result, error = pickle.loads(done.stdout)  # written by our own process
     if error is not None:
         raise error
     return result
@@ -45,7 +45,7 @@ def call_apart(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _serve() -> None:
     with os.fdopen(os.dup(1), "wb") as out:
-        os.dup2(2, 1)  # what the function prints must not come between
+        os.dup2(2, 1)  # keeps output of the function apart from the result
         function, arguments = pickle.load(sys.stdin.buffer)
         answer: tuple[Any, Exception | None]
         try:

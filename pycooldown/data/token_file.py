@@ -1,4 +1,4 @@
-"""What every file of tokens is to a `TokenDataset`, whoever wrote it."""
+"""A file of tokens from any source, in the form that `TokenDataset` needs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Numbers = npt.NDArray[np.uint64]
 def map_file(path: str, size: int) -> npt.NDArray[np.uint8]:
     """Map the bytes of a file, read-only; the file does not stay open.
 
-    Only the C++ core may read them, under its guard: a read of pages that the file has lost ends the process. NumPy
-    reads copies, by `read_array`.
+    Only the C++ core may read them, under its guard: reading pages that the file has lost would end the process. NumPy
+    reads copies, through `read_array`.
 
     Raises:
         OSError: If it cannot be read or does not have `size` bytes.
@@ -30,12 +30,12 @@ def map_file(path: str, size: int) -> npt.NDArray[np.uint8]:
 
 
 def read_array(path: str, dtype: npt.DTypeLike, count: int, offset: int = 0) -> npt.NDArray[Any]:
-    """Return numbers of a file, copied.
+    """Return a copy of numbers in a file.
 
     Args:
         path: The file.
-        dtype: Of the numbers.
-        count: How many.
+        dtype: Type of the numbers.
+        count: How many numbers to read.
         offset: Where they begin, in bytes.
 
     Raises:
@@ -49,12 +49,12 @@ def read_array(path: str, dtype: npt.DTypeLike, count: int, offset: int = 0) -> 
 
 @dataclass(frozen=True)
 class MappedEnds:
-    """Ends of documents in a file, uint64, little endian; they are mapped, and so shared by all processes.
+    """Ends of documents in a file, uint64, little endian. They are mapped, and so shared by all processes.
 
     Attributes:
         path: The file.
         size: Bytes of the file.
-        offset: Where the numbers begin, in bytes; a multiple of 8. They go on to the end of the file.
+        offset: Where the numbers begin, in bytes; a multiple of 8. They extend to the end of the file.
     """
 
     path: str
@@ -81,7 +81,7 @@ class MappedEnds:
         return _core.MappedNumbers(os.fsencode(self.path), self.size, self.offset)
 
     def read(self, begin: int, end: int) -> Numbers:
-        """Return some of the numbers, copied.
+        """Return a copy of some of the numbers.
 
         Raises:
             OSError: If they cannot be read.
@@ -93,18 +93,18 @@ class MappedEnds:
 class TokenFile:
     """Tokens in a file, and where their documents end.
 
-    It can be pickled: mapped ends by their place, others by value.
+    When it is pickled, mapped ends are stored by their place, others by value.
 
     Attributes:
         path: The file.
         size: Its bytes. A file that has another size when it is mapped is refused.
-        dtype: Of the tokens: int8 to int64 or uint8 to uint32, little endian.
+        dtype: Type of the tokens: int8 to int64 or uint8 to uint32, little endian.
         tokens: Number of tokens.
         block_offsets: Where the tokens of each block begin in the file, in bytes; uint64 of shape (blocks,).
         block_ends: Exclusive end of each block, in tokens from the first one; uint64 of shape (blocks,), ascending.
-        ends: Exclusive end of each document, likewise; uint64 of shape (documents,). Equal ones are documents of no
-            tokens.
-        version: Of an object in a store, whose `path` is its URL; empty for a file.
+        ends: Exclusive end of each document, in the same way; uint64 of shape (documents,). Equal ends mean documents
+            without tokens.
+        version: Version of an object in a store, whose `path` is its URL; empty for a file.
     """
 
     path: str
@@ -122,7 +122,7 @@ class TokenFile:
         return len(self.ends)
 
     def document_ends(self) -> Numbers:
-        """Return the exclusive end of each document, copied.
+        """Return a copy of the exclusive end of each document.
 
         Raises:
             OSError: If they cannot be read.
@@ -132,7 +132,7 @@ class TokenFile:
         return self._ends(0, self.documents)
 
     def check_last_end(self) -> None:
-        """Read where the last document ends.
+        """Check where the last document ends.
 
         Raises:
             OSError: If it cannot be read.
@@ -144,7 +144,7 @@ class TokenFile:
             raise ValueError(f"{self.path} is damaged: it has {self.tokens} tokens, but its last document ends {where}")
 
     def check(self) -> None:
-        """Read the ends of all documents.
+        """Check the ends of all documents.
 
         Raises:
             OSError: If they cannot be read.
@@ -163,7 +163,7 @@ class TokenFile:
 
 
 def one_block(path: str, size: int, dtype: np.dtype[Any], offset: int, tokens: int) -> dict[str, Any]:
-    """Return the fields of a `TokenFile`, except for the ends, whose tokens lie end to end from a byte on."""
+    """Return the fields of a `TokenFile`, except for the ends, if all tokens follow each other from one byte on."""
     blocks = ([offset], [tokens]) if tokens else ([], [])
     block_offsets, block_ends = (np.array(numbers, np.uint64) for numbers in blocks)
     return {

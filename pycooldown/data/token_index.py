@@ -1,4 +1,4 @@
-"""Which tokens each sequence of a `TokenDataset` has."""
+"""Compute which tokens each sequence of a `TokenDataset` has."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Files = Mapping[str, Sequence[TokenFile]]
 
 
 class Pieces(NamedTuple):
-    """What to fill rows from: row k from pieces [bounds[k], bounds[k + 1]), end to end.
+    """The pieces that fill rows: row k from pieces [bounds[k], bounds[k + 1]), one after another.
 
-    Places are tokens from the start of the first domain, in all domains end to end.
+    Positions are tokens from the start of the first domain, counted over all domains.
     """
 
     bounds: Integers  # rows + 1
@@ -28,7 +28,7 @@ class Pieces(NamedTuple):
 
 
 class _Domains:
-    """Domains end to end, in tokens and in sequences."""
+    """Domains one after another, in tokens and in sequences."""
 
     def __init__(self, files: Files) -> None:
         self.domains = tuple(files)
@@ -36,7 +36,7 @@ class _Domains:
         self.token_bounds = np.cumsum([0, *totals], dtype=np.int64)
 
     def close(self, sizes: Iterable[int], tokens: Iterable[int], why: str) -> None:
-        """Take the number of sequences and of tokens in them, by domain."""
+        """Set the number of sequences, and of tokens in them, by domain."""
         self.sizes = dict(zip(self.domains, sizes))
         self.tokens = dict(zip(self.domains, tokens))
         self.bounds = np.cumsum([0, *self.sizes.values()], dtype=np.int64)
@@ -49,12 +49,13 @@ class _Domains:
 
 
 class Concatenated(_Domains):
-    """Sequences that follow each other without regard to documents; takes no memory.
+    """Sequences that follow each other and ignore document ends. They take no memory.
 
     Args:
-        files: By domain.
+        files: Files by domain.
         length: Tokens in a sequence.
-        drop_remainder: Leave out the last tokens of a domain, fewer than `length`; else they are a sequence too.
+        drop_remainder: Whether to leave out the last tokens of a domain, fewer than `length`. Otherwise they form a
+            sequence too.
     """
 
     def __init__(self, files: Files, length: int, *, drop_remainder: bool) -> None:
@@ -67,20 +68,20 @@ class Concatenated(_Domains):
         self.close(sizes.tolist(), tokens.tolist(), f"it does not have {least}")
 
     def pieces(self, indices: Integers) -> Pieces:
-        """Return the one piece of each row, which goes on to the row's end or the domain's."""
+        """Return the single piece of each row, which extends to the row's end or the domain's."""
         domains = self.domain_ids(indices)
         begins = self.token_bounds[domains] + (indices - self.bounds[domains]) * self.length
         return Pieces(np.arange(len(indices) + 1), begins, self.token_bounds[domains + 1], domains)
 
 
 class Documents(_Domains):
-    """Sequences of whole documents: one each, or packed. Takes 8 bytes for a document and 8 for a packed row.
+    """Sequences of whole documents: one each, or packed. They take 8 bytes per document and 8 per packed row.
 
     Args:
-        files: By domain.
+        files: Files by domain.
         length: Tokens in a sequence.
         long_documents: `"split"`, `"truncate"`, `"drop"` or `"raise"`; see `TokenDataset`.
-        pack: Pack several documents into a row, by best fit decreasing.
+        pack: Whether to pack several documents into a row, by best fit decreasing.
 
     Raises:
         ValueError: If there is a long document and `long_documents="raise"`.
@@ -107,7 +108,7 @@ class Documents(_Domains):
         self.close(sizes, tokens, f"it has no document, or with long_documents={long_documents!r} none that is kept")
 
     def pieces(self, indices: Integers) -> Pieces:
-        """Return the pieces of each row; each goes on to the row's end or its document's."""
+        """Return the pieces of each row; each extends to the row's end or its document's."""
         domains = self.domain_ids(indices)
         if self.row_bounds is None:
             return Pieces(np.arange(len(indices) + 1), self.begins[indices], self.token_bounds[domains + 1], domains)
@@ -132,7 +133,7 @@ def _pieces(
         if long_documents == "raise" and is_long.any():
             at = int(is_long.argmax())
             raise ValueError(
-                f"a document of {domain!r} in {file.path} has {lengths[at]} tokens, more than length = {length}; give "
+                f"a document of {domain!r} in {file.path} has {lengths[at]} tokens, more than length = {length}; pass "
                 "long_documents='split', 'truncate' or 'drop', or a greater length"
             )
         if long_documents == "drop":
@@ -150,9 +151,9 @@ def _pieces(
 
 def _best_fit(lengths: Integers, length: int) -> tuple[Integers, Integers]:
     """Return the order in which pieces fill rows, and how many each row has."""
-    from pycooldown.data.best_fit import best_fit_decreasing  # needs numba, which the other modes do without
+    from pycooldown.data.best_fit import best_fit_decreasing  # needs numba, unlike the other modes
 
-    # NumPy sorts integers of 16 bits by radix, in linear time.
+    # NumPy sorts 16-bit integers with a radix sort, in linear time.
     decreasing = np.argsort((length - lengths).astype(np.uint16 if length <= 1 << 16 else np.int64), kind="stable")
     rows, _, num_rows = best_fit_decreasing(lengths[decreasing], length)
     return decreasing[np.argsort(rows, kind="stable")], np.bincount(rows, minlength=num_rows)

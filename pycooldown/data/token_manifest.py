@@ -1,4 +1,4 @@
-"""The manifest of a folder of tokens, read and checked; `pycooldown.data.token_shards` says what is in it."""
+"""Read and check the manifest of a folder of tokens; `pycooldown.data.token_shards` describes its content."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pycooldown.data.token_shards import ENDS_SUFFIX, FORMAT, open_token_shard
 
 __all__ = ["ShardEntry", "TokenManifest", "TokenSplit", "load_token_manifest", "read_token_manifest"]
 
-_AGAIN = "run `pycooldown tokenize` again: it makes what is missing or altered"
+_AGAIN = "run `pycooldown tokenize` again: it makes missing or altered files"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class TokenSplit:
 
 @dataclass(frozen=True)
 class TokenManifest:
-    """What a folder of tokens holds.
+    """The contents of a folder of tokens.
 
     Attributes:
         folder: The folder.
@@ -86,14 +86,14 @@ def load_token_manifest(folder: Path, *, verify_hashes: bool = False) -> TokenMa
     """Read `folder/manifest.json`, and check that every shard it names is there with the recorded size.
 
     Args:
-        folder: What `pycooldown tokenize` wrote.
+        folder: A folder written by `pycooldown tokenize`.
         verify_hashes: Also read every file and compare its SHA-256, which finds damage that keeps the size.
 
     Raises:
-        FileNotFoundError: If there is no manifest, or a shard is missing. A sidecar may be: it is made again.
+        FileNotFoundError: If there is no manifest, or a shard is missing. A missing sidecar is made again.
         OSError: If the manifest cannot be read or is no regular file.
-        ValueError: If the manifest is malformed, of another format, edited or leads out of the folder, its sums are
-            wrong, or a file is not as recorded.
+        ValueError: If the manifest is malformed, of another format, edited or refers to files outside the folder, its
+            sums are wrong, or a file is not as recorded.
     """
     manifest = read_token_manifest(folder)
     for splits in manifest.domains.values():
@@ -104,13 +104,13 @@ def load_token_manifest(folder: Path, *, verify_hashes: bool = False) -> TokenMa
 
 
 def read_token_manifest(folder: Path) -> TokenManifest:
-    """Read `folder/manifest.json`, without looking at what it names.
+    """Read `folder/manifest.json`, without checking the files that it names.
 
     Raises:
         FileNotFoundError: If there is no manifest.
         OSError: If the manifest cannot be read or is no regular file.
-        ValueError: If the manifest is malformed, of another format, edited or leads out of the folder, or its sums are
-            wrong.
+        ValueError: If the manifest is malformed, of another format, edited or refers to files outside the folder, or
+            its sums are wrong.
     """
     path = folder / "manifest.json"
     try:
@@ -180,14 +180,14 @@ def _split(folder: Path, domain: str, split: str, raw: Mapping[str, Any]) -> Tok
     counts = {key: _count(raw, key) for key in ("documents", "tokens", "characters", "bytes")}
     for key in ("documents", "tokens"):
         if (total := sum(getattr(shard, key) for shard in shards)) != counts[key]:
-            raise ValueError(f"{split} of {domain!r} has {counts[key]} {key}, but its shards {total}")
+            raise ValueError(f"{split} of {domain!r} has {counts[key]} {key}, but its shards have {total}")
     return TokenSplit(**counts, shards=tuple(shards))
 
 
 def _count(raw: Mapping[str, Any], key: str) -> int:
     value = raw[key]
     if type(value) is not int or value < 0:
-        raise ValueError(f"{key} = {value!r}; expected a count")
+        raise ValueError(f"{key} = {value!r}; expected a whole number >= 0")
     return value
 
 

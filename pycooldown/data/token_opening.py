@@ -1,4 +1,4 @@
-"""The files of each domain of a `TokenDataset`, here or in stores."""
+"""Open the files of each domain of a `TokenDataset`, on this machine or in stores."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def open_sources(
 ) -> tuple[dict[str, list[TokenFile]], int | None]:
     """Return the files of each domain, and the number of token ids if it is known.
 
-    Stores are asked in a process of their own, so that this one can still fork workers that read from them.
+    Stores are asked in a separate process, so that this one can still fork workers that read from them.
     """
     if isinstance(sources, Mapping):
         if split != "train":
-            raise ValueError(f"split = {split!r}: sources by domain have no splits; give those of the split")
+            raise ValueError(f"split = {split!r}: sources by domain have no splits; pass the sources of that split")
         given = {domain: _listed(one) for domain, one in _chosen(sources, domains).items()}
         return _open(given), vocabulary_size
     remote = is_url(sources) and not os.path.exists(sources)
@@ -71,7 +71,7 @@ def _listed(given: Source | Iterable[Source]) -> list[Source]:
 
 
 def _open(given: Mapping[str, list[Any]]) -> dict[str, list[TokenFile]]:
-    """Open the sources of each domain, which are all here or all in stores."""
+    """Open the sources of each domain, which are either all local or all in stores."""
     remote = {
         isinstance(one, str) and is_url(one) and not os.path.exists(one) for many in given.values() for one in many
     }
@@ -79,7 +79,9 @@ def _open(given: Mapping[str, list[Any]]) -> dict[str, list[TokenFile]]:
         found: dict[str, list[StoredShard]] = call_apart(find_stored_shards, list_shards(given))
         return {domain: [open_stored_shard(*one) for one in shards] for domain, shards in found.items()}
     if True in remote:
-        raise ValueError("some sources are in stores and some are files here; copy the ones, or leave the others out")
+        raise ValueError(
+            "some sources are in stores and others are local files; copy one kind to the other place, or leave it out"
+        )
     return {domain: [_file(one) for one in many] for domain, many in given.items()}
 
 

@@ -1,4 +1,4 @@
-"""Rows of tokens out of files in object stores: what a batch needs is fetched, and read as small files of its own."""
+"""Rows of tokens from files in object stores. The bytes for a batch are fetched and then read as small files."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class _Part(NamedTuple):
 
 
 class StoredTokens:
-    """The tokens of files in stores, end to end.
+    """The tokens of files in stores, one file after another.
 
     Args:
-        files: In their order; numbers of objects are places in it.
+        files: The files in order. An object's number is its position here.
         length: Tokens in a row.
-        whole_documents: A piece ends with its document; else it goes on to the end of the row.
-        looks_ahead: Also give the token behind each row, for labels that are shifted.
+        whole_documents: Whether a piece ends with its document. Otherwise it extends to the end of the row.
+        looks_ahead: Whether to return the token after each row too, for shifted labels.
     """
 
     def __init__(self, files: Sequence[TokenFile], length: int, *, whole_documents: bool, looks_ahead: bool) -> None:
@@ -57,7 +57,7 @@ class StoredTokens:
         """Fetch what rows need.
 
         Returns:
-            A reader of just these tokens, and the pieces of the rows in it, as its `fill` takes them.
+            A reader of exactly these tokens, and the pieces of the rows in it, as its `fill` takes them.
         """
         by_piece = self._parts(pieces)
         parts = [part for parts in by_piece for part in parts]
@@ -74,11 +74,14 @@ class StoredTokens:
     def _add(self, reader: TokenReader, part: _Part, contents: Sequence[Buffer], vocabulary_size: int) -> None:
         file, ends = self.files[part.file], self._ends[part.file]
         content = contents[0] if len(contents) == 1 else b"".join(contents)
-        # Documents that end within the part, and the one that goes beyond or ends with it.
+        # Documents that end within the part, and the one that ends with it or later.
         first, last = ends.count_up_to(part.begin), ends.count_up_to(part.end - 1)
         size = part.end - part.begin
         if len(content) != size * file.dtype.itemsize:
-            raise ValueError(f"{len(content)} bytes came for {size} tokens of {file.path}; the ranges are at fault")
+            raise ValueError(
+                f"`ranges` returned {len(content)} bytes for {size} tokens of {file.path}; it must return the "
+                "requested bytes"
+            )
         reader.add(
             file.path,
             bytes=np.frombuffer(content, np.uint8),
@@ -91,7 +94,7 @@ class StoredTokens:
         )
 
     def _parts(self, pieces: Pieces) -> list[list[_Part]]:
-        """Return what each piece has, by files."""
+        """Return the parts of each piece, one or more per file."""
         parts = []
         for first, last in zip(pieces.bounds[:-1].tolist(), pieces.bounds[1:].tolist()):
             left = self.length

@@ -1,4 +1,4 @@
-"""Write shards of tokens; `pycooldown.data.token_shards` says what they look like."""
+"""Write shards of tokens; `pycooldown.data.token_shards` describes their format."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _MAX_BLOCK = (1 << 32) - 1  # ends within a block are uint32
 
 @dataclass(frozen=True)
 class TokenShardRecord:
-    """What was written; all but `empty_documents` belongs into the manifest.
+    """The numbers and hashes of a written shard; the manifest needs all except `empty_documents`.
 
     Attributes:
         documents: Number of documents.
         tokens: Number of tokens.
         bytes: Size of the tar.
-        sha256: Of the tar, hexadecimal.
+        sha256: SHA-256 of the tar, hexadecimal.
         ends_bytes: Size of the sidecar.
-        ends_sha256: Of the sidecar, hexadecimal.
-        empty_documents: Number of documents without tokens; they were left out.
+        ends_sha256: SHA-256 of the sidecar, hexadecimal.
+        empty_documents: Number of documents without tokens, which were left out.
     """
 
     documents: int
@@ -57,8 +57,8 @@ def write_token_shard(
     """Write documents as one shard and its sidecar.
 
     The same documents give the same bytes. At most one block, and 8 bytes per document, are held in memory. Both files
-    are written under temporary names and then renamed, so a shard is whole or not there. Documents without tokens are
-    left out and counted. A shard of no documents is valid.
+    are written under temporary names and then renamed, so a shard is complete or does not exist. Documents without
+    tokens are left out and counted. A shard without documents is valid.
 
     Args:
         path: Where to write the tar; its folder must exist. The sidecar is `path` with ".ends" behind it.
@@ -69,7 +69,7 @@ def write_token_shard(
     Raises:
         ValueError: If an id is not in [0, vocabulary_size), a document is not a list of integers or has 2^32 tokens or
             more, or an option is out of range. The message has the number of the document.
-        OSError: If a file cannot be written. The shard that was there before is then as it was.
+        OSError: If a file cannot be written. Then an earlier shard is unchanged.
     """
     if not 1 <= vocabulary_size <= 1 << 32:
         raise ValueError(f"vocabulary_size = {vocabulary_size}; expected 1 to 2^32 token ids")
@@ -93,7 +93,7 @@ def write_token_shard(
             blocks.add(waiting, first)
         blocks.close()
         content = make_sidecar(dtype, blocks.table, blocks.ends, blocks.file.size)
-        # Before the tar is there, so that it never stands beside another's sidecar: without one it is made again.
+        # Remove it first, so that the new tar is never beside an old sidecar. A missing sidecar is made again.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(sidecar)
     write_atomically(sidecar, content)
@@ -109,7 +109,7 @@ def write_token_shard(
 
 
 class _Blocks:
-    """Writes the members of the tar, and notes what the sidecar needs."""
+    """A writer of the tar's members that collects the sidecar's data."""
 
     def __init__(self, file: IO[bytes], dtype: np.dtype[Any], vocabulary_size: int) -> None:
         self.file = _Hashed(file)
@@ -148,7 +148,7 @@ class _Blocks:
 
 
 class _Hashed:
-    """A file that tarfile writes to from front to back, with its size and hash so far."""
+    """A file that tarfile writes sequentially, with its size and hash so far."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file

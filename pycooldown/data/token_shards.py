@@ -1,4 +1,4 @@
-"""Shards of tokens: what they look like on disk, how one is written and opened.
+"""Shards of tokens: their format on disk, and how to open them.
 
 A prepared folder::
 
@@ -66,13 +66,14 @@ _U64 = np.dtype("<u8")
 
 
 def open_token_shard(path: str | os.PathLike[str]) -> TokenFile:
-    """Open a shard: check the head of its sidecar against the tar.
+    """Open a shard after checking the head of its sidecar against the tar.
 
-    A missing sidecar is made again. Of the ends of the documents only the last is read; `TokenFile.check` reads all.
+    A missing sidecar is made again. Only the last document's end is read; `TokenFile.check` reads all.
 
     Raises:
         OSError: If the shard cannot be read.
-        ValueError: If the tar is no shard of tokens or was cut off, or the sidecar is damaged or another tar's.
+        ValueError: If the tar is no shard of tokens or was cut off, or the sidecar is damaged or belongs to another
+            tar.
     """
     path, sidecar = os.fspath(path), os.fspath(path) + ENDS_SUFFIX
     size = regular_size(path)
@@ -87,23 +88,25 @@ def open_token_shard(path: str | os.PathLike[str]) -> TokenFile:
 
 
 def open_stored_shard(shard: StoredObject, sidecar: str) -> TokenFile:
-    """Open a shard in a store by a local copy of its sidecar.
+    """Open a shard in a store with a local copy of its sidecar.
 
     Raises:
         OSError: If the copy cannot be read.
-        ValueError: If it is damaged, or another tar's.
+        ValueError: If it is damaged, or belongs to another tar.
     """
     size = os.path.getsize(sidecar)
     try:
         file = _parse(shard.url, shard.size, MappedEnds(sidecar, size))
     except ValueError as error:
-        raise ValueError(f"{sidecar}, of {shard.url}: {error}; delete this file, and it is fetched again") from None
+        raise ValueError(
+            f"{sidecar}, of {shard.url}: {error}; delete this file, and it will be fetched again"
+        ) from None
     return replace(file, version=shard.version)
 
 
 def _make_again(path: str, sidecar: str) -> bytes:
     content = scan_token_shard(path)
-    # A folder or disk that is read-only or full is no reason to stop: the sidecar in memory serves as well.
+    # If the folder is read-only or the disk is full, the sidecar in memory is enough.
     with contextlib.suppress(OSError):
         write_atomically(sidecar, content, durable=False)
     return content
@@ -113,18 +116,18 @@ def make_sidecar(dtype: np.dtype[Any], table: array[int], ends: array[int], size
     """Return the content of a sidecar.
 
     Args:
-        dtype: Of the tokens.
-        table: Offset in bytes and exclusive end in tokens of one block after the other.
+        dtype: Type of the tokens.
+        table: Offset in bytes and exclusive end in tokens, block by block.
         ends: Exclusive ends of the documents.
         size: Bytes of the tar.
     """
-    itemsize = dtype.itemsize if ends else 2  # a tar without blocks does not know
+    itemsize = dtype.itemsize if ends else 2  # a tar without blocks has no type of tokens
     header = [_MAGIC, _VERSION, itemsize, len(table) // 2, len(ends), ends[-1] if ends else 0, size, 0]
     return b"".join(np.asarray(numbers, _U64).tobytes() for numbers in (header, table, ends))
 
 
 def _parse(path: str, size: int, content: MappedEnds | bytes) -> TokenFile:
-    """Read a sidecar: a file, of which only the head and the last number are read, or its bytes."""
+    """Read a sidecar, either a file, of which only the head and the last number are read, or its bytes."""
     total = content.size if isinstance(content, MappedEnds) else len(content)
     if total < 8 * _HEADER or total % 8:
         raise ValueError(f"has {total} bytes; expected a header of {8 * _HEADER} and 8 for each number")
@@ -140,7 +143,7 @@ def _parse(path: str, size: int, content: MappedEnds | bytes) -> TokenFile:
     if itemsize not in (2, 4) or total != 8 * (_HEADER + 2 * blocks + documents):
         raise ValueError(f"is damaged: {total // 8} numbers for {blocks} blocks and {documents} documents")
     if shard_size != size:
-        raise ValueError(f"is of a tar of {shard_size} bytes, but {path} has {size}: it was cut off or replaced")
+        raise ValueError(f"belongs to a tar of {shard_size} bytes, but {path} has {size}: it was cut off or replaced")
     ends_at = _HEADER + 2 * blocks
     table = numbers(_HEADER, ends_at).reshape(-1, 2)
     last = numbers(total // 8 - 1, total // 8).tolist()[0] if documents else 0
@@ -158,18 +161,18 @@ def _parse(path: str, size: int, content: MappedEnds | bytes) -> TokenFile:
 
 
 def scan_token_shard(path: str) -> bytes:
-    """Return the sidecar that a tar, which may be in a store, should have.
+    """Return the sidecar of a tar, which may be in a store.
 
     Raises:
         OSError: If the shard cannot be read.
-        ValueError: If it is no whole shard of tokens.
+        ValueError: If it is no complete shard of tokens.
     """
     table, ends = array("Q"), array("Q")
     dtypes: set[str] = set()
-    end = 0  # of the last member, with its padding
+    end = 0  # end of the last member, with its padding
 
     def refuse(reason: str) -> ValueError:
-        return ValueError(f"{path} is no whole shard of tokens: {reason} at byte {end}; write it again")
+        return ValueError(f"{path} is no complete shard of tokens: {reason} at byte {end}; write it again")
 
     try:
         with open_binary(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
@@ -179,7 +182,7 @@ def scan_token_shard(path: str) -> bytes:
                 dtype = {f"{number:08d}.tokens.u{8 * size}": f"<u{size}" for size in (2, 4)}.get(tokens.name)
                 names = last is not None and last.name == f"{number:08d}.ends.u32"
                 if dtype is None or last is None or not names or tokens.sparse or last.sparse:
-                    raise refuse(f"there is not block {number}")
+                    raise refuse(f"block {number} is missing")
                 file = tar.extractfile(last)
                 within = np.frombuffer(file.read() if file else b"", "<u4").astype(np.uint64)
                 ascends = len(within) and within[0] > 0 and bool((within[1:] > within[:-1]).all())
@@ -196,7 +199,7 @@ def scan_token_shard(path: str) -> bytes:
     except tarfile.TarError as error:
         raise refuse(str(error)) from None
     if len(rest) < 2 * tarfile.BLOCKSIZE or any(rest):
-        raise refuse("there is no end of a tar")
+        raise refuse("the end of the tar is missing")
     if len(dtypes) > 1:
-        raise refuse("blocks have tokens of 16 and of 32 bits")
+        raise refuse("some blocks have tokens of 16 bits and others of 32 bits")
     return make_sidecar(np.dtype(dtypes.pop() if dtypes else "<u2"), table, ends, end + len(rest))

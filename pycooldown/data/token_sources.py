@@ -1,7 +1,7 @@
-"""Files of tokens that other projects wrote, for `TokenDataset`: nothing is copied or converted.
+"""Open token files of other projects for `TokenDataset`, without copying or converting them.
 
-All are little endian. Ends that have to be worked out (Megatron-LM's, litdata's, those found by EOS or BOS) take 8
-bytes per document in each process that does not inherit them by a fork; the others are mapped.
+All are little endian. Ends that must be computed (for Megatron-LM, litdata, or from EOS or BOS) take 8 bytes per
+document in each process that does not inherit them by a fork; others are mapped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LITDATA_ARRAYS = {0: "i1", 1: "<i2", 2: "<i4", 3: "<i8", 4: "u1", 5: "<u2", 6: 
 def megatron(prefix: str | os.PathLike[str]) -> TokenFile:
     """Open Megatron-LM's (and NeMo's) indexed dataset `prefix.bin` and `prefix.idx`.
 
-    Documents are the index's documents, whatever sequences they are made of.
+    Documents are those of the index, whichever sequences they consist of.
 
     Raises:
         OSError: If a file cannot be read.
@@ -50,7 +50,10 @@ def megatron(prefix: str | os.PathLike[str]) -> TokenFile:
     dtype_code, (sequences, bounds) = int(head[17]), head[18:34].view("<u8").tolist()
     if dtype_code not in _MEGATRON_DTYPES:
         raise refuse(f"dtype code {dtype_code}; expected integers, {sorted(_MEGATRON_DTYPES)}")
-    if index_size not in (34 + 12 * sequences + 8 * bounds, 34 + 13 * sequences + 8 * bounds):  # the last with modes
+    if index_size not in (
+        34 + 12 * sequences + 8 * bounds,
+        34 + 13 * sequences + 8 * bounds,
+    ):  # with modes
         raise refuse(f"it has {index_size} bytes for {sequences} sequences and {bounds} bounds of documents")
     parts = (("<i4", sequences, 34), ("<i8", sequences, 34 + 4 * sequences), ("<i8", bounds, 34 + 12 * sequences))
     lengths, pointers, documents = (
@@ -58,12 +61,12 @@ def megatron(prefix: str | os.PathLike[str]) -> TokenFile:
     )
     dtype = np.dtype(_MEGATRON_DTYPES[dtype_code])
     if (lengths < 0).any() or (pointers < 0).any() or (pointers > size - lengths * dtype.itemsize).any():
-        raise refuse("sequences leave the file")
+        raise refuse("sequences extend beyond the file")
     if not bounds or documents[0] != 0 or documents[-1] != sequences or (np.diff(documents) < 0).any():
-        raise refuse("documents do not divide the sequences")
+        raise refuse("documents do not partition the sequences")
     ends = np.concatenate([[0], np.cumsum(lengths)])
     some = np.flatnonzero(lengths)
-    # Sequences mostly lie end to end; a block ends where the next one lies elsewhere.
+    # Sequences mostly follow each other; a block ends where the next sequence lies elsewhere.
     last = np.append(pointers[some[1:]] != (pointers + lengths * dtype.itemsize)[some[:-1]], [True] * bool(len(some)))
     first = np.append([True] * bool(len(some)), last[:-1])
     return TokenFile(
@@ -82,7 +85,7 @@ def datatrove(path: str | os.PathLike[str], dtype: npt.DTypeLike | None = None) 
 
     Args:
         path: The tokens.
-        dtype: Of the tokens; by default as `path.metadata` says.
+        dtype: Type of the tokens; by default the one in `path.metadata`.
 
     Raises:
         OSError: If the tokens or the index cannot be read.
@@ -98,7 +101,7 @@ def datatrove(path: str | os.PathLike[str], dtype: npt.DTypeLike | None = None) 
             raise ValueError(f"{path}.metadata is damaged; expected tokenizer|2 (or 4) and the number of tokens")
         dtype, count = dtype or f"<u{width}", int(lines[1])
     if dtype is None:
-        raise ValueError(f"{path}.metadata is missing; give dtype='uint16' or 'uint32'")
+        raise ValueError(f"{path}.metadata is missing; pass dtype='uint16' or 'uint32'")
     if index_size % 8:
         raise ValueError(f"{path}.index has {index_size} bytes; expected 8 for each document: it was cut off")
     tokens = _tokens(path, size, kind := _dtype(dtype))
@@ -117,15 +120,15 @@ def flat(
     bos_id: int | None = None,
     offset: int = 0,
 ) -> TokenFile:
-    """Open tokens end to end, as dolma, OLMo and nanoGPT write them, mostly without a header.
+    """Open tokens that follow each other, as written by dolma, OLMo and nanoGPT, mostly without a header.
 
-    A NumPy header is recognised; its dtype must then be the one given.
+    A NumPy header is recognised; its dtype must equal the given one.
 
     Args:
         path: The tokens, `.bin` or `.npy`.
-        dtype: Of the tokens.
-        eos_id: The token that ends documents. A document without it at the end of the file ends there.
-        bos_id: The token that begins documents, instead of `eos_id`. With neither of them, the file is one document.
+        dtype: Type of the tokens.
+        eos_id: The token that ends documents. The last document may lack it; it ends with the file.
+        bos_id: The token that begins documents, instead of `eos_id`. Without either, the file is one document.
         offset: Where the tokens begin, in bytes.
 
     Raises:
@@ -134,7 +137,7 @@ def flat(
     """
     path = os.fspath(path)
     if eos_id is not None and bos_id is not None:
-        raise ValueError("eos_id and bos_id are both given; expected the one that separates documents")
+        raise ValueError("eos_id and bos_id are both given; expected only the one that separates documents")
     size, kind = regular_size(path), _dtype(dtype)
     header = _numpy_header(path)
     if header is not None:
@@ -144,7 +147,7 @@ def flat(
         if len(shape) != 1 or stored != kind:
             raise ValueError(f"{path} holds {stored} of shape {shape}; expected {kind} in one dimension")
         if size != begin + shape[0] * kind.itemsize:
-            raise ValueError(f"{path} has {size} bytes, not those of {shape[0]} tokens of {kind}: it was cut off")
+            raise ValueError(f"{path} has {size} bytes, which do not fit {shape[0]} tokens of {kind}: it was cut off")
         offset = begin
     tokens = _tokens(path, size - offset, kind)
     return _delimited(path, size, kind, offset, tokens, eos_id, bos_id)
@@ -167,15 +170,15 @@ def llm_c(path: str | os.PathLike[str], *, eos_id: int | None = None, bos_id: in
     header = np.fromfile(path, "<i4", 256)
     magic, version, tokens = header[:3].tolist() if len(header) == 256 else (0, 0, 0)
     if magic not in _LLM_C_DTYPES or version != 1:
-        raise ValueError(f"{path} does not begin as a file of llm.c, with 20240520 or 20240801 and version 1")
+        raise ValueError(f"{path} is no file of llm.c; expected it to begin with 20240520 or 20240801 and version 1")
     dtype = np.dtype(_LLM_C_DTYPES[magic])
     if tokens < 0 or size != _LLM_C_HEADER + tokens * dtype.itemsize:
-        raise ValueError(f"{path} has {size} bytes, not those of {tokens} tokens of {dtype}: it was cut off")
+        raise ValueError(f"{path} has {size} bytes, which do not fit {tokens} tokens of {dtype}: it was cut off")
     return flat(path, dtype, eos_id=eos_id, bos_id=bos_id, offset=_LLM_C_HEADER)
 
 
 def litdata(folder: str | os.PathLike[str]) -> list[TokenFile]:
-    """Open the chunks that litdata's `optimize` wrote for its `TokensLoader`. An item is a document.
+    """Open the chunks written by litdata's `optimize` for its `TokensLoader`. An item is a document.
 
     Raises:
         OSError: If a file cannot be read.
@@ -202,7 +205,10 @@ def litdata(folder: str | os.PathLike[str]) -> list[TokenFile]:
             "with item_loader=TokensLoader()"
         )
     if compression or config.get("encryption"):
-        raise ValueError(f"{index_path} says that chunks are compressed or encrypted; write them without")
+        raise ValueError(
+            f"{index_path} states that chunks are compressed or encrypted; write them without compression and "
+            "encryption"
+        )
     dtype = np.dtype(names[int(code)])
     return [_litdata_chunk(folder, name, dtype, dim, items) for name, dim, items in chunks]
 
@@ -221,7 +227,9 @@ def _litdata_chunk(folder: Path, name: str, dtype: np.dtype[Any], tokens: int, i
         or ((offsets - offsets[0]) % dtype.itemsize).any()
         or (size - int(offsets[0])) // dtype.itemsize != tokens
     ):
-        raise ValueError(f"{path} is damaged: its header is not that of {items} items with {tokens} tokens of {dtype}")
+        raise ValueError(
+            f"{path} is damaged: its header does not describe {items} items with {tokens} tokens of {dtype}"
+        )
     ends = ((offsets[1:] - offsets[0]) // dtype.itemsize).astype(np.uint64)
     return TokenFile(**one_block(path, size, dtype, int(offsets[0]), tokens), ends=ends)
 
@@ -264,7 +272,10 @@ def _delimited(
     ends: list[Numbers] = []
     separator = eos_id if eos_id is not None else bos_id
     if separator is not None and not 0 <= separator <= np.iinfo(dtype).max:
-        raise ValueError(f"{'eos_id' if eos_id is not None else 'bos_id'} = {separator} is no {dtype}")
+        raise ValueError(
+            f"{'eos_id' if eos_id is not None else 'bos_id'} = {separator} does not fit dtype {dtype}; expected an id "
+            "of the tokens in the file"
+        )
     if separator is not None and tokens:
         for begin in range(0, tokens, chunk := 1 << 22):
             part = read_array(path, dtype, min(chunk, tokens - begin), offset + begin * dtype.itemsize)

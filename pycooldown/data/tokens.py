@@ -29,11 +29,11 @@ COLUMNS = ("input_ids", "position_ids", "segment_ids", "labels")  # by default
 
 
 class TokenDataset:
-    """Sequences of `length` tokens of many domains, by index: the domains laid end to end in the order of the mapping.
+    """Sequences of `length` tokens of many domains, by index: the domains one after another, in the mapping's order.
 
-    Within a domain files follow in their order. So indices are those of a `torch.utils.data.ConcatDataset` and of
-    `pycooldown.DomainBatchSampler`, and `sizes` is what a `Mixture` takes: as all sequences are of one length, a
-    mixture of sequences is a mixture of tokens. Three modes say what a sequence, a row of a batch, is:
+    Within a domain files keep their order. So indices are those of a `torch.utils.data.ConcatDataset` and of
+    `pycooldown.DomainBatchSampler`. `sizes` is what a `Mixture` takes: since all sequences have one length, a mixture
+    of sequences is a mixture of tokens. A mode decides what a sequence, a row of a batch, is:
 
     - `"concat"`: The domain is one stream of tokens; sequence i holds tokens [i length, (i + 1) length). An epoch has
       every token once.
@@ -46,12 +46,13 @@ class TokenDataset:
     - `input_ids`: Token ids, then `pad_id`.
     - `position_ids`: int32, place of the token in the part of its document that is in the row, from 0; 0 in padding.
     - `segment_ids`: int32, number of that part in the row, from 1; 0 in padding.
-    - `labels`: The token itself where the model shall predict it from the position before, as Hugging Face models
-      expect that shift labels themselves; -100 at the first token of each row and document and in padding.
-    - `shift_labels`, only if asked for: the token after each position, which at a row's end is the next row's first;
-      -100 at the last token of a document and in padding. Hugging Face models take it beside `labels`, in their place.
-    - `domain_ids`, only if asked for: int64 of shape (B,), positions in `domains`. `MixtureTrainer` adds its own.
-
+    - `labels`: The token itself where the model shall predict it from the position before. Hugging Face models, which
+      shift labels themselves, expect this. -100 at the first token of each row and document and in padding.
+    - `shift_labels`, only if requested: the token after each position. At a row's end this is the next row's first
+    token.
+      -100 at the last token of a document and in padding. Hugging Face models use it instead of `labels`, if both
+      exist.
+    - `domain_ids`, only if requested: int64 of shape (B,), positions in `domains`. `MixtureTrainer` adds its own.
     A loader makes tensors of it with the function `collate`::
 
         DataLoader(dataset, batch_sampler=sampler, collate_fn=TokenDataset.collate)
@@ -59,38 +60,39 @@ class TokenDataset:
     `dataset[i]` gives the same for one sequence, without the batch dimension.
 
     Files are mapped into memory, not read; a map holds no file open. A dataset can be pickled and used in forked or
-    spawned workers, which share the pages. Files must not be written to while they are in use. Each batch looks whether
-    those it reads have changed since they were mapped, which is an `OSError`, also if that happens in the middle of a
-    read.
+    spawned workers, which share the pages. Files must not be changed while they are in use. Each batch checks whether
+    the files it reads have changed since they were mapped, and raises an `OSError` if so, also in the middle of a read.
 
-    Shards may all be in object stores (`s3://`, `gs://`, `az://`, `http(s)://`; extra `remote`): the tokens of a batch
-    are then fetched together, by ranges (see `StoreRanges`), and the ends of documents are copied once into the user's
-    folder of caches. A data set does not read from stores itself when it is made, so workers may be forked, unless the
-    process has read sequences before: then let them be spawned.
+    Shards may all be in object stores (`s3://`, `gs://`, `az://`, `http(s)://`; extra `remote`). Then the tokens of a
+    batch are fetched together, by ranges (see `StoreRanges`), and the ends of documents are copied once into the user's
+    cache folder. Making a data set does not read from stores in this process, so workers may be forked, unless the
+    process has read sequences before. Then let workers be spawned.
 
     Args:
-        sources: A folder that `pycooldown tokenize` wrote, also in a store, or by domain the paths or URLs of shards
-            (`.tar`; URLs also with braces, and but for http with wildcards), what `pycooldown.data.token_sources`
-            opens, or one of these.
+        sources: A folder written by `pycooldown tokenize`, also in a store. Or by domain, a list or one of: paths or
+            URLs of shards (`.tar`; URLs also with braces and, except for http, with wildcards), and files opened by
+            `pycooldown.data.token_sources`.
         length: Tokens in a sequence.
         mode: What a sequence is.
-        split: Which part of a folder, "train" or "validation"; sources by domain have none.
-        domains: Which domains, in this order; by default all, in the order of the mapping or the folder's manifest.
-        columns: Which arrays to fill; `input_ids` must be among them.
-        cross_document_labels: In mode "concat", also predict the first token of a document from the last one of the
-            document before.
-        remainder: In mode "concat", whether the last tokens of a domain, fewer than `length`, make a padded sequence
+        split: The part of a folder to use, "train" or "validation"; sources by domain have none.
+        domains: The domains to use, in this order; by default all, in the order of the mapping or the folder's
+            manifest.
+        columns: The arrays to fill; `input_ids` must be among them.
+        cross_document_labels: In mode "concat", whether to predict the first token of a document from the last one of
+            the document before.
+        remainder: In mode "concat", whether the last tokens of a domain, fewer than `length`, form a padded sequence
             ("pad", the default) or are left out ("drop").
         long_documents: In the other modes, whether documents of more than `length` tokens are cut into pieces of that
             length and a rest ("split", the default), cut off ("truncate"), left out ("drop") or refused ("raise").
         pad_id: Token id for padding. It has no label, and with causal attention nothing attends to it.
-        dtype: Of token ids and labels, int64 or int32.
-        vocabulary_size: Ids from there on are refused when they are read, as negative ones are. A folder knows its own.
-        ranges: Reads the bytes of shards in stores, a cache for example; see `ByteRanges`. By default a `StoreRanges`.
+        dtype: Type of token ids and labels, int64 or int32.
+        vocabulary_size: Number of token ids. Larger and negative ids are refused when they are read. A folder knows its
+            own number.
+        ranges: Reads the bytes of shards in stores, for example a cache; see `ByteRanges`. By default a `StoreRanges`.
 
     Raises:
         OSError: If a file cannot be read.
-        ValueError: If a file is damaged, a domain has no sequence, or an argument has no meaning in the mode.
+        ValueError: If a file is damaged, a domain has no sequence, or an argument does not apply to the mode.
     """
 
     def __init__(
@@ -146,14 +148,22 @@ class TokenDataset:
             f"columns = {self.columns}; expected some of {known}, input_ids among them",
         )
         if self.cross_document_labels:
-            expect(concat, f"cross_document_labels in mode {self.mode!r}: neighbours there do not follow each other")
+            expect(
+                concat,
+                f"cross_document_labels = True in mode {self.mode!r}; expected mode 'concat', where documents follow "
+                "each other",
+            )
             labels = {"labels", "shift_labels"} & set(self.columns)
-            expect(bool(labels), f"cross_document_labels without labels in columns = {self.columns}")
+            expect(bool(labels), f"cross_document_labels needs labels, but columns = {self.columns}; add 'labels'")
         expect(remainder in (None, "pad", "drop"), f"remainder = {remainder!r}; expected 'pad' or 'drop'")
         expect(long_documents in (None, *LONG), f"long_documents = {long_documents!r}; expected one of {LONG}")
-        expect(concat or remainder is None, f"remainder is of mode 'concat'; mode {self.mode!r} has long_documents")
         expect(
-            not concat or long_documents is None, "long_documents: mode 'concat' cuts all as they come; leave it out"
+            concat or remainder is None,
+            f"remainder = {remainder!r} is for mode 'concat'; for mode {self.mode!r} pass long_documents",
+        )
+        expect(
+            not concat or long_documents is None,
+            f"long_documents = {long_documents!r}, but mode 'concat' cuts all documents; leave it out",
         )
 
     def _map(self) -> None:
@@ -189,17 +199,17 @@ class TokenDataset:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """Number of tokens in the sequences of each domain, padding not counted: those of one epoch."""
+        """Number of tokens in the sequences of each domain, without padding: the tokens of one epoch."""
         return dict(self._index.tokens)
 
     @property
     def padding(self) -> dict[str, float]:
-        """Share of padding in the sequences of each domain: what packing wastes."""
+        """Share of padding in the sequences of each domain, the cost of packing."""
         return {domain: 1 - self.tokens[domain] / (size * self.length) for domain, size in self.sizes.items()}
 
     @property
     def left_out(self) -> dict[str, int]:
-        """Number of tokens of each domain that are in no sequence, by `remainder` or `long_documents`."""
+        """Number of tokens of each domain that are in no sequence, because of `remainder` or `long_documents`."""
         totals = np.diff(self._index.token_bounds).tolist()
         return {domain: total - self.tokens[domain] for domain, total in zip(self.domains, totals)}
 
@@ -237,12 +247,12 @@ class TokenDataset:
 
     @property
     def objects(self) -> Sequence[StoredObject]:
-        """The shards in stores, by the numbers that `locate` gives and `ByteRanges` takes; none if they are files."""
+        """The shards in stores, by the numbers that `locate` returns and `ByteRanges` takes; empty for files."""
         return self._stored.objects if self._stored is not None else ()
 
     @property
     def ranges(self) -> ByteRanges:
-        """What reads the bytes of shards in stores; another one can be put in its place."""
+        """The reader of bytes of shards in stores; it can be replaced."""
         if self._ranges is None:
             self._ranges = StoreRanges(self.objects)
         return self._ranges
@@ -252,7 +262,7 @@ class TokenDataset:
         self._ranges = ranges
 
     def locate(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Spans:
-        """Return which bytes of `objects` sequences need, in their order, without reading any; none of files."""
+        """Return the bytes of `objects` that sequences need, in their order, without reading any; none for files."""
         pieces = self._pieces(indices)
         return self._stored.locate(pieces) if self._stored is not None else Spans(*np.empty((3, 0), np.int64))
 
@@ -263,12 +273,12 @@ class TokenDataset:
         if wanted.size and not -len(self) <= int(wanted.min()) <= int(wanted.max()) < len(self):
             wrong = next(index for index in wanted.tolist() if not -len(self) <= index < len(self))
             raise IndexError(f"index {wrong} is out of range: the dataset has {len(self)} sequences")
-        wanted = wanted.astype(np.int64)  # after the check: large unsigned numbers would become negative
+        wanted = wanted.astype(np.int64)  # after the check, because large unsigned numbers would become negative
         return self._index.pieces(np.where(wanted < 0, wanted + len(self), wanted))
 
     @staticmethod
     def collate(batch: Mapping[str, npt.NDArray[Any]] | Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make tensors of a batch, or of a list of single sequences; for loaders' `collate_fn`."""
+        """Make tensors from a batch, or from a list of single sequences; for loaders' `collate_fn`."""
         from torch.utils.data import default_collate, default_convert
 
         if isinstance(batch, Mapping):

@@ -1,1 +1,1 @@
-"""The variance of stochastic gradients: closed forms (`theory`), and measured on a model (`variance`)."""
+"""The variance of stochastic gradients: closed forms (`theory`), and measurements on a model (`variance`)."""

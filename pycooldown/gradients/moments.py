@@ -106,7 +106,7 @@ class CountSketch:
                 generator = torch.Generator(tensor.device).manual_seed(int(seed))
                 draw = torch.randint(2 * self.size, chunk.shape, generator=generator, device=tensor.device)
                 values = chunk.float() * (1 - 2 * (draw & 1))
-                # In an order that is always the same: `index_put_` sorts on GPUs, where `index_add_` is unordered.
+                # `index_put_` sorts on GPUs and so adds in a fixed order; `index_add_` does not.
                 if tensor.is_cuda:
                     sketch.index_put_((draw >> 1,), values, accumulate=True)
                 else:

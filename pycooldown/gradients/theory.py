@@ -110,7 +110,7 @@ def optimal_sampling(target: npt.ArrayLike, moments: npt.ArrayLike) -> Vector:
     q = np.asarray(target, dtype=np.float64) * np.sqrt(m)
     if not q.sum() > 0:
         raise ValueError(
-            "moments are 0 wherever target is positive: every sampling is optimal, there is none to return"
+            "moments are 0 wherever target is positive, so every sampling is optimal; expected one moment > 0"
         )
     return np.asarray(q / q.sum())
 

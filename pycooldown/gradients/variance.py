@@ -1,4 +1,4 @@
-"""The measured variance of minibatch gradients, to compare with that which `pycooldown.gradients.theory` predicts.
+"""Measure the variance of minibatch gradients, to compare it with the prediction of `pycooldown.gradients.theory`.
 
 The gradient measured is that of (1/B) sum_b v_{d(b)} loss(x_b): losses are averaged over *samples*. A loss that is
 averaged over the tokens of a batch is a ratio, whose variance the closed forms do not describe.
@@ -186,7 +186,7 @@ def measure(
     results = []
     for name, mixture in mixtures.items():
         if mixture.domains != moments.domains:
-            raise ValueError(f"mixture {name!r} has other domains than the moments")
+            raise ValueError(f"mixture {name!r} has other domains than moments; expected {list(moments.domains)}")
         for allocation in allocations:
             start = time.perf_counter()
             stream, norms = StreamingMoments(), []
@@ -237,7 +237,7 @@ def trace_ratio(contrasts: npt.ArrayLike, over: npt.ArrayLike) -> Interval:
 def _independent_plans(
     mixture: Mixture, batch_size: int, allocation: AllocationName, count: int, seed: int
 ) -> list[BatchPlan]:
-    """Plan each batch with a sampler of its own, because the batches of one sampler share epochs."""
+    """Plan each batch with its own sampler, because the batches of one sampler share epochs."""
     samplers = (
         DomainBatchSampler(
             schedules.constant(mixture), batch_size=batch_size, seed=(seed << 32) + batch, allocation=allocation

@@ -4,7 +4,7 @@
     from pycooldown.huggingface import MixtureTrainerMixin    # the same for other trainers, such as Seq2SeqTrainer
     from pycooldown.huggingface import fuse_loss              # a model's loss, weighted by domain, without logits
 
-Names are imported on first use, so that reading a recipe or a run does not import torch.
+Names are imported on first use, so reading a recipe or a run does not import torch.
 """
 
 from importlib import import_module

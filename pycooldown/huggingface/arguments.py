@@ -1,7 +1,7 @@
 """Every argument and public method of Trainer, and who honours it: Trainer itself, the mixture, or nobody.
 
-The trainer refuses what nobody honours by this table, so that no argument is ignored silently. It has the arguments of
-all versions of transformers that pycooldown supports; a test looks for those of the installed version.
+The trainer uses this table to refuse arguments that nobody honours, so no argument is ignored silently. The table lists
+the arguments of all supported versions of transformers. A test compares it with the installed version.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Rule:
     """Who honours an argument.
 
     Attributes:
-        by: "trainer": the code of Trainer, which the mixture leaves alone; "mixture": this package; "refused": nobody.
-        note: How, or why not.
-        accepts: Whether a value can be honoured; None where all values can, or for what is always refused.
+        by: "trainer": Trainer's own code, which the mixture leaves alone; "mixture": this package; "refused": nobody.
+        note: How the argument is honoured, or why it is not.
+        accepts: Return whether a value can be honoured. None if all values can, or if the argument is always refused.
     """
 
     by: Literal["trainer", "mixture", "refused"]
@@ -48,7 +48,7 @@ def _each(names: str, rule: Rule) -> dict[str, Rule]:
 
 _TRAINER = Rule("trainer")
 _ORDER = "the schedule and the seed decide which samples a batch holds; leave it at its default"
-_NO_EPOCH = Rule("mixture", "a mixture has no single epoch; expected 'steps', or 'no'", _among("no", "steps", "best"))
+_NO_EPOCH = Rule("mixture", "a mixture has no single epoch; expected 'steps' or 'no'", _among("no", "steps", "best"))
 
 TRAINING_ARGUMENTS: dict[str, Rule] = {
     **_each(
@@ -75,9 +75,9 @@ TRAINING_ARGUMENTS: dict[str, Rule] = {
     "logging_strategy": _NO_EPOCH,
     "eval_strategy": _NO_EPOCH,
     "save_strategy": _NO_EPOCH,
-    "max_steps": Rule("mixture", "a mixture has no single epoch; expected a number of steps", lambda n, args: n > 0),
+    "max_steps": Rule("mixture", "a mixture has no single epoch; expected a number > 0", lambda n, args: n > 0),
     "per_device_train_batch_size": Rule("mixture", "a part of the global batch, which is planned as one"),
-    "gradient_accumulation_steps": Rule("mixture", "cuts a rank's part of the global batch"),
+    "gradient_accumulation_steps": Rule("mixture", "the parts into which a rank's share of the global batch is cut"),
     "average_tokens_across_devices": Rule(
         "mixture",
         "the loss is a mean over the tokens of the global batch, on all ranks; leave it True",
@@ -85,26 +85,26 @@ TRAINING_ARGUMENTS: dict[str, Rule] = {
     ),
     "label_smoothing_factor": Rule("mixture", "in training"),
     "disable_tqdm": Rule("mixture", "the bar shows loss and temperature"),
-    "save_only_model": Rule("mixture", "such checkpoints are not resumed from"),
+    "save_only_model": Rule("mixture", "training cannot resume from such checkpoints"),
     "save_total_limit": Rule(
         "mixture",
-        "expected at least 2 or None: an older checkpoint is removed before the newer one is known to be whole",
+        "expected at least 2, or None: an older checkpoint is removed before the newer one is known to be complete",
         lambda value, args: value is None or value >= 2,
     ),
-    "ignore_data_skip": Rule("mixture", "set: the loader itself goes on from the right place"),
-    "seed": Rule("mixture", "also of each micro-batch's dropout"),
-    "data_seed": Rule("mixture", "of the order of samples"),
+    "ignore_data_skip": Rule("mixture", "always set to True: the loader itself continues from the right place"),
+    "seed": Rule("mixture", "also seeds the dropout of each micro-batch"),
+    "data_seed": Rule("mixture", "seeds the order of samples"),
     "use_cpu": Rule("mixture", "needed for several processes on CPUs"),
-    "remove_unused_columns": Rule("mixture", "of a datasets.Dataset; collators get other samples whole"),
+    "remove_unused_columns": Rule("mixture", "applies to a datasets.Dataset; collators get other samples whole"),
     "dataloader_drop_last": Rule("mixture", "in evaluation; training has no smaller last batch"),
     **_each(
         """dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
         dataloader_multiprocessing_context""",
-        Rule("mixture", "of the training loader too"),
+        Rule("mixture", "applies to the training loader too"),
     ),
     "fsdp": Rule(
         "trainer",
-        "on CPUs Accelerate does not shard and does not say so; leave it out, or shard the model in a loop of your own",
+        "on CPUs Accelerate ignores it without a warning; leave it out, or shard the model in your own training loop",
         lambda value, args: not value or args.device.type != "cpu",
     ),
     "accelerator_config": Rule(
@@ -115,7 +115,7 @@ TRAINING_ARGUMENTS: dict[str, Rule] = {
     ),
     "parallelism_config": Rule(
         "mixture",
-        "ranks of a tensor-, context- or expert-parallel group would get different samples; expected data parallelism "
+        "the ranks of a tensor-, context- or expert-parallel group would get different samples; use data parallelism "
         "alone",
         _no_sharded_batch,
     ),
@@ -124,19 +124,17 @@ TRAINING_ARGUMENTS: dict[str, Rule] = {
     "length_column_name": Rule("refused", _ORDER, _among("length")),
     "label_names": Rule(
         "refused",
-        "the loss is computed from 'labels'; have the data_collator name them so",
+        "the loss is computed from 'labels'; have the data_collator use this name",
         _among(None, ["labels"]),
     ),
     "auto_find_batch_size": Rule(
         "refused", "it would change the mixture's batches; set the batch size and leave it off", _among(False)
     ),
-    "use_liger_kernel": Rule(
-        "refused", "its forward would take the place of the fused loss; leave it off", _among(False)
-    ),
+    "use_liger_kernel": Rule("refused", "its forward pass would replace the fused loss; leave it off", _among(False)),
     "liger_kernel_config": Rule("refused", "use_liger_kernel is refused", _among(None)),
-    # Of Seq2SeqTrainingArguments.
+    # Arguments of Seq2SeqTrainingArguments.
     "sortish_sampler": Rule("refused", _ORDER, _among(False)),
-    # Of transformers before 5.15.
+    # Arguments of transformers before 5.15.
     **_each(
         """warmup_ratio logging_dir no_cuda use_mps_device fp16_backend half_precision_backend fp16_opt_level adafactor
         torchdynamo tpu_num_cores tpu_metrics_debug fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap
@@ -153,11 +151,11 @@ TRAINING_ARGUMENTS: dict[str, Rule] = {
     ),
     "per_gpu_train_batch_size": Rule("refused", "set per_device_train_batch_size", _among(None)),
     "per_gpu_eval_batch_size": Rule("refused", "set per_device_eval_batch_size", _among(None)),
-    "past_index": Rule("refused", "the mixture's loss passes no hidden states on; leave it at -1", _among(-1)),
+    "past_index": Rule("refused", "the mixture's loss does not pass hidden states on; leave it at -1", _among(-1)),
     "jit_mode_eval": Rule("refused", "a traced model has no fused loss; leave it off", _among(False)),
     "use_legacy_prediction_loop": Rule("refused", "it does not sum losses by domain; leave it off", _among(False)),
     "mp_parameters": Rule("refused", "its processes would get different samples; leave it out", _among("")),
-    "ray_scope": Rule("refused", "of hyperparameter_search, which is refused", _among("last")),
+    "ray_scope": Rule("refused", "belongs to hyperparameter_search, which is refused", _among("last")),
     "generation_max_length": _TRAINER,
     "generation_num_beams": _TRAINER,
     "generation_config": _TRAINER,
@@ -168,7 +166,7 @@ OPTIONS: dict[str, Rule] = {
     **dict.fromkeys(["args", "data_collator", "train_dataset", "eval_dataset"], Rule("mixture")),
     "model": Rule(
         "mixture",
-        "it is sharded by tensor parallelism, whose ranks would get different samples; expected data parallelism alone",
+        "it is sharded by tensor parallelism, whose ranks would get different samples; use data parallelism alone",
         lambda model, args: (getattr(model, "tp_size", None) or 1) == 1,
     ),
     **_each(
@@ -179,7 +177,7 @@ OPTIONS: dict[str, Rule] = {
     "model_init": Rule("mixture", "each model that it makes is fused"),
     "compute_loss_func": Rule(
         "refused",
-        "the loss is the mixture's; change the model's loss, or override compute_loss",
+        "the mixture computes the loss; change the model's loss, or override compute_loss",
         lambda value, args: value is None,
     ),
 }
@@ -204,19 +202,19 @@ METHODS: dict[str, Rule] = {
     "loss_is_scaled_for_ga": Rule("mixture", "set"),
     **dict.fromkeys(
         ["num_tokens", "prediction_loop", "torch_jit_model_eval"],
-        Rule("trainer", "before 5.5, for arguments that are refused"),
+        Rule("trainer", "used before version 5.5, for arguments that are refused"),
     ),
     "hyperparameter_search": Rule(
-        "refused", "each trial needs a schedule and checkpoints of its own; make a trainer for each trial"
+        "refused", "each trial needs its own schedule and checkpoints; make one trainer per trial"
     ),
 }
 
 
 def refuse(args: TrainingArguments, options: Mapping[str, Any], *, generates: bool) -> None:
-    """Raise ValueError for the first argument that cannot be honoured; warn of those that the table lacks.
+    """Raise ValueError for the first argument that cannot be honoured; warn about arguments missing from the table.
 
     Args:
-        args: Of the trainer.
+        args: The trainer's arguments.
         options: Further arguments of ``Trainer.__init__``.
         generates: Whether the trainer is a Seq2SeqTrainer.
     """
@@ -225,7 +223,7 @@ def refuse(args: TrainingArguments, options: Mapping[str, Any], *, generates: bo
         f.name for kind in (TrainingArguments, Seq2SeqTrainingArguments) for f in dataclasses.fields(kind)
     }
     for field in dataclasses.fields(args):
-        if not field.init or field.name not in of_transformers:  # other trainers' own arguments are left to these
+        if not field.init or field.name not in of_transformers:  # a subclass checks the arguments that it adds
             continue
         value = getattr(args, field.name)
         if field.name not in TRAINING_ARGUMENTS:

@@ -1,4 +1,4 @@
-"""From planned sample indices to the tensors of a micro-batch."""
+"""Turn planned sample indices into the tensors of a micro-batch."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ class WithDomains(Dataset[DomainSample]):
     def collator(collate: Collator) -> Collator:
         """Return a function that collates the samples with ``collate`` and adds ``domain_ids`` (N,) int64.
 
-        ``domain_ids`` that ``collate`` gives itself, such as those of each token (N, T) of packed rows, are kept. Where
-        ``collate`` lays samples with ``input_ids`` into one row, as padding-free collators do, those of its tokens
-        (1, T) are added. Samples without a domain are collated as they are.
+        ``domain_ids`` that ``collate`` returns itself are kept: packed rows, for example, have one per token (N, T).
+        Padding-free collators put all samples with ``input_ids`` into one row. Then the domain of each token (1, T) is
+        added. Samples without a domain are collated unchanged.
         """
         return collate if isinstance(collate, _CollateWithDomains) else _CollateWithDomains(collate)
 
@@ -83,7 +83,7 @@ class _CollateWithDomains:  # a class, as workers that are spawned must be able 
 
 
 def _by_row(domain_ids: torch.Tensor, samples: Sequence[Any], batch: Mapping[str, Any]) -> torch.Tensor:
-    """Return domain ids (N,) of samples for a batch: as they are, or of each token where samples share one row."""
+    """Return domain ids (N,) of samples in the batch's shape: unchanged, or one per token if samples share one row."""
     rows = next((batch[name] for name in ("labels", "input_ids") if batch.get(name) is not None), domain_ids)
     if len(rows) == len(domain_ids):
         return domain_ids
@@ -100,11 +100,11 @@ class EvaluationBatches(WithDomains):
     """Evaluation sets of some of a mixture's domains, end to end.
 
     Args:
-        datasets: By domain.
+        datasets: A dataset for each domain to be evaluated, by name.
         domains: All domains of the mixture, in order.
 
     Raises:
-        ValueError: If a set is empty or not of the mixture's domains.
+        ValueError: If a set is empty or its domain is not in the mixture.
     """
 
     def __init__(self, datasets: Mapping[str, Samples], domains: Sequence[str]) -> None:
@@ -136,12 +136,12 @@ class MicroBatches:
 
 
 def seed_micro_batch(seed: int, step: int, place: int) -> None:
-    """Seed torch's generators, so that dropout depends on the micro-batch's place in the run alone.
+    """Seed torch's generators, so that dropout depends only on the micro-batch's place in the run.
 
     Args:
-        seed: Of the run.
+        seed: The run's seed.
         step: Optimizer step.
-        place: Number of the micro-batch within the global batch, counted through the ranks.
+        place: Number of the micro-batch within the global batch, counted over all ranks.
     """
     torch.manual_seed(int(np.random.SeedSequence([seed, step, place]).generate_state(1)[0]))
 
@@ -160,16 +160,16 @@ def load(
         persistent_workers=args.dataloader_persistent_workers and workers > 0,
         prefetch_factor=args.dataloader_prefetch_factor if workers else None,
         multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None) if workers else None,
-        # Workers' seeds come from here and not from the global generator, whose state a resumed run restores.
+        # Workers are seeded from this generator, because a resumed run restores the state of the global one.
         generator=torch.Generator().manual_seed(args.seed),
     )
 
 
 class PackedText:
-    """Collate samples that `pycooldown pack` wrote into a batch for language modelling on their target side.
+    """A collator of samples written by `pycooldown pack`, for language modelling on their target side.
 
     Args:
-        max_length: Longer sequences are cut.
+        max_length: Tokens at which longer sequences are cut.
     """
 
     def __init__(self, max_length: int) -> None:
@@ -186,11 +186,11 @@ class PackedText:
 
 
 class PackedPairs:
-    """Collate samples that `pycooldown pack` wrote into a batch for translation.
+    """A collator of samples written by `pycooldown pack`, for translation.
 
     Args:
-        max_length: Longer sequences are cut, on either side.
-        pad_id: Fills up the inputs.
+        max_length: Tokens at which longer sequences are cut, on both sides.
+        pad_id: Token id that pads the inputs.
     """
 
     def __init__(self, max_length: int, pad_id: int) -> None:
@@ -214,13 +214,13 @@ class PackedPairs:
 
 
 def packed_ids(sample: dict[str, Any], side: str) -> npt.NDArray[Any]:
-    """Return the token ids of one side, "src" or "tgt", of a sample that `pycooldown pack` wrote."""
+    """Return the token ids of one side, "src" or "tgt", of a sample written by `pycooldown pack`."""
     ids: npt.NDArray[Any] = np.load(io.BytesIO(sample[f"{side}.npy"]), allow_pickle=False)
     return ids
 
 
 def _side(samples: list[dict[str, Any]], side: str, max_length: int) -> torch.Tensor:
-    """Return token ids (N, T) of one side of packed samples, -100 behind their ends."""
+    """Return token ids (N, T) of one side of packed samples, padded with -100."""
     rows = [packed_ids(sample, side)[:max_length] for sample in samples]
     ids = np.full((len(rows), max(len(row) for row in rows)), -100, dtype=np.int64)
     for line, row in zip(ids, rows, strict=True):

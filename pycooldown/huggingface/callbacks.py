@@ -16,7 +16,7 @@ from transformers import ProgressCallback, TrainerCallback
 from pycooldown._files import write_atomically
 from pycooldown.huggingface.checkpoints import valid_json
 
-_SPEED = ("_runtime", "_per_second", "_model_preparation_time")  # of the process; ``seconds`` is of the run
+_SPEED = ("_runtime", "_per_second", "_model_preparation_time")  # of one process, unlike ``seconds``
 
 
 def _shown(logs: dict[str, Any]) -> dict[str, str]:
@@ -24,10 +24,10 @@ def _shown(logs: dict[str, Any]) -> dict[str, str]:
 
 
 class MixtureProgress(ProgressCallback):  # type: ignore[misc]
-    """The progress bar with loss and temperature beside it, in place of a line for each log."""
+    """A progress bar that shows loss and temperature, instead of one line per log."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the bar at the step that training goes on from."""
+        """Start the bar at the step where training continues."""
         super().on_train_begin(args, state, control, **kwargs)
         self._newest: dict[str, str] = {}
         if self.training_bar is not None:
@@ -42,7 +42,7 @@ class MixtureProgress(ProgressCallback):  # type: ignore[misc]
 
 
 class ProgressLines(TrainerCallback):  # type: ignore[misc]
-    """Print a line for each log where no terminal can show a progress bar."""
+    """A callback that prints a line for each log, for outputs that cannot show a progress bar."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Print the newest values."""
@@ -52,10 +52,10 @@ class ProgressLines(TrainerCallback):  # type: ignore[misc]
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
-    """Append what Trainer logs of training and evaluation to a file, one JSON object in a line.
+    """A callback that appends Trainer's logs of training and evaluation to a file, one JSON object per line.
 
-    ``seconds`` in a line is the time of training up to it, evaluation and checkpoints included. A run that is resumed
-    first drops the lines beyond its checkpoint and counts on from there.
+    ``seconds`` in a line is the training time so far, including evaluation and checkpoints. A resumed run first drops
+    the lines after its checkpoint, then counts on from there.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,13 +64,13 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
 
     @property
     def seconds(self) -> float:
-        """Time of training so far, over all processes that went on with the run."""
+        """Training time so far, over all processes that worked on the run."""
         return time.perf_counter() - self._begin
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Drop what will be logged again."""
+        """Drop the lines that will be logged again."""
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() and state.global_step else []
-        # A line that the end of the process cut short is the last one, of a step beyond the checkpoint.
+        # Only the last line can be cut short, by the end of the process. It belongs to a step after the checkpoint.
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
         write_atomically(self.path, "".join(f"{line}\n" for line in kept))
         self._begin = time.perf_counter() - (json.loads(kept[-1])["seconds"] if kept else 0.0)
@@ -85,11 +85,11 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
 
 
 class ResetAtStep(TrainerCallback):  # type: ignore[misc]
-    """Empty the optimizer's state or start the learning rate again before a step, as Order Matters does at its switch.
+    """A callback that resets the optimizer's state or the learning rate before a step, as Order Matters does.
 
-    The learning rate goes through its whole course again, warm-up included, scaled to the steps that remain: s steps
-    after the reset it is what it was at step s * max_steps / (max_steps - step). So it ends as low as without a reset.
-    A run that is resumed after the reset goes on in this course; one from the very step of the reset resets once more.
+    The learning rate follows its whole schedule again, warm-up included, compressed to the remaining steps: s steps
+    after the reset it has the value of step s * max_steps / (max_steps - step). So it ends as low as without a reset.
+    A run that is resumed after the reset continues this schedule. A run resumed at the step of the reset resets again.
     """
 
     def __init__(self, step: int, *, optimizer: bool, learning_rate: bool) -> None:
@@ -98,7 +98,7 @@ class ResetAtStep(TrainerCallback):  # type: ignore[misc]
         self.learning_rate = learning_rate
 
     def on_train_begin(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **kwargs: Any) -> None:
-        """Take up the course of the learning rate after the reset, if the run is resumed there."""
+        """Compress the learning rate's schedule, if the run is resumed after the reset."""
         if self.learning_rate and state.global_step > self.step:
             self._compress(lr_scheduler, state.max_steps)
 
@@ -116,15 +116,15 @@ class ResetAtStep(TrainerCallback):  # type: ignore[misc]
             rates = [base * rate(0) for base, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
             for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
-            scheduler._last_lr = rates  # what is logged
+            scheduler._last_lr = rates  # the rates that Trainer logs
 
     def _compress(self, lr_scheduler: Any, max_steps: int) -> Any:
-        """Scale the course of the learning rate to the steps that remain after the reset."""
+        """Compress the schedule of the learning rate to the steps that remain after the reset."""
         scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)
         if not isinstance(scheduler, LambdaLR):
             raise ValueError(
-                f"the learning rate is scheduled by {type(scheduler).__name__}, which cannot be started again; "
-                "expected a function of the step (torch's LambdaLR), such as cosine, linear or inverse_sqrt"
+                f"the learning rate is scheduled by {type(scheduler).__name__}, which cannot be restarted; expected a "
+                "function of the step (torch's LambdaLR), such as cosine, linear or inverse_sqrt"
             )
         scheduler.lr_lambdas = [
             partial(_compressed, course=course, factor=max_steps / (max_steps - self.step))

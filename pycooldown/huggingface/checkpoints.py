@@ -1,9 +1,9 @@
-"""Checkpoints that are known to be whole and undamaged.
+"""Checkpoints that are known to be complete and undamaged.
 
 Trainer writes a checkpoint file by file and removes old ones in the same way. A process that is killed can leave a
 folder with some files missing or cut short, and a disk can change bits later. So each checkpoint is sealed last with
-``data_state.json``: the state of the data, and the size and SHA-256 of every other file. Only a folder that agrees with
-its seal is resumed from.
+``data_state.json``: the state of the data, and the size and SHA-256 of every other file. Training resumes only from a
+folder that agrees with its seal.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _DAMAGED = "damaged-"  # prefix of folders that are set aside
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a checkpoint is not resumed from.
+    """Why training cannot resume from a checkpoint.
 
     Attributes:
-        text: The reason, naming the file.
-        damaged: Whether the files were once whole: their content has changed since the checkpoint was sealed.
+        text: The reason, which names the file.
+        damaged: Whether the files changed after the checkpoint was sealed. If not, it was never complete.
     """
 
     text: str
@@ -38,12 +38,12 @@ class Fault:
 
 
 def seal(folder: str | Path, state: dict[str, Any], *, model_only: bool = False) -> None:
-    """Record that all files of a checkpoint are written, and the sampler's state.
+    """Record that all files of a checkpoint are written, together with the sampler's state.
 
     Args:
         folder: The checkpoint.
         state: JSON values.
-        model_only: Whether the checkpoint lacks the optimizer, so that training cannot go on from it exactly.
+        model_only: Whether the checkpoint lacks the optimizer, so that training cannot resume from it exactly.
     """
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     content: dict[str, Any] = {"sampler": state, "files": {}}
@@ -63,7 +63,7 @@ def unseal(folder: str | Path) -> None:
 
 
 def find_fault(checkpoint: str | Path) -> Fault | None:
-    """Return why a checkpoint is not complete, or None. Reads all of its files."""
+    """Return why a checkpoint is not complete, or None. Read all of its files."""
     checkpoint = Path(checkpoint)
     try:
         content = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
@@ -84,7 +84,7 @@ def find_fault(checkpoint: str | Path) -> Fault | None:
             return Fault(f"its {name} has {path.stat().st_size} bytes of {size}")
         if digest is not None and sha256(path) != digest:
             return Fault(f"its {name} has changed since it was written", damaged=True)
-        if digest is None and path.suffix == ".json":  # seals of version 0.1 have sizes alone
+        if digest is None and path.suffix == ".json":  # seals of version 0.1 have only sizes
             try:
                 json.loads(path.read_bytes())
             except (ValueError, RecursionError) as error:
@@ -93,7 +93,7 @@ def find_fault(checkpoint: str | Path) -> Fault | None:
 
 
 def complete_checkpoint(output_dir: str | Path, path: str | Path | None = None) -> tuple[str, dict[str, Any]]:
-    """Find a checkpoint to resume from; warn of each newer one that is passed over.
+    """Find a checkpoint to resume from, and warn about each newer one that is skipped.
 
     Args:
         output_dir: The folder with the checkpoints.
@@ -103,11 +103,14 @@ def complete_checkpoint(output_dir: str | Path, path: str | Path | None = None) 
         Its path and the sampler's state.
 
     Raises:
-        ValueError: If it is not complete, saying why, or there is none.
+        ValueError: If the checkpoint is not complete, with the reason, or if there is none.
     """
     if path is not None:
         if fault := find_fault(path):
-            raise ValueError(f"{path} is not a complete checkpoint: {fault.text}")
+            raise ValueError(
+                f"{path} is not a complete checkpoint: {fault.text}; pass another one, or True for the newest "
+                "complete one"
+            )
         return str(path), read_state(path)
     found = checkpoints(output_dir)
     faults: list[tuple[Path, Fault]] = []
@@ -116,13 +119,15 @@ def complete_checkpoint(output_dir: str | Path, path: str | Path | None = None) 
             warn_of_faults(faults, checkpoint)
             return str(checkpoint), read_state(checkpoint)
         faults.append((checkpoint, fault))
-    raise ValueError(f"{output_dir} has no complete checkpoint to resume from ({reasons(faults)}): start anew")
+    raise ValueError(f"{output_dir} has no complete checkpoint to resume from ({reasons(faults)}); start a new run")
 
 
 def warn_of_faults(faults: list[tuple[Path, Fault]], chosen: Path) -> None:
-    """Warn that training goes on from an older checkpoint, naming the newer ones and their faults."""
+    """Warn that training resumes from an older checkpoint, and name the newer ones and their faults."""
     if faults:
-        warnings.warn(f"resuming from {chosen.name}, as a newer one is not whole: {reasons(faults)}", stacklevel=3)
+        warnings.warn(
+            f"resuming from {chosen.name}, because newer ones are not complete: {reasons(faults)}", stacklevel=3
+        )
 
 
 def reasons(faults: list[tuple[Path, Fault]]) -> str:
@@ -131,15 +136,15 @@ def reasons(faults: list[tuple[Path, Fault]]) -> str:
 
 
 def discard_incomplete(output_dir: str | Path) -> None:
-    """Apply `discard` to all checkpoints in a folder that are not whole."""
+    """Apply `discard` to all checkpoints in a folder that are not complete."""
     found = ((checkpoint, find_fault(checkpoint)) for checkpoint in checkpoints(output_dir))
     discard([(checkpoint, fault) for checkpoint, fault in found if fault])
 
 
 def discard(faults: list[tuple[Path, Fault]]) -> None:
-    """Remove checkpoints that were never whole, so that they do not count towards ``save_total_limit``.
+    """Remove checkpoints that were never complete, so that they do not count towards ``save_total_limit``.
 
-    Damaged ones are kept for inspection: they are renamed to ``damaged-checkpoint-*``.
+    Rename damaged ones to ``damaged-checkpoint-*``, to keep them for inspection.
     """
     for checkpoint, fault in faults:
         if fault.damaged:
@@ -151,7 +156,7 @@ def discard(faults: list[tuple[Path, Fault]]) -> None:
 
 
 def finite(value: Any) -> Any:
-    """Return a value of JSON with None for the numbers that JSON does not have."""
+    """Return a JSON value with None in place of numbers that JSON cannot express."""
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -177,7 +182,7 @@ def read_state(checkpoint: str | Path) -> dict[str, Any]:
 
 
 def _entries(content: Any) -> Iterable[tuple[str, Any]]:
-    """Return the size and hash of each file by its seal, if it is a seal."""
+    """Return the name, size and hash of each file that a seal lists; nothing if the content is no seal."""
     content["sampler"]
     entries: Iterable[tuple[str, Any]] = content["files"].items()
     return entries

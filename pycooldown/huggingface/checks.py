@@ -1,4 +1,4 @@
-"""Refuse settings that cannot work, and warn about those that do something else than they seem to."""
+"""Refuse settings that cannot work, and warn about settings with surprising effects."""
 
 from __future__ import annotations
 
@@ -29,56 +29,63 @@ def check_arguments(
     """Raise ValueError for arguments of Trainer, or datasets, that a mixture cannot work with.
 
     Args:
-        args: Of the trainer; ``ignore_data_skip`` is set, as the loader itself goes on from the right place.
-        mixture: The first.
+        args: The trainer's arguments. ``ignore_data_skip`` is set, since the loader itself continues in the right
+            place.
+        mixture: The first mixture of the schedule.
         length: Samples of train_dataset.
-        evaluation: By domain.
+        evaluation: Evaluation sets by domain.
         options: Further arguments of ``Trainer.__init__``.
         generates: Whether the trainer is a Seq2SeqTrainer.
     """
     check_launcher(args.world_size)
     if args.n_gpu > 1:
-        raise ValueError(f"{args.n_gpu} GPUs in one process: start one for each, with torchrun --nproc-per-node")
+        raise ValueError(
+            f"one process has {args.n_gpu} GPUs; expected one: start a process per GPU with torchrun --nproc-per-node"
+        )
     refuse(args, options or {}, generates=generates)
     args.ignore_data_skip = True
     check_length(length, mixture)
     if unknown := sorted(set(evaluation or {}) - set(mixture.domains)):
-        raise ValueError(f"eval_dataset names {unknown[0]!r}; expected domains of the mixture")
+        raise ValueError(
+            f"eval_dataset names {unknown[0]!r}; expected domains of the mixture, such as {mixture.domains[0]!r}"
+        )
 
 
 def check_launcher(world_size: int) -> None:
-    """Check that the trainer has as many processes as the launcher has started.
+    """Check that the trainer has as many processes as the launcher started.
 
-    torchrun's count (``WORLD_SIZE``) is of this very job. Slurm's and Open MPI's may be of an allocation in which one
-    process is started on purpose, and Accelerate does not say its own, so these are warned of.
+    torchrun's count (``WORLD_SIZE``) always belongs to this job, so a difference is an error. The counts of Slurm and
+    Open MPI may belong to an allocation in which the user starts a single process on purpose, and Accelerate does not
+    state its count. For these there is only a warning.
 
     Args:
-        world_size: That the trainer knows of.
+        world_size: Number of processes that the trainer knows about.
 
     Raises:
-        ValueError: If torchrun has started another number.
+        ValueError: If torchrun started another number of processes.
     """
     if (started := os.environ.get("WORLD_SIZE")) is not None:
         if int(started) != world_size:
             raise ValueError(
-                f"{started} processes are started but Trainer knows of {world_size}, so that each would train alone; "
-                "on CPUs, pass use_cpu=True to TrainingArguments"
+                f"torchrun started {started} processes but Trainer knows about {world_size}, so each would train "
+                "alone; on CPUs, pass use_cpu=True to TrainingArguments"
             )
         return
     for name, launcher in (("SLURM_NTASKS", "Slurm"), ("OMPI_COMM_WORLD_SIZE", "Open MPI")):
         started = os.environ.get(name, "1")
         if started.isdecimal() and int(started) != world_size:
             warnings.warn(
-                f"{launcher} has {started} tasks ({name}), but Trainer knows of {world_size}: if each task runs this "
-                "program, each trains alone, on the same data; start it with torchrun, which tells Trainer of them "
-                "(one torchrun on each node: srun --ntasks-per-node=1 torchrun --nnodes ... --nproc-per-node ...)",
+                f"{launcher} has {started} tasks ({name}), but Trainer knows about {world_size}. If each task runs "
+                "this program, each trains alone, on the same data. Start it with torchrun, which tells Trainer about "
+                "all tasks (one torchrun per node: srun --ntasks-per-node=1 torchrun --nnodes ... --nproc-per-node "
+                "...)",
                 stacklevel=2,
             )
-    # For more than one process, `accelerate launch --cpu` sets an address to meet at, and then starts one process.
+    # Asked for several processes, `accelerate launch --cpu` sets the address at which they meet but starts only one.
     if {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= os.environ.keys() and world_size == 1:
         warnings.warn(
-            "`accelerate launch` was asked for several processes, but on CPUs it starts one; use "
-            "torchrun --nproc-per-node N",
+            "`accelerate launch` was asked for several processes, but on CPUs it starts only one; use torchrun "
+            "--nproc-per-node N",
             stacklevel=2,
         )
 
@@ -87,7 +94,7 @@ def check_length(length: int, mixture: Mixture) -> None:
     """Raise ValueError if a dataset cannot be the mixture's domains laid end to end."""
     if length != mixture.sizes.sum():
         raise ValueError(
-            f"train_dataset has {length} samples, the schedule's domains {mixture.sizes.sum()}; expected the "
+            f"train_dataset has {length} samples but the schedule's domains have {mixture.sizes.sum()}; expected the "
             "domains laid end to end"
         )
 
@@ -95,14 +102,19 @@ def check_length(length: int, mixture: Mixture) -> None:
 def check_max_steps(args: TrainingArguments, stop: str, num_steps: int | None) -> None:
     """Set ``args.max_steps`` to the steps of a pass, or raise ValueError if another length is given."""
     if args.max_steps not in (-1, 0, num_steps):
-        raise ValueError(f"stop = {stop!r} sets max_steps, which is {args.max_steps}; expected only one of them")
+        raise ValueError(
+            f"stop = {stop!r} sets max_steps, but max_steps = {args.max_steps} is given too; leave one out"
+        )
     if args.num_train_epochs not in (1, type(args).__dataclass_fields__["num_train_epochs"].default):
         raise ValueError(
-            f"stop = {stop!r} trains one pass, and num_train_epochs is {args.num_train_epochs}; leave it out, or give "
+            f"stop = {stop!r} trains one pass, but num_train_epochs = {args.num_train_epochs}; leave it out, or pass "
             "max_steps in place of stop"
         )
     assert num_steps is not None
     args.max_steps = num_steps
+
+
+"""Raise ValueError for an unknown unit of the mixture, or for lengths that the unit does not need."""
 
 
 def check_unit(unit: str, tokens_per_sample: Mapping[str, float] | None) -> None:
@@ -114,40 +126,41 @@ def check_unit(unit: str, tokens_per_sample: Mapping[str, float] | None) -> None
 
 
 def check_schedule(schedule: Schedule) -> None:
-    """Raise TypeError for a schedule that learns but lacks a part of what the trainer needs of it."""
+    """Raise TypeError for a schedule that learns but lacks a method or attribute that the trainer needs."""
     if hasattr(schedule, "update") and not isinstance(schedule, AdaptiveSchedule):
         names = ("delay", "statistics", "needs", "update", "state_dict", "load_state_dict")
         missing = [name for name in names if not hasattr(schedule, name)]
         raise TypeError(
-            f"{type(schedule).__name__} has update() but not {', '.join(missing)}; expected all of "
-            "pycooldown.schedules.AdaptiveSchedule, such as pycooldown.adaptive.LearnedSchedule gives"
+            f"{type(schedule).__name__} has update() but not {', '.join(missing)}; expected all members of the "
+            "protocol pycooldown.schedules.AdaptiveSchedule, for example a pycooldown.adaptive.LearnedSchedule"
         )
 
 
 def check_change(old: Schedule, new: Schedule, from_step: int) -> None:
-    """Raise ValueError if a job cannot change from one schedule to the other."""
+    """Raise ValueError if a job cannot change from the old schedule to the new one."""
     for schedule in (old, new):
         if isinstance(schedule, AdaptiveSchedule):
             raise ValueError(
-                f"{schedule.describe()} learns from the job whose mixture it decides: a job can change only between "
-                "schedules that are known beforehand"
+                f"{schedule.describe()} learns from the job whose mixture it decides; expected schedules that are "
+                "known beforehand, as a job can only change between these"
             )
     before, after = old.mixture(0), new.mixture(from_step)
     if before.domains != after.domains or (before.sizes != after.sizes).any():
         raise ValueError(
-            "the schedule has other domains or sizes than the one that the job began with, and a trainer's dataset is "
-            "fixed; to add data, use a DomainBatchSampler and a loader of your own"
+            "the new schedule has other domains or sizes than the job's first one, but a trainer's dataset is fixed; "
+            "to "
+            "add data, use a DomainBatchSampler and your own loader"
         )
 
 
 def check_learning(
     args: TrainingArguments, schedule: AdaptiveSchedule, reference: Any, allocation: AllocationName
 ) -> None:
-    """Raise ValueError if the schedule could not learn what it should.
+    """Raise ValueError if the schedule cannot learn under these settings.
 
-    While step t is trained, ``workers * prefetch_factor`` micro-batches beyond it have been asked for, whose mixtures
-    must be decided. Losses with label smoothing do not compare with a reference's, which are without. What is the best
-    sampling depends on the allocation.
+    While step t is trained, loaders have already asked for ``workers * prefetch_factor`` later micro-batches. The
+    mixtures of these must be decided. Losses with label smoothing cannot be compared with those of a reference, which
+    have none. The best sampling depends on the allocation.
     """
     if (theirs := getattr(schedule, "allocation", allocation)) != allocation:
         raise ValueError(
@@ -156,22 +169,25 @@ def check_learning(
         )
     if reference is not None and args.label_smoothing_factor:
         raise ValueError(
-            f"label_smoothing_factor = {args.label_smoothing_factor}; expected 0 with a reference model, over whose "
-            "loss the excess is taken"
+            f"label_smoothing_factor = {args.label_smoothing_factor}; expected 0 with a reference model, as its loss "
+            "is "
+            "computed without smoothing"
         )
     ahead = args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
     needed = 1 if ahead == 0 else 2 + (ahead - 1) // args.gradient_accumulation_steps
     if schedule.delay < needed:
         raise ValueError(
-            f"delay = {schedule.delay}, but {args.dataloader_num_workers} workers read {ahead} micro-batches ahead, of "
-            f"up to {needed - 1} steps that are not trained; expected a delay of at least {needed}, or fewer workers"
+            f"delay = {schedule.delay}, but {args.dataloader_num_workers} workers read {ahead} micro-batches ahead, "
+            "from "
+            f"up to {needed - 1} steps that are not trained yet; expected a delay of at least {needed}, or fewer "
+            "workers"
         )
 
 
 def warn_of_lengths(samples: Mapping[str, int], tokens: Mapping[str, int]) -> bool:
-    """Warn if domains differ so much in tokens a sample that a mixture of samples is another one of tokens.
+    """Warn if domains differ so much in tokens per sample that shares of samples and of tokens differ clearly.
 
-    Domains are drawn by the sample, but the loss is a mean over tokens: domain i weighs p_i times its mean length.
+    Domains are drawn by the sample, but the loss is a mean over tokens. So domain i weighs p_i times its mean length.
 
     Returns:
         Whether there was a warning.
@@ -182,9 +198,9 @@ def warn_of_lengths(samples: Mapping[str, int], tokens: Mapping[str, int]) -> bo
         return False
     warnings.warn(
         f"a sample of {longest!r} has {lengths[longest]:.0f} tokens on average, one of {shortest!r} "
-        f"{lengths[shortest]:.0f}: sampling counts samples but the loss counts tokens, so {longest!r} weighs "
+        f"{lengths[shortest]:.0f}. Sampling counts samples but the loss counts tokens, so {longest!r} weighs "
         f"{lengths[longest] / lengths[shortest]:.1f} times as much as its share of the mixture says (see share/ in the "
-        'logs); pack samples to one length, or pass mixture_unit="tokens" to the trainer',
+        'logs). Pack samples to one length, or pass mixture_unit="tokens" to the trainer',
         stacklevel=2,
     )
     return True

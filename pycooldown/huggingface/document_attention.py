@@ -1,7 +1,8 @@
-"""Rows that hold several documents. Many models mix these without a warning, so each model is tried.
+"""Rows that hold several documents.
 
-Where ``position_ids`` start anew within a row, no token should attend to another document. Models of transformers
-look at positions only without a cache and without an attention mask, and some (OPT, Bloom, Mamba) never do.
+Where ``position_ids`` restart within a row, no token should attend to another document. Models of transformers use
+positions for this only without a cache and without an attention mask, and some (OPT, Bloom, Mamba) never do. Many
+attend across documents without a warning, so each model is tested with a few tokens.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from transformers import PreTrainedModel
 
 from pycooldown.huggingface.wrappers import inner_model
 
-_LENGTHS = (5, 7)  # tokens of the two documents that are tried
+_LENGTHS = (5, 7)  # tokens of the two test documents
 
 WAY_OUT = (
-    'give each document a row of its own (TokenDataset(mode="document"), in a recipe data.mode=document), or accept '
+    'give each document its own row (TokenDataset(mode="document"), in a recipe data.mode=document), or accept '
     "attention across documents by leaving out position_ids (in a recipe data.intra_document_attention=false)"
 )
 
@@ -24,15 +25,15 @@ WAY_OUT = (
 def leak(model: torch.nn.Module) -> str | None:
     """Return how a model confuses two documents in one row, or None if it keeps them apart.
 
-    The second document's logits must not depend on the first one's embeddings: their derivatives must be 0, which half
-    precision does not blur. And they must be those of the second document in a row of its own, to rounding.
+    The second document's logits must not depend on the first one's embeddings: the derivatives must be exactly 0, in
+    half precision too. And the logits must equal those of the second document in its own row, up to rounding.
 
     Args:
-        model: A decoder, or what wraps one; it is left as it is, and so are the random generators.
+        model: A decoder, or a wrapper of one. The model and the random generators are left unchanged.
     """
     inner: Any = inner_model(model)
     if not isinstance(inner, PreTrainedModel):
-        return f"{type(model).__name__} is no model of transformers, and whether it separates documents is not known"
+        return f"{type(model).__name__} is no model of transformers, so whether it separates documents is not known"
     device = inner.device
     vocabulary = inner.config.get_text_config(decoder=True).vocab_size
     ids = torch.arange(1, 1 + sum(_LENGTHS), device=device)[None] * 5 % vocabulary
@@ -59,24 +60,24 @@ def leak(model: torch.nn.Module) -> str | None:
             (gradient,) = torch.autograd.grad((packed * signs.to(packed.dtype)).sum(), seen[:1])
             separate = logits(first).detach()
     except TypeError as error:
-        return f"{type(inner).__name__} takes no position_ids, so that documents in a row are one text to it ({error})"
+        return f"{type(inner).__name__} takes no position_ids, so it reads the documents in a row as one text ({error})"
     finally:
         hook.remove()
         inner.train(was_training)
     share = float(gradient[:, :first].abs().max() / gradient.abs().max())
     if share > 1e-6:
-        return f"tokens of {type(inner).__name__} attend to other documents in their row (tried on a few tokens)"
+        return f"tokens of {type(inner).__name__} attend to other documents in their row (tested with a few tokens)"
     difference = float((packed.detach() - separate).abs().max() / separate.abs().max())
     if difference > (5e-2 if packed.dtype.itemsize < 4 else 1e-3):
         return (
             f"the logits of {type(inner).__name__} for the second of two documents in a row differ by {difference:.1e} "
-            "from those of the document alone (tried on a few tokens)"
+            "from those of the document alone (tested with a few tokens)"
         )
     return None
 
 
 def restarts(position_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> bool:
-    """Return whether positions (N, T) start anew within a row, at tokens that are attended to."""
+    """Return whether positions (N, T) restart within a row, at tokens that are not masked."""
     steps = position_ids[..., 1:] <= position_ids[..., :-1]
     if attention_mask is not None and attention_mask.shape == position_ids.shape:
         kept = attention_mask.bool()
@@ -85,14 +86,14 @@ def restarts(position_ids: torch.Tensor, attention_mask: torch.Tensor | None = N
 
 
 def for_packed(inputs: dict[str, Any], problem: str | None) -> dict[str, Any]:
-    """Return inputs with which the model looks at positions that start anew; those without positions as they are.
+    """Return inputs with which the model respects positions that restart; inputs without positions unchanged.
 
     Args:
-        inputs: Of the model.
-        problem: What `leak` found.
+        inputs: The model's inputs.
+        problem: What `leak` returned for the model.
 
     Raises:
-        ValueError: If positions start anew, and the model does not keep documents apart, or a mask hides tokens at the
+        ValueError: If positions restart, and the model does not keep documents apart, or a mask hides tokens at the
             beginning or in the middle of a row.
     """
     positions, mask = inputs.get("position_ids"), inputs.get("attention_mask")
@@ -106,14 +107,14 @@ def for_packed(inputs: dict[str, Any], problem: str | None) -> dict[str, Any]:
         raise ValueError(f"rows hold several documents, but {problem}; {WAY_OUT}")
     if mask is not None and (mask.shape != positions.shape or bool((mask[:, 1:] > mask[:, :-1]).any())):
         raise ValueError(
-            "rows hold several documents and have an attention_mask that is more than padding on the right, beside "
-            "which transformers ignores positions that start anew; let the data_collator leave it out"
+            "rows hold several documents, and their attention_mask is more than padding on the right, so transformers "
+            "would ignore that positions restart; let the data_collator leave the mask out"
         )
     return {name: value for name, value in inputs.items() if name != "attention_mask"} | {"use_cache": False}
 
 
 def block_causal(position_ids: torch.Tensor) -> torch.Tensor:
-    """Return the mask (N, 1, T, T) bool by which a token attends to its own document's tokens up to itself."""
+    """Return the mask (N, 1, T, T) bool with which a token attends to itself and earlier tokens of its document."""
     starts = torch.zeros_like(position_ids, dtype=torch.bool)
     starts[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
     documents = starts.long().cumsum(1)

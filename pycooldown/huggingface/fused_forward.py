@@ -24,18 +24,19 @@ from pycooldown.huggingface.output_layer import (
 )
 from pycooldown.losses import DomainStats, cross_entropy, linear_cross_entropy
 
-ATTRIBUTE = "_pycooldown_fused_loss"  # where a model keeps its FusedLoss, whatever wraps its forward later
+ATTRIBUTE = "_pycooldown_fused_loss"  # a model keeps its FusedLoss here, also if its forward is wrapped later
 
 
 @dataclass
 class LossOutput(ModelOutput):  # type: ignore[misc]
-    """What a model with a fused loss gives if it is asked for statistics.
+    """The output of a model with a fused loss that is asked for statistics.
 
     Attributes:
-        loss: () or, unreduced, (N, T).
+        loss: () or, without reduction, (N, T).
         logits: (N, T, V), or None if they were not formed.
         domain_stats: Sums by domain.
-        aux_loss: What the loss contains to balance experts, or, unreduced, what has to be added to its mean; or None.
+        aux_loss: The part of the loss that balances experts, or None. Without reduction, add it to the mean of the
+            loss.
     """
 
     loss: torch.Tensor | None = None
@@ -50,10 +51,10 @@ class FusedLoss:
     Attributes:
         model: The model itself, without wrappers.
         domain_weights: (K,) or None.
-        label_smoothing: In training mode.
-        z_loss: In training mode.
+        label_smoothing: Label smoothing in training mode.
+        z_loss: Coefficient of the z-loss in training mode.
         obstacle: Why logits are formed in training, or None if they are not.
-        shifts: Whether labels are those of the inputs, each to be predicted one position before.
+        shifts: Whether labels are those of the inputs, so that each is predicted one position earlier.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class FusedLoss:
         self.domain_weights = domain_weights
         self.label_smoothing = label_smoothing
         self.z_loss = z_loss
-        # What the model has of its own, not by its class, if another has wrapped its forward before.
+        # A forward of the model instance, not of its class, if something wrapped it before.
         self._forward_before = model.__dict__.get("forward")
         signature = inspect.signature(model.forward)
         self._names = tuple(signature.parameters)
@@ -77,15 +78,15 @@ class FusedLoss:
         self._undone = False
         self._replaced: list[tuple[torch.nn.Module, str, Any, Any]] = []
         self._examine()
-        # Trainer looks here for the columns of a dataset that the model takes.
+        # Trainer reads here which columns of a dataset the model takes.
         self.__signature__ = _with_parameters_of_call(signature)
         self._replace(model, "forward", self)
-        self._replace(model, "accepts_loss_kwargs", True)  # Trainer: the loss is divided by num_items_in_batch
+        self._replace(model, "accepts_loss_kwargs", True)  # tells Trainer that the divisor is num_items_in_batch
         self._replace(model, ATTRIBUTE, self)
 
     def undo(self) -> None:
-        """Give the model its own loss again."""
-        self._undone = True  # for the case that another has wrapped this forward, which then has to stay
+        """Give the model its original loss again."""
+        self._undone = True  # this forward has to stay if something else has wrapped it
         self._restore()
 
     def __enter__(self) -> FusedLoss:
@@ -95,11 +96,11 @@ class FusedLoss:
         self.undo()
 
     def targets(self, labels: torch.Tensor) -> torch.Tensor:
-        """Return what the logits at each position have to predict, (N, T), from labels (N, T)."""
+        """Return the labels (N, T) that the logits at each position predict, from labels (N, T)."""
         return next_tokens(labels) if self.shifts else labels
 
     def domains_of_targets(self, labels: torch.Tensor, domain_ids: torch.Tensor) -> torch.Tensor:
-        """Return the domain of each target, (N, T), from domain ids (N,) or of the shape of the labels (N, T)."""
+        """Return the domain of each target, (N, T), from the domain ids of sequences (N,) or of labels (N, T)."""
         if domain_ids.shape != labels.shape:
             return domain_ids.unsqueeze(1).expand(labels.shape)
         return next_tokens(domain_ids, last=0) if self.shifts else domain_ids
@@ -117,7 +118,7 @@ class FusedLoss:
         label_smoothing: float | None = None,
         **inputs: Any,
     ) -> Any:
-        """Return the model's outputs and loss; see `fuse_loss` for the arguments that are not the model's."""
+        """Return the model's outputs and loss; see `fuse_loss` for the arguments that the model itself lacks."""
         inputs |= dict(zip(self._names, args, strict=False))
         labels = inputs.pop("labels", labels)
         if self._undone or labels is None:
@@ -148,7 +149,7 @@ class FusedLoss:
         further = auxiliary_loss(self.model, outputs) if self._auxiliary else None
         if further is not None and reduction != "none":
             loss = loss + further
-        if isinstance(outputs, tuple):  # of a module that is no PreTrainedModel
+        if isinstance(outputs, tuple):  # from a module that is no PreTrainedModel
             return (loss, *(outputs[1:] if skip_logits else outputs), *stats)
         if return_stats:
             output = LossOutput(loss, None if skip_logits else outputs.logits, stats[0], further)
@@ -165,12 +166,12 @@ class FusedLoss:
         num_items: torch.Tensor | int | None,
         reduction: str,
     ) -> dict[str, Any]:
-        """Return weights and reduction for cross_entropy, with the divisor in the weights: one gradient is formed."""
+        """Return weights (divisor included) and reduction for cross_entropy, so that only one gradient is formed."""
         if domain_ids is None and domain_weights is not None:
             if self.model.training:
                 raise ValueError(
-                    "there are domain_weights but no domain_ids; pass domain_ids (N,) beside the labels, from a column "
-                    "of that name and a data_collator that keeps it"
+                    "domain_weights are set but domain_ids are missing; pass domain_ids (N,) beside the labels, for "
+                    "example from a column of that name and a data_collator that keeps it"
                 )
             domain_weights = None
         options: dict[str, Any] = {"reduction": reduction}
@@ -187,9 +188,9 @@ class FusedLoss:
         return options
 
     def _checked(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Return the inputs, and look whether the model and they are what the examination has seen."""
+        """Return the inputs, and check that they and the model are as they were when the model was examined."""
         if inputs.get("output_router_logits") and not self._auxiliary:
-            problem = f"what {type(self.model).__name__} then adds to its loss is not known without labels"
+            problem = f"without labels it is not known what {type(self.model).__name__} then adds to its loss"
             raise ValueError(f"output_router_logits=True: {problem}; leave it out")
         if output_module(self.model, _LayerForward) != self._output_module:
             self._examine_again()
@@ -214,13 +215,13 @@ class FusedLoss:
             self._options = self._result = None
         if result is None or outputs.logits.shape[:-1] != (1, 1):
             raise RuntimeError(
-                f"the output layer of {type(self.model).__name__} has changed since fuse_loss: something else computes "
-                "or changes the logits now, and would have no part in the loss; call undo() and fuse_loss() again"
+                f"the output layer of {type(self.model).__name__} has changed since fuse_loss: something else now "
+                "computes or changes the logits, and the loss would ignore it; call undo() and fuse_loss() again"
             )
         return result, outputs
 
     def _output_layer(self, linear: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-        """Compute the loss in the output layer, where its parameters are whole even if they are sharded outside."""
+        """Compute the loss in the output layer, where its parameters are complete even if they are sharded outside."""
         options = self._options
         if options is None or self._layer is None:
             before = self._linear_forward_before
@@ -252,7 +253,7 @@ class FusedLoss:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _examine_again(self) -> None:
-        """Follow a model whose output layer was replaced, wrapped or resized."""
+        """Examine a model again whose output layer was replaced, wrapped or resized."""
         if self._layer is not None:
             self._restore(self._layer.linear)
         self._examine()
@@ -275,7 +276,7 @@ class FusedLoss:
 
 
 class _LayerForward:
-    """The forward of an output layer. A copy of the layer alone, which peft makes to train it, is a plain layer."""
+    """The forward of an output layer. A copy of this layer alone, as peft makes it for training, is a plain layer."""
 
     def __init__(self, fused: FusedLoss, linear: torch.nn.Linear) -> None:
         self.fused = fused
@@ -291,7 +292,7 @@ class _LayerForward:
 
 
 def _with_parameters_of_call(signature: inspect.Signature) -> inspect.Signature:
-    """Return a forward's signature with the parameters of `FusedLoss.__call__` that it lacks."""
+    """Return a forward's signature, extended by the missing parameters of `FusedLoss.__call__`."""
     parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     names = {p.name for p in parameters}
     own = inspect.signature(FusedLoss.__call__).parameters.values()

@@ -1,4 +1,4 @@
-"""Feeds an adaptive schedule: collects the statistics of each step over micro-batches and ranks."""
+"""Update an adaptive schedule with the statistics of each step, collected over micro-batches and ranks."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _ROWS = (
 
 
 class Learner(TrainerCallback):  # type: ignore[misc]
-    """Update a schedule after every optimizer step, with one all-reduce.
+    """A callback that updates a schedule after every optimizer step, with one all-reduce.
 
-    Each domain is probed by one rank, so that the outcome does not depend on the number of ranks.
+    Each domain is probed by one rank, so the outcome does not depend on the number of ranks.
 
     Args:
         schedule: Updated in place.
         num_domains: K.
         accelerator: Sums over ranks; an `accelerate.Accelerator`, or `DataParallelRanks` for part of the ranks.
-        reference: Model whose losses DoReMi's excess is taken over; put into evaluation mode.
-        probe: For the methods that learn from probes.
+        reference: The model over whose losses DoReMi takes the excess. It is put into evaluation mode.
+        probe: A probe, for the methods that learn from probes.
 
     Raises:
-        ValueError: If the schedule needs a reference model or a probe that is not given.
+        ValueError: If the schedule needs a reference model or a probe and none is given.
     """
 
     def __init__(
@@ -58,20 +58,20 @@ class Learner(TrainerCallback):  # type: ignore[misc]
         self.probe = probe
         self._sums = torch.zeros(3, num_domains, dtype=torch.float64, device=accelerator.device)
         if "excess_loss_sum" in schedule.statistics and reference is None:
-            raise ValueError("the schedule learns from the excess over a reference model: pass reference_model")
+            raise ValueError("the schedule learns from the excess over a reference model; pass reference_model")
         if any(name.startswith("probe") for name in schedule.statistics) and probe is None:
-            raise ValueError("the schedule learns from examples kept out of training: pass probe")
+            raise ValueError("the schedule learns from examples kept out of training; pass probe")
 
     def add(self, stats: torch.Tensor) -> None:
-        """Count a micro-batch in, by the sum of losses and the number of tokens of each domain, (2, K)."""
+        """Add a micro-batch's sums of losses and numbers of tokens by domain, (2, K)."""
         self._sums[:2] += stats
 
     def add_excess(self, losses: torch.Tensor, inputs: dict[str, torch.Tensor], domain_ids: torch.Tensor) -> None:
-        """Count in by how much the losses of tokens exceed the reference's.
+        """Add the excess of the tokens' losses over the reference's.
 
         Args:
-            losses: (N, T), which the inputs gave.
-            inputs: Of the model.
+            losses: (N, T), of these inputs.
+            inputs: The model's inputs.
             domain_ids: (N, T), of the tokens.
         """
         with torch.no_grad():
@@ -81,7 +81,7 @@ class Learner(TrainerCallback):  # type: ignore[misc]
         self._sums[2] += sum_by_domain(excess.flatten(), domain_ids.flatten(), self._sums.shape[1])
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Update the schedule with the step that ended."""
+        """Update the schedule with the step that has just ended."""
         step = state.global_step - 1
         needs = self.schedule.needs(step)
         if undeclared := sorted(needs - self.schedule.statistics):

@@ -1,14 +1,14 @@
-"""Mixtures of tokens in place of samples: weights that make up for the different lengths of domains' samples.
+"""Mixtures of tokens instead of samples: weights that compensate for different lengths of the domains' samples.
 
-Let a step draw B samples, domain i with probability q_i, and let l_i be the mean number of tokens with a loss in a
-sample of domain i. A sum of token losses with weights v_i = target_i / q_i then has domain i in it B target_i l_i times
-on average, so that the longer domains weigh more than the target says. With the weights
+Let a step draw B samples, domain i with probability q_i. Let l_i be the mean number of tokens with a loss in a sample
+of domain i. In a sum of token losses with weights v_i = target_i / q_i, domain i has B target_i l_i tokens' weight on
+average, so longer domains weigh more than the target says. With the weights
 
     w_i = v_i * (l / l_i),    l = sum_j q_j l_j,
 
-and the divisor B l, the expected objective is sum_i target_i * (mean loss of a token of domain i), exactly, whatever
-the lengths. B l is the expected number of tokens of the step. Dividing by the realised number would make the objective
-a ratio of two random numbers, which has a bias. Where all samples have one length, both are the same.
+and the divisor B l, the expected objective is exactly sum_i target_i * (mean loss of a token of domain i), for any
+lengths. B l is the expected number of tokens of the step. Dividing by the realised number would make the objective a
+ratio of two random numbers, which is biased. If all samples have one length, both are the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from pycooldown.huggingface.batches import WithDomains
 from pycooldown.mixture import Mixture, Vector
 
-# Samples of each domain that are read to measure their mean length; smaller domains are read whole.
+# Samples read per domain to measure its mean length; smaller domains are read completely.
 MEASURED = 256
 _CHUNK = 32
 
@@ -31,7 +31,7 @@ def token_weights(mixture: Mixture, lengths: Vector) -> tuple[Vector, float]:
     """Return the weights w (K,) of token losses, and l, the expected number of tokens in a sample of the mixture.
 
     Args:
-        mixture: Target and sampling.
+        mixture: Its target and sampling are used.
         lengths: (K,) mean tokens of a sample of each domain.
     """
     mean = float((mixture.sampling * lengths).sum())
@@ -46,13 +46,13 @@ def measure_lengths(
 ) -> Vector:
     """Return the mean number of tokens with a loss in a sample of each domain, (K,).
 
-    It is measured on samples that are spread evenly over the domain.
+    The mean is measured on samples that are spread evenly over the domain.
 
     Args:
         dataset: The domains, end to end.
-        mixture: Has their sizes.
-        collate: Makes ``labels`` of samples.
-        targets: Makes of these inputs what has to be predicted, -100 where nothing has.
+        mixture: Gives the domains' sizes.
+        collate: Makes ``labels`` from samples.
+        targets: Returns the labels to be predicted for these inputs, -100 where there is none.
 
     Raises:
         ValueError: If the samples of a domain have no token with a loss.
@@ -68,20 +68,21 @@ def measure_lengths(
 
 
 def given_lengths(tokens_per_sample: Mapping[str, float], mixture: Mixture) -> Vector:
-    """Return the lengths (K,) that a user knows.
+    """Return the lengths (K,) given by the user.
 
     Raises:
-        ValueError: If they are not those of the mixture's domains.
+        ValueError: If their domains are not those of the mixture.
     """
     if differ := sorted(set(tokens_per_sample) ^ set(mixture.domains)):
         raise ValueError(
-            f"tokens_per_sample: domain {differ[0]!r} is only in one of it and the mixture; expected a number for each"
+            f"tokens_per_sample: domain {differ[0]!r} is only in one of tokens_per_sample and the mixture; expected a "
+            "number per domain"
         )
     return check_lengths(np.array([tokens_per_sample[domain] for domain in mixture.domains], np.float64), mixture)
 
 
 def check_lengths(lengths: Vector, mixture: Mixture) -> Vector:
-    """Return lengths (K,), or raise ValueError if one of them is no number > 0."""
+    """Return lengths (K,), or raise ValueError if one of them is not a finite number > 0."""
     if (bad := ~((lengths > 0) & np.isfinite(lengths))).any():
         i = int(bad.argmax())
         raise ValueError(

@@ -1,7 +1,7 @@
-"""The output layer of a Hugging Face model, and the check that its loss is the one that is computed in its place.
+"""The output layer of a Hugging Face model, and the check that the model's loss is the one computed in its place.
 
-The check gives the model a few tokens and has numbers of our choice stand for the outputs of its output layer. So it
-sees a factor, a cap or a further loss in a new model too, whose own logits are all near 0.
+The check sends a few tokens through the model and replaces the outputs of its output layer by known numbers. So it
+detects a factor, a cap or an additional loss in a new model too, whose own logits are all near 0.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ class OutputLayer:
         self._model = model
 
     def bias(self, dtype: torch.dtype) -> torch.Tensor | None:
-        """Return what is added to scale * weight @ hidden, (V,) or None."""
+        """Return the term that is added to scale * weight @ hidden, (V,) or None."""
         bias: torch.Tensor | None = self.linear.bias
         if bias is not None and self.scale != 1:
             bias = self.scale * bias
-        final: torch.Tensor | None = getattr(self._model, "final_logits_bias", None)  # of BART and its kin
+        final: torch.Tensor | None = getattr(self._model, "final_logits_bias", None)  # of BART and related models
         if final is None:
             return bias
         row = final[0].to(dtype)
         return row if bias is None else bias + row
 
     def logits(self, outputs: torch.Tensor) -> torch.Tensor:
-        """Return what the model should make of the layer's outputs."""
+        """Return the logits that the model should compute from the layer's outputs."""
         logits = self.scale * outputs + getattr(self._model, "final_logits_bias", 0.0)
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
 
     def stand_in(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return zeros (1, 1, V) for the layer's outputs, so that what follows in the model costs nothing."""
+        """Return zeros (1, 1, V) in place of the layer's outputs, so that the model's later operations cost nothing."""
         return hidden.new_zeros(1, 1, len(self.linear.weight))
 
 
 def output_module(model: torch.nn.Module, ours: type) -> tuple[Any, ...]:
-    """Return a model's output embeddings and what may change their outputs, to see whether these stay.
+    """Return a model's output embeddings and everything that may change their outputs, to detect later changes.
 
-    That is a forward that replaces its class's, unless it is one of the class `ours`, and hooks. Hooks of torch's own
+    These are a forward that replaces its class's, unless it is of the class `ours`, and hooks. Hooks of torch's own
     sharding only gather and free parameters, so they do not count.
     """
     if not isinstance(model, PreTrainedModel):
@@ -64,13 +64,13 @@ def output_module(model: torch.nn.Module, ours: type) -> tuple[Any, ...]:
 
 
 def _own_forward(module: torch.nn.Module) -> Any:
-    """Return the forward that a module has in place of its class's, as Accelerate's hooks give it one, or None."""
+    """Return a module's instance-level forward, as set by Accelerate's hooks, or None."""
     forward = module.__dict__.get("forward")
     return None if getattr(forward, "__func__", None) is type(module).forward else forward
 
 
 def _active(module: Any) -> Any:
-    """Return the copy of a module that peft trains in its place (``modules_to_save``), if that is what it is."""
+    """Return the copy that peft trains in a module's place (``modules_to_save``), or the module if there is none."""
     copies = getattr(module, "modules_to_save", None)
     if not isinstance(copies, torch.nn.ModuleDict) or not hasattr(module, "original_module"):
         return module
@@ -78,8 +78,8 @@ def _active(module: Any) -> Any:
     return copies[active[0]] if active else module.original_module
 
 
-# Entries of a model's output that it may add to its loss, and what it multiplies them by: Mixtral's form, then that of
-# Switch Transformers, whose z-loss keeps the logits of routers small.
+# Entries of a model's output that it may add to its loss, and their coefficients: as in Mixtral, then as in Switch
+# Transformers, whose z-loss keeps the routers' logits small.
 ROUTER_LOSSES = {
     "aux_loss": "router_aux_loss_coef",
     "encoder_aux_loss": "router_aux_loss_coef",
@@ -91,13 +91,13 @@ _COEFFICIENTS = set(ROUTER_LOSSES.values())
 
 
 class Findings(NamedTuple):
-    """What the examination of a model has found.
+    """The result of examining a model.
 
     Attributes:
         layer: Its output layer, or None if logits have to be formed.
-        obstacle: Why they have to be.
-        shifts: Whether labels are those of the inputs, each to be predicted one position before.
-        auxiliary: Whether the model can add the loss of its routers, and `auxiliary_loss` is what it then adds.
+        obstacle: Why logits have to be formed, or None.
+        shifts: Whether labels are those of the inputs, so that each is predicted one position earlier.
+        auxiliary: Whether the model can add the loss of its routers as `auxiliary_loss` computes it.
     """
 
     layer: OutputLayer | None
@@ -108,15 +108,15 @@ class Findings(NamedTuple):
 
 @torch.no_grad()
 def examine(model: torch.nn.Module, forward: Callable[..., Any]) -> Findings:
-    """Find out how a model computes its loss, from a few forward passes of a few tokens.
+    """Find out how a model computes its loss, with a few forward passes of a few tokens.
 
     Args:
-        model: Is left as it is, and so are the random generators.
-        forward: Its forward, taking inputs by name.
+        model: The model. It and the random generators are left unchanged.
+        forward: Its forward, which takes inputs by name.
 
     Raises:
-        ValueError: If the loss is not the mean cross-entropy of logits in which the labels have no part, or if this
-            cannot be found out, as the model has no dummy inputs.
+        ValueError: If the loss is not the mean cross-entropy of logits that do not depend on the labels, or if this
+            cannot be tested because the model has no dummy inputs.
     """
     if not isinstance(model, PreTrainedModel):
         shifts = not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
@@ -137,7 +137,7 @@ def examine(model: torch.nn.Module, forward: Callable[..., Any]) -> Findings:
         same = [(theirs.logits, mine.logits), *zip(states, my_states, strict=False)]
         if len(states) != len(my_states) or not all(_close(*pair) for pair in same):
             raise ValueError(
-                f"labels change the logits of {type(model).__name__}, so its loss cannot be computed from these"
+                f"labels change the logits of {type(model).__name__}, so its loss cannot be computed from them"
             )
         logits = theirs.logits.float().transpose(1, 2)
         losses = [F.cross_entropy(logits, targets) for targets in (labels, next_tokens(labels))]
@@ -145,15 +145,15 @@ def examine(model: torch.nn.Module, forward: Callable[..., Any]) -> Findings:
         fits = [_close(theirs.loss, loss if further is None else loss + further, 1e-6) for loss in losses]
         if not any(fits):
             raise ValueError(
-                f"the loss of {type(model).__name__} is not the mean cross-entropy of its logits: that is "
-                f"{losses[0]:.6g}, or {losses[1]:.6g} for the next tokens, and its own {theirs.loss:.6g}. It must have "
-                f"no further part but the losses of routers in its output ({', '.join(ROUTER_LOSSES)}) times "
-                "router_aux_loss_coef or router_z_loss_coef; other losses of experts can be left out with "
+                f"the loss of {type(model).__name__} is not the mean cross-entropy of its logits. That is "
+                f"{losses[0]:.6g}, or {losses[1]:.6g} for the next tokens, but the model's loss is {theirs.loss:.6g}. "
+                f"It may only add the losses of routers in its output ({', '.join(ROUTER_LOSSES)}) times "
+                "router_aux_loss_coef or router_z_loss_coef. Leave other losses of experts out with "
                 "output_router_logits=False"
             )
         if further is not None and not _is_same(further, auxiliary_loss(model, mine)):
             raise ValueError(
-                f"{type(model).__name__} gives the losses of its routers only where it is given labels, so they cannot "
+                f"{type(model).__name__} returns the losses of its routers only if it is given labels, so they cannot "
                 "be added to another loss; leave them out with output_router_logits=False"
             )
         auxiliary = further is not None
@@ -162,21 +162,22 @@ def examine(model: torch.nn.Module, forward: Callable[..., Any]) -> Findings:
             auxiliary = _adds_auxiliary_loss(model, forward, bare, {**inputs, "labels": labels}, targets)
         if layer is not None:
             if len(states) != 1:
-                obstacle = f"it takes its output layer {len(states)} times"
+                obstacle = f"it calls its output layer {len(states)} times"
             elif not _close(theirs.logits, layer.logits(_numbers(layer, states[0]))):
-                obstacle = "it makes of the outputs of its output layer what is not known here"
+                obstacle = "it changes the outputs of its output layer in a way that is not known here"
             else:
                 try:
                     _observe(model, layer, OutputLayer.stand_in, lambda: forward(**bare))
                 except RuntimeError as error:
-                    obstacle = f"it needs logits of their full shape: {error}"
+                    obstacle = f"it needs logits in their full shape: {error}"
     return Findings(None if obstacle else layer, obstacle, fits[1], auxiliary)
 
 
 def auxiliary_loss(model: Any, outputs: Any) -> torch.Tensor | None:
-    """Return what a model adds to the cross-entropy for the sake of its routers, or None if it adds nothing.
+    """Return the losses of routers that a model adds to the cross-entropy, or None if it adds none.
 
-    It is the sum of the losses in `ROUTER_LOSSES` that the model's output has, each times the model's own coefficient.
+    This is the sum of the losses in `ROUTER_LOSSES` that the model's output has, each times the model's own
+    coefficient.
     """
     config = model.config.get_text_config(decoder=True)
     total: torch.Tensor | None = None
@@ -197,12 +198,12 @@ def _adds_auxiliary_loss(
 ) -> bool:
     """Return whether calls with output_router_logits=True add `auxiliary_loss` to the cross-entropy, by trial.
 
-    It must be the same without labels, since that is how the model is called for another loss.
+    It must be the same without labels, because the model is called without them when another loss is computed.
     """
     try:
         outputs, _ = _observe(model, None, _numbers, lambda: forward(**labelled, output_router_logits=True))
         without, _ = _observe(model, None, _numbers, lambda: forward(**bare, output_router_logits=True))
-    except (TypeError, ValueError, AttributeError, RuntimeError):  # it has no such argument, or no experts
+    except (TypeError, ValueError, AttributeError, RuntimeError):  # the model has no such argument, or no experts
         return False
     further = auxiliary_loss(model, outputs)
     if further is None or not _is_same(further, auxiliary_loss(model, without)):
@@ -216,7 +217,7 @@ def _is_same(loss: torch.Tensor, other: torch.Tensor | None) -> bool:
 
 
 def without_labels(model: Any, labels: torch.Tensor, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return inputs that give the logits which the model would give with these labels (N, T)."""
+    """Return inputs without labels that give the same logits as with these labels (N, T)."""
     config: Any = getattr(model, "config", None)
     given = any(inputs.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds"))
     if given or not getattr(config, "is_encoder_decoder", False):
@@ -236,7 +237,7 @@ def next_tokens(labels: torch.Tensor, last: int = -100) -> torch.Tensor:
 
 @contextmanager
 def replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Have a module use another forward within a ``with`` block."""
+    """Replace a module's forward within a ``with`` block."""
     previous = module.__dict__.get("forward")
     module.forward = forward
     try:
@@ -249,10 +250,12 @@ def replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> It
 
 
 def few_tokens(model: PreTrainedModel) -> tuple[dict[str, Any], torch.Tensor]:
-    """Return inputs and labels; of a text, some labels are ignored, others at places that are not attended to."""
+    """Return inputs and labels of a short text; some labels are ignored, and some are at masked places."""
     name = model.main_input_name
     if name not in model.dummy_inputs:
-        raise ValueError(f"{type(model).__name__} cannot be examined, as its dummy_inputs have no {name}")
+        raise ValueError(
+            f"{type(model).__name__} cannot be examined, because its dummy_inputs have no {name!r}; add it to them"
+        )
     inputs = {name: model.dummy_inputs[name].to(model.device)}
     config = model.config.get_text_config(decoder=True)
     labels = torch.arange(15, device=model.device).reshape(3, 5)[: len(inputs[name])] % min(config.vocab_size, 8)
@@ -266,7 +269,7 @@ def few_tokens(model: PreTrainedModel) -> tuple[dict[str, Any], torch.Tensor]:
 
 
 def _numbers(layer: OutputLayer, hidden: torch.Tensor) -> torch.Tensor:
-    """Return numbers of the size of logits, the same each time, in the shape of the layer's outputs."""
+    """Return fixed numbers of the magnitude of logits, in the shape of the layer's outputs."""
     shape = (*hidden.shape[:-1], len(layer.linear.weight))
     return 8 * torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(hidden.device)
 
@@ -277,7 +280,7 @@ def _observe(
     outputs: Callable[[OutputLayer, torch.Tensor], torch.Tensor],
     call: Callable[[], Any],
 ) -> tuple[Any, list[torch.Tensor]]:
-    """Return what a call gives if the layer gives these outputs, and what the layer was given."""
+    """Return the result of a call in which the layer returns these outputs, and the inputs that the layer was given."""
     states: list[torch.Tensor] = []
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
@@ -286,7 +289,7 @@ def _observe(
         return outputs(layer, hidden)
 
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(0)  # for the same dropout each time
+        torch.manual_seed(0)  # for the same dropout in each call
         with nullcontext() if layer is None else replaced_forward(layer.linear, forward):
             return call(), states
 

@@ -1,4 +1,4 @@
-"""Probe batches: losses and gradients of single examples, from which the variance-based methods learn."""
+"""Probe batches: losses and gradients of single examples, for the methods that learn from variances."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ from pycooldown.huggingface.vmap_masks import Tensors, vmap_inputs
 
 
 class Probe:
-    """Measure a model on a few examples of each domain, drawn anew at each step from data kept out of training.
+    """A measurement of a model on a few examples of each domain, drawn anew at each step from held-out data.
 
-    An example's loss is the mean over its tokens; its gradient is that of the sum over its tokens, which is what one
-    draw adds to the gradient of a batch. Dropout is off. The draws depend on seed, step and the domain's name alone.
+    An example's loss is the mean over its tokens. Its gradient is that of the sum over its tokens, which is what one
+    draw adds to the gradient of a batch. Dropout is off. The draws depend only on seed, step and the domain's name.
 
-    The gradients of the examples of a domain are formed side by side (`torch.func`), which takes memory for ``size``
-    copies of the parameters that ``parameters`` selects and about the time of ``size`` examples of training. For large
-    models there are two substitutes, as methods only need how domains compare. ``parameters`` may select the last
-    layers, whose gradients stand for all. Or the gradients are projected on ``directions`` random directions, the same
-    for all domains: for a vector r of independent standard normal numbers, E (r . g)^2 = |g|^2, and r . g is what
-    forward-mode differentiation gives for all examples at once, in the memory of one more copy of the parameters. The
-    projected variance has no bias and a standard error of at most sqrt(2 / directions) of it, partly the same for all.
+    The gradients of a domain's examples are formed side by side (`torch.func`). This takes memory for ``size`` copies
+    of the parameters that ``parameters`` selects, and about the time of training on ``size`` examples. For large models
+    there are two cheaper ways, since methods only compare domains. ``parameters`` may select the last layers, whose
+    gradients represent all. Or the gradients are projected on ``directions`` random directions, the same for all
+    domains. For a vector r of independent standard normal numbers, E (r . g)^2 = |g|^2. Forward-mode differentiation
+    gives r . g for all examples at once, in the memory of one more copy of the parameters. The projected variance is
+    unbiased, with a standard error of at most sqrt(2 / directions) times the variance. Part of the error is common to
+    all domains.
 
     Args:
         datasets: Examples of each domain, by name, at least two each.
         domains: The names in order.
-        collate: Makes ``labels`` (N, T) and the model's other inputs of samples.
+        collate: Makes ``labels`` (N, T) and the model's other inputs from samples.
         size: Examples of each domain in a probe, at least 2.
-        parameters: A regular expression; those whose name it matches somewhere are differentiated.
+        parameters: A regular expression. A parameter is differentiated if the expression matches a part of its name.
         directions: Number of random directions to project gradients on; 0 for whole gradients.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
-        ValueError: If a domain has no or one example, or ``size`` is below 2.
+        ValueError: If a domain has fewer than two examples, or ``size`` is below 2.
     """
 
     def __init__(
@@ -54,10 +55,10 @@ class Probe:
         seed: int = 0,
     ) -> None:
         if size < 2:
-            raise ValueError(f"the size of probes is {size}; expected at least 2 examples, as one has no variance")
+            raise ValueError(f"size = {size}; expected at least 2 examples, because one has no variance")
         for domain in domains:
             if domain not in datasets or len(datasets[domain]) < 2:
-                raise ValueError(f"domain {domain!r} has fewer than 2 examples to probe; keep more out of training")
+                raise ValueError(f"datasets has fewer than 2 examples of domain {domain!r}; keep more out of training")
         self.datasets = [datasets[domain] for domain in domains]
         self.domains = tuple(domains)
         self.collate = collate
@@ -70,17 +71,17 @@ class Probe:
         """Measure losses and gradients of the examples of one step.
 
         Args:
-            model: With its loss fused (`pycooldown.huggingface.fuse_loss`); is left as it was.
-            step: Decides the examples.
-            positions: Of the domains to be measured; 0 for the others.
-            gradients: Whether to form them, or leave 0.
+            model: With its loss fused (`pycooldown.huggingface.fuse_loss`). It is left unchanged.
+            step: Decides which examples are drawn.
+            positions: Positions of the domains to be measured; results of other domains are 0.
+            gradients: Whether to form gradients; their results are 0 otherwise.
 
         Returns:
-            (4, K) float64: mean and variance of the loss, and of the gradients the trace of the covariance and the mean
-            squared length.
+            (4, K) float64: mean and variance of the loss, then the trace of the gradients' covariance and their
+            mean squared length.
 
         Raises:
-            ValueError: If ``parameters`` matches no parameter that is trained.
+            ValueError: If ``parameters`` matches no trained parameter.
         """
         result = torch.zeros(4, len(self.domains), dtype=torch.float64)
         device = next(model.parameters()).device
@@ -88,7 +89,7 @@ class Probe:
         was_training = model.training
         model.eval()
         for i, inputs in drawn.items():
-            each = torch.arange(len(inputs["labels"]), device=device)  # a domain of its own for each example
+            each = torch.arange(len(inputs["labels"]), device=device)  # each example is its own domain
             options = {"domain_ids": each, "domain_weights": torch.ones(len(each)), "return_stats": True}
             with torch.no_grad():
                 stats = model(**inputs, **options, skip_logits=True).domain_stats
@@ -112,13 +113,15 @@ class Probe:
         trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
         chosen = {name: p.detach() for name, p in trained if re.search(self.parameters, name)}
         if not chosen:
-            raise ValueError(f"parameters = {self.parameters!r} matches no parameter of the model")
+            raise ValueError(
+                f"parameters = {self.parameters!r} matches no trained parameter of the model; expected a part of a name"
+            )
         return chosen
 
     def _gradient_moments(
         self, model: Any, chosen: Tensors, drawn: Mapping[int, Tensors], step: int
     ) -> dict[int, torch.Tensor]:
-        """Trace of the covariance and mean squared length of each domain's gradients, (2,) float64."""
+        """Return the trace of the covariance and the mean squared length of each domain's gradients, (2,) float64."""
 
         def loss(parameters: Mapping[str, torch.Tensor], example: Tensors) -> torch.Tensor:
             one = {name: value.unsqueeze(0) for name, value in example.items()}
@@ -127,7 +130,7 @@ class Probe:
 
         call, moments = _with_parameters(model), {}
         for i, inputs in drawn.items():
-            # The mathematical one is the only kernel of attention that vmap does not run example by example.
+            # Among the attention kernels, vmap vectorises only the mathematical one.
             with sdpa_kernel(SDPBackend.MATH), vmap_inputs(model, inputs) as masked:
                 examples = vmap(grad(loss), in_dims=(None, 0))(chosen, masked)
             parts = [
@@ -140,7 +143,7 @@ class Probe:
     def _projected_moments(
         self, model: Any, chosen: Tensors, drawn: Mapping[int, Tensors], step: int
     ) -> dict[int, torch.Tensor]:
-        """Return the same of the gradients' projections, which have these moments as expectation."""
+        """Return the same moments of the gradients' projections, whose expectations are those of the gradients."""
 
         def losses(parameters: Tensors) -> torch.Tensor:
             each: torch.Tensor = call(parameters, options).loss

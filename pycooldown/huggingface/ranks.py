@@ -1,4 +1,4 @@
-"""Sums over the ranks that have different samples, where a job's ranks are laid out in more than one way."""
+"""Sums over the ranks that have different samples, for jobs that combine several kinds of parallelism."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import torch.distributed as dist
 
 
 class DataParallelRanks:
-    """What `DomainSums` and `Learner` ask of an Accelerator, over one data-parallel group.
+    """The part of an Accelerator's interface that `DomainSums` and `Learner` use, for one data-parallel group.
 
     Under tensor, context or expert parallelism several ranks hold the same samples. Sums over all ranks would count
-    these once for each; sums over the ranks of a data-parallel group, each of which has samples of its own, do not.
-    With context parallelism each rank has a part of every sequence: give the group of all ranks that share a batch,
-    such as a flattened mesh of "dp" and "cp".
+    these several times; sums over the ranks of a data-parallel group, which all have different samples, do not. With
+    context parallelism each rank has a part of every sequence: pass the group of all ranks that share a batch, such as
+    a flattened mesh of "dp" and "cp".
 
     Args:
         group: For example ``mesh.get_group("dp")``.
-        device: Where the sums are kept; one that the group's backend can reduce on.
+        device: Where the sums are kept; the group's backend must be able to reduce on it.
     """
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device | str = "cpu") -> None:
@@ -26,7 +26,7 @@ class DataParallelRanks:
         self.num_processes = dist.get_world_size(group)
 
     def reduce(self, tensor: torch.Tensor, reduction: str = "sum") -> torch.Tensor:
-        """Return the sum of the ranks' tensors, of any shape; the tensor itself stays."""
+        """Return the sum of the ranks' tensors, of any shape; the tensor itself is unchanged."""
         if reduction != "sum":
             raise ValueError(f"reduction = {reduction!r}; expected 'sum'")
         total = tensor.clone()
@@ -34,7 +34,7 @@ class DataParallelRanks:
         return total
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the ranks' tensors (n, ...), one behind the other along the first dimension."""
+        """Return the ranks' tensors (n, ...), concatenated along the first dimension."""
         parts = [torch.empty_like(tensor) for _ in range(self.num_processes)]
         dist.all_gather(parts, tensor.contiguous(), group=self.group)
         return torch.cat(parts)

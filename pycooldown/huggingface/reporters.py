@@ -1,4 +1,4 @@
-"""Values of domains for TensorBoard and Weights & Biases: grouped by quantity, and histograms of many domains."""
+"""Report the values of domains to TensorBoard and Weights & Biases, grouped by quantity, with histograms."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from transformers.integrations import TensorBoardCallback, WandbCallback
 
 from pycooldown.mixture import Vector
 
-# Of more domains, so many with the largest target are sent each, and all of them as histograms.
+# If there are more domains, only this many are sent one by one: those with the largest target. Histograms show all.
 SHOWN_DOMAINS = 16
 
 Values = dict[str, dict[str, float]]  # by quantity and domain
 
 
 class LoggingTrainer(Protocol):
-    """What the callbacks ask of the trainer whose logs they send.
+    """The part of the trainer's interface that the callbacks here use.
 
     Attributes:
         domains: All domains.
-        newest_values: What the newest log has of all domains, (K,), by quantity.
+        newest_values: The values in the newest log, (K,) over all domains, by quantity.
     """
 
     domains: tuple[str, ...]
     newest_values: dict[str, Vector]
 
     def largest_domains(self, most: int) -> list[int]:
-        """Return the positions of the domains with the largest target, at most so many, in the mixture's order."""
+        """Return the positions of the ``most`` domains with the largest target, in the mixture's order."""
 
 
 class _Grouped(TrainerCallback):  # type: ignore[misc]
-    """Send what is logged by domain as ``quantity/domain``, apart from Trainer's own ``train/...`` and ``eval/...``."""
+    """A callback that sends values of domains as ``quantity/domain``, apart from Trainer's ``train/`` and ``eval/``."""
 
     source: LoggingTrainer
 
@@ -59,16 +59,16 @@ class _Grouped(TrainerCallback):  # type: ignore[misc]
         self.send(scalars, histograms, state.global_step)
 
     def send(self, scalars: Mapping[str, float], histograms: Mapping[str, Vector], step: int) -> None:
-        """Send values by tag; what each tool has a way of its own for."""
+        """Send values by tag, in the tool's own way."""
         raise NotImplementedError
 
 
 class GroupedTensorBoard(_Grouped, TensorBoardCallback):  # type: ignore[misc]
-    """TensorBoard's callback, with a group of charts for each quantity, and one chart of all its domains.
+    """TensorBoard's callback, with a group of charts for each quantity, and one chart with all its domains.
 
-    The latter are in the tab "Custom Scalars". What is logged after training goes to the folder of the training's
-    events. That is, unless a writer is given, the one in the environment variable ``TENSORBOARD_LOGGING_DIR``, or of
-    ``TrainingArguments.logging_dir`` where the installed transformers has it; each version reads one of them alone.
+    The latter charts are in the tab "Custom Scalars". Logs after training go to the folder of the training's events.
+    Unless a writer is given, this is the environment variable ``TENSORBOARD_LOGGING_DIR``, or
+    ``TrainingArguments.logging_dir`` if the installed transformers has it; each version reads only one of them.
     """
 
     tb_writer: Any
@@ -131,10 +131,10 @@ _KINDS = {TensorBoardCallback: GroupedTensorBoard, WandbCallback: GroupedWandb}
 
 
 def group(callbacks: list[Any], source: LoggingTrainer) -> None:
-    """Put grouping callbacks in place of those of TensorBoard and Weights & Biases; subclasses of a user's are kept.
+    """Replace the callbacks of TensorBoard and Weights & Biases by grouping ones; a user's subclasses are kept.
 
     Args:
-        callbacks: Of a trainer; changed.
+        callbacks: The trainer's callbacks; the list is changed.
         source: The trainer.
     """
     for i, callback in enumerate(callbacks):
@@ -145,7 +145,7 @@ def group(callbacks: list[Any], source: LoggingTrainer) -> None:
 
 
 def split_logs(logs: Mapping[str, float], source: LoggingTrainer) -> tuple[dict[str, float], Values]:
-    """Return what is logged of the whole run, and what of single domains, by quantity and domain."""
+    """Split logs into values of the whole run, and values of single domains by quantity and domain."""
     plain: dict[str, float] = {}
     values: Values = {}
     domains = set(source.domains)

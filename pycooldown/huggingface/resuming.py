@@ -1,4 +1,4 @@
-"""Which checkpoint a job resumes from, the same on all ranks."""
+"""Choose the checkpoint that a job resumes from, the same on all ranks."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pycooldown.huggingface.checkpoints import Fault
 def agree_on_checkpoint(args: TrainingArguments, path: str | None) -> tuple[str, dict[str, Any]]:
     """Return the checkpoint that all ranks resume from, and the sampler's state in it.
 
-    One process of each node reads the files, so that all agree even if one node's copy is damaged. Newer checkpoints
-    that are not whole are named in a warning; those that never were are removed, and damaged ones set aside.
+    One process of each node reads the files, so that all agree even if one node's copy is damaged. A warning names
+    newer checkpoints that are not complete. Those that never were complete are removed, and damaged ones are renamed.
 
     Args:
-        args: Of the trainer; ``output_dir`` has the checkpoints.
-        path: One of them, or None for the newest that is whole.
+        args: The trainer's arguments; ``output_dir`` holds the checkpoints.
+        path: One of them, or None for the newest that is complete.
 
     Raises:
-        ValueError: If it is not whole, saying why, or there is none. All ranks raise.
+        ValueError: On all ranks, if the checkpoint is not complete, with the reason, or if there is none.
     """
     reads = args.local_process_index == 0
     found = broadcast_object_list([checkpoints.checkpoints(args.output_dir) if path is None else [Path(path)]])[0]
@@ -40,16 +40,19 @@ def agree_on_checkpoint(args: TrainingArguments, path: str | None) -> tuple[str,
             checkpoints.discard(faults)
         return str(checkpoint), checkpoints.read_state(checkpoint)
     if path is not None:
-        raise ValueError(f"{path} is not a complete checkpoint: {faults[0][1].text}")
+        raise ValueError(
+            f"{path} is not a complete checkpoint: {faults[0][1].text}; pass another one, or True for the newest "
+            "complete one"
+        )
     raise ValueError(
-        f"{args.output_dir} has no complete checkpoint to resume from ({checkpoints.reasons(faults)}): start anew"
+        f"{args.output_dir} has no complete checkpoint to resume from ({checkpoints.reasons(faults)}); start a new run"
     )
 
 
 def unnumber_cpu(args: TrainingArguments) -> None:
-    """Make ``args.device`` the CPU without a number, which torch.load takes no checkpoint to.
+    """Set ``args.device`` to the CPU without a number, because torch.load rejects a numbered CPU.
 
-    Accelerate numbers the CPU of each process, and transformers before 5 loads optimizers to that.
+    Accelerate numbers the CPU of each process, and transformers before version 5 loads optimizers to that device.
     """
     if args.device.type == "cpu" and args.device.index is not None:
         vars(args)["_setup_devices"] = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""A mixture for TRL's SFTTrainer, whose own output layer gives the losses of tokens."""
+"""A mixture for TRL's SFTTrainer, which computes the losses of tokens in its own output layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pycooldown.losses._statistics import sum_by_domain
 
 
 class _CausalTargets:
-    """Stands in for `FusedLoss` where TRL computes the loss of a causal model."""
+    """A substitute for `FusedLoss` when TRL computes the loss of a causal model."""
 
     shifts = True
     label_smoothing = 0.0
@@ -28,11 +28,11 @@ class _CausalTargets:
 
 
 class _Weighted:
-    """A model whose log-probabilities of tokens are multiplied by weights, which SFTTrainer makes its loss of.
+    """A model whose tokens' log-probabilities, from which SFTTrainer computes its loss, are multiplied by weights.
 
     Args:
-        model: With TRL's fused output layer.
-        weigh: Gives the weights (N, T - 1) for outputs of the model.
+        model: A model with TRL's fused output layer.
+        weigh: Return the weights (N, T - 1) for the model's outputs.
     """
 
     def __init__(self, model: Any, weigh: Callable[[Any], torch.Tensor]) -> None:
@@ -54,16 +54,16 @@ class MixtureSFTMixin(MixtureTrainerMixin):
 
         class MixtureSFTTrainer(MixtureSFTMixin, trl.SFTTrainer): ...
 
-    Each domain is tokenized and packed by itself, so that rows are of one domain, and ``schedule`` should be a function
-    of sizes, which are known only then. Entropy, accuracy and numbers of tokens are logged as SFTTrainer does.
+    Each domain is tokenized and packed by itself, so every row belongs to one domain. Sizes are known only after that,
+    so ``schedule`` should be a function of sizes. Entropy, accuracy and numbers of tokens are logged as by SFTTrainer.
 
     Args:
-        *args: As of `MixtureTrainerMixin`, whose other arguments are taken by name.
-        **kwargs: Those and further arguments of SFTTrainer. ``train_dataset`` is by domain, or has ``domain_column``.
+        *args: See `MixtureTrainerMixin`, whose other arguments are taken by name.
+        **kwargs: These and further arguments of SFTTrainer. ``train_dataset`` is by domain, or has ``domain_column``.
 
     Raises:
-        ValueError: For what SFTTrainer's loss does not allow: methods that learn from a reference or probes, label
-            smoothing, and ``loss_type`` other than "nll".
+        ValueError: For options that SFTTrainer's loss does not allow: methods that learn from a reference or probes,
+            label smoothing, and ``loss_type`` other than "nll".
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -73,11 +73,13 @@ class MixtureSFTMixin(MixtureTrainerMixin):
         given: Any = kwargs.get("args", args[1] if len(args) > 1 else None)
         if getattr(kwargs.get("schedule"), "domain_means", False):
             raise ValueError(
-                "the schedule averages the tokens of each domain, which SFTTrainer's loss does not; learn the mixture "
+                "the schedule averages the tokens of each domain, but SFTTrainer's loss does not; learn the mixture "
                 "with MixtureTrainer"
             )
         if getattr(given, "loss_type", "nll") != "nll":
-            raise ValueError(f"loss_type = {given.loss_type!r}; expected 'nll': other losses change with its weights")
+            raise ValueError(
+                f"loss_type = {given.loss_type!r}; expected 'nll', because weights would change other losses"
+            )
         if getattr(given, "label_smoothing_factor", 0.0):
             raise ValueError(f"label_smoothing_factor = {given.label_smoothing_factor}; expected 0 with SFTTrainer")
         self._raw: dict[str, Any] = {}
@@ -87,7 +89,7 @@ class MixtureSFTMixin(MixtureTrainerMixin):
     def compute_loss(
         self, model: Any, inputs: Inputs, return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None
     ) -> Any:
-        """Return SFTTrainer's loss, with the weights of the mixture in training."""
+        """Return SFTTrainer's loss, multiplied by the mixture's weights in training."""
         step, batch, training = self.state.global_step, self._evaluation, model.training
         inputs = dict(inputs)
         ids, labels = inputs.pop("domain_ids", None), inputs["labels"]
@@ -139,7 +141,7 @@ class MixtureSFTMixin(MixtureTrainerMixin):
         return self._concatenated
 
     def _of_trainer(self, source: Any) -> Any:
-        return EndToEnd(self._prepared) if self._prepared else source  # there is nothing to prepare if it is skipped
+        return EndToEnd(self._prepared) if self._prepared else source  # without preparation the source is used
 
     def _evaluation_set(self, dataset: Any) -> Any:
         parts = None if isinstance(dataset, (EvaluationBatches, str)) else by_domain(dataset, None)

@@ -1,4 +1,4 @@
-"""Lay training data out as domains end to end, from datasets by domain or one with a column of domains."""
+"""Arrange training data as domains end to end, from datasets by domain or from one with a column of domains."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pycooldown.schedules import Schedule
 
 
 class Samples(Protocol):
-    """A map-style dataset; `__getitems__`, which reads many at once, is used where there is one."""
+    """A map-style dataset. Its `__getitems__`, which reads many samples at once, is used if it exists."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Any: ...
 
 
 class EndToEnd:
-    """Map-style datasets of domains, one behind the other.
+    """Map-style datasets of domains, concatenated.
 
     Args:
-        datasets: One for each domain, by name, in order.
+        datasets: One dataset per domain, by name, in order.
     """
 
     def __init__(self, datasets: Mapping[str, Samples]) -> None:
@@ -42,10 +42,10 @@ class EndToEnd:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """Return samples, read part by part where a part can read many at once."""
+        """Return samples. A part that can read many at once is read once."""
         places = np.asarray(indices, dtype=np.int64)
         if places.size and not 0 <= places.min() <= places.max() < len(self):
-            raise IndexError(f"index {places.max()} in {len(self)} samples")
+            raise IndexError(f"indices {places.min()} to {places.max()}; expected 0 to {len(self) - 1}")
         part_of = np.searchsorted(self._starts[1:], places, side="right")
         samples: list[Any] = [None] * len(places)
         for number in np.unique(part_of).tolist():
@@ -57,28 +57,30 @@ class EndToEnd:
 
 
 def read_items(dataset: Any, indices: list[int]) -> list[Any]:
-    """Return samples of a map-style dataset, with one call if it allows that."""
+    """Return samples of a map-style dataset, with a single call if the dataset allows it."""
     if hasattr(dataset, "__getitems__"):
         samples = dataset.__getitems__(indices)
-        if isinstance(samples, Mapping):  # a batch of arrays, as TokenDataset makes
+        if isinstance(samples, Mapping):  # a batch of arrays, as TokenDataset returns
             return [{name: array[i] for name, array in samples.items()} for i in range(len(indices))]
         return list(samples)
     return [dataset[i] for i in indices]
 
 
 def by_domain(dataset: Any, column: str | None) -> dict[str, Samples] | None:
-    """Return a dataset for each domain, or None for one whose domains only the schedule knows.
+    """Return a dataset for each domain, or None if only the schedule knows the domains.
 
     Args:
         dataset: A mapping (such as `datasets.DatasetDict`) by domain, or a `datasets.Dataset`.
         column: The column of a `datasets.Dataset` that has each sample's domain.
 
     Raises:
-        ValueError: If there is no such column, or it has no name in some rows.
+        ValueError: If there is no such column, or a row has no domain in it.
     """
     if isinstance(dataset, Mapping):
         if column is not None:
-            raise ValueError(f"domain_column = {column!r}, but the datasets are given by domain; leave one out")
+            raise ValueError(
+                f"domain_column = {column!r}, but the datasets are given by domain already; leave domain_column out"
+            )
         return {str(domain): part for domain, part in dataset.items()}
     if column is None:
         return None
@@ -90,7 +92,7 @@ def by_domain(dataset: Any, column: str | None) -> dict[str, Samples] | None:
         )
     values = list(dataset[column])
     if None in values:
-        raise ValueError(f"row {values.index(None)} has no {column!r}; expected the name of its domain in each row")
+        raise ValueError(f"row {values.index(None)} has no {column!r}; expected the name of a domain in each row")
     to_name: Callable[[Any], str] = getattr(dataset.features[column], "int2str", str)
     labels, positions = np.unique(np.array([to_name(value) for value in values]), return_inverse=True)
     return {
@@ -99,7 +101,7 @@ def by_domain(dataset: Any, column: str | None) -> dict[str, Samples] | None:
 
 
 def lay_out(dataset: Any, domains: Sequence[str], column: str | None = None) -> Any:
-    """Return a dataset of domains in this order: what `by_domain` finds, a list in order, or what is laid out already.
+    """Return a dataset of domains in this order, from what `by_domain` accepts, a list in order, or an end-to-end one.
 
     Raises:
         TypeError: If it is no map-style dataset.
@@ -119,7 +121,7 @@ def lay_out(dataset: Any, domains: Sequence[str], column: str | None = None) -> 
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
             raise TypeError(
                 f"train_dataset is a {type(dataset).__name__}; expected map-style datasets, whose samples can be drawn "
-                "in any order; streams can be mixed by pycooldown.data.mix"
+                "in any order; use pycooldown.data.mix for streams"
             )
         return dataset
     if differ := sorted(set(parts) ^ set(domains)):
@@ -133,19 +135,19 @@ def resolve(schedule: Schedule | Callable[[dict[str, int]], Schedule], sizes: di
 
     Raises:
         TypeError: If it is neither a schedule nor a function that returns one.
-        ValueError: If it is a function but the data do not tell the sizes.
+        ValueError: If it is a function but the sizes are not known from the data.
     """
     made: Any = schedule
     if not isinstance(schedule, Schedule) and callable(schedule):
         if sizes is None:
             raise ValueError(
-                "schedule is a function of the domains' sizes, which are not known of a train_dataset laid end to end; "
-                "pass {domain: dataset}, or a datasets.Dataset and domain_column"
+                "schedule is a function of the domains' sizes, but these are not known for a train_dataset laid end to "
+                "end; pass {domain: dataset}, or a datasets.Dataset and domain_column"
             )
         made = schedule(sizes)
     if not isinstance(made, Schedule):
         raise TypeError(
-            f"schedule is a {type(made).__name__}; expected one made by pycooldown.schedules or pycooldown.adaptive, "
+            f"schedule is a {type(made).__name__}; expected one from pycooldown.schedules or pycooldown.adaptive, "
             "or a function of {domain: size} that returns one"
         )
     return made

@@ -34,7 +34,7 @@ from pycooldown.huggingface.trainer_sampler import SamplerPart, new_sampler
 from pycooldown.sampling.sampler import AllocationName, StopRule
 from pycooldown.schedules import AdaptiveSchedule, Schedule
 
-_TRIED = 16  # domains of which samples are looked at for documents that share a row
+_TRIED = 16  # domains whose samples are searched for documents that share a row
 
 
 class MixtureTrainerMixin(SamplerPart):
@@ -43,45 +43,46 @@ class MixtureTrainerMixin(SamplerPart):
         class MixtureSeq2SeqTrainer(MixtureTrainerMixin, Seq2SeqTrainer): ...
 
     The global batch of optimizer step t, ``per_device_train_batch_size * gradient_accumulation_steps * world_size``
-    sequences, is planned as one and then sliced into ranks and micro-batches. Its loss is
+    sequences, is planned as a whole and then sliced into ranks and micro-batches. Its loss is
 
-        sum over valid tokens of loss_weights[domain] * cross-entropy / number of valid tokens,
+        sum over valid tokens of loss_weights[domain] * cross-entropy / number of valid tokens.
 
-    both over the whole global batch, so that ranks and accumulation do not change it, with
-    ``args.label_smoothing_factor`` in training. Schedules with ``domain_means`` (DoReMi, Group DRO) have the sum over
-    domains of target * mean cross-entropy of the domain's tokens in the global batch instead. The loss is computed
-    without logits (`fuse_loss`). ``max_steps`` sets the length of training; epochs are counted per domain. Logged per
-    domain: ``loss/``, ``samples/``, ``tokens/`` and ``epochs/`` (of it, so far), ``q/`` (sampling), ``v/`` (loss
-    weight), ``target/`` and ``share/`` (of the objective, by tokens and weights, since the last log), and ``tau``.
-    Checkpoints hold the state of the data.
+    Sum and number are those of the whole global batch, so ranks and accumulation do not change the loss.
+    ``args.label_smoothing_factor`` applies in training. For schedules with ``domain_means`` (DoReMi, Group DRO) the
+    loss is instead the sum over domains of target * mean cross-entropy of the domain's tokens in the global batch. The
+    loss is computed without logits (`fuse_loss`). ``max_steps`` sets the length of training; epochs are counted per
+    domain. Logs contain, per domain, ``loss/``, ``samples/``, ``tokens/`` and ``epochs/`` (the latter three so far),
+    ``q/`` (sampling), ``v/`` (loss weight), ``target/`` and ``share/`` (of the objective, by tokens and weights, since
+    the last log), and ``tau``. Checkpoints hold the state of the data.
 
-    A mixture of samples is one of tokens only if the samples of all domains have one mean length. With
-    ``mixture_unit="tokens"`` the weights make up for different lengths, exactly on average; see
-    `pycooldown.huggingface.lengths` for the formula. Which arguments of Trainer are honoured, by whom, and which are
-    refused, is in `pycooldown.huggingface.arguments`.
+    A mixture of samples equals one of tokens only if the samples of all domains have the same mean length. With
+    ``mixture_unit="tokens"`` the weights compensate for different lengths, exactly in expectation; see
+    `pycooldown.huggingface.lengths` for the formula. `pycooldown.huggingface.arguments` lists which arguments of
+    Trainer are honoured, by whom, and which are refused.
 
     Args:
-        model: As `fuse_loss` takes it; it stays so. A model that is fused already keeps its z-loss and smoothing.
+        model: A model that `fuse_loss` accepts. It stays fused. A model that is fused already keeps its z-loss and
+            label smoothing.
         args: With ``max_steps`` > 0; ``data_seed`` (or else ``seed``) decides the order of samples.
         schedule: The mixture at each step, or a function of {domain: size} that returns it.
         train_dataset: Map-style datasets by domain, a `datasets.Dataset` with ``domain_column``, a list of datasets in
             the order of the schedule's domains, or one with the domains laid end to end in this order.
-        data_collator: Makes the model's inputs and ``labels`` (N, T) of samples; -100 marks tokens without a loss. It
-            may give ``domain_ids`` (N, T) itself, for rows that hold samples of several domains.
+        data_collator: Makes the model's inputs and ``labels`` (N, T) from samples; -100 marks tokens without a
+            loss. It may also return ``domain_ids`` (N, T), for rows that hold samples of several domains.
         eval_dataset: A map-style dataset for each domain to be evaluated, by name, or one without domains.
-        allocation: See `pycooldown.DomainBatchSampler`.
+        allocation: How a batch's samples are distributed over domains, see `pycooldown.DomainBatchSampler`.
         stop: Train one pass that ends by this rule, see `pycooldown.DomainBatchSampler`. It sets ``args.max_steps``.
         domain_column: The column of a `datasets.Dataset` that names each sample's domain.
-        mixture_unit: "samples" or "tokens": what the mixture's target counts.
-        tokens_per_sample: Mean tokens with a loss in a sample, by domain, for a mixture of tokens; by default they are
-            measured on up to 256 samples of each domain.
-        allow_non_finite_loss: Whether to go on when a loss is not finite.
-        reference_model: Whose losses DoReMi's excess is taken over.
-        probe: Examples that are kept out of training, for the schedules that learn from them.
+        mixture_unit: Whether the mixture's target counts "samples" or "tokens".
+        tokens_per_sample: Mean tokens with a loss in a sample, by domain, for a mixture of tokens; by default they
+            are measured on up to 256 samples of each domain.
+        allow_non_finite_loss: Whether to continue if a loss is not finite.
+        reference_model: The model over whose losses DoReMi takes the excess.
+        probe: Examples kept out of training, for the schedules that learn from them.
         **kwargs: Further arguments of Trainer.
 
     Raises:
-        ValueError: For arguments that do not fit together, or cannot be honoured, saying how to mend them.
+        ValueError: For arguments that contradict each other or cannot be honoured, with the way to fix them.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class MixtureTrainerMixin(SamplerPart):
         train_dataset = self._for_trainer(source)
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
 
-        # Trainer's loss, its label smoother and its division by micro-batches have no part in the mixture's.
+        # Trainer's own loss, label smoother and division by micro-batches must not change the mixture's loss.
         self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs = True
         self.label_smoother, self.label_names = None, ["labels"]
         if any(type(callback) is ProgressCallback for callback in self.callback_handler.callbacks):
@@ -158,19 +159,21 @@ class MixtureTrainerMixin(SamplerPart):
             check_learning(args, self.schedule, reference_model, allocation)
             self._untrained = self.schedule.state_dict()
             self._learner = Learner(self.schedule, len(self.domains), self.accelerator, reference_model, probe)
-            self.callback_handler.callbacks.insert(0, self._learner)  # learns before others look
+            self.callback_handler.callbacks.insert(0, self._learner)  # before other callbacks read the schedule
 
     def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> TrainOutput:
         """Train, from the start or from a checkpoint.
 
         Args:
-            resume_from_checkpoint: A checkpoint, or ``True`` for the newest complete one in ``args.output_dir``; newer
-                ones that were being written when their process died, or are damaged, are passed over with a warning.
-            trial: Of a hyper-parameter search, which is refused.
+            resume_from_checkpoint: A checkpoint, or ``True`` for the newest complete one in ``args.output_dir``.
+                Newer ones that are damaged, or were not finished when their process died, are skipped with a
+                warning.
+            trial: A trial of a hyper-parameter search; these are refused.
             **kwargs: Further arguments of `Trainer.train`.
 
         Raises:
-            ValueError: If there is no complete checkpoint, or it belongs to another mixture, saying what differs.
+            ValueError: If there is no complete checkpoint, or it belongs to another mixture; the message names the
+                difference.
             FloatingPointError: If a loss is not finite, unless that is allowed.
         """
         if trial is not None:
@@ -186,7 +189,7 @@ class MixtureTrainerMixin(SamplerPart):
             try:
                 self.sampler = self._new_sampler(state)
             except ValueError as error:
-                raise ValueError(f"{checkpoint} cannot be resumed from: {error}") from error
+                raise ValueError(f"cannot resume from {checkpoint}: {error}") from error
         else:
             self.sampler = self._new_sampler()
         self.sums = DomainSums(self.domains, self.accelerator, state.get("tokens"))
@@ -196,18 +199,18 @@ class MixtureTrainerMixin(SamplerPart):
         return output
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return micro-batches of this rank; not sharded again by Accelerate."""
+        """Return this rank's micro-batches, which Accelerate does not shard again."""
         micro_batches = MicroBatches(self.sampler, self.args.gradient_accumulation_steps)
         return load(self.train_dataset, micro_batches, self.data_collator, self.args)
 
     def call_model_init(self, trial: Any = None) -> torch.nn.Module:
-        """Return a new model of ``model_init``, with its loss fused."""
+        """Return a new model from ``model_init``, with its loss fused."""
         model: torch.nn.Module = super().call_model_init(trial)
         self._fuse(model)
         return model
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
-        """Raise NotImplementedError: each trial needs a schedule and checkpoints of its own."""
+        """Raise NotImplementedError, because each trial needs its own schedule and checkpoints."""
         refuse_method("hyperparameter_search")
 
     def _for_trainer(self, source: Any) -> Any:
@@ -215,20 +218,20 @@ class MixtureTrainerMixin(SamplerPart):
         return source
 
     def _of_trainer(self, source: Any) -> Any:
-        """Return the training data as the base trainer has prepared them."""
+        """Return the training data as prepared by the base trainer."""
         return source
 
     def _fuse(self, model: torch.nn.Module) -> None:
-        """Fuse a model's loss, unless it is fused already: by the user, or for another trainer."""
+        """Fuse a model's loss, unless the user or another trainer has fused it already."""
         self.fused = fused_loss_of(model) or fuse_loss(model)
         factor, own = self.args.label_smoothing_factor, self.fused.label_smoothing
         if factor and own and factor != own:
             raise ValueError(
-                f"label_smoothing_factor = {factor}, but the model is fused with label_smoothing = {own}; give it once"
+                f"label_smoothing_factor = {factor}, but the model is fused with label_smoothing = {own}; leave one out"
             )
 
     def _try_packing(self) -> None:
-        """Try whether the model keeps documents in one row apart, if the collator gives position_ids."""
+        """If the collator returns position_ids, test whether the model keeps documents in one row apart."""
         ends, few = self.train_dataset.ends.tolist(), []
         for begin, end in list(zip([0, *ends], ends))[:_TRIED]:
             few += sorted({begin, (begin + end - 1) // 2})
@@ -240,7 +243,7 @@ class MixtureTrainerMixin(SamplerPart):
             for_packed(batch, self._leak)  # raises
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Write the checkpoint and then, when it is whole, the data state that makes it one to resume from."""
+        """Write the checkpoint and then, once it is complete, the data state that seals it."""
         self._check_finite()
         folder = f"{self._get_output_dir(trial)}/checkpoint-{self.state.global_step}"
         if self.args.should_save:

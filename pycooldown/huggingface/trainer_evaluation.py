@@ -1,4 +1,4 @@
-"""The part of the trainer that evaluates: Trainer's own loop, with exact losses of each domain beside its metrics."""
+"""The trainer's evaluation: Trainer's own loop, with exact losses of each domain in addition to its metrics."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pycooldown.huggingface.trainer_loss import Inputs, LossPart
 
 @dataclass
 class _Evaluation:
-    """What is seen in one evaluation.
+    """The state of one evaluation.
 
     Attributes:
         sums: Losses and tokens of the domains and, last, of samples without a domain.
-        domain_ids: Of the batch at hand.
-        loss_only: Whether the batch at hand needs no logits.
-        counted: Whether its losses are in the sums.
+        domain_ids: Domain ids of the current batch.
+        loss_only: Whether the current batch needs no logits.
+        counted: Whether the losses of the current batch are in the sums.
     """
 
     sums: DomainSums
@@ -35,7 +35,7 @@ class _Evaluation:
 
 
 class EvaluationPart(LossPart):
-    """Evaluation and prediction; see `MixtureTrainerMixin`, which it is a part of."""
+    """Evaluation and prediction, one part of `MixtureTrainerMixin`."""
 
     domains: tuple[str, ...]
     domain_column: str | None
@@ -45,23 +45,23 @@ class EvaluationPart(LossPart):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval", **kw: Any
     ) -> dict[str, float]:
-        """Return the mean loss of a token, unweighted and without label smoothing, and Trainer's metrics.
+        """Return the mean loss per token, unweighted and without label smoothing, and Trainer's metrics.
 
         Args:
-            eval_dataset: By domain, or a dataset without domains; by default the trainer's own.
+            eval_dataset: Datasets by domain, or a dataset without domains; by default the trainer's own.
             ignore_keys: Keys of the model's output that are no predictions.
-            metric_key_prefix: Of the metrics' names.
-            **kw: For `Seq2SeqTrainer`, how to generate.
+            metric_key_prefix: Prefix of the metrics' names.
+            **kw: Generation options of `Seq2SeqTrainer`.
 
         Returns:
-            ``{prefix}_loss`` and ``{prefix}_loss/{domain}``, in nats, and what ``compute_metrics`` returns.
+            ``{prefix}_loss`` and ``{prefix}_loss/{domain}``, in nats, and the results of ``compute_metrics``.
 
         Raises:
             ValueError: If there is nothing to evaluate.
             FloatingPointError: If a loss is not finite, unless that is allowed.
         """
         if eval_dataset is None and self.eval_dataset is None:
-            raise ValueError("evaluation needs a dataset for each domain: pass eval_dataset={name: dataset}")
+            raise ValueError("eval_dataset is missing; pass a dataset, or {domain: dataset}")
         metrics: dict[str, float] = super().evaluate(
             self._evaluation_set(eval_dataset), ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix, **kw
         )
@@ -87,7 +87,7 @@ class EvaluationPart(LossPart):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """Run Trainer's loop, and put exact means over tokens in place of its mean over batches."""
+        """Run Trainer's loop, and replace its mean over batches by exact means over tokens."""
         was_training, outer = self.model.training, self._evaluation
         sums = DomainSums((*self.domains, "(no domain)"), self.accelerator)
         self._evaluation = _Evaluation(sums)
@@ -116,15 +116,15 @@ class EvaluationPart(LossPart):
         ignore_keys: list[str] | None = None,
         **kw: Any,
     ) -> tuple[Any, Any, Any]:
-        """Return loss, predictions and labels of a batch, as Trainer does, and count its losses by domain."""
+        """Return loss, predictions and labels of a batch, as Trainer does, and add its losses to the domains' sums."""
         batch = self._evaluation or _Evaluation(DomainSums((*self.domains, "(no domain)"), self.accelerator))
         inputs = dict(self._prepare_inputs(inputs))
-        batch.domain_ids = inputs.pop("domain_ids", None)  # generation takes no such input
+        batch.domain_ids = inputs.pop("domain_ids", None)  # generation does not accept this input
         batch.loss_only, batch.counted = prediction_loss_only, False
         result: tuple[Any, Any, Any] = super().prediction_step(
             model, inputs, prediction_loss_only, ignore_keys=ignore_keys, **kw
         )
-        if inputs.get("labels") is not None and not batch.counted:  # a call that generates does not ask for the loss
+        if inputs.get("labels") is not None and not batch.counted:  # a generating call does not compute the loss
             batch.loss_only = True
             with torch.no_grad(), self.compute_loss_context_manager():
                 self._evaluation_loss(model, inputs)
@@ -150,7 +150,7 @@ class EvaluationPart(LossPart):
         return outputs.loss, LossOutput(outputs.loss, outputs.logits)
 
     def _without_repeats(self, labels: torch.Tensor) -> torch.Tensor:
-        """Return labels, -100 for samples that Accelerate has repeated to give all ranks a whole batch."""
+        """Return labels, with -100 for samples that Accelerate repeated to give all ranks a full batch."""
         state, size = self.accelerator.gradient_state, self.args.eval_batch_size
         repeats = self.accelerator.num_processes > 1 and self.args.accelerator_config.even_batches
         if not repeats or not state.end_of_dataloader or state.remainder <= 0:
@@ -160,13 +160,13 @@ class EvaluationPart(LossPart):
             return labels
         if len(labels) != size:
             raise ValueError(
-                f"rows of shape {tuple(labels.shape)} hold {size} samples, some of them repeated to fill up the last "
-                "batch, and which is not known; evaluate with a collator that keeps a row for each sample"
+                f"rows of shape {tuple(labels.shape)} hold {size} samples, some of which are repeated to fill the last "
+                "batch, but it is not known which; evaluate with a collator that keeps one row per sample"
             )
         return torch.cat([labels[: max(real, 0)], torch.full_like(labels[max(real, 0) :], -100)])
 
     def _evaluation_set(self, dataset: Any) -> Any:
-        """Return a dataset with domains of what a user gives by domain; other datasets as they are."""
+        """Return a dataset with domains, if a user passes datasets by domain; other datasets unchanged."""
         if dataset is None or isinstance(dataset, EvaluationBatches):
             return dataset
         if isinstance(dataset, str):
@@ -180,7 +180,7 @@ class EvaluationPart(LossPart):
         return EvaluationBatches({name: self._model_columns(part) for name, part in parts.items()}, self.domains)
 
     def _model_columns(self, dataset: Any) -> Any:
-        """Return a `datasets.Dataset` without the columns that the model does not take; other datasets as they are."""
+        """Return a `datasets.Dataset` without the columns that the model does not take; other datasets unchanged."""
         if not hasattr(dataset, "remove_columns"):
             return dataset
         return self._remove_unused_columns(dataset, description="by domain")
@@ -188,5 +188,5 @@ class EvaluationPart(LossPart):
     def _get_collator_with_removed_columns(
         self, data_collator: Callable[..., Any], description: str | None = None
     ) -> Callable[..., Any]:
-        """Return the collator as it is: samples that are not rows of a `datasets.Dataset` keep all their columns."""
+        """Return the collator itself: samples that are not rows of a `datasets.Dataset` keep all their fields."""
         return data_collator

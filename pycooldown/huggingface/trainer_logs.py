@@ -1,4 +1,4 @@
-"""The part of the trainer that logs what was seen of each domain, in a bounded number of values."""
+"""The trainer's logs: a bounded number of values for each domain."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from pycooldown.huggingface.reporters import SHOWN_DOMAINS, group
 from pycooldown.huggingface.trainer_evaluation import EvaluationPart
 from pycooldown.mixture import Vector
 
-# Up to so many domains are logged each; of more, those with the largest target, and all of them in a file of arrays.
+# Up to this many domains are logged one by one. Of more, the log has those with the largest target, and a file all.
 LOGGED_DOMAINS = 64
-# So many samples of a domain tell its mean length well enough to warn of it.
+# This many samples of a domain estimate its mean length well enough to warn about it.
 _FEW_SAMPLES = 32
 
 
 class LogPart(EvaluationPart):
-    """Logs; see `MixtureTrainerMixin`, which it is a part of.
+    """Logging, one part of `MixtureTrainerMixin`.
 
     Attributes:
-        domain_values: The newest log of each domain, of evaluations too, (K,) each, by the name before the slash; NaN
-            where there is none.
-        newest_values: The part of it that the newest log has: of training, of an evaluation, or nothing.
+        domain_values: The newest values of each domain, including evaluations, (K,) each. Keys are the part of the
+            log's name before the slash. Missing values are NaN.
+        newest_values: The values in the newest log only: of training, of an evaluation, or none.
     """
 
     mixture_unit: str
@@ -46,16 +46,16 @@ class LogPart(EvaluationPart):
         group(self.callback_handler.callbacks, self)
 
     def add_callback(self, callback: Any) -> None:
-        """Add a callback; those of TensorBoard and Weights & Biases group what is logged by domain."""
+        """Add a callback. Replace those of TensorBoard and Weights & Biases by ones that group values by domain."""
         super().add_callback(callback)
         group(self.callback_handler.callbacks, self)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, and add to the logs of training what was seen of each domain.
+        """Log, and add the values of each domain to training logs.
 
-        With more than 64 domains, what is logged by domain is that of the 16 with the largest target; `domain_values`
-        has all, and files in ``args.output_dir`` their history (`pycooldown.domain_log`). A loss that is not finite, if
-        it is allowed, is null in the log's history, which is JSON.
+        With more than 64 domains, the log has values by domain only for the 16 with the largest target. `domain_values`
+        has all, and files in ``args.output_dir`` hold their history (`pycooldown.domain_log`). If a loss that is not
+        finite is allowed, it is null in the log's history, which is JSON.
 
         Raises:
             FloatingPointError: If a loss was not finite, unless that is allowed.
@@ -69,7 +69,7 @@ class LogPart(EvaluationPart):
             if "eval_loss" in self.newest_values:
                 self._keep(domain_log.EVALUATION, {"eval_loss": self.newest_values["eval_loss"]})
         self.domain_values |= self.newest_values
-        self.state.epoch = self.state.global_step / self.args.max_steps  # Trainer's starts again on resuming
+        self.state.epoch = self.state.global_step / self.args.max_steps  # Trainer's own epoch restarts on resuming
         shown = self._bounded(logs)
         super().log(shown, start_time)
         logs |= {name: value for name, value in shown.items() if name not in logs}
@@ -77,7 +77,7 @@ class LogPart(EvaluationPart):
             self.state.log_history[-1] = finite(self.state.log_history[-1])
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
-        """Clip, and note whether the gradient was clipped, without waiting for the device."""
+        """Clip gradients, and record whether they were clipped, without waiting for the device."""
         return self._note_clipping(super()._clip_grad_norm(model))
 
     def _note_clipping(self, norm: Any) -> Any:
@@ -85,7 +85,7 @@ class LogPart(EvaluationPart):
         return norm
 
     def _watch_clipping(self) -> None:
-        """Note clipping with transformers before 5.5 too: their loop calls Accelerate directly."""
+        """Record clipping with transformers before 5.5 too, whose loop calls Accelerate directly."""
         if hasattr(super(), "_clip_grad_norm") or "clip_grad_norm_" in vars(self.accelerator):
             return
         clip = self.accelerator.clip_grad_norm_
@@ -97,9 +97,9 @@ class LogPart(EvaluationPart):
         self.sums.check_finite()
         if loss is not None and not math.isfinite(loss):
             raise FloatingPointError(
-                f"the loss is {loss} at step {self.state.global_step - 1} or before, but that of each domain is "
-                "finite: a loss weight or the auxiliary loss is not; go on regardless with allow_non_finite_loss=True "
-                "(in a recipe: training.allow_non_finite=true)"
+                f"the loss is {loss} at step {self.state.global_step - 1} or before, but the loss of each domain is "
+                "finite, so a loss weight or the auxiliary loss is not; lower the learning rate, or continue anyway "
+                "with allow_non_finite_loss=True (in a recipe: training.allow_non_finite=true)"
             )
 
     def _domain_logs(self) -> dict[str, float]:
@@ -134,7 +134,7 @@ class LogPart(EvaluationPart):
         return logs if mixture.tau is None else {**logs, "tau": mixture.tau}
 
     def _evaluated(self, logs: dict[str, float]) -> dict[str, Vector]:
-        """Return the losses of an evaluation, (K,), by the name before the slash."""
+        """Return the losses of an evaluation, (K,), by the part of their name before the slash."""
         positions = {domain: i for i, domain in enumerate(self.domains)}
         found: dict[str, Vector] = {}
         for key, value in logs.items():
@@ -144,7 +144,7 @@ class LogPart(EvaluationPart):
         return found
 
     def _keep(self, file: str, values: dict[str, Vector]) -> None:
-        """Append the values of all domains to a file, if the log leaves some out."""
+        """Append the values of all domains to a file, if the log omits some."""
         if len(self.domains) > LOGGED_DOMAINS and self.args.should_save:
             folder = Path(self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
@@ -152,12 +152,12 @@ class LogPart(EvaluationPart):
             domain_log.append(folder / file, self.state.global_step, counted)
 
     def largest_domains(self, most: int) -> list[int]:
-        """Return the positions of the domains with the largest target, at most so many, in the mixture's order."""
+        """Return the positions of the ``most`` domains with the largest target, in the mixture's order."""
         target = self.sampler.mixture(max(self.state.global_step - 1, 0)).target
         return sorted(np.argsort(-target, kind="stable")[:most].tolist())
 
     def _logged(self) -> list[int]:
-        """Return the positions of the domains that are logged each."""
+        """Return the positions of the domains that are logged one by one."""
         most = len(self.domains) if len(self.domains) <= LOGGED_DOMAINS else SHOWN_DOMAINS
         return self.largest_domains(most)
 
@@ -167,7 +167,7 @@ class LogPart(EvaluationPart):
         return self._names[name][position]
 
     def _bounded(self, logs: dict[str, float]) -> dict[str, float]:
-        """Return logs, of an evaluation too, without those of single domains that are too many."""
+        """Return logs (of training or an evaluation) without values of domains beyond the limit."""
         if len(self.domains) <= LOGGED_DOMAINS:
             return logs
         shown = {self.domains[i] for i in self._logged()}
@@ -175,7 +175,7 @@ class LogPart(EvaluationPart):
         return {name: value for name, value in logs.items() if name.partition("/")[2] not in hidden}
 
     def _warn_of_lengths(self, draws: Any, tokens: Vector) -> None:
-        """Warn once where the samples of domains, as far as they are seen, differ much in length."""
+        """Warn once if the samples seen so far differ much in length between domains."""
         known = [i for i, n in enumerate(draws.tolist()) if n >= _FEW_SAMPLES and tokens[i] > 0]
         if len(known) > 1:
             samples = {self.domains[i]: int(draws[i]) for i in known}
@@ -183,5 +183,5 @@ class LogPart(EvaluationPart):
 
 
 def _counted(name: str, values: Vector) -> Any:
-    """Return values as integers where they are counts."""
+    """Return values, as integers if they are counts."""
     return values.astype(np.int64) if name in ("tokens", "samples") else values

@@ -1,4 +1,4 @@
-"""The part of the trainer that computes the loss: the weights of a step's mixture over its whole global batch."""
+"""The trainer's loss: the weights of a step's mixture, applied over its whole global batch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Inputs = dict[str, Any]
 
 
 class LossPart(Base):  # type: ignore[misc]
-    """Loss of a micro-batch; see `MixtureTrainerMixin`, which it is a part of."""
+    """The loss of a micro-batch, one part of `MixtureTrainerMixin`."""
 
     forms_logits = False  # for trainers whose metrics read the logits in training
     fused: FusedLoss
@@ -62,13 +62,13 @@ class LossPart(Base):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
-        """Return this micro-batch's part of the loss of its global batch; in evaluation, the mean loss of its tokens.
+        """Return this micro-batch's part of its global batch's loss; in evaluation, the mean loss per token.
 
         Args:
-            model: Whose loss is fused.
-            inputs: With ``labels`` (N, T) and, in training, ``domain_ids`` (N,) or (N, T).
+            model: A model whose loss is fused.
+            inputs: The model's inputs, with ``labels`` (N, T) and, in training, ``domain_ids`` (N,) or (N, T).
             return_outputs: Whether to return the model's outputs too.
-            num_items_in_batch: As `get_batch_samples` returns it; by default that of the inputs.
+            num_items_in_batch: As returned by `get_batch_samples`; by default the number in these inputs.
         """
         if not model.training:
             loss, outputs = self._evaluation_loss(model, inputs)
@@ -77,8 +77,8 @@ class LossPart(Base):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
     def _training_loss(self, model: torch.nn.Module, inputs: Inputs, count: torch.Tensor | None) -> tuple[Any, Any]:
-        # Trainer takes the micro-batches of a step one after another and trains on them before it counts the step, so
-        # the step they were planned for is the current one, however far the loader has read ahead.
+        # Trainer fetches the micro-batches of a step and trains on all of them before it counts the step. So the
+        # current step is the one they were planned for, however far the loader has read ahead.
         step = self.state.global_step
         weights, divisor = self._loss_weights(step)
         seed_micro_batch(self.args.seed, step, self._micro_batch)
@@ -105,7 +105,7 @@ class LossPart(Base):  # type: ignore[misc]
         return loss, outputs
 
     def _call(self, model: Any, inputs: Inputs, weights: torch.Tensor, **options: Any) -> Any:
-        """Return the model's outputs with loss and domain_stats, by way of the base trainer's loss."""
+        """Return the model's outputs with loss and domain_stats, through the base trainer's loss."""
         inputs = for_packed(inputs, self._leak)
         options = {"skip_logits": not self.forms_logits, **options, "domain_weights": weights, "return_stats": True}
         if self.args.label_smoothing_factor:
@@ -115,17 +115,17 @@ class LossPart(Base):  # type: ignore[misc]
         return outputs
 
     def _loss_of_trainer(self, model: Any, inputs: Inputs, return_outputs: bool = True, count: Any = None) -> Any:
-        """Return loss and outputs as the base trainer computes them; plain Trainer takes the model's loss."""
+        """Return loss and outputs as the base trainer computes them; plain Trainer takes the model's own loss."""
         return super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=count)
 
     def _evaluation_loss(self, model: Any, inputs: Inputs) -> tuple[Any, Any]:
-        raise NotImplementedError  # of the evaluation's part
+        raise NotImplementedError  # EvaluationPart implements it
 
     def _targets(self, inputs: Inputs) -> torch.Tensor:
-        """Return what has to be predicted, (N, T), -100 where nothing has."""
+        """Return the labels to be predicted, (N, T), -100 where there is none."""
         if "labels" not in inputs:
             raise ValueError(
-                f"the data_collator gives {sorted(inputs)}; expected 'labels' (N, T) among them, -100 where a "
+                f"the data_collator returns {sorted(inputs)}; expected 'labels' (N, T) among them, with -100 where a "
                 "token has no loss"
             )
         if self.fused.shifts and inputs.get("shift_labels") is not None:
@@ -134,7 +134,7 @@ class LossPart(Base):  # type: ignore[misc]
         return self.fused.targets(inputs["labels"])
 
     def _count(self, inputs: Inputs) -> torch.Tensor:
-        """Return the number of tokens that have a loss, (); by domain (K,) if each domain's are averaged."""
+        """Return the number of tokens with a loss, (), or by domain (K,) if the loss averages each domain's tokens."""
         counted = self._targets(inputs) != -100
         if not self._domain_means:
             return counted.sum()
@@ -147,7 +147,7 @@ class LossPart(Base):  # type: ignore[misc]
         return bool(getattr(self.sampler.schedule, "domain_means", False))
 
     def _loss_weights(self, step: int) -> tuple[torch.Tensor, float | None]:
-        """Return the weights (K,) of tokens' losses and what their sum is divided by, or None for their number."""
+        """Return the weights (K,) of tokens' losses and the divisor of their sum, None for the number of tokens."""
         mixture, size = self.sampler.mixture(step), self.sampler.batch_size_at(step)
         if self._weights is None or self._weights[0] is not mixture or self._weights[1] != size:
             weights, length = self._weights_of(mixture)
@@ -157,8 +157,8 @@ class LossPart(Base):  # type: ignore[misc]
         return self._weights[2:]
 
     def _weights_of(self, mixture: Mixture) -> tuple[Vector, float | None]:
-        """Return the weights (K,) and, of a mixture of tokens, the expected tokens of a sample, or None."""
-        if self._domain_means:  # whatever the lengths
+        """Return the weights (K,) and, for a mixture of tokens, the expected tokens of a sample; otherwise None."""
+        if self._domain_means:  # independent of the lengths
             return mixture.target, None
         if self._lengths is None:
             return mixture.loss_weights, None

@@ -1,4 +1,4 @@
-"""The part of the trainer that has the sampler: how it begins, what changes in a running job, and how it resumes."""
+"""The trainer's sampler: how it starts, how it changes in a running job, and how it resumes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pycooldown.schedules import Schedule
 
 
 class SamplerPart(LogPart):
-    """Batches of a job; see `MixtureTrainerMixin`, which it is a part of."""
+    """The batches of a job, one part of `MixtureTrainerMixin`."""
 
     schedule: Schedule
     allocation: AllocationName
@@ -22,9 +22,9 @@ class SamplerPart(LogPart):
     _changes: list[tuple[str, Any, int]]  # method of the sampler, its argument, from_step
 
     def set_schedule(self, schedule: Schedule, *, from_step: int) -> None:
-        """Mix by another schedule from a step on, whose batch no loader has asked for; see `DomainBatchSampler`.
+        """Use another schedule from a step on, whose batch no loader has asked for yet; see `DomainBatchSampler`.
 
-        Call it before `train` or from a callback. A job that resumes from a later checkpoint makes the same call.
+        Call it before `train` or from a callback. A job that resumes from a later checkpoint must make the same call.
 
         Raises:
             ValueError: If the step is past, either schedule learns, or the domains or their sizes differ.
@@ -36,22 +36,22 @@ class SamplerPart(LogPart):
         """Train on batches of another size from a step on; no sample is lost or repeated.
 
         Call it before `train`, for a ramp or to resume with another batch size, or from a callback, for a step whose
-        batch no loader has asked for. A job that resumes from a later checkpoint makes the same call, and leaves its
-        arguments as they were. Ranks and micro-batches stay as many as they are: each micro-batch has more samples, or
-        fewer. Each step still counts as one for the schedule and the learning rate.
+        batch no loader has asked for yet. A job that resumes from a later checkpoint must make the same call and leave
+        its arguments unchanged. The numbers of ranks and micro-batches stay: each micro-batch gets more or fewer
+        samples. Each step still counts as one for the schedule and the learning rate.
 
         Args:
             batch_size: Samples of the global batch, over all ranks and micro-batches.
-            from_step: The first step that has it.
+            from_step: The first step with this batch size.
 
         Raises:
-            ValueError: If the step is past, comes before an earlier change, or a micro-batch would be empty or hold a
-                domain's samples more than once.
+            ValueError: If the step is past or comes before an earlier change, or if a micro-batch would be empty or
+                hold a domain's samples more than once.
         """
         parts = self.args.world_size * self.args.gradient_accumulation_steps
         if batch_size < parts:
             raise ValueError(
-                f"batch_size = {batch_size}; expected at least {parts}, a sample for each of {self.args.world_size} "
+                f"batch_size = {batch_size}; expected at least {parts}, one sample for each of {self.args.world_size} "
                 f"processes x {self.args.gradient_accumulation_steps} micro-batches"
             )
         self._change("set_batch_size", batch_size, from_step)
@@ -59,22 +59,22 @@ class SamplerPart(LogPart):
     def _change(self, method: str, value: Any, from_step: int) -> None:
         if self.stop is not None and self.is_in_train:
             raise ValueError(
-                f"stop = {self.stop!r} has set the length of this training, which the change would alter; make it "
-                "before train(), or give max_steps in place of stop"
+                f"stop = {self.stop!r} has set the length of this training, which the change would alter; call it "
+                "before train(), or pass max_steps in place of stop"
             )
         getattr(self.sampler, method)(value, from_step=from_step)
         self._changes.append((method, value, from_step))
         self._follow_stop()
 
     def _follow_stop(self) -> None:
-        """Let the training be as long as the pass of the sampler."""
+        """Set the length of training to that of the sampler's pass."""
         if self.stop is not None:
             self.args.max_steps = self.sampler.num_steps
 
     def _new_sampler(self, state: Mapping[str, Any] | None = None) -> DomainBatchSampler:
-        """Return a sampler at the start of the job, or where a state of it stands, with the changes that were made.
+        """Return a sampler at the start of the job, or in a saved state, with the changes that the user made.
 
-        Changes that the state does not know of are made after it is loaded, so they must be of steps to come.
+        Changes that are not in the state are applied after it is loaded, so they must be for later steps.
         """
         sampler = new_sampler(self.args, self.schedule, self.allocation, self.stop)
         later = []
@@ -84,9 +84,8 @@ class SamplerPart(LogPart):
             else:
                 later.append(change)
         if state is not None:
-            if (
-                self._learner is not None
-            ):  # only now: a schedule that has learned forgets the mixtures that a new sampler asks for first
+            # Load it last: otherwise a learned schedule forgets mixtures that a new sampler asks for first.
+            if self._learner is not None:
                 self._learner.schedule.load_state_dict(state.get("learned", {}))
             sampler.load_state_dict(state)
         for change in later:
@@ -97,7 +96,7 @@ class SamplerPart(LogPart):
 def new_sampler(
     args: TrainingArguments, schedule: Schedule, allocation: AllocationName, stop: StopRule | None
 ) -> DomainBatchSampler:
-    """Return the sampler of a job that Trainer's arguments describe; ``max_steps`` is its length unless it stops."""
+    """Return the sampler of a job described by Trainer's arguments; ``max_steps`` is its length unless it stops."""
     return DomainBatchSampler(
         schedule,
         batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,

@@ -1,4 +1,4 @@
-"""Find the model inside its wrappers: adapters of peft, torch.compile, DDP, modules of a user's own."""
+"""Find the model inside its wrappers: adapters of peft, torch.compile, DDP, and a user's own modules."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from transformers import PreTrainedModel
 
 from pycooldown.huggingface.output_layer import few_tokens, replaced_forward
 
-_WAY_OUT = "fuse the model inside it instead, before it is wrapped, and call it with domain_ids yourself"
+_WAY_OUT = "fuse the model inside it before wrapping, and call it with domain_ids yourself"
 
 
 def inner_model(model: torch.nn.Module) -> torch.nn.Module:
     """Return the `transformers.PreTrainedModel` inside a model, or the model itself if there is none.
 
     Raises:
-        ValueError: If there are several, none inside another.
+        ValueError: If there are several and none contains the others.
     """
     outermost: dict[str, torch.nn.Module] = {}
     for name, module in model.named_modules():
@@ -26,8 +26,8 @@ def inner_model(model: torch.nn.Module) -> torch.nn.Module:
             outermost[name] = module
     if len(outermost) > 1:
         raise ValueError(
-            f"{type(model).__name__} holds {len(outermost)} models ({', '.join(outermost)}), and which of them has the "
-            "loss is not known; fuse that one"
+            f"{type(model).__name__} holds {len(outermost)} models ({', '.join(outermost)}), so it is not known which "
+            "of them has the loss; fuse that one"
         )
     return next(iter(outermost.values()), model)
 
@@ -36,8 +36,8 @@ class Trial(NamedTuple):
     """The outcome of calling a wrapper with a few tokens.
 
     Attributes:
-        loss: Of the wrapper's output.
-        labels: That the model inside it was given.
+        loss: The loss in the wrapper's output.
+        labels: The labels that the model inside it received.
     """
 
     loss: torch.Tensor
@@ -46,7 +46,7 @@ class Trial(NamedTuple):
 
 @torch.no_grad()
 def try_wrapper(wrapper: torch.nn.Module, inner: Any, **options: Any) -> Trial:
-    """Call a wrapper with a few tokens, and further inputs for the model inside it."""
+    """Call a wrapper with a few tokens and with further inputs for the model inside it."""
     inputs, labels = few_tokens(inner)
     parameters = inspect.signature(wrapper.forward).parameters.values()
     if all(p.kind is not p.VAR_KEYWORD for p in parameters):
@@ -61,21 +61,21 @@ def try_wrapper(wrapper: torch.nn.Module, inner: Any, **options: Any) -> Trial:
         return forward(*args, **kwargs)
 
     with torch.random.fork_rng([inner.device] if inner.device.type == "cuda" else []):
-        torch.manual_seed(0)  # for the same dropout each time
+        torch.manual_seed(0)  # for the same dropout in each call
         with replaced_forward(inner, record):
             loss = getattr(wrapper(**inputs, labels=labels, **options), "loss", None)
     if not isinstance(loss, torch.Tensor):
-        raise ValueError(f"the output of {type(wrapper).__name__} has no loss beside the logits; {_WAY_OUT}")
+        raise ValueError(f"the output of {type(wrapper).__name__} has no loss; {_WAY_OUT}")
     return Trial(loss, seen[-1] if seen else None)
 
 
 def check_wrapper(wrapper: torch.nn.Module, inner: torch.nn.Module, before: Trial) -> None:
-    """Check by trial that a wrapper hands domain_ids on to the fused model inside it, and the same labels as before.
+    """Test that a wrapper passes domain_ids on to the fused model inside it, and the same labels as before.
 
     Args:
         wrapper: The module that will be called.
         inner: The fused model.
-        before: What `try_wrapper` gave before the model was fused.
+        before: The result of `try_wrapper` before the model was fused.
 
     Raises:
         ValueError: If it does not.
@@ -85,18 +85,18 @@ def check_wrapper(wrapper: torch.nn.Module, inner: torch.nn.Module, before: Tria
         now = try_wrapper(wrapper, inner, domain_weights=weight)
     except TypeError as error:
         raise ValueError(
-            f"{name} does not hand domain_ids on to the {type(inner).__name__} inside it ({error}); let its forward "
+            f"{name} does not pass domain_ids on to the {type(inner).__name__} inside it ({error}); let its forward "
             f"take **inputs and pass them on, or {_WAY_OUT}"
         ) from error
     same = before.labels is not None and now.labels is not None and torch.equal(before.labels, now.labels)
     if not same or not torch.allclose(now.loss, 2 * before.loss, rtol=2e-2 if now.loss.dtype.itemsize < 4 else 1e-4):
         raise ValueError(
-            f"{name} has a loss of {now.loss / 2:.6g} with the fused {type(inner).__name__} inside it, but its own is "
-            f"{before.loss:.6g}: it changes the labels or the loss; {_WAY_OUT}"
+            f"{name} has a loss of {now.loss / 2:.6g} with the fused {type(inner).__name__} inside it, but its own "
+            f"loss is {before.loss:.6g}, so it changes the labels or the loss; {_WAY_OUT}"
         )
 
 
 def passes_all(model: torch.nn.Module) -> bool:
-    """Return whether a module is known to hand all inputs on, so that no trial is needed."""
+    """Return whether a module is known to pass all inputs on, so that no trial is needed."""
     compiled = hasattr(model, "_orig_mod")  # the module that torch.compile returns
     return isinstance(model, (PreTrainedModel, torch.nn.parallel.DistributedDataParallel)) or compiled

@@ -1,6 +1,6 @@
-"""Checks of the losses' arguments, which name the argument, what came and what was expected.
+"""Checks of the losses' arguments. Errors name the argument, the given value and the expected one.
 
-Shapes, dtypes and devices are always checked. Values are checked where that takes no synchronization with a device:
+Shapes, dtypes and devices are always checked. Values are checked only if this needs no synchronization with a device:
 on the CPU, and not while torch traces or transforms the call.
 """
 
@@ -20,10 +20,10 @@ class Layout(NamedTuple):
     """The shape of the logits.
 
     Attributes:
-        shape: Of the rows, i.e. of targets that are classes.
-        class_dim: Dimension of the logits that the classes are in.
+        shape: Shape of the rows, which is that of class targets.
+        class_dim: Dimension of the logits that holds the classes.
         num_classes: Length of that dimension.
-        dtype: Of the logits.
+        dtype: Dtype of the logits.
     """
 
     shape: torch.Size
@@ -54,7 +54,7 @@ def layer_layout(input: torch.Tensor, layer: Layer) -> Layout:
     if input.dim() == 0 or weight.dim() < 2 or input.shape[-1] != weight.shape[-1]:
         raise ValueError(
             f"input must be (..., D) and linear_weight (V, D) or (V, d1, ..., D), got {tuple(input.shape)} and "
-            f"{tuple(weight.shape)}; a weight of torch.nn.Linear fits as it is"
+            f"{tuple(weight.shape)}; a weight of torch.nn.Linear has this shape"
         )
     if weight.dim() > 2 and input.dim() == 1:
         raise ValueError(
@@ -157,20 +157,24 @@ def check_inplace(input: torch.Tensor) -> None:
     owner = input if input._base is None else input._base
     if input.is_leaf or (owner.is_leaf and owner.requires_grad):
         raise ValueError("inplace=True would overwrite input, a leaf that requires grad; use inplace=False")
-    if any(stride == 0 and size > 1 for stride, size in zip(input.stride(), input.shape, strict=True)):
-        raise ValueError(
-            "inplace=True needs an input whose elements do not share memory, got an expanded one; clone it"
-        )
+    reach = 0  # how far the dimensions of smaller steps go
+    for step, size in sorted(zip(input.stride(), input.shape, strict=True)):
+        if size > 1 and step <= reach:
+            raise ValueError(
+                f"inplace=True needs an input whose elements do not share memory, got {tuple(input.shape)} with "
+                f"strides {input.stride()}; clone it"
+            )
+        reach += step * max(size - 1, 0)
 
 
 def needs_reference(input: torch.Tensor, layer: Layer | None, target: torch.Tensor, weights: Weights) -> str | None:
-    """Return what in a call only plain torch operations can compute, or None.
+    """Return the part of a call that only plain torch operations can compute, or None.
 
     Args:
         input: Logits, or the layer's input.
-        layer: The layer whose outputs are the logits, if not input is.
+        layer: The layer whose outputs are the logits, if input is not the logits.
         target: Classes or class probabilities.
-        weights: Of the call.
+        weights: The weights of the call.
     """
     operands = (input,) if layer is None else (input, layer.weight, layer.bias)
     if layer is not None and layer.weight.dim() > 2:
@@ -208,7 +212,7 @@ def is_traced(tensor: torch.Tensor) -> bool:
     """Return whether the tensor is a stand-in for later values: under torch.compile, make_fx, or fake."""
     if torch.compiler.is_compiling() or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         return True
-    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")  # nothing is traced by it unless it is imported
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")  # without its import, it traces nothing
     return proxies is not None and proxies.get_proxy_mode() is not None
 
 
@@ -246,8 +250,8 @@ def _check_per_row(name: str, tensor: torch.Tensor, input: torch.Tensor, shape: 
 
 
 def _check_whole(name: str, tensor: torch.Tensor) -> None:
-    """Raise for a DTensor, of which a rank may have a part only."""
-    distributed = sys.modules.get("torch.distributed.tensor")  # there is no DTensor unless it is imported
+    """Raise for a DTensor, because a rank may hold only a part of it."""
+    distributed = sys.modules.get("torch.distributed.tensor")  # without its import, there is no DTensor
     if distributed is not None and isinstance(tensor, distributed.DTensor):
         raise ValueError(
             f"{name} is a DTensor with placements {tensor.placements}; pass {name}.to_local(), with "

@@ -1,10 +1,10 @@
-"""Linear layer and losses as one operator of torch, `torch.ops.pycooldown.linear_cross_entropy`, with its formulas.
+"""Linear layer and losses as one torch operator, `torch.ops.pycooldown.linear_cross_entropy`, with its formulas.
 
-There is one sweep over chunks of rows, and nothing is computed twice. A product gives the logits of a chunk. The kernel
-overwrites them with their gradient, since all weights are known then. A second product gives the gradient of the
-layer's input, and a third one, of as many chunks at once as possible, that of the weight. Backward multiplies these
-gradients by a scalar and hands them over. A second backward over the same graph, and that of unreduced losses, sweeps
-again.
+There is one sweep over chunks of rows, and nothing is computed twice. A matrix product gives the logits of a chunk. The
+kernel overwrites them with their gradient, because all weights are known then. A second product gives the gradient of
+the layer's input. A third one, for as many chunks at once as possible, gives that of the weight. Backward multiplies
+these gradients by a scalar and passes them on. A second backward over the same graph, and the backward of unreduced
+losses, sweeps again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .backends import KernelOptions
 
 
 class LinearLosses(NamedTuple):
-    """The results of the operator; those that are not wanted have no elements.
+    """The results of the operator; unrequested ones have no elements.
 
     Attributes:
         total: (), sum of `losses`.
@@ -61,7 +61,7 @@ class LinearLosses(NamedTuple):
         return DomainStats(self.loss_sum, self.token_count, self.correct)
 
     def grads(self, wanted: Wanted) -> list[torch.Tensor | None]:
-        """Return the gradients over input, weight and bias; None for one that is not wanted."""
+        """Return the gradients over input, weight and bias; None for unrequested ones."""
         each = (self.grad_input, self.grad_weight, self.grad_bias)
         return [grad if want else None for grad, want in zip(each, wanted, strict=False)]
 
@@ -101,17 +101,17 @@ def linear_cross_entropy_rows(
 
     Args:
         operands: Input and layer.
-        rows: Of the logits.
-        options: For the backend.
+        rows: Targets, weights and domains of the rows.
+        options: Options of the backend.
         wanted: The results to compute.
-        dtype: Of the logits and the products: float32, bfloat16 or float16; float64 for "reference".
+        dtype: Dtype of the logits and the products: float32, bfloat16 or float16; float64 for "reference".
         chunk_size: Rows per chunk, or None for a default that fits the memory.
     """
     return LinearLosses(*_linear_cross_entropy(*operands, *rows, dtype, chunk_size, *wanted, *options))
 
 
 class Call(NamedTuple):
-    """The operator's arguments by name. Its schema allows no records: they are flattened there and rebuilt at once."""
+    """The operator's arguments by name. Its schema allows no records, so they are flattened there and rebuilt here."""
 
     operands: Operands
     rows: LossRows
@@ -138,7 +138,7 @@ class Call(NamedTuple):
     "int num_domains, ScalarType dtype, SymInt? chunk_size, bool want_input_grad, bool want_weight_grad, "
     f"bool want_bias_grad, bool want_stats, {OPTIONS_SCHEMA}) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.cudagraph_unsafe,),  # the host waits for the number of rows; graphs are made of what lies around it
+    tags=(torch.Tag.cudagraph_unsafe,),  # the host waits for the number of rows, so graphs can only be made around it
 )
 def _linear_cross_entropy(*arguments: Any) -> tuple[torch.Tensor, ...]:
     call = Call.of(arguments)
@@ -154,10 +154,10 @@ def _sweep(
     wanted: Wanted,
     options: KernelOptions,
 ) -> LinearLosses:
-    """Return the operator's results, computed."""
+    """Compute the operator's results."""
     input, device, scale = operands.input, operands.input.device, rows.scale
     num_classes = len(operands.weight)
-    # Rows that count neither in the loss nor in the sums take no part in the products. Their number is only known by
+    # Rows that count neither in the loss nor in the sums are left out of the products. Their number is known only by
     # waiting for the device, which is not possible while a CUDA graph is captured.
     kept = torch.arange(0)
     num_rows, all_rows = len(scale), True
@@ -167,7 +167,7 @@ def _sweep(
         num_rows, all_rows = len(kept), len(kept) == len(keep)
 
     step = chunk_size
-    if step is None:  # the same on all ranks, though their slices differ
+    if step is None:  # equal on all ranks, although their slices differ
         widest = _vocabulary.largest_slice(operands.weight, options.group) if options.group else num_classes
         step = default_chunk_size(num_rows, widest, dtype, device)
 
@@ -218,7 +218,7 @@ def _sweep(
                 grad_weight.add(all_hidden)
             del all_hidden, hidden
 
-    if options.group and wanted.input_grad:  # of which each rank has the part that its classes make
+    if options.group and wanted.input_grad:  # each rank has the part of its own classes
         _vocabulary.sum_(grad_input, options.group)
     return LinearLosses(
         losses.sum(dtype=torch.float64).to(losses.dtype),
@@ -250,7 +250,7 @@ def _(*arguments: Any) -> tuple[torch.Tensor, ...]:
 @register_flop_formula(torch.ops.pycooldown.linear_cross_entropy)
 def _flops(*arguments: Any, out_shape: Any = None, **_: Any) -> int:
     """Count the operations of the products as torch does. Rows of weight 0 count too: no shape has their number."""
-    call = Call.of(arguments)  # with shapes in place of tensors
+    call = Call.of(arguments)  # with shapes instead of tensors
     products = 1 + call.wanted.input_grad + call.wanted.weight_grad
     num_rows, num_classes = call.rows.target[0], call.operands.weight[0]
     return int(2 * products * num_rows * call.operands.input[1] * num_classes)

@@ -1,7 +1,7 @@
-"""The losses of rows as one operator of torch, `torch.ops.pycooldown.cross_entropy`, with its autograd formula.
+"""The losses of rows as one torch operator, `torch.ops.pycooldown.cross_entropy`, with its autograd formula.
 
-The gradient is computed in the forward pass, since all weights are known then. Backward multiplies it by a scalar and
-hands it over. A second backward over the same graph, and that of unreduced losses, runs the kernel again.
+The gradient is computed in the forward pass, because all weights are known then. Backward multiplies it by a scalar and
+passes it on. A second backward over the same graph, and the backward of unreduced losses, runs the kernel again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OPTIONS_SCHEMA = ", ".join(f"{_SCHEMA_TYPES[hint]} {name}" for name, hint in get
 
 
 class Losses(NamedTuple):
-    """The results of the operator; those that are not wanted have no elements.
+    """The results of the operator; unrequested ones have no elements.
 
     Attributes:
         total: (), sum of `losses`.
@@ -80,7 +80,7 @@ def compute(
 
 
 def scaled(outputs: Outputs, scale: torch.Tensor, z_loss: float) -> torch.Tensor:
-    """Return the losses of rows (N,) with z-loss and weight; 0 if the weight is 0."""
+    """Return the losses of rows (N,), with z-loss and multiplied by their weights; 0 if the weight is 0."""
     loss = outputs.loss
     if z_loss:
         loss = torch.addcmul(loss, outputs.lse, outputs.lse, value=z_loss)
@@ -120,7 +120,7 @@ def _run(
     mutates_args=(),
     schema="(Tensor logits, Tensor target, Tensor scale, Tensor? domain_ids, int num_domains, bool want_grad, "
     f"bool want_stats, {OPTIONS_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.needs_exact_strides,),  # of the logits: those of the gradient may depend on them
+    tags=(torch.Tag.needs_exact_strides,),  # the strides of the gradient may depend on those of the logits
 )
 def _cross_entropy(
     logits: torch.Tensor,
@@ -211,7 +211,7 @@ def refuse_tangents(*tensors: torch.Tensor | None) -> None:
     """Raise if a forward-mode derivative would be lost: a compiled function may later be called with tangents."""
     try:
         lost = any(tensor is not None and has_tangent(tensor) for tensor in tensors)
-    except RuntimeError:  # AOTAutograd hides tangents from operators; outside a dual_level none are looked for
+    except RuntimeError:  # AOTAutograd hides tangents from operators, and outside a dual_level there are none
         lost = True
     if lost:
         raise NotImplementedError(

@@ -79,7 +79,7 @@ _BEYOND_FUSED = {name: LossOptions._field_defaults[name] for name in _SHARED if 
 
 
 def kernel_options(options: LossOptions) -> KernelOptions:
-    """Return the options for kernels. The backend in them is still the one that was asked for."""
+    """Return the options for kernels. Their backend is still the requested one."""
     values: dict[str, Any] = {}
     for name, is_number in _SHARED.items():
         value = getattr(options, name)

@@ -6,20 +6,20 @@ import math
 
 import torch
 
-SLICE = 2048  # classes of which logits, or a part of the gradient, are formed at a time
-# The least number of elements of such a part on a GPU: 256 tiles of 128 x 256, two for each multiprocessor.
+SLICE = 2048  # classes whose logits, or part of the gradient, are formed at a time
+# The minimum number of elements of such a part on a GPU: 256 tiles of 128 x 256, two for each multiprocessor.
 SLICE_ELEMENTS_GPU = 2048 * 4096
 
 CHUNK_BYTES = 20 << 20  # of logits
-# The least number of rows of a chunk. With fewer, the products wait for the weight to come from memory: in the time of
-# a byte, a GPU makes several hundred operations. On a GPU, moreover, the gradient of 512 rows of 4,096 features has 64
-# tiles of 128 x 256 for 132 multiprocessors, and that of 1,024 rows 128. See docs/gpu.md.
+# The minimum number of rows in a chunk. With fewer rows, the products wait for the weight to come from memory: while
+# one byte is loaded, a GPU makes several hundred operations. On a GPU, moreover, the gradient of 512 rows of 4,096
+# features has 64 tiles of 128 x 256 for 132 multiprocessors, and that of 1,024 rows has 128. See docs/gpu.md.
 MIN_ROWS_CPU, MIN_ROWS_GPU = 96, 1024
 ROW_BYTES_GPU = 128  # rows of logits begin at multiples of this, so that products write and kernels read them whole
 
 
 def default_chunk_size(num_rows: int, num_classes: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Return the rows per chunk: even chunks of at most CHUNK_BYTES of logits, or of the least rows if that is more."""
+    """Return the rows per chunk: even chunks of at most CHUNK_BYTES of logits, but of the minimum rows or more."""
     least = MIN_ROWS_CPU if device.type == "cpu" else MIN_ROWS_GPU
     limit = max(CHUNK_BYTES // (max(num_classes, 1) * dtype.itemsize), least)
     chunks = max(math.ceil(num_rows / limit), 1)
@@ -27,7 +27,7 @@ def default_chunk_size(num_rows: int, num_classes: int, dtype: torch.dtype, devi
 
 
 def slice_size(num_features: int, device: torch.device) -> int:
-    """Return for how many classes the gradient of a layer is formed at a time."""
+    """Return the number of classes for which the gradient of a layer is formed at a time."""
     if device.type == "cpu":
         return SLICE
     return max(SLICE, math.ceil(SLICE_ELEMENTS_GPU / max(num_features, 1) / 256) * 256)

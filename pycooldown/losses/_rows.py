@@ -14,18 +14,18 @@ from .backends.reference import RowLosses
 
 
 class Rows(NamedTuple):
-    """All that belongs to the rows, except for their logits.
+    """All tensors and options of the rows, except for their logits.
 
     Attributes:
-        shape: Of the rows before they were flattened.
+        shape: Shape of the rows before they were flattened.
         target: (N,) int64 classes, or (N, V) class probabilities.
         valid: (N,) bool, False where ignored.
         weight: (N,) float32 or float64, 0 where ignored.
-        divisor: () of the mean.
+        divisor: () divisor of the mean.
         domain_ids: (N,) int64 or None.
         num_domains: K.
-        dtype: Of the logits.
-        options: For the backend.
+        dtype: Dtype of the logits.
+        options: Options of the backend.
         differentiable_weight: Whether the loss is differentiated with respect to `weight`.
     """
 
@@ -90,9 +90,9 @@ def prepare(
     Args:
         input: Logits (V,) or (N, V, ...), or the layer's input (..., D).
         target: Classes, or class probabilities.
-        weights: Of classes, domains and tokens.
-        options: Of the loss.
-        return_stats: Whether sums by domain are wanted.
+        weights: Weights of classes, domains and tokens.
+        options: Options of the loss.
+        return_stats: Whether sums by domain are requested.
         layer: The layer whose outputs are the logits, if not input is.
     """
     options.check()
@@ -101,7 +101,9 @@ def prepare(
     group = ""
     if options.process_group is not None:
         if needs is not None:
-            raise ValueError(f"process_group does not support {needs}; gather the logits for that")
+            raise ValueError(
+                f"process_group does not support {needs}; gather the logits, and call without process_group"
+            )
         agreed = (layout.shape, input.dtype, input.requires_grad, return_stats, torch.is_grad_enabled())
         group, num_classes = _vocabulary.locate(
             options.process_group,
@@ -125,7 +127,7 @@ def _flatten(
     layout: _checks.Layout,
     kernel: KernelOptions,
 ) -> Rows:
-    """Return the rows of arguments that have been checked."""
+    """Return the rows of checked arguments."""
     shape, class_dim, num_classes, dtype = layout
     ones = torch.ones(shape.numel(), dtype=torch.promote_types(input.dtype, torch.float32), device=input.device)
     probabilities = target.is_floating_point()

@@ -1,8 +1,8 @@
 """Cross-entropy of rows whose classes the ranks of a process group share, as a tensor-parallel layer gives them.
 
-A rank's kernel gives the log-sum-exp of its slice. Two all-reduces of a few numbers per row make of these the
+A rank's kernel computes the log-sum-exp of its slice. Two all-reduces of a few numbers per row combine these into the
 log-sum-exp, the target's logit and the sum of logits over all classes, from which the kernel forms the gradient of the
-slice. The first all-reduce also carries the sizes of the slices, so no rank has to know them beforehand.
+slice. The first all-reduce also carries the sizes of the slices, so no rank has to know them in advance.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 ELSEWHERE, IGNORED = -1, -2  # targets that are no class of the slice
-UNKNOWN = torch.iinfo(torch.int64).max  # number of classes, where it takes a synchronization to learn it
+UNKNOWN = torch.iinfo(torch.int64).max  # number of classes that is not known without a synchronization
 MAX_SLICE = 2**24  # classes of a rank: their number is sent as float32
 
-# By a layer's weight and the group's name, the largest slice of the ranks. All ranks look up their parts of one weight
-# together, so that all find it or none: a size that only some had to ask for would leave these waiting.
+# The largest slice of the ranks, by a layer's weight and the group's name. All ranks look up their parts of one weight
+# together, so all of them find the size or none: otherwise those that ask for it would wait for the others.
 _largest_slices = WeakTensorKeyDictionary()
 
 
@@ -37,7 +37,8 @@ class Slice(NamedTuple):
 
     Attributes:
         group: Name of the process group, by which operators of torch refer to it.
-        num_classes: Of all ranks; `UNKNOWN`, more than any target, where that is not known without waiting.
+        num_classes: Number of classes of all ranks, or `UNKNOWN`, which exceeds any target, if it needs a
+            synchronization.
     """
 
     group: str
@@ -50,13 +51,13 @@ def locate(
     replicated: Mapping[str, torch.Tensor | None],
     options: tuple[object, ...],
 ) -> Slice:
-    """Return what is known of this rank's slice; on the CPU, check that the ranks agree, by an all-gather.
+    """Return the known facts about this rank's slice; on the CPU, check with an all-gather that the ranks agree.
 
     Args:
-        process_group: Of the ranks.
+        process_group: The group of the ranks.
         num_classes: Number of classes that this rank has.
-        replicated: Tensors that must be the same on all ranks; "target" is one of them.
-        options: Likewise.
+        replicated: Tensors that must be equal on all ranks; "target" is one of them.
+        options: Options that must be equal on all ranks.
 
     Raises:
         ValueError: On the CPU, if the ranks disagree.
@@ -66,7 +67,7 @@ def locate(
             f"process_group must be a torch.distributed.ProcessGroup, as mesh.get_group() is, got {process_group!r}"
         )
     if dist.get_rank(process_group) < 0:
-        raise ValueError("this process is not in process_group; pass the group that it shares the classes with")
+        raise ValueError("this process is not in process_group; pass the group with which it shares the classes")
     if num_classes > MAX_SLICE:
         raise ValueError(f"with process_group a rank can have at most {MAX_SLICE} classes, got {num_classes}")
     target = replicated["target"]
@@ -82,8 +83,8 @@ def locate(
         if len(set(values)) > 1:
             odd = next(r for r, value in enumerate(values) if value != values[0])
             raise ValueError(
-                f"the ranks of process_group disagree on {name}: rank {odd} has others than rank 0; all but the "
-                "slice of classes must be the same"
+                f"the ranks of process_group disagree on {name}: rank {odd} differs from rank 0; everything except the "
+                "slice of classes must be equal"
             )
     return Slice(process_group.group_name, int(every[:, 0].sum()))
 
@@ -96,9 +97,9 @@ def _checksum(tensor: torch.Tensor | None) -> int:
 
 
 def largest_slice(weight: torch.Tensor, group: str) -> int:
-    """Return the largest number of classes that a rank has of a layer; only the first call of a weight asks the ranks.
+    """Return the largest number of classes of a layer on one rank. Only the first call for a weight asks the ranks.
 
-    A weight that is resized in place keeps the number that it had. It chooses the size of chunks, no result.
+    A weight that is resized in place keeps its former number, which decides only the size of chunks, not the result.
     """
     of_weight: dict[str, int] = _largest_slices.setdefault(weight, {})  # type: ignore[no-untyped-call]
     if group not in of_weight:
@@ -152,7 +153,7 @@ def rows(
     sums = torch.stack([torch.exp(local_lse - largest_lse), at_target, total, owned.to(scale.dtype)])
     dist.all_reduce(sums, dist.ReduceOp.SUM, group=process_group)
     exponentials, at_target, total, owners = sums
-    lse = (largest_lse + exponentials.log()).masked_fill(owners == 0, torch.nan)  # a target that nobody has
+    lse = (largest_lse + exponentials.log()).masked_fill(owners == 0, torch.nan)  # a target that is on no rank
     loss = lse - (1 - options.label_smoothing) * at_target
     if options.label_smoothing:
         loss = loss - options.label_smoothing * total / num_classes

@@ -1,4 +1,4 @@
-"""`cross_entropy`: that of torch, with weights and statistics by domain."""
+"""`cross_entropy`: torch's function, with weights and statistics by domain."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def cross_entropy(
         label_smoothing: Share of the uniform distribution in the target, in [0, 1].
         domain_ids: Integers of the shape of target, or (N,) for one domain per sequence.
         domain_weights: (K,) weights, indexed by domain id; finite and not negative. If they are
-            differentiated, "auto" takes the reference backend.
+            differentiated, "auto" chooses the reference backend.
         token_weights: Weights of the shape of target, or (N,); with the same rules as domain_weights.
         z_loss: Coefficient of lse², which keeps the logits from drifting (Chowdhery et al., PaLM, 2022).
         softcap: Replace logits x by softcap * tanh(x / softcap) first (Gemma 2, 2024).

@@ -180,7 +180,7 @@ def linear_cross_entropy(
 
 
 def check_chunk_size(chunk_size: int | None, options: torch.nn.LinearCrossEntropyOptions | None) -> int | None:
-    """Return the chunk size of the two arguments that may give it."""
+    """Return the chunk size, which either of two arguments may set."""
     if options is not None:
         if chunk_size is not None:
             raise ValueError("options and chunk_size both give the rows of a chunk; use chunk_size alone")

@@ -1,6 +1,6 @@
-"""Pictures of what a mixture did.
+"""Figures of the effects of mixtures.
 
-A method has the same colour and line in all of them. They are matplotlib figures, as wide as a README at most.
+A method has the same colour and line in all of them. They are matplotlib figures, at most as wide as a README.
 """
 
 from pycooldown.plots.comparisons import curves, gains, gradient_norms, inflation, recipes_with_spread

@@ -1,4 +1,4 @@
-"""Pictures of recipes and methods beside each other."""
+"""Figures that compare recipes and methods."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def recipes_with_spread(
 
     Args:
         recipes: Names of the recipes, from the top down.
-        values: (mean, standard deviation) of each recipe, by group; the deviation is ``None`` where it is not known.
-        label: Name of what is measured.
-        best: Position of the recipe that gets a ring, by group. Name one only where its lead over every other is
-            beyond the interval of the difference; groups without a clear best have none.
+        values: (mean, standard deviation) of each recipe, by group; the deviation is ``None`` if it is not known.
+        label: Name of the measured quantity.
+        best: Position of the recipe that gets a ring, by group. Include a group only if the recipe's lead over every
+            other is beyond the interval of the difference.
     """
     best = best or {}
     figure = new_figure(2.1 * len(values) + 1.6, 0.28 * len(recipes) + 1.1)
@@ -84,7 +84,7 @@ def gains(panels: Mapping[str, Mapping[str, Curve]], *, columns: int, x_label: s
 
 
 def inflation(lines: Mapping[str, Curve]) -> Figure:
-    """Draw the variance inflation F of scalarization over tau (Li et al., NAACL 2025, figure 2), a line a corpus.
+    """Draw the variance inflation F of scalarization over tau (Li et al., NAACL 2025, figure 2), a line per corpus.
 
     The lines are shades of one scale: a corpus has no colour of a method.
     """
@@ -100,7 +100,7 @@ def curves(lines: Mapping[str, Curve], *, x_label: str, y_label: str) -> Figure:
 
 
 def gradient_norms(norms: Mapping[str, Vector]) -> Figure:
-    """Draw norms of minibatch gradients at equal parameters (Li et al., NAACL 2025, figure 3), a box a mixture.
+    """Draw norms of minibatch gradients at equal parameters (Li et al., NAACL 2025, figure 3), one box per mixture.
 
     A box holds the middle half of the norms, its line is the median, and circles lie beyond 1.5 lengths of the box.
     """
@@ -138,7 +138,7 @@ def _one_panel(
 
 
 def _legend(values: Mapping[str, Sequence[tuple[float, float | None]]], best: Mapping[str, int]) -> str:
-    """Return what the marks of a figure of recipes mean."""
+    """Return the meaning of the marks in a figure of recipes."""
     if any(deviation is None for pairs in values.values() for _, deviation in pairs):
         return "one seed, so the spread is unknown"
     ring = "ring: best beyond the interval of the differences" if best else "none is best beyond the interval"

@@ -1,4 +1,4 @@
-"""Pictures of runs: losses and shares of domains over their steps or epochs."""
+"""Figures of runs: losses and shares of domains over their steps or epochs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _MAX_PANELS = 12
 _MAX_BANDS = 12
-_MAX_POINTS = 400  # of a line; a panel has about as many pixels
+_MAX_POINTS = 400  # maximum points of a line; a panel has about as many pixels
 
 
 def loss_curves(
@@ -28,8 +28,8 @@ def loss_curves(
     """Draw one panel for each domain with a line for each run, and a band around it where the error is known.
 
     Args:
-        curves: Curves by run and domain, with domains in the order of the first run, largest first. Of more than 12
-            domains, 12 are shown, evenly spread.
+        curves: Curves by run and domain, with domains in the order of the first run, largest first. If there are more
+            than 12 domains, 12 evenly spread ones are shown.
         x_label: Name of x.
         y_label: Name of y.
         log_x: Whether x is logarithmic; points at x <= 0 are left out then.
@@ -71,8 +71,8 @@ def sampling_over_time(curves: Mapping[str, Mapping[str, Curve]], y_label: str =
     """Draw one panel for each run: the shares of its domains, stacked, by step.
 
     Args:
-        curves: Shares over steps, by run and domain, largest domain first; they sum to 1 at each step, and a run's
-            domains share the steps. Of more than 12 domains, the last ones are drawn as one.
+        curves: Shares over steps, by run and domain, largest domain first. They sum to 1 at each step, and a run's
+            domains have the same steps. If there are more than 12 domains, the last ones are drawn as one.
         y_label: Name of the share.
     """
     columns = min(3, len(curves))
@@ -98,7 +98,7 @@ def sampling_over_time(curves: Mapping[str, Mapping[str, Curve]], y_label: str =
 
 
 def _bands(lines: Mapping[str, Curve]) -> tuple[Vector, dict[str, Vector]]:
-    """Return the steps and the shares that are drawn, the small domains as one."""
+    """Return the steps and the drawn shares, with the small domains as one."""
     names = list(lines)
     kept = names if len(names) <= _MAX_BANDS else names[: _MAX_BANDS - 1]
     steps = lines[names[0]].x

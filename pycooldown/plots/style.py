@@ -1,4 +1,4 @@
-"""What all pictures share: sizes, colours by method, and labels of axes that do not overlap."""
+"""The common style of all figures: sizes, colours by method, and axis labels that do not overlap."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 9.0  # inches; a README shows about 6 inches at this resolution, so text of 10 points stays legible
-# Colours of Okabe and Ito, without yellow, then of Tol's "muted" set: people with colour-blindness can tell them apart.
+# Colours of Okabe and Ito, without yellow, then of Tol's "muted" set: colour-blind people can distinguish them.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# Colour and line of each method, the same in all figures. Weighting has the colour of sampling with the same target.
+# Colour and line of each method in all figures. Weighting has the colour of sampling with the same target.
 METHODS = {
     "temperature1": ("#56B4E9", "-"),
     "temperature": ("#0072B2", "-"),
@@ -73,14 +73,14 @@ class Curve(NamedTuple):
 
 
 def line_style(name: str) -> dict[str, Any] | None:
-    """Return colour and line style of a method, whatever its case and punctuation; ``None`` for other names."""
+    """Return colour and line style of a method, ignoring case and punctuation; ``None`` for other names."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower().partition("\n")[0])
     style = METHODS.get(re.sub("^translation(pair)?", "", plain))
     return None if style is None else {"color": style[0], "linestyle": style[1]}
 
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return colour and line style by name; names of no method get the colours that are left, in order."""
+    """Return colour and line style by name; other names get the remaining colours, in order."""
     known = {name: line_style(name) for name in names}
     used = {style["color"] for style in known.values() if style is not None}
     left = [colour for colour in _COLOURS if colour not in used] or list(_COLOURS)
@@ -115,7 +115,7 @@ def label_few(panel: Axes, most: int = 4) -> None:
 
 
 def label_decades(panel: Axes, most: int = 5) -> None:
-    """Make x logarithmic and label it at powers of ten, and between them where a panel spans few decades."""
+    """Make x logarithmic and label it at powers of ten, and between them if a panel spans few decades."""
     from matplotlib.ticker import FixedLocator, NullFormatter
 
     panel.set_xscale("log")

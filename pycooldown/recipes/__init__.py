@@ -1,4 +1,4 @@
-"""Training runs that are described in a few lines of YAML.
+"""Training runs described by a few lines of YAML.
 
     from pycooldown.recipes import load_recipe, train    # train(load_recipe("recipe.yaml"), "runs/one")
 

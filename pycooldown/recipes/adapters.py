@@ -1,4 +1,4 @@
-"""Adapters of peft on the weights of a folder, as a recipe's section ``peft`` describes them."""
+"""Adapters of peft on the weights of a folder, as described by a recipe's section ``peft``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ADAPTER = "adapter_config.json"
 
 
 def adapt(model: PreTrainedModel, section: dict[str, Any]) -> Any:
-    """Return a model with a new adapter, which alone is trained.
+    """Return a model with a new adapter; only the adapter is trained.
 
     Args:
         model: The model.
-        section: ``type`` and options of the configuration class that peft has for that type.
+        section: ``type`` and the options of peft's configuration class for that type.
 
     Raises:
         ImportError: If peft is not installed.
@@ -27,7 +27,9 @@ def adapt(model: PreTrainedModel, section: dict[str, Any]) -> Any:
         import peft
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as kinds
     except ImportError as error:
-        raise ImportError("the section peft of a recipe needs peft: pip install peft") from error
+        raise ImportError(
+            "the recipe's section peft needs the package peft; install it with: pip install peft"
+        ) from error
     names = {str(getattr(kind, "value", kind)).lower(): cls for kind, cls in kinds.items()}
     kind = str(section["type"]).lower()
     if kind not in names:
@@ -48,7 +50,7 @@ def adapt(model: PreTrainedModel, section: dict[str, Any]) -> Any:
 
 
 def load_adapted(folder: Path) -> Any:
-    """Return the model that an adapter in a folder was trained on, with it."""
+    """Return the model of an adapter in a folder, together with the adapter."""
     import peft
 
     config = peft.PeftConfig.from_pretrained(str(folder))

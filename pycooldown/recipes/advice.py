@@ -1,4 +1,4 @@
-"""Advice on a mixture, from trainings at several exposures and skews. Outside their range there is none."""
+"""Advice on a mixture, based on trainings at several exposures and skews. There is none outside their range."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 from pycooldown.mixture import temperature
 
 STORED = Path(__file__).with_name("advice.json")
-# How far a setting may lie from a regime that was tried, as factors of passes and of skew. The rarest domain's share at
-# tau = 5 goes with the fifth root of the skew.
+# The largest distance between a setting and a trained regime, as factors of passes and of skew. The rarest domain's
+# share at tau = 5 varies with the fifth root of the skew.
 NEAR_PASSES, NEAR_SKEW = 2.0, 3.0
-DEFAULT = "cooldown"  # what is advised where no other system was clearly better
+DEFAULT = "cooldown"  # the advice if no other system was clearly better
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Finding:
         passes: Passes over the rarest domain at tau = 5.
         skew: Size of the largest domain over that of the rarest.
         losses: Validation loss of each system: the mean over domains and seeds, in nats a token.
-        advised: The system that is advised there: Cooldown, unless another was clearly better.
-        outcome: What was found there, in a sentence.
+        advised: The system advised there: Cooldown, unless another was clearly better.
+        outcome: The result there, in one sentence.
     """
 
     passes: float
@@ -43,17 +43,17 @@ class Finding:
         return min(self.losses, key=lambda system: self.losses[system])
 
     def distance(self, passes: float, skew: float) -> float:
-        """Return how far a setting is from the regime, in logarithms of passes and of the fifth root of the skew."""
+        """Return the distance of a setting from the regime, in logarithms of passes and of the skew's fifth root."""
         return math.hypot(math.log(self.passes / passes), math.log(self.skew / skew) / 5)
 
     def is_near(self, passes: float, skew: float) -> bool:
-        """Return whether the regime can stand for a setting."""
+        """Return whether a setting is near enough to the regime."""
         ratios = ((self.passes / passes, NEAR_PASSES), (self.skew / skew, NEAR_SKEW))
         return all(1 / factor <= ratio <= factor for ratio, factor in ratios)
 
 
 def load(path: Path = STORED) -> list[Finding]:
-    """Read findings, by default those that come with the package."""
+    """Read findings, by default those of the package."""
     return [Finding(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
 
 
@@ -64,17 +64,17 @@ def save(findings: Sequence[Finding], path: Path) -> None:
 
 
 def nearest(findings: Sequence[Finding], passes: float, skew: float) -> Finding:
-    """Return the finding of the nearest regime, however far it is."""
+    """Return the finding of the nearest regime, at any distance."""
     return min(findings, key=lambda finding: finding.distance(passes, skew))
 
 
 def advise(sizes: Mapping[str, int], num_samples: int, findings: Sequence[Finding] | None = None) -> str:
-    """Say what was found for domains like these.
+    """Return the advice for domains like these, as text.
 
     Args:
         sizes: Training samples of each domain.
         num_samples: Samples that the run draws: its steps times its batch size.
-        findings: Those that come with the package by default.
+        findings: By default those of the package.
     """
     findings = load() if findings is None else findings
     counts = np.array(list(sizes.values()), dtype=np.float64)

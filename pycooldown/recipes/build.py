@@ -23,7 +23,7 @@ from pycooldown.recipes.schema import Recipe
 
 @atexit.register
 def _close_process_group() -> None:
-    """Join the threads of a process group that is still open; at times they abort a process that just exits."""
+    """Close an open process group and join its threads, which may abort the process if it just exits."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -35,7 +35,7 @@ class RecipeTrainer(MixtureTrainer):
     lr_scheduler: Any
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Return Trainer's scheduler, or the exponential one that it lacks."""
+        """Return Trainer's scheduler, or the exponential one, which Trainer lacks."""
         if self.lr_scheduler is None and self.recipe.training.decay == "exponential":
             self.lr_scheduler = learning_rate_decay.exponential(
                 optimizer or self.optimizer, warmup=self.recipe.training.warmup, num_steps=num_training_steps
@@ -47,7 +47,7 @@ class RecipeTrainer(MixtureTrainer):
 def assemble(recipe: Recipe, corpus: Corpus, args: TrainingArguments) -> RecipeTrainer:
     """Return the trainer, with the data and the model that follow from the recipe's seed.
 
-    What the recipe's method needs of a run comes from its hooks; see `pycooldown.recipes.methods.MethodOptions`.
+    The recipe's method states its needs through hooks; see `pycooldown.recipes.methods.MethodOptions`.
 
     Raises:
         ValueError: If model and data do not fit together, or no domain has validation data.
@@ -58,7 +58,7 @@ def assemble(recipe: Recipe, corpus: Corpus, args: TrainingArguments) -> RecipeT
     dataset = corpus.train()
     collate = corpus.collator(translates=model.config.is_encoder_decoder)
     if recipe.decoding is not None and not model.config.is_encoder_decoder:
-        raise ValueError(f"decoding needs a model that translates; {type(model).__name__} does not")
+        raise ValueError(f"decoding needs an encoder-decoder, but {type(model).__name__} is none; leave decoding out")
     if recipe.peft is not None:
         model = adapt(model, recipe.peft)
     kept, probe = training_sizes(recipe, sizes), None
@@ -80,7 +80,7 @@ def assemble(recipe: Recipe, corpus: Corpus, args: TrainingArguments) -> RecipeT
         allow_non_finite_loss=recipe.training.allow_non_finite,
     )
     trainer.recipe = recipe
-    trainer.remove_callback(PrinterCallback)  # metrics.jsonl has what it would print
+    trainer.remove_callback(PrinterCallback)  # metrics.jsonl holds the same values
     for from_step, batch_size in recipe.training.batch_sizes[1:]:
         trainer.set_batch_size(batch_size, from_step=from_step)
     for callback in method.callbacks(args.max_steps):
@@ -89,17 +89,17 @@ def assemble(recipe: Recipe, corpus: Corpus, args: TrainingArguments) -> RecipeT
 
 
 def _validation(corpus: Corpus, count: int) -> dict[str, Any]:
-    """Return validation sequences by domain, and warn of domains that have none."""
+    """Return validation sequences by domain, and warn about domains that have none."""
     found = corpus.validation(count)
     missing = [domain for domain in corpus.sizes if domain not in found]
     if not found:
         raise ValueError(
-            "no domain has validation documents; run `pycooldown tokenize` with --validation 20, say, or give "
+            "no domain has validation documents; run `pycooldown tokenize` with --validation (for example 20), or set "
             "data.validation_sources"
         )
     if missing:
         warnings.warn(
-            f"{', '.join(missing)}: no validation documents, so that these domains are not evaluated", stacklevel=2
+            f"{', '.join(missing)}: no validation documents, so these domains are not evaluated", stacklevel=2
         )
     return found
 
@@ -107,7 +107,7 @@ def _validation(corpus: Corpus, count: int) -> dict[str, Any]:
 def _hold_out(
     dataset: Any, sizes: Mapping[str, int], kept: Mapping[str, int]
 ) -> tuple[Subset[Any], dict[str, Subset[Any]]]:
-    """Return the training samples, and by domain the others, which are spread evenly over it."""
+    """Return the training samples, and by domain the held-out ones, which are spread evenly over the domain."""
     train: list[int] = []
     held_out, begin = {}, 0
     for domain, size in sizes.items():

@@ -1,4 +1,4 @@
-"""What a recipe trains on: packed pairs, or documents as tokens. Nothing here needs torch before data are read."""
+"""The training data of a recipe: packed pairs, or documents as tokens. Nothing needs torch before data are read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OF_DOCUMENTS = ("length", "mode", "intra_document_attention", "vocabulary_size"
 
 @dataclass(frozen=True)
 class TokenIds:
-    """What a model needs to know of a tokenizer; ids that it does not have are None."""
+    """The properties of a tokenizer that a model needs; ids that it does not have are None."""
 
     vocabulary_size: int
     pad_id: int | None
@@ -38,12 +38,12 @@ class Corpus(ABC):
     """Training and validation sequences by domain.
 
     Attributes:
-        data: The recipe's section, with every value that has a default filled in.
-        fingerprint: Of the content.
-        sizes: Training sequences by domain, in the order that a run lays them out.
-        length: Most tokens of a sequence.
-        token_ids: Of the tokenizer.
-        tokenizer: What turns ids back into text, of packed pairs.
+        data: The recipe's section, with all defaults filled in.
+        fingerprint: Hash of the content.
+        sizes: Training sequences by domain, in the order of the run.
+        length: Maximum tokens of a sequence.
+        token_ids: Ids of the tokenizer.
+        tokenizer: For packed pairs, turns ids back into text.
     """
 
     data: Data
@@ -55,17 +55,17 @@ class Corpus(ABC):
 
     @abstractmethod
     def train(self) -> Any:
-        """Return the training sequences, the domains laid end to end."""
+        """Return the training sequences, domain after domain."""
 
     @abstractmethod
     def collator(self, *, translates: bool) -> Collator:
-        """Return the collator that makes the model's inputs; ``translates``: for an encoder-decoder."""
+        """Return the collator for the model's inputs. With ``translates`` the model is an encoder-decoder."""
 
     @abstractmethod
     def _validation_parts(self, domains: Iterable[str]) -> dict[str, Any]: ...
 
     def validation(self, count: int, domains: Iterable[str] | None = None) -> dict[str, Samples]:
-        """Return at most ``count`` validation sequences of each domain that has some, evenly spread."""
+        """Return at most ``count`` evenly spread validation sequences of each domain that has any."""
         from torch.utils.data import Subset
 
         chosen: dict[str, Samples] = {}
@@ -76,13 +76,13 @@ class Corpus(ABC):
 
 
 class Pairs(Corpus):
-    """A folder that `pycooldown pack` wrote."""
+    """A folder written by `pycooldown pack`."""
 
     def __init__(self, data: Data) -> None:
         if given := [name for name in _OF_DOCUMENTS if getattr(data, name) is not None]:
             raise ValueError(
                 f"data.{given[0]} is for documents, but {data.path} holds packed pairs; leave it out (max_length cuts "
-                "pairs), or give a folder that `pycooldown tokenize` wrote"
+                "pairs), or use a folder written by `pycooldown tokenize`"
             )
         assert data.path is not None
         self._manifest = load_manifest(Path(data.path))
@@ -109,16 +109,16 @@ class Pairs(Corpus):
 
 
 class Tokens(Corpus):
-    """Documents in sequences of one length: a folder that `pycooldown tokenize` wrote, or other sources by domain."""
+    """Documents in sequences of one length, from a folder of `pycooldown tokenize` or other sources by domain."""
 
     def __init__(self, data: Data) -> None:
         if data.max_length is not None:
-            raise ValueError("data.max_length cuts packed pairs; the sequences of documents have data.length")
+            raise ValueError("data.max_length is for packed pairs, but these data are documents; use data.length")
         mode = data.mode or "concat"
         if mode == "document" and data.intra_document_attention is False:
             raise ValueError(
-                "data.intra_document_attention is false with mode 'document', whose rows hold one document each; leave "
-                "it out"
+                "data.intra_document_attention is false, but in mode 'document' every row holds one document only; "
+                "leave it out"
             )
         within = data.intra_document_attention is not False
         self.length = data.length or 1024
@@ -135,13 +135,13 @@ class Tokens(Corpus):
         return self._dataset
 
     def collator(self, *, translates: bool) -> Collator:
-        """Return what stacks sequences.
+        """Return the function that stacks sequences.
 
         Raises:
-            ValueError: For an encoder-decoder, which documents have no source for.
+            ValueError: For an encoder-decoder, because documents have no source side.
         """
         if translates:
-            raise ValueError("documents are for a decoder; an encoder-decoder needs pairs that `pycooldown pack` wrote")
+            raise ValueError("documents need a decoder; an encoder-decoder needs pairs written by `pycooldown pack`")
         from pycooldown.data.tokens import TokenDataset
 
         collate: Any = TokenDataset.collate
@@ -171,7 +171,7 @@ class Cut(Corpus):
         return Subset(self._whole.train(), chosen)
 
     def collator(self, *, translates: bool) -> Collator:
-        """Return that of the whole corpus."""
+        """Return the collator of the whole corpus."""
         return self._whole.collator(translates=translates)
 
     def _validation_parts(self, domains: Iterable[str]) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def cut_sizes(sizes: Mapping[str, int], share: Shares) -> dict[str, int]:
     """Return a share of each size, rounded.
 
     Raises:
-        ValueError: If a domain is unknown, or nothing is left of one.
+        ValueError: If a domain is unknown, or no sequence of one is left.
     """
     shares = share if isinstance(share, dict) else dict.fromkeys(sizes, share)
     if unknown := sorted(set(shares) - set(sizes)):
@@ -197,11 +197,11 @@ def cut_sizes(sizes: Mapping[str, int], share: Shares) -> dict[str, int]:
 
 
 def open_corpus(data: Data) -> Corpus:
-    """Open what a recipe's section ``data`` names.
+    """Open the data of a recipe's section ``data``.
 
     Raises:
-        FileNotFoundError: If it is not there.
-        ValueError: If it is damaged, lacks a domain, or does not take an option that is given.
+        FileNotFoundError: If they do not exist.
+        ValueError: If they are damaged, lack a domain, or do not support a given option.
     """
     whole = Tokens(data) if data.path is None or _is_of_tokens(Path(data.path)) else Pairs(data)
     return whole if data.share == 1 else Cut(whole, data.share)
@@ -213,10 +213,10 @@ def _is_of_tokens(folder: Path) -> bool:
         raw = json.loads(read_bounded(path, MAX_MANIFEST))
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{path} is missing; expected a folder that `pycooldown tokenize` or `pycooldown pack` has finished"
+            f"{path} is missing; expected a folder finished by `pycooldown tokenize` or `pycooldown pack`"
         ) from error
     except (ValueError, RecursionError):
-        return False  # the other reader says what is wrong
+        return False  # the reader of pairs reports the fault
     return isinstance(raw, dict) and raw.get("format") == TOKENS
 
 
@@ -230,7 +230,9 @@ def _chosen(data: Data, sizes: Mapping[str, Any]) -> dict[str, Any]:
         return dict(sizes)
     for domain in data.domains:
         if domain not in sizes:
-            raise ValueError(f"data.domains has {domain!r}; {data.path or 'data.sources'} has {', '.join(sizes)}")
+            raise ValueError(
+                f"data.domains has {domain!r}; expected domains of {data.path or 'data.sources'}: {', '.join(sizes)}"
+            )
     if len(set(data.domains)) != len(data.domains):
         raise ValueError(f"data.domains has a name twice: {', '.join(data.domains)}")
     return {domain: sizes[domain] for domain in data.domains}

@@ -1,4 +1,4 @@
-"""The token datasets that a recipe's section ``data`` names, for training and validation."""
+"""The token datasets for a recipe's section ``data``, for training and validation."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def open_tokens(data: Data, choose: Callable[[Mapping[str, Any]], list[str]], op
     """Open training and validation data.
 
     Args:
-        data: With `path` or `sources`.
-        choose: Returns the recipe's domains of all, or raises ValueError.
-        options: Of `TokenDataset`.
+        data: The section, with `path` or `sources`.
+        choose: Return the recipe's domains among all, or raise ValueError.
+        options: Options of `TokenDataset`.
 
     Raises:
         OSError: If a file cannot be read.
-        ValueError: If a file is damaged, or a source is not one.
+        ValueError: If a file is damaged, or a source is not described correctly.
     """
     if data.path is not None:
         if data.vocabulary_size is not None:
@@ -53,7 +53,7 @@ def open_tokens(data: Data, choose: Callable[[Mapping[str, Any]], list[str]], op
         ids = (tokenizer["vocabulary_size"], None, tokenizer.get("bos_id"), tokenizer.get("eos_id"))
         return Found(train, validation, ids)
     assert data.sources is not None
-    assert data.vocabulary_size is not None  # the schema sees to both
+    assert data.vocabulary_size is not None  # the schema checks both
     options = {**options, "vocabulary_size": data.vocabulary_size}
     domains = choose(data.sources)
     train = TokenDataset({name: _files(name, data.sources[name]) for name in domains}, **options)
@@ -69,10 +69,10 @@ def open_tokens(data: Data, choose: Callable[[Mapping[str, Any]], list[str]], op
 
 
 def fingerprint(data: Data, files: Mapping[str, list[TokenFile]], validation: Mapping[str, TokenDataset]) -> str:
-    """Return a hash of what data hold.
+    """Return a hash of the data.
 
-    That of a folder is of the hashes in its manifest; that of other sources of the names of domains and, of each file,
-    dtype, size, and its first and last 64 KiB.
+    For a folder it covers the hashes in its manifest. For other sources it covers the names of domains and, of each
+    file, dtype, size, and the first and last 64 KiB.
     """
     digest = hashlib.sha256()
     if data.path is not None:
@@ -100,7 +100,7 @@ def edges(path: Path) -> bytes:
 
 
 def _files(domain: str, given: Any) -> list[str | TokenFile]:
-    """Return the files of one domain: shards by their paths, others opened by `token_sources`."""
+    """Return the files of one domain: paths of shards, and other files opened by `token_sources`."""
     files: list[str | TokenFile] = []
     for one in given if isinstance(given, list) else [given]:
         where = f"data.sources.{domain}"

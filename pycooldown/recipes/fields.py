@@ -1,4 +1,4 @@
-"""The types that fields of a recipe are annotated with: what YAML may hold for them, and within which bounds."""
+"""The types that annotate a recipe's fields: which YAML values are accepted, and within which bounds."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 def _refuse_truth_values(value: Any) -> Any:
-    if isinstance(value, bool):  # Python counts True as 1, a recipe does not
+    if isinstance(value, bool):  # in Python True is 1, but a recipe must not use it as a number
         raise PydanticKnownError("float_type")
     return value
 
 
-# YAML 1.1 reads 1e-3 and inf as text, which pydantic takes for numbers.
+# YAML 1.1 reads 1e-3 and inf as text; pydantic turns it into numbers.
 _Numeric = BeforeValidator(_refuse_truth_values)
 
-_LARGEST = 10**12  # more than any run needs; 64 bits and JSON can still count it
+_LARGEST = 10**12  # more than any run needs, and exact in 64 bits and in JSON
 
 Count = Annotated[int, Field(strict=True, ge=1, le=_LARGEST)]
 Natural = Annotated[int, Field(strict=True, ge=0, le=_LARGEST)]
@@ -56,7 +56,7 @@ def _batch_size(value: Any) -> Any:
     pairs = _pairs.validate_python(value)
     starts = [start for start, _ in pairs]
     if not starts or starts[0] != 0 or starts != sorted(set(starts)):
-        raise ValueError(f"it has sizes from steps {starts} on; expected 0 and then increasing steps")
+        raise ValueError(f"its pairs start at steps {starts}; expected 0 and then increasing steps")
     return pairs
 
 

@@ -26,15 +26,15 @@ from pycooldown.recipes.schema import Data
 
 @dataclass(frozen=True)
 class RunGradients:
-    """The model and the data of a run, for its gradients.
+    """The model and the data of a run, for measuring its gradients.
 
     Attributes:
         model: The model with the run's final weights, without dropout.
-        dataset: The training samples, the domains laid end to end.
+        dataset: The training samples, domain after domain.
         sizes: Training samples of each domain.
         batch_size: Sequences of a step.
-        collate: Makes the model's inputs of samples.
-        label_smoothing: That of the training loss.
+        collate: Makes the model's inputs from samples.
+        label_smoothing: Label smoothing of the training loss.
     """
 
     model: PreTrainedModel
@@ -46,7 +46,7 @@ class RunGradients:
 
     @classmethod
     def load(cls, folder: str | Path) -> RunGradients:
-        """Read a run that `train` wrote.
+        """Read a run written by `train`.
 
         Raises:
             ValueError: If there is no finished run, or its data have changed.
@@ -55,7 +55,7 @@ class RunGradients:
         data = TypeAdapter(Data).validate_python(run.recipe["data"])
         corpus = open_corpus(data)
         if corpus.fingerprint != run.recipe["fingerprint"]:
-            raise ValueError(f"{data.path} holds other data than {folder} was trained on; prepare its corpus again")
+            raise ValueError(f"{data.path} holds other data than {folder} was trained on; restore the data of that run")
         model, size = load_model(run.path).eval(), run.recipe["training"]["batch_size"]
         return cls(
             model,
@@ -88,12 +88,12 @@ def measure_run(
 ) -> tuple[DomainMoments, list[MixtureVariance]]:
     """Measure gradients at a run's final weights, on its data and with its batch size.
 
-    For every tau there is temperature sampling (multinomial and systematic allocation), scalarization, and
-    variance-aware sampling, which has the q that `theory.optimal_sampling` gives for the measured moments. The loss of
-    a sample is the mean over its tokens.
+    Each tau is measured for temperature sampling (multinomial and systematic allocation), scalarization, and
+    variance-aware sampling, whose q is `theory.optimal_sampling` of the measured moments. The loss of a sample is the
+    mean over its tokens.
 
     Args:
-        folder: A run that `train` wrote.
+        folder: A run written by `train`.
         taus: Temperatures.
         num_batches: Batches for each mixture and allocation.
         num_groups: Groups of 8 samples, for the moments of each domain.
@@ -120,7 +120,7 @@ def measure_run(
 
 
 def save_figures(results: Sequence[MixtureVariance], folder: str | Path) -> list[Path]:
-    """Write the inflation F by tau, and the norms of the measured gradients; figures 2 and 3 of Li et al. (2025)."""
+    """Write figures of the inflation F by tau and of the measured gradient norms (Li et al., 2025, figures 2 and 3)."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     first = results[0].mixture

@@ -1,4 +1,4 @@
-"""A grid of overrides: every combination of comma-separated values, as a recipe with a name of its own."""
+"""A grid of overrides: a named recipe for every combination of comma-separated values."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def expand_grid(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
 
     Args:
         paths: YAML files.
-        overrides: ``section.key=value`` each. Values that are separated by commas, outside of brackets and quotes, span
-            the grid: ``mixture.tau=2,3,5``.
+        overrides: Texts ``section.key=value``. Values separated by commas outside brackets and quotes span the grid, as
+            in ``mixture.tau=2,3,5``.
 
     Raises:
-        ValueError: If a recipe is not accepted (see `load_recipe`), two share a name, a key stands twice, or the grid
+        ValueError: If a recipe is invalid (see `load_recipe`), two share a name, a key is given twice, or the grid
             has more than `MAX_POINTS` points.
         FileNotFoundError: If there is no such file.
     """
@@ -48,13 +48,13 @@ def expand_grid(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
         if not equals:
             raise ValueError(f"override {override!r}: expected section.key=value[,value...], as in mixture.tau=2,3,5")
         if key in axes:
-            raise ValueError(f"{key} stands twice; expected its values in one list, as in {key}=2,3,5")
+            raise ValueError(f"{key} is given twice; expected its values in one list, as in {key}=2,3,5")
         axes[key] = split_values(text)
     count = len(paths)
     for values in axes.values():
         count *= len(values)
     if count > MAX_POINTS:
-        raise ValueError(f"the grid has {count:,} points; expected at most {MAX_POINTS:,}")
+        raise ValueError(f"the grid has {count:,} points; expected at most {MAX_POINTS:,}; leave some values out")
     varied = [key for key, values in axes.items() if len(values) > 1]
     lasts = [key.rpartition(".")[2] for key in varied]
     labels = {key: last if lasts.count(last) == 1 else key for key, last in zip(varied, lasts, strict=True)}
@@ -64,14 +64,14 @@ def expand_grid(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
             chosen = dict(zip(axes, combination, strict=True))
             name = "-".join([Path(path).stem, *(f"{labels[key]}={_plain(chosen[key])}" for key in varied)])
             if name in points:
-                raise ValueError(f"recipes share a name: {name}; rename a file, or give other values")
+                raise ValueError(f"two recipes have the name {name}; rename a file, or choose other values")
             recipe = load_recipe(path, [f"{key}={value}" for key, value in chosen.items()])
             points[name] = GridPoint(recipe, {key: chosen[key] for key in varied})
     return points
 
 
 def split_values(text: str) -> list[str]:
-    """Return the values in a text, separated by commas that stand outside of brackets and quotes."""
+    """Return the values in a text, separated by commas outside brackets and quotes."""
     values, depth, quote = [""], 0, ""
     for character in text:
         if quote:

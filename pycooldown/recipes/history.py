@@ -1,4 +1,4 @@
-"""Reading the folder of a finished run."""
+"""Read the folder of a finished run."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Run:
 
     Attributes:
         path: Its folder.
-        recipe: The recipe as resolved, with the data's ``fingerprint`` and the ``sizes`` of the domains.
-        train: What was logged of training, one mapping for each time: ``step``, ``loss``, ``loss/{domain}``, ...; of
-            more than 64 domains for some of them, while `series` has all.
-        evaluations: The same for evaluation: ``step``, ``eval_loss``, ``eval_loss/{domain}``.
-        summary: ``steps``, ``seconds``, ``eval_loss`` and for each of ``domains`` size, draws, tokens, epochs and loss,
-            and BLEU and chrF where validation pairs were translated.
+        recipe: The resolved recipe, with the data's ``fingerprint`` and the ``sizes`` of the domains.
+        train: Training logs, one mapping per log: ``step``, ``loss``, ``loss/{domain}``, ... With more than 64 domains
+            a log has only some of them, while `series` has all.
+        evaluations: Evaluation logs: ``step``, ``eval_loss``, ``eval_loss/{domain}``.
+        summary: ``steps``, ``seconds``, ``eval_loss`` and for each of ``domains`` size, draws, tokens, epochs and loss.
+            BLEU and chrF are included if validation pairs were translated.
     """
 
     path: Path
@@ -50,13 +50,13 @@ class Run:
         return sizes
 
     def series(self, name: str) -> tuple[Vector, dict[str, Vector]]:
-        """Return the steps of the logs, (n,), and what was logged of each domain, (n,), by domain.
+        """Return the steps of the logs, (n,), and the logged values (n,) by domain.
 
         Args:
             name: ``q``, ``samples``, ``tokens``, ``epochs``, ``loss``, ``v``, ``target``, ``share`` or ``eval_loss``.
 
         Returns:
-            The steps and the values; NaN where a domain has none. Without any log there are no values.
+            The steps and the values; NaN if a domain has none. Without any log there are no values.
 
         Raises:
             ValueError: If the file of a run of many domains is damaged.
@@ -67,7 +67,10 @@ class Run:
             records = domain_log.read(path)
             values = records[name].reshape(len(records), -1).astype(np.float64)
             if values.shape[1] != len(self.sizes):
-                raise ValueError(f"{path} has {values.shape[1]} domains and {self.path / RECIPE} {len(self.sizes)}")
+                raise ValueError(
+                    f"{path} has {values.shape[1]} domains, but {self.path / RECIPE} has {len(self.sizes)}; restore "
+                    "the folder from a copy"
+                )
             return records["step"].astype(np.float64), dict(zip(self.sizes, values.T, strict=True))
         entries = self.evaluations if evaluated else self.train
         steps = np.array([entry["step"] for entry in entries], dtype=np.float64)
@@ -83,9 +86,9 @@ class Run:
         """
         path = Path(path)
         if not (path / RECIPE).exists():
-            raise ValueError(f"{path} holds no run; expected a folder that `pycooldown train` wrote")
+            raise ValueError(f"{path} holds no run; expected a folder written by `pycooldown train`")
         if not (path / SUMMARY).exists():
-            raise ValueError(f"the run in {path} is not finished; go on with `pycooldown train ... --resume`")
+            raise ValueError(f"the run in {path} is not finished; continue it with `pycooldown train ... --resume`")
         recipe, summary = read_json(path / RECIPE, "sizes"), _with_nan(read_json(path / SUMMARY, "domains"))
         summary["domains"] = {domain: _with_nan(entry) for domain, entry in summary["domains"].items()}
         try:
@@ -118,5 +121,5 @@ def _text(path: Path) -> str:
 
 
 def _with_nan(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return measures with NaN where JSON has null, for losses that were not finite."""
+    """Return values with NaN in place of JSON's null, which stands for losses that were not finite."""
     return {key: math.nan if value is None and "loss" in key else value for key, value in entry.items()}

@@ -1,4 +1,4 @@
-"""The schedule of the learning rate."""
+"""Schedules of the learning rate."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 Decay = Literal["cosine", "inverse_sqrt", "exponential"]
 
-_FINAL = 0.1  # what "cosine" and "exponential" end with, as a share of the highest rate
-_LEFT = 1e-10 / 9e-4  # share of the way down that "exponential" has left at the end
+_FINAL = 0.1  # final rate of "cosine" and "exponential", as a share of the highest rate
+_LEFT = 1e-10 / 9e-4  # share of the decay that remains for "exponential" at the end
 
 
 def arguments(decay: Decay) -> dict[str, Any]:
@@ -19,11 +19,11 @@ def arguments(decay: Decay) -> dict[str, Any]:
 
 
 def exponential(optimizer: Any, *, warmup: int, num_steps: int) -> Any:
-    """Return a scheduler of torch whose rate rises linearly and then decays to a tenth.
+    """Return a torch scheduler whose rate rises linearly and then decays exponentially to a tenth.
 
     This is the schedule of DoReMi's public code, whose AdamW goes from 1e-3 to 1e-4 after a warm-up of 6 % of the
-    steps: 1e-4 + 9e-4 gamma^t, t steps after the warm-up, with gamma such that 1e-10 of the second term is left at the
-    end. So the rate is near its final value long before the end of the run.
+    steps. t steps after the warm-up the rate is 1e-4 + 9e-4 gamma^t, with gamma such that 1e-10 of the second term
+    remains at the end. So the rate is near its final value long before the end of the run.
     """
     from torch.optim.lr_scheduler import LambdaLR
 

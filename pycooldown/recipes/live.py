@@ -1,4 +1,4 @@
-"""A table of the domains in the terminal. Each log renews it."""
+"""A live table of the domains in the terminal, updated by each log."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
 
-_ROWS = 30  # what a terminal shows at once; of more domains, those with the largest target
+_ROWS = 30  # rows that fit a terminal; with more domains, those with the largest target
 
 
 def domain_table(logs: Mapping[str, Any]) -> Table:
     """Return a table with a row for each domain of a trainer's log, by decreasing target.
 
-    The shares of samples and tokens count all that was drawn so far; loss, target and weight are those of the log.
+    The shares of samples and tokens cover all draws so far; loss, target and weight are those of the log.
     """
     of = {
         name: {key.partition("/")[2]: value for key, value in logs.items() if key.startswith(f"{name}/")}
@@ -37,7 +37,7 @@ def domain_table(logs: Mapping[str, Any]) -> Table:
             f"{of['samples'][domain] / samples:.2%}",
             f"{of['tokens'][domain] / tokens:.2%}",
             f"{of['epochs'][domain]:.2f}",
-            "" if loss is None else f"{loss:.4f}",  # none was drawn since the last log
+            "" if loss is None else f"{loss:.4f}",  # no sample was drawn since the last log
             f"{of['v'][domain]:.3g}",
         )
     if len(domains) > _ROWS:
@@ -46,7 +46,7 @@ def domain_table(logs: Mapping[str, Any]) -> Table:
 
 
 def time_left(seconds: float, done: int, left: int) -> str:
-    """Return the time that the remaining steps will take at the pace so far, as h:mm:ss."""
+    """Return the estimated time of the remaining steps at the pace so far, as h:mm:ss."""
     if done <= 0:
         return "?"
     minutes, rest = divmod(round(seconds / done * left), 60)
@@ -54,10 +54,10 @@ def time_left(seconds: float, done: int, left: int) -> str:
 
 
 class LiveTable(TrainerCallback):  # type: ignore[misc]
-    """Show the domains and the time left, in place of a progress bar.
+    """A callback that shows the domains and the time left, in place of a progress bar.
 
     Args:
-        console: Where; by default the terminal of stderr.
+        console: Where to print; by default the terminal of stderr.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -68,7 +68,7 @@ class LiveTable(TrainerCallback):  # type: ignore[misc]
         self._first = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin to draw, on one rank."""
+        """Start drawing, on one rank only."""
         self._begin, self._first, self._drawn = time.perf_counter(), state.global_step, -1.0
         if state.is_world_process_zero:
             self._live = Live(console=self.console, auto_refresh=False)
@@ -79,7 +79,7 @@ class LiveTable(TrainerCallback):  # type: ignore[misc]
         self._draw(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Show what is logged of training."""
+        """Show training logs."""
         if "loss" in logs and any(name.startswith("target/") for name in logs):
             self._table = domain_table(logs)
             self._draw(state)
@@ -89,7 +89,7 @@ class LiveTable(TrainerCallback):  # type: ignore[misc]
         self.close()
 
     def close(self) -> None:
-        """Give the terminal back, also when training has failed."""
+        """Release the terminal, also if training has failed."""
         if self._live is not None:
             self._live.refresh()
             self._live.stop()
@@ -102,6 +102,6 @@ class LiveTable(TrainerCallback):  # type: ignore[misc]
         left = time_left(seconds, state.global_step - self._first, state.max_steps - state.global_step)
         line = Text(f"step {state.global_step}/{state.max_steps}, {left} left")
         self._live.update(line if self._table is None else Group(self._table, line), refresh=False)
-        if seconds - self._drawn >= 0.25:  # a terminal does not have to show every step
+        if seconds - self._drawn >= 0.25:  # a few updates per second are enough
             self._live.refresh()
             self._drawn = seconds

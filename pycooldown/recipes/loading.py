@@ -1,4 +1,4 @@
-"""Reading recipes: a YAML file and overrides become a `Recipe`, or one error that lists all mistakes."""
+"""Read recipes: turn a YAML file and overrides into a `Recipe`, or raise one error that lists all mistakes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: A YAML file.
-        overrides: ``section.key=value`` each, also deeper, as in ``model.config.hidden_size=512``, or a whole section,
-            as in ``mixture={method: cooldown}``; values are as in YAML.
+        overrides: Texts ``section.key=value``, with deeper keys as in ``model.config.hidden_size=512``, or a whole
+            section as in ``mixture={method: cooldown}``. Values are YAML.
 
     Returns:
         The recipe.
 
     Raises:
-        ValueError: For keys, types or values that are not accepted. The message names the file and lists every mistake:
-            the key, what came, what is expected, and known keys of a similar name.
+        ValueError: For keys, types or values that are not accepted. The message names the file and lists every mistake
+            with the key, the given value, the expected one, and known keys with a similar name.
         OSError: If there is no such file, or it is a folder or a pipe.
     """
     try:
@@ -44,8 +44,8 @@ def recipe_of(values: dict[str, Any], source: str, overrides: Sequence[str] = ()
 
     Args:
         values: Sections by name.
-        source: What errors call the mapping.
-        overrides: As `load_recipe` takes them.
+        source: Name of the mapping in errors.
+        overrides: As for `load_recipe`.
     """
     values = copy.deepcopy(values)
     for override in overrides:
@@ -71,7 +71,7 @@ def recipe_of(values: dict[str, Any], source: str, overrides: Sequence[str] = ()
 
 
 def _override(text: str) -> tuple[Any, ...]:
-    """Return the keys of ``section.key=value`` from the outermost on, and the value."""
+    """Return the keys of ``section.key=value``, from the outermost inwards, and the value."""
     path, equals, value = text.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):

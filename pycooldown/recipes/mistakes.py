@@ -1,4 +1,4 @@
-"""Sentences for the mistakes in a recipe: the key, what came, what was expected, and known keys of a similar name."""
+"""Messages about mistakes in a recipe: the key, the given and the expected value, and keys with similar names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pycooldown.recipes.methods import find_method
 from pycooldown.recipes.model_section import model_kind
 from pycooldown.recipes.schema import Recipe
 
-_LONGEST = 80  # characters of a value that are shown
+_LONGEST = 80  # characters of a value shown in messages
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -37,14 +37,14 @@ def describe(error: ValidationError, values: dict[str, Any]) -> list[str]:
     """Return a sentence for each mistake that pydantic found in the sections of a recipe.
 
     Args:
-        error: What validating `values` raised.
+        error: The error raised by validating `values`.
         values: Sections by name, as they came from YAML.
     """
     return [_sentence(details, values) for details in error.errors(include_url=False)]
 
 
 def shown(value: Any, *, typed: bool = True, quoted: bool = True) -> str:
-    """Return a value as errors show it: its Python form, cut if it is long, and its type."""
+    """Return a value as shown in errors: its Python form, cut if it is long, and its type."""
     if value is None:
         return "empty"
     text = repr(value)
@@ -62,7 +62,7 @@ def _sentence(details: ErrorDetails, values: dict[str, Any]) -> str:
     if kind == "unexpected_keyword_argument":
         hint = _nearest(location[-1], _names(section))
         if location[0] == "training" and "token" in str(location[-1]):
-            hint = "; a budget in tokens is batch_size times data.length, as rows have one length"
+            hint = "; set batch_size to the tokens per step divided by data.length, as all rows have this length"
         return f"{where} is unknown; expected {_keys(section)}{hint}"
     if kind == "missing" and isinstance(location[-1], str):
         missing = _section(location, values)
@@ -86,14 +86,14 @@ def _sentence(details: ErrorDetails, values: dict[str, Any]) -> str:
         choices = context["expected"].replace(" or ", ", ")
         near = _nearest(given, choices.replace("'", "").split(", "))
         return f"{where} is {shown(given)}; expected one of {choices}{near}"
-    if kind in ("missing", "too_long"):  # in a list of a fixed length
+    if kind in ("missing", "too_long"):  # of a list with a fixed length
         place = location[:-1] if kind == "missing" else location
         length = len(get_args(_list_in(_hint(place, values))))
         return f"{_where(place)} is {shown(given)}; expected a list of {length} values"
     expected = _EXPECTED[kind].format(**context) if kind in _EXPECTED else details["msg"]
     hint = ""
     if kind == "string_type" and isinstance(given, bool):
-        hint = ": put it in quotes, YAML reads a bare no, on or yes as a truth value"
+        hint = ": put it in quotes, because YAML reads no, on or yes without quotes as a truth value"
     elif kind == "string_type" and not isinstance(given, list | dict):
         hint = ": put it in quotes"
     return f"{where} is {shown(given, typed=not context)}; expected {expected}{hint}"
@@ -105,7 +105,7 @@ def _where(location: Sequence[str | int]) -> str:
 
 
 def _section(location: Sequence[str | int], values: dict[str, Any]) -> Any:
-    """Return the dataclass whose keys stand at a location; ``None`` if none do."""
+    """Return the dataclass whose keys belong at a location, or ``None``."""
     if not location:
         return Recipe
     if location == ("mixture",):
@@ -133,7 +133,7 @@ def _hint(location: Sequence[str | int], values: dict[str, Any]) -> Any:
 
 
 def _list_in(hint: Any) -> Any:
-    """Return the list among the alternatives of an annotation, or the annotation if it has none."""
+    """Return the list type among the alternatives of an annotation, or the annotation itself."""
     return next((part for part in get_args(hint) if get_origin(part) is tuple), hint)
 
 

@@ -1,4 +1,4 @@
-"""The best mixture by a law that is fitted to the runs of a sweep: each domain's loss as a function of the mixture."""
+"""The best mixture by a law of each domain's loss as a function of the mixture, fitted to the runs of a sweep."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy.typing as npt
 from pycooldown.mixture import Vector
 
 Matrix = npt.NDArray[np.float64]
-_RIDGE = 1e-6  # keeps directions that the runs do not vary at a slope of 0
+_RIDGE = 1e-6  # keeps the slope at 0 in directions in which the runs do not vary
 _SMALLEST = 1e-12
 
 
 @dataclass(frozen=True)
 class SweepRuns:
-    """What a sweep's CSV says of its runs.
+    """The contents of a sweep's CSV file.
 
     Attributes:
         domains: K names.
@@ -56,7 +56,7 @@ class LossLaw:
 
 
 def read_sweep(path: str | Path) -> SweepRuns:
-    """Read ``sweep.csv``, or the one in a folder that `pycooldown sweep` wrote.
+    """Read ``sweep.csv`` from its path or from a folder written by `pycooldown sweep`.
 
     Raises:
         ValueError: If the file has other columns, or a run lacks a domain.
@@ -67,7 +67,7 @@ def read_sweep(path: str | Path) -> SweepRuns:
     with open(path, encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get("measure") == "loss"]
     if not rows or not {"recipe", "seed", "domain", "size", "epochs", "value"} <= set(rows[0]):
-        raise ValueError(f"{path} has no losses; expected the sweep.csv of `pycooldown sweep`")
+        raise ValueError(f"{path} has no losses; expected a sweep.csv written by `pycooldown sweep`")
     domains = tuple(dict.fromkeys(row["domain"] for row in rows))
     runs: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     for row in rows:
@@ -84,7 +84,7 @@ def fit_losses(mixtures: Matrix, losses: Matrix) -> LossLaw:
     """Fit the law to runs by least squares (Levenberg, 1944; Marquardt, 1963).
 
     Args:
-        mixtures: (R, K) mixtures of the runs, of at least K + 1 different ones.
+        mixtures: (R, K) mixtures of the runs; at least K + 1 must differ.
         losses: (R, K) their losses, finite.
 
     Raises:
@@ -97,7 +97,7 @@ def fit_losses(mixtures: Matrix, losses: Matrix) -> LossLaw:
             f"{mixtures.shape[1] + 1}, such as a sweep over mixture.tau and weights"
         )
     if not np.isfinite(losses).all():
-        raise ValueError("a loss of the runs is not finite; leave that run out")
+        raise ValueError("losses has a value that is not finite; leave that run out")
     fitted = [_fit_one(mixtures, y) for y in losses.T]
     floors, slopes = np.array([c for c, _ in fitted]), np.array([t for _, t in fitted])
     return LossLaw(floors, slopes, losses - floors - np.exp(mixtures @ slopes.T))
@@ -114,19 +114,19 @@ def best_mixture(
 ) -> Vector:
     """Return the mixture that minimises sum_k w_k L_k(p) + strength * KL(p || prior) with p_k <= most_k.
 
-    The objective is convex. It is descended by exponentiated gradients, each followed by the nearest mixture within the
-    bounds in the sense of KL.
+    The objective is convex. It is minimised by exponentiated gradient steps. After each, the mixture within the bounds
+    that is nearest in KL divergence is taken.
 
     Args:
         law: The fitted losses.
-        prior: (K,) mixture that p stays near to, all > 0.
+        prior: (K,) mixture that p is kept near to, all > 0.
         strength: Weight of the divergence, in nats of loss, >= 0.
-        most: (K,) upper bounds, such as those of a cap on epochs; none by default.
+        most: (K,) upper bounds, for example from a cap on epochs; none by default.
         importances: (K,) w, >= 0, even by default; scaled to sum to 1.
-        max_steps: Steps of the descent at most.
+        max_steps: Maximum number of descent steps.
 
     Raises:
-        ValueError: If an argument is out of its range, or the bounds leave no mixture.
+        ValueError: If an argument is out of its range, or no mixture satisfies the bounds.
     """
     start: Vector = np.asarray(prior, dtype=np.float64)
     start = start / start.sum()
@@ -175,7 +175,7 @@ def epoch_bounds(sizes: npt.ArrayLike, draws: int, max_epochs: float) -> Vector:
 
 
 def _within(p: Vector, bounds: Vector) -> Vector:
-    """Return the mixture q <= bounds with the least KL(q || p): min(bounds, a p) with the a that makes it sum to 1."""
+    """Return the mixture q <= bounds with the least KL(q || p): min(bounds, a p), with a such that it sums to 1."""
     p = np.maximum(p / p.sum(), _SMALLEST)
     full = np.zeros(len(p), dtype=bool)
     for _ in range(len(p)):
@@ -188,7 +188,7 @@ def _within(p: Vector, bounds: Vector) -> Vector:
 
 
 def _fit_one(mixtures: Matrix, y: Vector) -> tuple[float, Vector]:
-    """Return floor and slopes of one loss: the best of several starts of the floor below the lowest loss."""
+    """Return floor and slopes of one loss: the best fit over several initial floors below the lowest loss."""
     spread = max(float(y.max() - y.min()), 1e-3)
     found = []
     for below in (0.1, 1.0, 10.0):

@@ -44,16 +44,16 @@ class Model:
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads):
             raise ValueError(
-                f"width = {self.width} cannot be cut into {self.heads} heads of even width, which rotary positions "
-                f"need; expected a multiple of {2 * self.heads}"
+                f"width = {self.width} cannot be cut into {self.heads} heads of even width, as rotary positions need; "
+                f"expected a multiple of {2 * self.heads}"
             )
         if self.dropout and self.family == "llama":
-            raise ValueError(f"dropout = {self.dropout}; expected 0 with 'llama', which has none")
+            raise ValueError(f"dropout = {self.dropout}; expected 0 with 'llama', which has no dropout")
 
 
 @dataclass(frozen=True, config=CONFIG)
 class FolderModel:
-    """A model with the weights in a folder, which training goes on from."""
+    """A model with the weights in a folder, from which training continues."""
 
     folder: Text
     """What `save_pretrained` wrote. Its vocabulary must have the ids of the data's tokenizer."""
@@ -73,7 +73,7 @@ class ConfigModel:
 
     def __post_init__(self) -> None:
         if isinstance(self.config, dict) and not isinstance(self.config.get("model_type"), str):
-            raise ValueError("config.model_type is missing; expected a name that transformers knows, such as llama")
+            raise ValueError("config.model_type is missing; expected a model type of transformers, such as llama")
 
 
 AnyModel = Model | FolderModel | ConfigModel

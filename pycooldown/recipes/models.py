@@ -1,4 +1,4 @@
-"""The models that a recipe can describe: from configurations and folders alone, nothing is downloaded."""
+"""Build the models that a recipe can describe, only from configurations and folders. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _IDS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
 
 
 def build_model(model: AnyModel, corpus: Corpus) -> PreTrainedModel:
-    """Return the model: with random weights, those of the short form with input and output embeddings tied, or loaded.
+    """Return the model, with random or loaded weights. The short form ties input and output embeddings.
 
     Raises:
-        OSError: If a file is not there.
+        OSError: If a file does not exist.
         ValueError: If transformers has no such configuration, or the model does not fit the data.
     """
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
@@ -57,7 +57,7 @@ def build_model(model: AnyModel, corpus: Corpus) -> PreTrainedModel:
 def model_fingerprint(model: AnyModel) -> str | None:
     """Return a hash of the weights and configuration in a folder; None for a model with random weights.
 
-    The hash covers names, sizes, and the first and last 64 KiB of each file, so that large weights are not read twice.
+    The hash covers names, sizes, and the first and last 64 KiB of each file, so large weights are not read twice.
     """
     if not isinstance(model, FolderModel):
         return None
@@ -78,7 +78,7 @@ def load_model(folder: Path) -> PreTrainedModel:
 
 def _folder(name: str) -> Path:
     if not (Path(name) / "config.json").is_file():
-        raise FileNotFoundError(f"{name}/config.json is missing; expected a folder that save_pretrained wrote")
+        raise FileNotFoundError(f"{name}/config.json is missing; expected a folder written by save_pretrained")
     return Path(name)
 
 
@@ -109,27 +109,27 @@ def _short_config(model: Model, corpus: Corpus) -> PretrainedConfig:
         attention_dropout=model.dropout,
         activation_function="relu",
         scale_embedding=True,
-        decoder_start_token_id=ids.bos_id,  # the target side of packed pairs begins with it
+        decoder_start_token_id=ids.bos_id,  # the target side of packed pairs starts with it
         decoder_vocab_size=ids.vocabulary_size,
         forced_eos_token_id=None,
-        init_std=model.width**-0.5,  # times the scale of the embeddings: entries of size 1, beside the positions'
+        init_std=model.width**-0.5,  # times the embeddings' scale this gives entries of size 1, as positions have
         **both,
         **shared,
     )
 
 
 def _config(given: str | dict[str, Any], corpus: Corpus) -> PretrainedConfig:
-    """Return the configuration in a file or a recipe, with what the tokenizer decides."""
+    """Return the configuration in a file or a recipe, completed by the values of the tokenizer."""
     from_file = isinstance(given, str)
     values = _read(given) if isinstance(given, str) else dict(given)
     kind = values.pop("model_type", None)
     if kind not in CONFIG_MAPPING:
         near = get_close_matches(str(kind), list(CONFIG_MAPPING.keys()), n=2)
         raise ValueError(
-            f"model.config.model_type is {kind!r}; this version of transformers does not know it"
+            f"model.config.model_type is {kind!r}, which this version of transformers does not have"
             + (f"; did you mean {' or '.join(near)}?" if near else "")
         )
-    if from_file:  # it was made for another tokenizer
+    if from_file:  # the file was made for another tokenizer
         values = {name: value for name, value in values.items() if name not in _IDS}
     else:
         _check_names(kind, values)
@@ -146,7 +146,7 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _check_names(kind: str, values: dict[str, Any]) -> None:
-    """Raise ValueError for a key that transformers would keep without a use."""
+    """Raise ValueError for a key that transformers would store without using it."""
     cls = CONFIG_MAPPING[kind]
     known = {*cls().to_dict(), *cls.attribute_map, *inspect.signature(cls.__init__).parameters} - {"self", "kwargs"}
     for name in values:
@@ -159,7 +159,7 @@ def _check_names(kind: str, values: dict[str, Any]) -> None:
 
 
 def _of_tokenizer(ids: TokenIds) -> dict[str, Any]:
-    # A pad token's embedding would not be trained, so that none is set unless the tokenizer has one of its own.
+    # The embedding of a pad token would not be trained, so none is set unless the tokenizer has its own.
     return {
         "vocab_size": ids.vocabulary_size,
         "pad_token_id": ids.pad_id,
@@ -169,17 +169,17 @@ def _of_tokenizer(ids: TokenIds) -> dict[str, Any]:
 
 
 def _check_fit(config: Any, corpus: Corpus) -> None:
-    """Raise ValueError for what does not fit the data, before any weights take memory."""
+    """Raise ValueError if the model does not fit the data, before any weights take memory."""
     corpus.collator(translates=config.is_encoder_decoder)  # raises
     text = config.get_text_config(decoder=True)
     if text.vocab_size < corpus.token_ids.vocabulary_size:
         raise ValueError(
-            f"the model has {text.vocab_size} token ids, the data's tokenizer {corpus.token_ids.vocabulary_size}; "
+            f"the model has {text.vocab_size} token ids, but the data's tokenizer {corpus.token_ids.vocabulary_size}; "
             "tokenize the data with the model's own tokenizer, or leave vocab_size out"
         )
     longest = getattr(text, "max_position_embeddings", None)
     if isinstance(longest, int) and longest < corpus.length:
         raise ValueError(
-            f"the model has max_position_embeddings = {longest}, the sequences {corpus.length} tokens; set the "
+            f"the model has max_position_embeddings = {longest}, but the sequences {corpus.length} tokens; set the "
             "model's higher, or the length of the sequences lower"
         )

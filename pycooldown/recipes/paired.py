@@ -1,4 +1,4 @@
-"""Paired differences between runs of the same seeds, with intervals of Student's t."""
+"""Paired differences between runs of the same seeds, with Student's t intervals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """The mean of differences over seeds, and its 95 % interval; ``None`` with a single seed."""
+    """The mean difference over seeds and its 95 % interval; the interval is ``None`` for a single seed."""
 
     mean: float
     low: float | None
@@ -26,11 +26,11 @@ class PairedDifference:
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> PairedDifference:
     """Return the mean of ``values - baseline`` with its 95 % interval.
 
-    Seeds share the model's start and the order of samples, so that much of their spread cancels in the difference.
+    Runs of the same seed share initial weights and order of samples, so much of their spread cancels in the difference.
 
     Args:
-        values: One for each seed.
-        baseline: The same seeds in the same order.
+        values: One value for each seed.
+        baseline: Values of the same seeds in the same order.
     """
     differences = [a - b for a, b in zip(values, baseline, strict=True)]
     mean = fmean(differences)
@@ -41,19 +41,19 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Pai
 
 
 def deviation(values: Sequence[float]) -> float:
-    """Return the sample standard deviation; NaN if a value is not finite, as the loss of a run that diverged."""
+    """Return the sample standard deviation; NaN if a value is not finite, such as the loss of a diverged run."""
     return stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def clear_best(values: Sequence[Sequence[float]], *, lowest: bool = True) -> int | None:
-    """Return the position of what is better than every other beyond the interval of their paired difference.
+    """Return the position of a candidate that is better than each other one, beyond the interval of their difference.
 
     Args:
-        values: The measures of each candidate, one for each seed, in the same order of seeds.
+        values: The measures of each candidate, one per seed, in the same order of seeds.
         lowest: Whether low values are good.
 
     Returns:
-        The position; ``None`` where no candidate leads every other so clearly, or there is a single seed.
+        The position, or ``None`` if no candidate is that clearly better or there is a single seed.
     """
     sign = 1 if lowest else -1
     signed = [[sign * value for value in column] for column in values]

@@ -1,4 +1,4 @@
-"""The planner: one HTML file that plans in the browser, without a server or other files."""
+"""The planner: a self-contained HTML file that computes plans in the browser, without a server."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pycooldown.recipes.planning import domain_sizes
 from pycooldown.recipes.schema import Recipe
 
 _TEMPLATE = Path(__file__).with_name("planner.html")
-# The methods whose arithmetic the page has. It cannot have those that learn, nor those that a user wrote in Python.
+# The methods that the page can compute. It has no methods that learn, and none that a user wrote in Python.
 PAGE_METHODS = ("temperature", "scalarization", "cooldown", "anneal", "unimax", "order_matters")
 
 
 def planner_page(recipes: Mapping[str, Recipe], sizes: Mapping[str, int] | None = None) -> str:
-    """Return a page that shows what methods do to each domain, with sliders for their options and the run's length.
+    """Return a page that shows the effect of methods on each domain, with sliders for options and the run's length.
 
     Args:
-        recipes: What the page begins with: the method of each, and the length and data of the first. By name.
+        recipes: Initial values of the page, by name: the method of each, and the length and data of the first.
         sizes: Training sequences of each domain; by default those of the first recipe's data.
 
     Raises:
-        FileNotFoundError: If sizes are not given and the first recipe's data are not there.
-        ValueError: If there is no recipe, the recipes differ in length, or the page does not know a method.
+        FileNotFoundError: If sizes are not given and the first recipe's data do not exist.
+        ValueError: If there is no recipe, recipes differ in length, or the page cannot compute a method.
     """
     if not recipes:
         raise ValueError("recipes is empty; expected at least one")
@@ -38,12 +38,12 @@ def planner_page(recipes: Mapping[str, Recipe], sizes: Mapping[str, int] | None 
             ours, theirs = getattr(first.training, key), getattr(recipe.training, key)
             if ours != theirs:
                 raise ValueError(
-                    f"{name} has training.{key} = {theirs}, the first recipe {ours}; the page has one for all: "
-                    f"give training.{key}=..."
+                    f"{name} has training.{key} = {theirs}, but the first recipe has {ours}; the page has one value "
+                    f"for all: pass training.{key}=..."
                 )
             if not isinstance(ours, int):
                 raise ValueError(
-                    f"{name} has training.{key} = {ours!r}; the page needs a number: give training.{key}=..."
+                    f"{name} has training.{key} = {ours!r}; the page needs a number: pass training.{key}=..."
                 )
     given = {
         "sizes": list((domain_sizes(first) if sizes is None else sizes).items()),
@@ -54,5 +54,5 @@ def planner_page(recipes: Mapping[str, Recipe], sizes: Mapping[str, int] | None 
     }
     content = json.dumps(given, ensure_ascii=False, allow_nan=False).replace(
         "<", "\\u003c"
-    )  # markup in names is shown as text
+    )  # shows markup in names as text
     return _TEMPLATE.read_text(encoding="utf-8").replace("/*GIVEN*/", content)

@@ -1,4 +1,4 @@
-"""What a recipe will do to each domain, before anything is trained."""
+"""Compute what a recipe will do to each domain, before training."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pycooldown.sampling.sampler import DomainBatchSampler
 from pycooldown.schedules import AdaptiveSchedule, Schedule, constant
 
 _MAX_STAGES = 6  # a schedule that changes more often is shown at the quarters of the run
-MAX_COUNTED = 20_000_000  # so many draws are counted one by one; for more, the expectation is exact enough
-_TRIED_STEPS = [1_000, 2_000]  # two lengths of a run, to see whether a mixture depends on the length
-_MAX_MIXTURES = 2_000  # an expectation is taken over at most so many mixtures; a curve has as many points
+MAX_COUNTED = 20_000_000  # up to this number, draws are counted one by one; beyond, their expectation is exact enough
+_TRIED_STEPS = [1_000, 2_000]  # two run lengths, to test whether a mixture depends on the length
+_MAX_MIXTURES = 2_000  # maximum number of mixtures for an expectation, and of points of a curve
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class StagePlan:
         mixture: The mixture of its first step.
         exposure: Draws and epochs of each domain before ``end``.
         variance_inflation: F = sum_i q_i v_i^2 of ``mixture``.
-        exact: Whether the draws are those that the run's seed will give, or, for long runs, their expectation.
-        learned: Whether the method learns its mixture while it trains; the plan is then that of a mixture that stays as
-            it starts.
+        exact: Whether the draws are exactly those of the run's seed. For long runs they are expected values.
+        learned: Whether the method learns its mixture during training. Then the plan assumes that the first mixture
+            stays.
     """
 
     start: int
@@ -70,19 +70,19 @@ class StagePlan:
 
 
 def plan(recipe: Recipe, sizes: Mapping[str, int] | None = None) -> list[StagePlan]:
-    """Return the stages of a recipe, with what each domain will be given in them.
+    """Return the stages of a recipe, with the draws and epochs of each domain in them.
 
     Args:
         recipe: From `load_recipe`.
         sizes: Training sequences of each domain; by default those of the recipe's data.
 
     Raises:
-        FileNotFoundError: If sizes are not given and the recipe's data are not there.
-        ValueError: If the recipe names domains that the data do not have, or its mixture does not fit them.
+        FileNotFoundError: If sizes are not given and the recipe's data do not exist.
+        ValueError: If the recipe names domains that the data do not have, or its mixture does not fit the data.
     """
     sizes = training_sizes(recipe, domain_sizes(recipe) if sizes is None else sizes)
     schedule = build_schedule(recipe, sizes)
-    if learned := isinstance(schedule, AdaptiveSchedule):  # what it will learn is not known
+    if learned := isinstance(schedule, AdaptiveSchedule):  # its later mixtures are not known
         schedule = constant(schedule.mixture(0))
     sampler = _sampler(recipe, schedule)
     num_steps, batch_sizes = len(sampler), BatchSizes(recipe.training.batch_sizes)
@@ -106,10 +106,10 @@ def plan(recipe: Recipe, sizes: Mapping[str, int] | None = None) -> list[StagePl
 
 
 def domain_sizes(recipe: Recipe) -> dict[str, int]:
-    """Return the training sequences of the recipe's domains, in the order that its run lays them out.
+    """Return the number of training sequences of each domain, in the order of the run.
 
     Raises:
-        FileNotFoundError: If the recipe's data are not there.
+        FileNotFoundError: If the recipe's data do not exist.
         ValueError: If the data lack a domain, or one is named twice.
     """
     return open_corpus(recipe.data).sizes
@@ -123,7 +123,9 @@ def training_sizes(recipe: Recipe, sizes: Mapping[str, int]) -> dict[str, int]:
     """
     left = {domain: size - recipe.mixture.held_out(size) for domain, size in sizes.items()}
     if empty := [domain for domain, size in left.items() if size <= 0]:
-        raise ValueError(f"domain {empty[0]!r} has {sizes[empty[0]]} samples, all kept out for probes; leave it out")
+        raise ValueError(
+            f"domain {empty[0]!r} has {sizes[empty[0]]} samples, and all of them are held out for probes; leave it out"
+        )
     return left
 
 
@@ -131,8 +133,8 @@ def build_schedule(recipe: Recipe, sizes: Mapping[str, int]) -> Schedule:
     """Return the recipe's mixture over its steps.
 
     Raises:
-        ValueError: If the mixture does not fit the sizes or the length of the run, or needs a number of steps or a
-            batch size where the recipe has a rule or a ramp.
+        ValueError: If the mixture does not fit the sizes or the length of the run. Also if it depends on a number of
+            steps or a batch size where the recipe has a rule or a ramp.
     """
     training = recipe.training
     method = recipe.mixture.with_allocation(training.allocation)
@@ -144,14 +146,16 @@ def build_schedule(recipe: Recipe, sizes: Mapping[str, int]) -> Schedule:
         for key, *counts in others:
             if method.schedule(sizes, *counts).describe() != schedule.describe():
                 given = getattr(training, key)
-                raise ValueError(f"{recipe.mixture.name} goes by training.{key}, which is {given!r}; expected a number")
+                raise ValueError(
+                    f"{recipe.mixture.name} depends on training.{key}, which is {given!r}; expected a number"
+                )
         return schedule
     except ValueError as error:
         raise ValueError(f"mixture: {error}") from error
 
 
 def _sampler(recipe: Recipe, schedule: Schedule) -> DomainBatchSampler:
-    """Return the sampler of a run in one process."""
+    """Return the sampler of a single-process run."""
     training = recipe.training
     end: dict[str, Any] = {"stop" if isinstance(training.steps, str) else "num_steps": training.steps}
     return DomainBatchSampler(

@@ -1,4 +1,4 @@
-"""Proxies whose domains repeat as often as those of the run that they stand for."""
+"""Shorter runs (proxies) whose domains repeat as often as those of the full run."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pycooldown.recipes.schema import Recipe, Shares
 
 
 def proxy_recipe(path: str | Path, steps: int, batch_size: int | None = None) -> tuple[Recipe, Recipe]:
-    """Return a recipe, and that of its proxy.
+    """Return a recipe and that of its proxy.
 
-    The proxy draws ``steps * batch_size`` samples, a share r of what the recipe draws, and each domain is cut to the
-    share r of its training sequences. So under any mixture each domain is passed through as often in both.
+    The proxy draws ``steps * batch_size`` samples, a share r of the recipe's draws. Each domain is cut to the share r
+    of its training sequences. So under any mixture, both pass through each domain equally often.
 
     Args:
         path: The recipe's file.
         steps: Optimizer steps of the proxy.
-        batch_size: Samples of its step; those of the recipe by default.
+        batch_size: Samples per step of the proxy; by default those of the recipe.
 
     Raises:
         ValueError: If the proxy would draw more than the recipe, or the recipe ends by a rule.
@@ -47,8 +47,8 @@ def proxy_sizes(whole: Recipe, small: Recipe) -> dict[str, tuple[int, int]]:
     """Return the training sequences of each domain, in the whole run and in the proxy.
 
     Raises:
-        FileNotFoundError: If the data are not there.
-        ValueError: If nothing is left of a domain.
+        FileNotFoundError: If the data do not exist.
+        ValueError: If no sequence of a domain is left.
     """
     sizes, cut = open_corpus(whole.data).sizes, open_corpus(small.data).sizes
     return {domain: (size, cut[domain]) for domain, size in sizes.items()}

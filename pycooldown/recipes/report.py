@@ -1,4 +1,4 @@
-"""Compare finished runs: a table, a sentence and pictures."""
+"""Compare finished runs: a table, a summary sentence and figures."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from pycooldown.recipes.history import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Smaller differences, in nats a token, count as none: seeds alone differ by about as much.
+# Smaller differences, in nats per token, count as ties: seeds alone differ by about as much.
 _TIE = 0.005
 
 
 @dataclass(frozen=True)
 class DomainResult:
-    """A run's validation loss (nats a token) and passes through a domain; of a group: their means over domains.
+    """A run's validation loss (nats per token) and passes through a domain; for a group, their means over its domains.
 
-    ``bleu`` and ``chrf`` (0 to 100) are there if the run translated validation pairs.
+    ``bleu`` and ``chrf`` (0 to 100) are set if the run translated validation pairs.
     """
 
     loss: float
@@ -44,7 +44,7 @@ class DomainRow:
     Attributes:
         name: The domain, or "high-resource", "mid-resource", "low-resource" or "all".
         size: Training samples.
-        cells: One for each run.
+        cells: One result for each run.
         domains: The domains of a group; empty for a domain.
     """
 
@@ -55,19 +55,19 @@ class DomainRow:
 
     @property
     def best(self) -> int:
-        """Return the position of the run with the lowest loss; one that is not finite counts as the highest."""
+        """Return the position of the run with the lowest loss; a loss that is not finite counts as the highest."""
         return min(range(len(self.cells)), key=lambda i: _rank(self.cells[i].loss))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The outcome of `compare`.
+    """The result of `compare`.
 
     Attributes:
         runs: The runs in the order given.
         rows: The domains, largest first.
         groups: High-, mid- and low-resource thirds of the domains (fewer groups below 3 domains), then all.
-        sentence: The outcome in words.
+        sentence: The result in words.
     """
 
     runs: tuple[Run, ...]
@@ -86,12 +86,12 @@ class Comparison:
         )
 
     def figures(self) -> dict[str, Figure]:
-        """Return the pictures that there are logs for: losses by step and by epoch, and shares over time.
+        """Return the figures for which there are logs: losses by step and by epoch, and shares over time.
 
-        The shares are those planned (q), and those realised in samples and in tokens.
+        Shares are the planned ones (q), and the realised ones of samples and of tokens.
 
         Raises:
-            ImportError: Without matplotlib.
+            ImportError: If matplotlib is not installed.
         """
         domains = [row.name for row in self.rows]
         wanted: dict[str, tuple[Callable[..., Figure], Callable[[Run], dict[str, plots.Curve]], dict[str, Any]]] = {
@@ -119,7 +119,7 @@ class Comparison:
         """Write the `figures` as ``loss_by_step.png``, ``q_over_time.png``, ...
 
         Raises:
-            ImportError: Without matplotlib.
+            ImportError: If matplotlib is not installed.
         """
         figures = self.figures()
         folder = Path(folder)
@@ -135,18 +135,18 @@ _EXTENT = (
     "length",
     "mode",
     "intra_document_attention",
-)  # keys that decide over which tokens a loss is taken
+)  # keys that decide which tokens are in a loss
 
 
 def compare(folders: Sequence[str | Path]) -> Comparison:
     """Compare finished runs on the same data.
 
     Raises:
-        ValueError: If there is no run, one is not finished, or their data, domains, lengths of sequences or what is
-            measured differ, so that their losses cannot be compared.
+        ValueError: If there is no run, one is not finished, or their losses cannot be compared because data, domains,
+            sequence lengths or measures differ.
     """
     if not folders:
-        raise ValueError("runs are missing; expected folders that `pycooldown train` wrote")
+        raise ValueError("runs are missing; expected folders written by `pycooldown train`")
     runs = tuple(Run.read(folder) for folder in folders)
     first = runs[0]
     for run in runs[1:]:
@@ -159,9 +159,11 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
             ("decoding", first.recipe.get("decoding"), run.recipe.get("decoding")),
         ):
             if mine != theirs:
-                raise ValueError(f"{run.path} and {first.path} differ in {what}: their losses cannot be compared")
+                raise ValueError(
+                    f"{run.path} and {first.path} differ in {what}, so their losses cannot be compared; leave one out"
+                )
     if len({run.name for run in runs}) < len(runs):
-        raise ValueError(f"runs share a name: {', '.join(run.name for run in runs)}; rename a folder")
+        raise ValueError(f"several runs have the same name: {', '.join(run.name for run in runs)}; rename a folder")
     rows = tuple(
         DomainRow(domain, size, tuple(_cell(run, domain) for run in runs))
         for domain, size in sorted(first.sizes.items(), key=lambda item: (-item[1], item[0]))
@@ -228,7 +230,7 @@ def _clause(runs: Sequence[Run], group: DomainRow) -> str:
 def _by_run(
     runs: Sequence[Run], domains: Sequence[str], read: Callable[[Run], dict[str, plots.Curve]]
 ) -> dict[str, dict[str, plots.Curve]]:
-    """Return curves by run and domain, largest domain first, of the runs and domains that have any."""
+    """Return curves by run and by domain, largest domain first, for the runs and domains that have any."""
     found = {run.name: read(run) for run in runs}
     found = {name: curves for name, curves in found.items() if curves}
     shown = [domain for domain in domains if all(domain in curves for curves in found.values())]
@@ -242,7 +244,7 @@ def _losses(run: Run) -> dict[str, plots.Curve]:
 
 
 def _losses_by_epoch(run: Run) -> dict[str, plots.Curve]:
-    """Return the validation loss over the domain's epochs, where both were logged at one step."""
+    """Return the validation loss over the domain's epochs, at the steps where both were logged."""
     at, epochs = run.series("epochs")
     steps, losses = run.series("eval_loss")
     both, of_epochs, of_losses = np.intersect1d(at, steps, return_indices=True)
@@ -252,7 +254,7 @@ def _losses_by_epoch(run: Run) -> dict[str, plots.Curve]:
 
 
 def _sampling(run: Run) -> dict[str, plots.Curve]:
-    """Return the sampling probability over steps; that of a log holds for the steps before it."""
+    """Return the sampling probability over steps; a logged value holds for the steps before it."""
     steps, q = run.series("q")
     x = np.concatenate([[0.0], steps])
     return {domain: plots.Curve(x, np.append(y, y[-1])) for domain, y in q.items()}

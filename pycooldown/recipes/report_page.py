@@ -1,4 +1,4 @@
-"""The report of finished runs as one HTML file, which needs no server, no script and no other files."""
+"""The report on finished runs as one self-contained HTML file, without scripts."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_ROWS = 500
-_DOTS = 110  # of a PNG to an inch; a browser shows 96
+_DOTS = 110  # dots per inch of a PNG; browsers show 96
 _CAPTIONS = {
     "loss_by_step": "Validation loss by step.",
     "loss_by_epoch": "Validation loss by passes through the domain (logarithmic).",
     "q_over_time": "The mixture over time: the sampling probability of each domain, stacked.",
-    "samples_over_time": "Realised shares: of all samples drawn so far, those of each domain.",
-    "tokens_over_time": "Realised shares: of all tokens with a loss so far, those of each domain.",
+    "samples_over_time": "Realised shares of each domain in all samples drawn so far.",
+    "tokens_over_time": "Realised shares of each domain in all tokens with a loss so far.",
 }
 
 
 def report_page(comparison: Comparison) -> str:
-    """Return a page with the outcome of runs: losses, what was drawn, pictures over time, and the recipes.
+    """Return a page with the results of runs: losses, draws, figures over time, and the recipes.
 
     Raises:
-        ImportError: Without matplotlib.
+        ImportError: If matplotlib is not installed.
     """
     names = ", ".join(run.name for run in comparison.runs)
     parts = [
@@ -62,12 +62,12 @@ def _losses(comparison: Comparison) -> str:
             cells.append((Strong if i == row.best else str)(f"{cell.loss:.3f}"))
             cells += [f"{score:.1f}" for score in (cell.bleu, cell.chrf) if score is not None]
         rows.append((_name(row), f"{row.size:,}", *cells))
-    caption = "Nats a token: groups of domains, then each domain, largest first. The lowest loss of a row is bold."
+    caption = "Nats per token for groups of domains, then for each domain, largest first. The lowest loss is bold."
     return table(columns, rows, caption, most=_MOST_ROWS)
 
 
 def _name(row: DomainRow) -> str:
-    """Return a row's name; of a group of few domains with their names."""
+    """Return a row's name; for a group of few domains, with their names."""
     return f"{row.name} ({', '.join(row.domains)})" if 0 < len(row.domains) <= 8 and row.name != "all" else row.name
 
 
@@ -96,16 +96,16 @@ def _drawn(comparison: Comparison) -> str:
 
 
 def _shares(counts: Mapping[str, float | None]) -> dict[str, str]:
-    """Return shares as text; nothing where a run did not count."""
+    """Return shares as text; an empty text if a run did not count."""
     known = {domain: count for domain, count in counts.items() if count is not None}
     total = sum(known.values())
     return {domain: f"{count / total:.2%}" for domain, count in known.items()} if total else {}
 
 
 def _picture(name: str, figure: Figure) -> str:
-    """Return a figure with its image inside: SVG, or PNG where that is smaller."""
+    """Return a figure with its image embedded, as SVG, or as PNG if that is smaller."""
     svg = io.StringIO()
-    # Without a date and with fixed names inside, the same runs give the same page.
+    # Without a date and with fixed ids in the SVG, the same runs give the same page.
     from matplotlib import rc_context
 
     with rc_context({"svg.hashsalt": name}):

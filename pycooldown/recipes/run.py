@@ -1,8 +1,8 @@
 """Run a recipe: from tokens or packed pairs to a folder with model, metrics and summary.
 
-A run's folder holds ``recipe.json`` (as resolved, with the data's fingerprint), ``metrics.jsonl``, ``tensorboard/``,
-``checkpoint-*/``, ``model/``, ``translations.jsonl`` if the recipe asks for translations and, written last,
-``summary.json``.
+A run's folder holds ``recipe.json`` (the resolved recipe with the data's fingerprint), ``metrics.jsonl``,
+``tensorboard/``, ``checkpoint-*/``, ``model/``, ``translations.jsonl`` if the recipe asks for translations and, written
+last, ``summary.json``.
 """
 
 from __future__ import annotations
@@ -40,28 +40,28 @@ from pycooldown.recipes.translation import Translation, score, translate
 
 
 def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress: bool = True) -> Run:
-    """Train a recipe, unless its finished run is in ``output`` already.
+    """Train a recipe, unless its finished run is already in ``output``.
 
     Args:
         recipe: From `load_recipe`.
         output: The run's folder.
-        resume: Go on with a run of this recipe that was interrupted in ``output``, from its newest complete
-            checkpoint; the outcome is the same as without the interruption.
-        progress: Show a bar on a terminal, elsewhere a line for each log.
+        resume: Whether to continue an interrupted run of this recipe in ``output`` from its newest complete checkpoint.
+            The result is the same as without the interruption.
+        progress: Whether to show a bar on a terminal, or elsewhere a line for each log.
 
     Returns:
         The finished run.
 
     Raises:
-        FileNotFoundError: If the recipe's data are not there.
-        FloatingPointError: If a loss is not finite, naming the step and the domains; unless the recipe allows it.
-        ValueError: If the recipe does not fit the data or the number of processes; if ``output`` holds another run, or
-            an interrupted one and ``resume`` is not set; or if another process trains there.
+        FileNotFoundError: If the recipe's data do not exist.
+        FloatingPointError: If a loss is not finite, unless the recipe allows it. The message names step and domains.
+        ValueError: If the recipe does not fit the data or the number of processes. Also if ``output`` holds another
+            run, or an interrupted one and ``resume`` is not set, or if another process trains there.
     """
     output = Path(output)
 
     def train_stage(method: MethodOptions, folder: Path, model: AnyModel | None = None) -> Run:
-        # Losses of stages are compared with each other, so they are computed without label smoothing.
+        # Losses of stages are compared with each other, so label smoothing is switched off.
         plain = replace(recipe.training, label_smoothing=0.0)
         stage = replace(recipe, mixture=method, training=plain, decoding=None)
         if model is not None:
@@ -75,19 +75,19 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False, progress:
     if (weights := model_fingerprint(recipe.model)) is not None:
         resolved["model_fingerprint"] = weights
     args = arguments(recipe, output, progress)
-    if folder_state(output, recipe, resolved) == "finished":  # every rank looks
+    if folder_state(output, recipe, resolved) == "finished":  # every rank checks
         return Run.read(output)
     with _locked(output, args):
         state = folder_state(output, recipe, resolved)  # another process may have finished meanwhile
         if state == "finished":
             return Run.read(output)
         if state == "interrupted" and not resume:
-            raise ValueError(f"{output} holds a run that was interrupted; go on with it with --resume, or remove it")
+            raise ValueError(f"{output} holds an interrupted run; continue it with --resume, or remove it")
         return _train(recipe, output, resolved, args, corpus, resume, progress)
 
 
 class _RecipeFile(TrainerCallback):  # type: ignore[misc]
-    """Write the recipe when training begins, and not before: a checkpoint may refuse to go on with a changed recipe."""
+    """A callback that writes the recipe when training begins. Before, a checkpoint may refuse a changed recipe."""
 
     def __init__(self, path: Path, resolved: dict[str, Any]) -> None:
         self.path, self.resolved = path, resolved
@@ -118,7 +118,7 @@ def _train(
         try:
             checkpoint, _ = complete_checkpoint(output)
         except ValueError as error:
-            warnings.warn(f"training starts anew: {error}", stacklevel=2)
+            warnings.warn(f"training starts from the beginning: {error}", stacklevel=2)
             if args.should_save:
                 discard_incomplete(output)
     trainer.accelerator.wait_for_everyone()
@@ -127,7 +127,7 @@ def _train(
     if args.should_save:
         trainer.add_callback(_RecipeFile(output / RECIPE, resolved))
         trainer.add_callback(metrics)
-        # Events after the checkpoint are of the process that was interrupted and will come again.
+        # Events after the checkpoint come from the interrupted process and will be written again.
         events = SummaryWriter(str(output / "tensorboard"), purge_step=(resumed_at or 0) + 1)
         trainer.add_callback(TensorBoardCallback(events))
 
@@ -179,7 +179,7 @@ def _train(
 
 @contextmanager
 def _locked(output: Path, args: TrainingArguments) -> Iterator[None]:
-    """Hold the lock of a run's folder in the first process; if it cannot be had, every rank raises."""
+    """Hold the lock of a run's folder in the first process; if it is taken, raise in every rank."""
     fault: Exception | None = None
     with ExitStack() as stack:
         if args.process_index == 0:
@@ -196,12 +196,12 @@ def _locked(output: Path, args: TrainingArguments) -> Iterator[None]:
 
 
 def _translations(trainer: RecipeTrainer, corpus: Corpus, recipe: Recipe) -> list[Translation]:
-    """Translate what the recipe asks for, each language on one rank, and return all of it on every rank."""
+    """Translate the pairs that the recipe asks for, each language on one rank, and return all on every rank."""
     if recipe.decoding is None:
         return []
     args = trainer.args
     mine = trainer.domains[args.process_index :: args.world_size]
-    assert corpus.tokenizer is not None  # packed pairs: nothing else is for an encoder-decoder
+    assert corpus.tokenizer is not None  # an encoder-decoder always has packed pairs
     pairs = corpus.validation(recipe.decoding.samples, mine)
     model = trainer.accelerator.unwrap_model(trainer.model)
     found: list[Translation] = gather_object(translate(model, pairs, corpus.tokenizer, corpus.length, recipe.decoding))
@@ -209,13 +209,13 @@ def _translations(trainer: RecipeTrainer, corpus: Corpus, recipe: Recipe) -> lis
 
 
 def _final_losses(trainer: RecipeTrainer) -> dict[str, float]:
-    """Return the losses of the last evaluation, if it was at the last step, or of a new one."""
+    """Return the losses of the last evaluation if it was at the last step, or else of a new evaluation."""
     logged = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     if logged and logged[-1]["step"] == trainer.state.global_step:
         if len(trainer.domains) <= LOGGED_DOMAINS:
             last: dict[str, float] = logged[-1]
             return last
-        if (losses := trainer.domain_values.get("eval_loss")) is not None:  # the log has some of many domains
+        if (losses := trainer.domain_values.get("eval_loss")) is not None:  # with many domains, the log has only some
             return dict(logged[-1]) | {
                 f"eval_loss/{d}": x for d, x in zip(trainer.domains, losses.tolist(), strict=True)
             }

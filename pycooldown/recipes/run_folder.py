@@ -1,4 +1,4 @@
-"""What a run's folder holds before training: nothing, this run, or another, which training would spoil."""
+"""Check what a run's folder holds before training: nothing, this run, or another run that training would overwrite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pycooldown.recipes.history import RECIPE, SUMMARY, read_json
 from pycooldown.recipes.run_lock import LOCK
 from pycooldown.recipes.schema import Recipe
 
-# Keys without a part in the outcome. Accumulation may change with the number of processes, whose product is kept.
+# Keys that do not change the result. Accumulation may change with the number of processes if their product stays.
 _IRRELEVANT = {
     ("training", "workers"),
     ("training", "accumulation"),
@@ -24,7 +24,7 @@ _IRRELEVANT = {
 
 
 def folder_state(output: Path, recipe: Recipe, resolved: dict[str, Any]) -> Literal["new", "interrupted", "finished"]:
-    """Return what a folder holds of a recipe's run.
+    """Return the state of a recipe's run in a folder.
 
     Args:
         output: The folder; it need not exist.
@@ -32,8 +32,8 @@ def folder_state(output: Path, recipe: Recipe, resolved: dict[str, Any]) -> Lite
         resolved: The recipe with the fingerprint and sizes of its data, as `RECIPE` holds it.
 
     Raises:
-        ValueError: If the folder holds a run of another recipe, naming the key that differs, or something else; or if
-            its run ended with losses that are not finite, which the recipe does not allow.
+        ValueError: If the folder holds something else or a run of another recipe; the message names the key that
+            differs. Also if its run ended with losses that are not finite, which the recipe does not allow.
     """
     if not (output / RECIPE).exists():
         if output.is_dir() and any(path.suffix != ".partial" and path.name != LOCK for path in output.iterdir()):
@@ -45,12 +45,15 @@ def folder_state(output: Path, recipe: Recipe, resolved: dict[str, Any]) -> Lite
         raise ValueError(f"{error}; choose another folder") from error
     finished = (output / SUMMARY).exists()
     for section in sorted({*stored, *resolved}):
-        theirs, mine = stored.get(section) or {}, resolved.get(section) or {}  # earlier runs lack some sections
+        theirs, mine = (
+            stored.get(section) or {},
+            resolved.get(section) or {},
+        )  # older runs lack some sections
         if isinstance(theirs, dict) and isinstance(mine, dict):
             theirs = {**_later_keys(recipe, section, theirs), **theirs}
             for key in sorted({*theirs, *mine}):
                 changes = (section, key) == ("training", "batch_size") and not finished
-                if changes and _goes_on(theirs[key], mine[key]):  # the sampler looks from which step on
+                if changes and _goes_on(theirs[key], mine[key]):  # the sampler checks the step of the change
                     continue
                 if (section, key) not in _IRRELEVANT and _plain(theirs.get(key)) != _plain(mine.get(key)):
                     raise ValueError(
@@ -63,14 +66,14 @@ def folder_state(output: Path, recipe: Recipe, resolved: dict[str, Any]) -> Lite
         return "interrupted"
     if not recipe.training.allow_non_finite and (faults := _non_finite(read_json(output / SUMMARY))):
         raise ValueError(
-            f"the run in {output} ended with a loss that is not finite ({', '.join(faults)}); train it anew with other "
+            f"the run in {output} ended with a loss that is not finite ({', '.join(faults)}); train again with other "
             "settings in another folder, or accept it with training.allow_non_finite=true"
         )
     return "finished"
 
 
 def _later_keys(recipe: Recipe, section: str, stored: dict[str, Any]) -> dict[str, Any]:
-    """Return the defaults of keys that recipes did not have yet when a run was stored."""
+    """Return the defaults of keys that did not exist in recipes when a run was stored."""
     options = getattr(recipe, section, None)
     if not dataclasses.is_dataclass(options):
         return {}
@@ -79,7 +82,7 @@ def _later_keys(recipe: Recipe, section: str, stored: dict[str, Any]) -> dict[st
 
 
 def _goes_on(theirs: Any, mine: Any) -> bool:
-    """Return whether a batch size is another one with further changes after it."""
+    """Return whether a batch-size ramp is another one with later changes appended."""
     before, now = ([[0, value]] if isinstance(value, int) else _plain(value) for value in (theirs, mine))
     return bool(now[: len(before)] == before)
 
@@ -90,7 +93,7 @@ def _non_finite(summary: dict[str, Any]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it; versions before wrote an infinite number as such, and now as text."""
+    """Return a value in its JSON form; earlier versions wrote an infinite number as a number, now it is text."""
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The tokenizer beside a trained model, so that the folder can be used by itself."""
+"""Save the tokenizer beside a trained model, so that the folder can be used on its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pycooldown.data.token_manifest import load_token_manifest
 from pycooldown.recipes.corpus import Corpus
 from pycooldown.recipes.model_section import AnyModel, FolderModel
 
-# Of the formats that transformers reads from a folder.
+# Files of the formats that transformers reads from a folder.
 _FILES = [
     "tokenizer.json",
     "tokenizer.model",
@@ -29,13 +29,13 @@ _FILES = [
 
 
 def save_tokenizer(corpus: Corpus, model: AnyModel, folder: Path) -> None:
-    """Put the tokenizer of a run's data into the folder of its model.
+    """Save the tokenizer of a run's data in the folder of its model.
 
-    A Hugging Face tokenizer is written for `transformers.AutoTokenizer.from_pretrained(folder)`. Of other kinds the
-    file is copied, for their own libraries. Data from sources have no tokenizer; the one of the model that training
-    went on from is taken then, if its folder has one.
+    A Hugging Face tokenizer is saved for `transformers.AutoTokenizer.from_pretrained(folder)`. Files of other kinds are
+    copied, for their own libraries. Data from sources have no tokenizer. Then the tokenizer of the model's initial
+    folder is copied, if there is one.
     """
-    if corpus.tokenizer is not None:  # of packed pairs
+    if corpus.tokenizer is not None:  # the data are packed pairs
         shutil.copyfile(corpus.tokenizer.path, folder / "tokenizer.model")
     elif corpus.data.path is not None:
         _save(load_token_manifest(Path(corpus.data.path)).tokenizer, folder)

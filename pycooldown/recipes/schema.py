@@ -45,25 +45,25 @@ class Data:
     path: Text | None = None
     """A folder that `pycooldown tokenize` (documents) or `pycooldown pack` (pairs) wrote."""
     sources: dict[Text, Any] | None = None
-    """Tokens of other projects in place of `path`: by domain the path of a .tar, {megatron: PREFIX}, {datatrove: FILE},
+    """Tokens of other projects instead of `path`. By domain: the path of a .tar, {megatron: PREFIX}, {datatrove: FILE},
     {flat: FILE, dtype: uint16, eos_id: 0}, {llm_c: FILE} or {litdata: FOLDER}, or a list of these; the options are
     those of `pycooldown.data.token_sources`."""
     validation_sources: dict[Text, Any] | None = None
-    """The same for validation; domains that it lacks are not evaluated."""
+    """The same for validation. Domains that are not listed are not evaluated."""
     vocabulary_size: Count | None = None
     """Number of token ids of `sources`."""
     domains: tuple[Text, ...] | None = None
-    """The domains to train on; all that the data have by default."""
+    """The domains to train on; by default all domains of the data."""
     share: Annotated[Shares, PlainValidator(_read_shares, json_schema_input_type=Shares)] = 1.0
     """Share of each domain's training sequences that is used, spread evenly over it, as `pycooldown proxy` sets it for
     a shorter run with the same epochs; or a share by domain, and all of the others."""
     length: Count | None = None
     """Tokens of a sequence of documents; 1024 by default."""
     mode: Literal["concat", "document", "best_fit"] | None = None
-    """What a sequence of documents is: "concat" (the default) cuts a domain's stream of tokens, "document" has one
+    """The form of sequences of documents: "concat" (the default) cuts a domain's stream of tokens, "document" has one
     document, padded, "best_fit" packs whole documents. See `pycooldown.data.TokenDataset`."""
     intra_document_attention: Flag | None = None
-    """Whether tokens attend to their own document alone (the default). Whether the model can do that is tried first."""
+    """Whether tokens attend only to their own document (the default). The model is first tested for this ability."""
     max_length: Count | None = None
     """Tokens of a packed pair's sequence, of each side in translation; longer ones are cut. 64 by default."""
     eval_samples: Count = 400
@@ -71,11 +71,11 @@ class Data:
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.sources is None):
-            raise ValueError("expected path (a folder) or sources (tokens by domain), one of the two")
+            raise ValueError("expected exactly one of path (a folder) and sources (tokens by domain)")
         if self.sources is not None and self.vocabulary_size is None:
-            raise ValueError("vocabulary_size is missing; sources do not say how many token ids there are")
+            raise ValueError("vocabulary_size is missing; it is needed with sources, which do not contain it")
         if self.sources is None and self.validation_sources is not None:
-            raise ValueError("validation_sources are for sources; a folder has a validation split of its own")
+            raise ValueError("validation_sources needs sources; a folder has its own validation split")
         if self.sources is not None and not self.sources:
             raise ValueError("sources is empty; expected a source for each domain")
 
@@ -89,7 +89,7 @@ class Decoding:
     beams: Count = 4
     """Hypotheses that the search keeps."""
     length_penalty: Number = 1.0
-    """Exponent of the length that a hypothesis' log-probability is divided by."""
+    """A hypothesis' log-probability is divided by its length to this power."""
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -115,8 +115,8 @@ class Training:
     max_grad_norm: Finite = 1.0
     """Scale longer gradients to this norm; 0 accepts any length."""
     label_smoothing: Share = 0.0
-    """Share of the uniform distribution in the training targets. Losses of training are with it, those of evaluation
-    without."""
+    """Share of the uniform distribution in the training targets. It is part of training losses, but not of evaluation
+    losses."""
     betas: tuple[Share, Share] = (0.9, 0.999)
     """Decay rates of Adam's moments."""
     epsilon: FinitePositive = 1e-8
@@ -136,7 +136,7 @@ class Training:
     workers: Natural = 0
     """Processes that read data. They do not change the order of samples."""
     allow_non_finite: Flag = False
-    """Train on although a loss is not finite; by default the run stops with an error."""
+    """Continue training if a loss is not finite; by default the run stops with an error."""
 
     @property
     def batch_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -145,10 +145,10 @@ class Training:
 
     @property
     def num_samples(self) -> int:
-        """The samples that the run draws.
+        """The number of samples that the run draws.
 
         Raises:
-            ValueError: If the run ends by a rule, so that its data decide.
+            ValueError: If the run ends by a rule, because then the number depends on the data.
         """
         from pycooldown.sampling.changes import BatchSizes
 
@@ -162,14 +162,14 @@ class Training:
         for name in ("log_every", "eval_every"):
             if self.save_every % getattr(self, name):
                 raise ValueError(
-                    f"save_every = {self.save_every} is no multiple of {name} = {getattr(self, name)}; a run that goes "
-                    "on from a checkpoint would log other values than one that was never interrupted; change either"
+                    f"save_every = {self.save_every} is no multiple of {name} = {getattr(self, name)}; a run that "
+                    "resumes from a checkpoint would log other values than an uninterrupted one; change either"
                 )
 
 
 @dataclass(frozen=True, config=CONFIG)
 class Recipe:
-    """All that decides the outcome of a run."""
+    """Everything that decides the result of a run."""
 
     data: Data
     training: Training
@@ -192,9 +192,11 @@ class Recipe:
         if self.peft is not None and not isinstance(self.peft.get("type"), str):
             raise ValueError("peft.type is missing; expected the name of a method of peft, such as lora")
         if self.peft is not None and not isinstance(self.model, FolderModel):
-            raise ValueError("peft adapts weights that are there; expected model: {folder: ...}")
+            raise ValueError("peft adapts existing weights; expected model: {folder: ...}")
         if self.decoding is not None and isinstance(self.model, Model) and self.model.family == "llama":
-            raise ValueError("decoding needs a model that translates: model.family 'marian'")
+            raise ValueError(
+                "decoding needs an encoder-decoder; expected model.family 'marian', or no section decoding"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values (an infinite number as text); `load_recipe` reads them back into an equal recipe."""
@@ -211,7 +213,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema of recipes, for editors; the options of each registered method are part of it."""
+    """Return the JSON Schema of recipes, for editors. It includes the options of each registered method."""
     schema = TypeAdapter(Recipe).json_schema()
     schema["properties"]["mixture"] = {
         "description": schema["properties"]["mixture"]["description"],

@@ -13,7 +13,7 @@ from pycooldown._files import open_regular
 
 Unit = Literal["samples", "tokens"]
 
-_MAX_CHARACTERS = 1 << 20  # of a table of sizes
+_MAX_CHARACTERS = 1 << 20  # limit for a file of sizes
 
 
 def parse_size(text: str) -> tuple[str, float]:
@@ -62,11 +62,14 @@ def to_sequences(sizes: Mapping[str, float], unit: Unit = "samples", length: int
         ValueError: If the length is missing, or a domain does not fill one sequence.
     """
     if unit == "tokens" and length is None:
-        raise ValueError("sizes in tokens need the length of a sequence: give --sequence-length")
+        raise ValueError("sizes in tokens need the length of a sequence; pass --sequence-length")
     divisor = length or 1 if unit == "tokens" else 1
     counts = {domain: int(size // divisor) for domain, size in sizes.items()}
     if short := [domain for domain, count in counts.items() if count < 1]:
-        raise ValueError(f"domain {short[0]!r} has {sizes[short[0]]:g} {unit}, less than one sequence of {divisor}")
+        raise ValueError(
+            f"domain {short[0]!r} has {sizes[short[0]]:g} {unit}, less than one sequence of {divisor}; leave it out, "
+            "or lower the length"
+        )
     return counts
 
 
@@ -82,7 +85,7 @@ def _number(value: Any, what: str) -> float:
 
 def _yaml_rows(path: Path) -> list[tuple[str, Any]]:
     try:
-        from pycooldown._yaml import read_yaml  # YAML is not loaded for a command's help
+        from pycooldown._yaml import read_yaml  # not imported for a command's help
 
         values = read_yaml(path)
     except ValueError as error:
@@ -91,7 +94,9 @@ def _yaml_rows(path: Path) -> list[tuple[str, Any]]:
         raise ValueError(f"{path} holds a {type(values).__name__}; expected domains with their sizes, as in en: 2.7e12")
     for domain in values:
         if not isinstance(domain, str):
-            raise ValueError(f"{path}: domain {domain!r} is no text; put it in quotes, YAML reads a bare no as false")
+            raise ValueError(
+                f"{path}: domain {domain!r} is no text; put it in quotes, because YAML reads no without quotes as false"
+            )
     return list(values.items())
 
 
@@ -107,5 +112,5 @@ def _csv_rows(path: Path) -> list[tuple[str, Any]]:
         if rows:
             float(rows[0][1])
     except ValueError:
-        rows = rows[1:]  # the names of the columns
+        rows = rows[1:]  # drop the names of the columns
     return [(domain.strip(), size) for domain, size in rows]

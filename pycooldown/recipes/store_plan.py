@@ -1,4 +1,4 @@
-"""What a recipe will read of object stores, before anything is fetched."""
+"""Compute what a recipe will read from object stores, before anything is fetched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pycooldown.schedules import AdaptiveSchedule, constant
 
 __all__ = ["parse_bytes", "plan_store"]
 
-SHARES = (0.1, 0.25, 0.5)  # of the data, for which a plan is made where no limit is given
+SHARES = (0.1, 0.25, 0.5)  # default cache limits, as shares of the data
 _UNITS = {"": 1, **{unit: 1000 ** (i + 1) for i, unit in enumerate("KMGT")}}
 _UNITS |= {f"{unit}I": 1024 ** (i + 1) for i, unit in enumerate("KMGT")}
 
@@ -32,22 +32,24 @@ def plan_store(
     depth: int | None = None,
     prefetched: int = PREFETCHED,
 ) -> StorePlan:
-    """Return what a recipe reads of a data set's objects, with the block shuffle, on one node that has all ranks.
+    """Return what a recipe reads from a data set's objects, with the block shuffle, if all ranks are on one node.
 
     Args:
-        recipe: From `load_recipe`; a mixture that is learned is taken to stay as it starts.
+        recipe: From `load_recipe`. If its mixture is learned, the first mixture is assumed to stay.
         dataset: The shards.
         limits: Bytes of the cache; by default a tenth, a quarter and half of the data.
         block: Samples in a block.
         group: Blocks whose samples are mixed.
-        depth: Bytes that are fetched ahead; by default a quarter of each limit, as of `KnownFutureCache`.
-        prefetched: Batches that loaders ask for ahead of their use, as of `KnownFutureCache`.
+        depth: Bytes to fetch ahead; by default a quarter of each limit, as in `KnownFutureCache`.
+        prefetched: Batches that loaders request ahead, as in `KnownFutureCache`.
 
     Raises:
         ValueError: If the recipe's mixture does not fit the data, or its method keeps samples out of training.
     """
     if (kept := training_sizes(recipe, dataset.sizes)) != dataset.sizes:
-        raise ValueError("the recipe's method keeps samples out of training, which a plan of stores does not know")
+        raise ValueError(
+            "the recipe's method keeps samples out of training, which a plan of stores does not support; use another"
+        )
     if isinstance(steps := recipe.training.steps, str):
         raise ValueError(f"training.steps = {steps!r}; a plan of stores needs a number of steps")
     schedule = build_schedule(recipe, kept)

@@ -1,4 +1,4 @@
-"""Training recipes side by side over seeds, in this process or several, and putting their results together."""
+"""Train several recipes over seeds, in this process or several, and combine their results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TrainRun = Callable[[Recipe, Path], Run]
 
 
 def train_or_resume(recipe: Recipe, folder: Path) -> Run:
-    """Train a recipe, going on with what its folder holds."""
+    """Train a recipe, continuing the run in its folder if there is one."""
     from pycooldown.recipes.run import train
 
     return train(recipe, folder, resume=True, progress=multiprocessing.parent_process() is None)
@@ -39,21 +39,21 @@ def run_sweep(
 ) -> Sweep:
     """Train every recipe with every seed in ``folder/seed-<seed>/<name>``, and compare and save the results.
 
-    Finished runs are not trained again: an interrupted sweep goes on where it stopped, and one with further recipes or
-    seeds trains those alone.
+    Finished runs are not trained again: an interrupted sweep continues where it stopped, and a sweep with additional
+    recipes or seeds trains only those.
 
     Args:
         points: Recipes by name, on the same data; see `expand_grid`. The first is the baseline of the differences.
         seeds: Seeds of the models and the order of samples, the same for all recipes.
         folder: Where runs and results are written.
-        train: Trains a recipe in a folder, going on with what is there; picklable if other processes call it.
-        workers: Processes that train at a time. They share the machine's threads and its accelerator.
-        executor: Runs `train` instead, as any `concurrent.futures.Executor` does, on a cluster too.
-        on_run: Called with the folder of each run that has finished.
+        train: Trains a recipe in a folder, continuing what is there; picklable if other processes call it.
+        workers: Processes that train in parallel. They share the machine's threads and its accelerator.
+        executor: Any `concurrent.futures.Executor` that runs `train` instead, for example on a cluster.
+        on_run: Called with the folder of each finished run.
 
     Raises:
         ValueError: If there is no recipe or seed, a seed repeats, the recipes' data differ, or ``workers`` is below 1.
-        RuntimeError: If runs failed, naming each with its error. The others are finished first.
+        RuntimeError: If runs failed, after all others have finished. The message names each with its error.
     """
     if not points or not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"{len(points)} recipes, seeds {list(seeds)}; expected recipes and seeds, each seed once")
@@ -76,7 +76,8 @@ def run_sweep(
     if failures:
         lines = "".join(f"\n  {path}: {type(error).__name__}: {error}" for path, error in failures.items())
         raise RuntimeError(
-            f"{len(failures)} of {len(jobs)} runs failed; the others are kept, and the same sweep goes on:{lines}"
+            f"{len(failures)} of {len(jobs)} runs failed; the others are kept, and the same command continues the "
+            f"sweep:{lines}"
         )
     comparisons = [compare([folder / f"seed-{seed}" / name for name in recipes]) for seed in seeds]
     sweep = Sweep.of(comparisons, seeds, {name: point.settings for name, point in points.items()})
@@ -115,18 +116,18 @@ def _train_elsewhere(
                     on_run(futures[future])
     finally:
         for future in futures:
-            future.cancel()  # of no effect unless the loop was interrupted
+            future.cancel()  # has an effect only if the loop was interrupted
     return {path: failures[path] for path in jobs if path in failures}
 
 
 def _processes(count: int) -> ProcessPoolExecutor:
-    """Return a pool whose processes share the machine's threads, unless OMP_NUM_THREADS says how many each has."""
+    """Return a pool whose processes share the machine's threads, unless OMP_NUM_THREADS sets the number of each."""
     threads = os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // count)
     return process_pool(count, threads=int(str(threads).partition(",")[0]))
 
 
 def _check_comparable(recipes: Mapping[str, Recipe]) -> None:
-    """Raise now what `compare` would raise after hours of training."""
+    """Raise the errors of `compare` now, and not after hours of training."""
     first = next(iter(recipes))
     for name, recipe in recipes.items():
         pairs = {f"data.{f.name}": f.name for f in dataclasses.fields(recipe.data)}
@@ -135,4 +136,6 @@ def _check_comparable(recipes: Mapping[str, Recipe]) -> None:
         differ += ["model.family"] if None not in families and families[0] != families[1] else []
         differ += ["decoding"] if recipe.decoding != recipes[first].decoding else []
         if differ:
-            raise ValueError(f"{name} and {first} differ in {differ[0]}: their losses cannot be compared")
+            raise ValueError(
+                f"{name} and {first} differ in {differ[0]}, so their losses cannot be compared; leave one out"
+            )

@@ -1,4 +1,4 @@
-"""The results of a sweep: tables with mean and spread, paired differences, tidy rows, pictures."""
+"""The results of a sweep: tables with mean and spread, paired differences, tidy rows, figures."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class Sweep:
     Attributes:
         recipes: Their names; the first is the baseline of the differences.
         seeds: The seeds of the runs.
-        tables: For "loss" and, if pairs were translated, "bleu" and "chrf": name, size and a `Spread` for each recipe,
-            of each domain from the largest on, then of the groups.
-        differences: In the same form, each recipe but the first less the first, over the same seeds.
-        best: The recipe that is better than every other beyond the 95 % interval of their paired difference, by measure
-            and row; rows without one are left out, and with a single seed there is none.
+        tables: Tables for "loss" and, if pairs were translated, for "bleu" and "chrf". A row has name, size and a
+            `Spread` for each recipe. Rows are the domains, largest first, then the groups.
+        differences: In the same form, each recipe except the first, minus the first, over the same seeds.
+        best: By measure and row, the recipe that is better than every other beyond the 95 % interval of their paired
+            difference. Rows without such a recipe are left out; with a single seed there is none.
         rows: A mapping for each measure of each domain in each run: ``recipe``, the keys of the grid, ``seed``,
             ``domain``, ``size``, ``epochs``, ``measure`` and ``value``.
     """
@@ -65,11 +65,11 @@ class Sweep:
     def of(
         cls, comparisons: Sequence[Comparison], seeds: Sequence[int], settings: Mapping[str, Mapping[str, str]]
     ) -> Sweep:
-        """Return the results in the comparisons of the recipes, one for each seed.
+        """Return the results in comparisons of the recipes.
 
         Args:
-            comparisons: Of the same recipes in the same order.
-            seeds: One for each comparison.
+            comparisons: One comparison for each seed, of the same recipes in the same order.
+            seeds: The seed of each comparison.
             settings: The keys of the grid and their values, by recipe.
         """
         translated = comparisons[0].groups[-1].cells[0].bleu is not None
@@ -84,11 +84,11 @@ class Sweep:
         )
 
     def title(self, measure: str) -> str:
-        """Return what a table shows."""
+        """Return the title of a table."""
         return f"{MEASURES[measure]}, mean ± sd over {len(self.seeds)} seed(s) (epochs of the domain)"
 
     def difference_title(self, measure: str) -> str:
-        """Return what a table of differences shows."""
+        """Return the title of a table of differences."""
         interval = " [95 % interval]" if len(self.seeds) > 1 else ""
         return f"{MEASURES[measure]} less that of {self.recipes[0]}, paired over {len(self.seeds)} seed(s){interval}"
 
@@ -104,10 +104,10 @@ class Sweep:
         return "\n".join(lines)
 
     def save(self, folder: Path) -> list[Path]:
-        """Write the tables, tidy rows and pictures.
+        """Write the tables, tidy rows and figures.
 
         Returns:
-            The paths of ``sweep.md``, ``sweep.json`` (everything), ``sweep.csv`` (`rows`) and a picture of each table,
+            The paths of ``sweep.md``, ``sweep.json`` (everything), ``sweep.csv`` (`rows`) and a figure for each table,
             ``sweep-loss.png``, ...
         """
         paths = [folder / f"sweep.{kind}" for kind in ("md", "json", "csv")]
@@ -134,7 +134,7 @@ class Sweep:
 
 
 def _line(cells: Sequence[str]) -> str:
-    """Return a line of a Markdown table; names may hold the sign between its cells."""
+    """Return a line of a Markdown table; a "|" in a name is escaped."""
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 

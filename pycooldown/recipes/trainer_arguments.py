@@ -1,4 +1,4 @@
-"""Make Trainer's arguments from a recipe's sections ``training`` and ``trainer``."""
+"""Build Trainer's arguments from a recipe's sections ``training`` and ``trainer``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pycooldown.huggingface.arguments import TRAINING_ARGUMENTS
 from pycooldown.recipes import learning_rate_decay
 from pycooldown.recipes.schema import Recipe
 
-# Arguments that other keys of the recipe decide, and how to set them.
+# Arguments that other keys of the recipe decide, and the way to set them.
 DECIDED = {
     "output_dir": "the run's folder is --output",
     "overwrite_output_dir": "a folder with another run is refused",
@@ -45,16 +45,16 @@ DECIDED = {
     "save_steps": "set training.save_every",
     "dataloader_num_workers": "set training.workers",
     "load_best_model_at_end": "the run's model and losses are those of its last step",
-    "ignore_data_skip": "the loader itself goes on from the right place",
+    "ignore_data_skip": "the loader itself continues from the right place",
 }
 
 
 def arguments(recipe: Recipe, output: Path, progress: bool) -> TrainingArguments:
-    """Return the arguments of Trainer, which compute in bfloat16 on CUDA devices that can, unless the recipe says no.
+    """Return Trainer's arguments. CUDA devices with bfloat16 use it, unless the recipe says otherwise.
 
     Raises:
-        ValueError: If the batch cannot be cut evenly into processes and micro-batches, or ``trainer`` has a key that
-            the installed transformers lacks, or that cannot be honoured.
+        ValueError: If the batch cannot be cut evenly into processes and micro-batches. Also if ``trainer`` has a key
+            that the installed transformers lacks, or that cannot be honoured.
     """
     training = recipe.training
     given = _checked(recipe)
@@ -67,7 +67,7 @@ def arguments(recipe: Recipe, output: Path, progress: bool) -> TrainingArguments
         given["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     values: dict[str, Any] = {
         "output_dir": str(output),
-        "use_cpu": not torch.accelerator.is_available(),  # else processes on CPUs would not join one group
+        "use_cpu": not torch.accelerator.is_available(),  # otherwise processes on CPUs would not join one group
         "max_steps": -1 if isinstance(training.steps, str) else training.steps,
         "gradient_accumulation_steps": accumulation,
         "per_device_eval_batch_size": 128,
@@ -82,7 +82,7 @@ def arguments(recipe: Recipe, output: Path, progress: bool) -> TrainingArguments
         "label_smoothing_factor": training.label_smoothing,
         "seed": training.seed,
         "logging_steps": training.log_every,
-        "logging_nan_inf_filter": False,  # show a loss that is not finite
+        "logging_nan_inf_filter": False,  # keeps losses that are not finite in the logs
         "eval_strategy": "steps",
         "eval_steps": training.eval_every,
         "save_strategy": "steps",
@@ -117,7 +117,7 @@ def _checked(recipe: Recipe) -> dict[str, Any]:
     known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
     for name in recipe.trainer:
         if name in DECIDED:
-            raise ValueError(f"trainer.{name}: the recipe decides it; {DECIDED[name]}")
+            raise ValueError(f"trainer.{name} is decided by other keys of the recipe: {DECIDED[name]}; leave it out")
         if name not in known:
             close = get_close_matches(name, known, n=3)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
@@ -126,5 +126,5 @@ def _checked(recipe: Recipe) -> dict[str, Any]:
         if rule is not None and rule.by == "refused":
             raise ValueError(f"trainer.{name}: {rule.note}")
         if name.startswith("lr_scheduler") and recipe.training.decay != "cosine":
-            raise ValueError(f"trainer.{name} stands in place of training.decay = {recipe.training.decay!r}; give one")
+            raise ValueError(f"trainer.{name} conflicts with training.decay = {recipe.training.decay!r}; leave one out")
     return dict(recipe.trainer)

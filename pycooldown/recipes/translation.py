@@ -1,4 +1,4 @@
-"""Translations of validation pairs by a trained model, and their BLEU and chrF."""
+"""Translate validation pairs with a trained model, and score the translations with BLEU and chrF."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ import sentencepiece  # noqa: E402
 from sacrebleu.metrics import BLEU, CHRF  # noqa: E402
 
 _BATCH = 64
-# sacreBLEU's rules for cutting text into words, by language; languages that are written without spaces have others.
+# sacreBLEU's tokenization, by language; languages written without spaces need their own.
 _WORDS = {"zh": "zh", "ja": "char", "th": "char", "km": "char", "lo": "char", "my": "char"}
 
 
 @dataclass(frozen=True)
 class Translation:
-    """One pair of the validation set in plain text, with its translation by the model."""
+    """One validation pair in plain text, with its translation by the model."""
 
     domain: str
     source: str
@@ -44,7 +44,7 @@ def translate(
         model: An encoder-decoder.
         datasets: Pairs by domain.
         tokenizer: Turns ids back into text.
-        max_length: Tokens of a source, which is cut, and of a hypothesis; references are whole.
+        max_length: Tokens at which sources are cut and hypotheses end; references are complete.
         decoding: Options of the search; its ``samples`` is not used.
     """
     text = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer.path))
@@ -87,9 +87,9 @@ def translate(
 def score(translations: Iterable[Translation]) -> dict[str, dict[str, float]]:
     """Return ``bleu`` and ``chrf`` (0 to 100) of each domain's translations, by domain.
 
-    Corpus BLEU (Papineni et al., 2002) and chrF2 (Popović, 2015) as sacreBLEU (Post, 2018) computes them on plain text;
-    words are cut by its "13a", in Chinese by its "zh", and into characters where a language has no spaces, with a
-    language taken from the domain's name.
+    Corpus BLEU (Papineni et al., 2002) and chrF2 (Popović, 2015) are computed by sacreBLEU (Post, 2018) on plain text.
+    Words are separated by its tokenization "13a", for Chinese by "zh", and into characters for languages without
+    spaces. The language is taken from the domain's name.
     """
     by_domain: dict[str, list[Translation]] = {}
     for translation in translations:

@@ -1,4 +1,4 @@
-"""Schedules turned into batches of sample indices."""
+"""Turn schedules into batches of sample indices."""
 
 from pycooldown.sampling.batches import BatchPlan, Exposure
 from pycooldown.sampling.checks import AllocationName

@@ -1,4 +1,4 @@
-"""The shuffle by blocks: its options, and how they are checked."""
+"""Options of the shuffle by blocks, and their checks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BlockShuffle:
     group: int
 
     def describe(self) -> dict[str, Any]:
-        """Return what the order of samples depends on, as JSON values."""
+        """Return the values that decide the order of samples, as JSON values."""
         digest = hashlib.sha256()
         for domain, sizes in self.shard_sizes.items():
             digest.update(f"{len(domain)} {domain} {len(sizes)} ".encode() + sizes.astype("<i8").tobytes())
@@ -61,11 +61,11 @@ def check_shuffle(
     group: int | None,
     mixture: Mixture,
 ) -> bool | BlockShuffle:
-    """Return the shuffle that a sampler's arguments ask for.
+    """Return the shuffle for a sampler's arguments.
 
     Raises:
         TypeError: If ``block``, ``group`` or a size is not an integer.
-        ValueError: If an argument is out of range, or has no meaning beside the others.
+        ValueError: If an argument is out of range, or does not apply with the others.
     """
     if shuffle != "blocks":
         if isinstance(shuffle, str):
@@ -75,7 +75,7 @@ def check_shuffle(
                 raise ValueError(f"{name} is for shuffle='blocks', but shuffle = {shuffle!r}; leave it out")
         return bool(shuffle)
     if shard_sizes is None:
-        raise ValueError("shuffle='blocks' needs shard_sizes, the samples of each shard: give dataset.shard_sizes")
+        raise ValueError("shuffle='blocks' needs shard_sizes, the samples of each shard; pass dataset.shard_sizes")
     numbers = {"block": BLOCK if block is None else block, "group": GROUP if group is None else group}
     for name, value in numbers.items():
         if not 1 <= operator.index(value) < 2**31:

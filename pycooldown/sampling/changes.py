@@ -1,4 +1,4 @@
-"""What decides the order of samples, and how it changes in a running job: the schedule and the size of batches."""
+"""The values that decide the order of samples, and their changes in a running job: schedules and batch sizes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ScheduleChange:
         first: The mixture of ``from_step``, with the schedule's domains and their sizes.
         new_sizes: Sizes of the domains that join or grow.
         draws: For each domain that grows, the samples drawn from it before ``from_step``; empty until this is known.
-        delay: How many steps ahead of training a schedule that learns is known; 0 for one that is known for good.
+        delay: How many steps ahead of training a learning schedule is known; 0 if all mixtures are known.
         continuous: The schedule, if it computes the mixtures of many steps at once.
     """
 
@@ -38,7 +38,7 @@ class ScheduleChange:
     continuous: ContinuousSchedule | None = field(init=False)
 
     def __post_init__(self) -> None:
-        # Kept, since asking whether an object follows a protocol takes longer than planning a batch.
+        # Stored, because checking whether an object follows a protocol takes longer than planning a batch.
         self.delay = self.schedule.delay if isinstance(self.schedule, AdaptiveSchedule) else 0
         self.continuous = self.schedule if isinstance(self.schedule, ContinuousSchedule) else None
 
@@ -54,13 +54,13 @@ class ScheduleChange:
 
 
 class ScheduleHistory:
-    """The schedule that a job began with, and the changes since."""
+    """The schedule of a job's start, and the changes since."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.changes = [ScheduleChange(0, _checked(schedule), schedule.mixture(0))]
 
     def copy(self) -> ScheduleHistory:
-        """Return a copy, which later changes of this history leave as it is."""
+        """Return a copy that later changes of this history do not affect."""
         other = object.__new__(ScheduleHistory)
         other.changes = [
             ScheduleChange(c.from_step, c.schedule, c.first, dict(c.new_sizes), dict(c.draws)) for c in self.changes
@@ -114,7 +114,7 @@ class ScheduleHistory:
         if once and (grown := [domain for domain in change.new_sizes if domain in old]):
             raise ValueError(
                 f"domain {grown[0]!r} would grow, but a pass that draws each sample once keeps to the order of its "
-                "samples; give the new ones a domain of their own"
+                "samples; put the new ones into another domain"
             )
         return change
 
@@ -149,11 +149,11 @@ class ScheduleHistory:
 
 
 class BatchSizes:
-    """The batch size that a job began with, and the changes since.
+    """The batch size of a job's start, and the changes since.
 
     Args:
         pairs: (first step, batch size) pairs in order, the first one from step 0.
-        total: Samples of a pass that draws each sample once; its last batch has what is left. None for other passes.
+        total: Samples of a pass that draws each sample once, whose last batch has the remainder. None for other passes.
 
     Attributes:
         pairs: As given.
@@ -165,7 +165,7 @@ class BatchSizes:
         self.become(pairs, total)
 
     def become(self, pairs: Sequence[tuple[int, int]], total: int | None) -> None:
-        """Take over other pairs."""
+        """Replace the pairs and the total."""
         self.pairs = list(pairs)
         self.total = total
         self.all_pairs = self.pairs
@@ -179,12 +179,12 @@ class BatchSizes:
                 self.all_pairs.append((begin + full, rest))
 
     def of_pass(self, num_samples: int) -> BatchSizes:
-        """Return the same sizes where a pass has so many samples."""
+        """Return the same sizes for a pass of ``num_samples`` samples."""
         return BatchSizes(self.pairs, None if self.total is None else num_samples)
 
     @property
     def newest(self) -> int:
-        """The last batch size that was given."""
+        """The newest batch size."""
         return self.pairs[-1][1]
 
     def at(self, step: int) -> int:
@@ -192,7 +192,7 @@ class BatchSizes:
         return next(size for first_step, size in reversed(self.all_pairs) if first_step <= step)
 
     def part(self, step: int, rank: int, world_size: int) -> tuple[int, int]:
-        """Return the slots [begin, end) of a step's batch that are a rank's."""
+        """Return the slots [begin, end) of a step's batch that belong to a rank."""
         size = self.at(step)
         return size * rank // world_size, size * (rank + 1) // world_size
 
@@ -216,14 +216,14 @@ def _samples_before(pairs: Sequence[tuple[int, int]], step: int) -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """What decides the order of samples.
+    """Everything that decides the order of samples.
 
     Attributes:
         history: The schedules.
         batch_sizes: The sizes of batches.
         seed: The seed of epoch 0.
         allocation: The name of the allocation.
-        shuffle: Whether the samples of a domain are shuffled, or how they are by blocks.
+        shuffle: Whether the samples of a domain are shuffled, or the options of the shuffle by blocks.
         homogeneous: Whether each batch is of one domain.
     """
 
@@ -240,7 +240,7 @@ class Job:
         return self.batch_sizes.total is not None
 
     def identity(self) -> dict[str, Any]:
-        """Return what a state must have in common with this job, as JSON values. Changes are compared elsewhere."""
+        """Return the JSON values that a state must share with this job. Changes are compared separately."""
         first = self.history.changes[0]
         identity = {
             "sizes": first.sizes,
@@ -260,7 +260,7 @@ class Job:
         return change
 
     def copy(self) -> Job:
-        """Return a copy, which later changes of this job leave as it is."""
+        """Return a copy that later changes of this job do not affect."""
         return replace(self, history=self.history.copy(), batch_sizes=copy(self.batch_sizes))
 
 

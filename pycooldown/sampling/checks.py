@@ -12,12 +12,12 @@ from pycooldown.schedules import AdaptiveSchedule, Schedule
 
 AllocationName = Literal["multinomial", "systematic", "quota"]
 ALLOCATIONS = get_args(AllocationName)
-_MAX_CHECKED = 16  # mixtures of a schedule
+_MAX_CHECKED = 16  # maximum number of mixtures of a schedule that are checked
 _SETTLED = 10**12  # a step by which a schedule without an end no longer changes
 
 
 def integer(name: str, value: Any) -> int:
-    """Return an integer of any type as an int.
+    """Return an integer of any integer type as an int.
 
     Raises:
         TypeError: If it is not an integer.
@@ -79,7 +79,7 @@ def epoch_number(epoch: int) -> int:
 
 
 def check_options(*, seed: int, num_steps: int | None, rank: int, world_size: int, allocation: str) -> None:
-    """Check the numbers and the name that a sampler is made with.
+    """Check the numbers and the name that a sampler is created with.
 
     Raises:
         ValueError: If one of them is out of range, or the name is unknown.
@@ -102,7 +102,7 @@ def check_not_yielded(from_step: int, next_step: int) -> None:
     """
     if from_step < next_step:
         raise ValueError(
-            f"from_step = {from_step}, but batches before step {next_step} have been handed out; expected a step >= "
+            f"from_step = {from_step}, but batches before step {next_step} have been yielded; expected a step >= "
             f"{next_step}, or load an earlier state first"
         )
 
@@ -116,9 +116,9 @@ def check_batches(
     *,
     homogeneous: bool,
 ) -> None:
-    """Check that the batches from a step on can be shared by the ranks, and fit into the domains.
+    """Check that the ranks can share the batches from a step on, and that the batches fit into the domains.
 
-    Where each sample is drawn once, they fit: the slots of a domain that is exhausted go to others.
+    If each sample is drawn once, batches always fit, because the slots of an exhausted domain go to others.
 
     Raises:
         ValueError: If a batch has fewer samples than there are ranks, or would on average hold more samples of a domain
@@ -144,8 +144,8 @@ def _check_batches_fit(
 ) -> None:
     """Check that batches from ``first_step`` on hold each sample at most once on average.
 
-    Looks at the mixture of ``first_step``, at the first ones that follow a change, and at the last one. Of a schedule
-    that learns, only the first is looked at, and only if it is decided.
+    The checked mixtures are that of ``first_step``, the first ones that follow a change, and the last one. For a
+    schedule that learns, only the first is checked, and only if it is decided.
 
     Raises:
         ValueError: If a batch would draw more samples of a domain than the domain has.

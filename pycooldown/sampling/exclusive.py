@@ -34,8 +34,8 @@ class Exclusive:
         with self._lock:
             if self._held:
                 raise RuntimeError(
-                    "a signal handler or a finalizer used a sampler that its thread was just using: let the handler "
-                    "set a flag, and look at the flag between steps"
+                    "a signal handler or a finalizer used a sampler while its own thread was using it; let the handler "
+                    "set a flag, and check the flag between steps"
                 )
             self._held = True
             try:
@@ -53,7 +53,7 @@ class Exclusive:
 
 
 _ALL: weakref.WeakSet[Exclusive] = weakref.WeakSet()
-_acquired: list[Exclusive] = []  # by the thread that forks
+_acquired: list[Exclusive] = []  # acquired by the forking thread
 _forking = threading.RLock()  # one thread at a time
 
 

@@ -1,4 +1,4 @@
-"""Turns a schedule into batches of sample indices, each a pure function of (seed, step)."""
+"""Turn a schedule into batches of sample indices, each a pure function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class DomainBatchSampler:
     """A batch sampler that mixes domains by a schedule, for ``DataLoader(dataset, batch_sampler=...)``.
 
     The dataset holds the domains laid end to end, in the order of the schedule's domains (as ``ConcatDataset`` does).
-    The *global* batch of a step is planned first and then sliced, so the order of samples depends on the seed and the
-    schedule alone, not on ranks, workers or prefetching, and a job can go on with another number of ranks. Within a
+    The *global* batch of a step is planned first and then sliced. So the order of samples depends only on the seed and
+    the schedule, not on ranks, workers or prefetching, and a job can continue with another number of ranks. Within a
     domain, samples are drawn without replacement: each epoch of a domain is a permutation of it.
 
     Args:
@@ -94,7 +94,7 @@ class DomainBatchSampler:
         self._exclusive = Exclusive()
         self._check_batches(schedule, sizes, 0)
         self._planner = Planner(self._job)
-        self._next_step = 0  # where iteration goes on
+        self._next_step = 0  # where iteration continues
         self._pass_ended = False  # whether the last batch has been yielded, so that the next pass starts at step 0
         self._listeners: list[Callable[[int], None]] = []
         self._apply_stop()
@@ -124,18 +124,18 @@ class DomainBatchSampler:
         return self._job.history.newest.first.sizes
 
     def __len__(self) -> int:
-        """Return ``num_steps``, the length of a whole pass; one that goes on from a state has fewer steps left."""
+        """Return ``num_steps``, the length of a complete pass; a pass continued from a state has fewer steps left."""
         if self.num_steps is None:
-            raise TypeError("the sampler has no end: give num_steps to have a length")
+            raise TypeError("the sampler has no end, so it has no length; set num_steps")
         return self.num_steps
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield this rank's sample indices, step after step, up to ``num_steps``.
 
-        A pass ends with its last batch, and the next one starts at step 0. If a pass is broken off before, the next
-        iteration goes on with the next batch. So does one after `load_state_dict`; after a state of the end, it yields
-        no batch. A ``DataLoader`` with workers asks for batches ahead of their use, which are lost if its iterator is
-        dropped: keep the iterator, or go back with ``sampler.load_state_dict(sampler.state_dict(step=consumed))``.
+        A pass ends with its last batch, and the next one starts at step 0. If a pass is interrupted, the next iteration
+        continues with the next batch. An iteration after `load_state_dict` continues too; after a state at the end, it
+        yields no batch. A ``DataLoader`` with workers requests batches ahead. They are lost if its iterator is dropped:
+        keep the iterator, or go back with ``sampler.load_state_dict(sampler.state_dict(step=consumed))``.
         """
         with self._exclusive.hold():
             if self._pass_ended:
@@ -150,7 +150,7 @@ class DomainBatchSampler:
                 listener(step - 1)
             yield plan.indices.tolist()
         with self._exclusive.hold():
-            if self._next_step >= self.num_steps:  # not if a state was loaded meanwhile
+            if self._next_step >= self.num_steps:  # false if a state was loaded in the meantime
                 self._next_step, self._pass_ended = 0, False
 
     def watch(self, listener: Callable[[int], None]) -> None:
@@ -163,9 +163,9 @@ class DomainBatchSampler:
         The change is part of the state: a job that resumes makes the same calls of ``set_schedule`` before
         `load_state_dict`. Steps before ``from_step`` stay as they were planned, in replays too.
 
-        Domains may join, behind the old ones, which keep their order. Domains may grow: the running epoch of a domain
-        ends at its old size, and the next one is a permutation of the new size. From this call on, whatever the step,
-        indices are into the domains *at their newest sizes*: if a domain grows, those of the domains behind it move up.
+        Domains may join after the old ones, which keep their order. Domains may grow: the running epoch of a domain
+        ends at its old size, and the next one is a permutation of the new size. From this call on, the indices of all
+        steps refer to the domains *at their newest sizes*: if a domain grows, those of later domains move up.
 
         Args:
             schedule: The new schedule; its steps are those of the job, not counted from the change.
@@ -193,7 +193,7 @@ class DomainBatchSampler:
 
         The change is part of the state: a job that resumes makes the same calls of ``set_batch_size`` before
         `load_state_dict`. To resume with another batch size, call it after `load_state_dict`, from the step of the
-        state on. Steps count batches, whatever their size; schedules go by steps.
+        state on. Steps count batches of any size, and schedules depend on steps.
 
         Args:
             batch_size: The new size of the global batch, in samples.
@@ -243,7 +243,7 @@ class DomainBatchSampler:
             return self._planner.exposure(step, estimate=estimate)
 
     def state_dict(self, step: int | None = None) -> dict[str, Any]:
-        """Return what is needed to go on from ``step``, as JSON values.
+        """Return the JSON values that are needed to continue from ``step``.
 
         Args:
             step: Number of batches that training has consumed; by default those that iteration has yielded, which a
@@ -270,7 +270,7 @@ class DomainBatchSampler:
             self._next_step, self._pass_ended = saved.step, False
 
     def set_epoch(self, epoch: int) -> None:
-        """Give the next pass a number, for loops that count passes: each number has an order of its own.
+        """Give the next pass a number, for loops that count passes: each number has another order.
 
         The first pass has number 0. A new number starts a pass at step 0; that of the running pass changes nothing.
 
@@ -295,6 +295,6 @@ class DomainBatchSampler:
         checks.check_batches(schedule, sizes, from_step, end, self.world_size, homogeneous=self.homogeneous)
 
     def __getstate__(self) -> dict[str, Any]:
-        with self._exclusive.hold():  # copies, which other threads do not change while they are pickled
+        with self._exclusive.hold():  # copies, so that other threads do not change them during pickling
             job = self._job.copy()
             return self.__dict__ | {"_job": job, "_planner": self._planner.copy(job), "_listeners": []}

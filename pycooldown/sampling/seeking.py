@@ -1,4 +1,4 @@
-"""Moves the core to any step. The core, `csrc/cpu/batch_planner.cpp`, chooses the samples of one step after another."""
+"""Move the core to any step. The core, `csrc/cpu/batch_planner.cpp`, chooses the samples of one step after another."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from pycooldown.sampling.block_shuffle import BlockShuffle
 from pycooldown.sampling.changes import NEVER, Job, ScheduleChange
 from pycooldown.schedules import Schedule
 
-# How many past positions are remembered, so that a state a little behind the newest batch costs no replay from step 0.
+# Number of past positions that are remembered. A state slightly behind the newest batch then needs no replay from step
+# 0.
 _MAX_REMEMBERED = 16
-# How many mixtures, the present one among them, quota allocation knows when it decides which domain is most urgent.
+# Number of mixtures, including the present one, that quota allocation knows when it ranks domains by urgency.
 _LOOK_AHEAD = 32
 # How many probabilities are computed at once when steps are skipped.
 _CHUNK = 2**20
@@ -45,17 +46,17 @@ class MixtureSpan(NamedTuple):
 
 
 class Planner:
-    """The batches of a job's schedules. Not safe from several threads: `DomainBatchSampler` locks it.
+    """The batches of a job's schedules. It is not thread-safe: `DomainBatchSampler` locks it.
 
     Args:
-        job: What decides them; call `follow_changes` when it has changed.
+        job: Everything that decides the batches; call `follow_changes` when it has changed.
     """
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._seed = job.seed
         self._remembered: dict[int, Position] = {0: (np.zeros(0, np.int64), np.zeros(0, np.int64))}
-        # None: it has to be made anew from a remembered position. While the core moves, it is taken out of here. So an
+        # None means: make it again from a remembered position. While the core moves, it is taken out of here. So an
         # interruption, such as a KeyboardInterrupt, never leaves it at another step than self._step.
         self._core: _core.BatchPlanner | None = None
         self._step = 0
@@ -66,19 +67,19 @@ class Planner:
         """Take over the newest domains, their sizes and the sizes of batches."""
         self._core, self._spans = None, []
         num_domains = self._job.history.newest.first.num_domains
-        for step, position in self._remembered.items():  # domains that have joined have not been drawn before
+        for step, position in self._remembered.items():  # joined domains have not been drawn before
             draws, credits = (np.pad(values, (0, num_domains - len(values))) for values in position)
             self._remembered[step] = draws, credits
 
     def copy(self, job: Job) -> Planner:
-        """Return a planner of a copied job that stands at the same step."""
+        """Return a planner of a copied job, at the same step."""
         self._remember_position()
         other = object.__new__(Planner)
         other.__setstate__(self.__dict__ | {"_job": job, "_remembered": dict(self._remembered)})
         return other
 
     def plan(self, step: int, begin: int, end: int) -> BatchPlan:
-        """Plan slots [begin, end) of the batch of ``step``; from far away, the steps between are counted first."""
+        """Plan slots [begin, end) of the batch of ``step``. If it is far away, the steps between are counted first."""
         self._seek(step)
         if self._job.history.newest.delay:  # the schedule forgets the mixtures that a replay would need
             self._remember_position()
@@ -107,7 +108,7 @@ class Planner:
         return Exposure(newest.domains, draws, draws / newest.sizes)
 
     def expected_before(self, step: int) -> Vector:
-        """Return how often each domain is drawn before ``step``: exactly as far as is known, then on average."""
+        """Return how often each domain is drawn before ``step``: exactly where known, and on average after that."""
         self._remember_position()
         start = self._nearest(step)
         draws = self._remembered[start][0].astype(np.float64)
@@ -126,12 +127,12 @@ class Planner:
             del self._remembered[oldest]
 
     def forget_after(self, step: int) -> None:
-        """Forget the positions of later steps, as those will be planned anew."""
+        """Forget the positions of later steps, because these will be planned again."""
         self._remember_position()
         self._remembered = {known: position for known, position in self._remembered.items() if known <= step}
 
     def reseed(self, seed: int) -> None:
-        """Plan by another seed, from step 0 on."""
+        """Plan with another seed, from step 0 on."""
         self._seed = seed
         self._remembered = {0: self._remembered[0]}
         for change in self._job.history.changes:
@@ -140,7 +141,7 @@ class Planner:
         self._step = 0
 
     def go_on(self, step: int, position: Position) -> None:
-        """Go to a step whose position is known from elsewhere."""
+        """Go to a step with a known position."""
         self._remembered = {0: self._remembered[0], step: position}
         self.follow_changes()
         self._step = step
@@ -180,7 +181,7 @@ class Planner:
         if (schedule := change.continuous) is not None and here < schedule.settled_from:
             look_ahead = _LOOK_AHEAD if self._job.allocation == "quota" else 1
             step = min(step, schedule.settled_from, here + max(_CHUNK // change.first.num_domains, look_ahead))
-            end = min(step + look_ahead - 1, schedule.settled_from + 1)  # of the rows
+            end = min(step + look_ahead - 1, schedule.settled_from + 1)  # end of the rows
             rows = schedule.sampling(here, end)
             core = self._take_core()
             end = NEVER if end > schedule.settled_from else end
@@ -195,7 +196,7 @@ class Planner:
     def _spans_from(self, step: int) -> list[MixtureSpan]:
         """Return the span of ``step`` and, for quota allocation, those that follow as far as they are decided."""
         now = self._job.history.at(step)
-        spans, passed = self._spans, 0  # spans of one schedule, each where the one before ends
+        spans, passed = self._spans, 0  # spans of one schedule, each beginning at the previous end
         while passed < len(spans) and spans[passed].end <= step:
             passed += 1
         spans = spans[passed:]
@@ -232,7 +233,7 @@ class Planner:
         return core
 
     def _stand(self, core: _core.BatchPlanner, step: int) -> None:
-        """Note where the core stands; a domain that grows here does so from its next epoch on."""
+        """Record where the core stands; a domain that grows here does so from its next epoch on."""
         if growing := self._job.history.growing_at(step):
             draws = dict(zip(self._job.history.newest.first.domains, core.counts.tolist(), strict=True))
             self._job.history.at(step).draws = {domain: draws[domain] for domain in growing}
@@ -276,9 +277,9 @@ def _expected_draws(change: ScheduleChange, start: int, end: int, batch_size: in
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """Return the seed of a pass: the job's in epoch 0, otherwise a hash of it and the epoch's number."""
+    """Return the seed of a pass: the job's seed in epoch 0, otherwise a hash of seed and epoch."""
     if epoch == 0:
         return seed
-    stream = 4  # of Philox; csrc/include/pycooldown/philox.h has the others
+    stream = 4  # Philox stream; csrc/include/pycooldown/philox.h lists the others
     low, high, _, _ = _core.philox4x32([epoch % 2**32, epoch >> 32, stream, 0], [seed % 2**32, seed >> 32])
     return high << 32 | low

@@ -1,4 +1,4 @@
-"""The saved state of a sampler: what it holds, and how it is checked before any of it is used."""
+"""The saved state of a sampler: its content, and the checks before any of it is used."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pycooldown.sampling.changes import BatchSizes, Job, ScheduleHistory
 from pycooldown.sampling.seeking import MAX_DRAWS, Position
 
 VERSION = 1
-# The version of states that have one of these keys. A reader of version 1 would ignore the keys and go on wrongly.
+# The version of states with one of these keys. A reader of version 1 would ignore the keys and continue wrongly.
 LATER_VERSION, LATER_KEYS = 2, {"batch_sizes", "epoch", "homogeneous", "once"}
-_UNITS = 2**32  # of credits, in a sample
+_UNITS = 2**32  # units of credit per sample
 
 
 @dataclass(frozen=True)
 class SavedPosition:
-    """Where a saved state stands.
+    """The position of a saved state.
 
     Attributes:
         step: Number of steps before it.
-        epoch: The number that the pass was given by `DomainBatchSampler.set_epoch`.
+        epoch: The number of the pass, set by `DomainBatchSampler.set_epoch`.
         position: Draws of each domain before the step, and its credit.
         draws_at_changes: For each change of the job's history, the draws of the domains that grow there.
     """
@@ -58,21 +58,21 @@ def write_state(job: Job, step: int, epoch: int, position: Position) -> dict[str
 
 
 def read_state(state: Any, job: Job) -> SavedPosition:
-    """Return where a state stands.
+    """Return the position of a state.
 
     Args:
-        state: A value of `DomainBatchSampler.state_dict`, from wherever it has been kept.
-        job: The job that goes on from it.
+        state: A value of `DomainBatchSampler.state_dict`, from any storage.
+        job: The job that continues from it.
 
     Raises:
-        ValueError: If the state is damaged, or belongs to another job, saying what differs.
+        ValueError: If the state is damaged, or belongs to another job; the message names the difference.
     """
     identity = job.identity() | {"homogeneous": job.homogeneous}
     history, batch_sizes = job.history, job.batch_sizes
     if not isinstance(state, Mapping):
         raise ValueError(f"state is a {type(state).__name__}; expected a value of DomainBatchSampler.state_dict()")
     later = bool(LATER_KEYS & set(state))
-    state = {"homogeneous": False, **state}  # left out of states without it
+    state = {"homogeneous": False, **state}  # states of non-homogeneous jobs omit the key
     has_credits = job.allocation == "quota"
     needed = {"version", "step", "draws", *identity, *(["credits"] if has_credits else [])}
     if missing := needed - set(state):
@@ -163,12 +163,12 @@ def _read_changes(
                 )
         if mine is None:
             raise ValueError(
-                f"the state has a schedule {theirs['schedule']} from step {theirs['from_step']} on, this job has "
+                f"the state has a schedule {theirs['schedule']} from step {theirs['from_step']} on, but this job has "
                 "none: call set_schedule() for it before load_state_dict()"
             )
         if number > len(saved):
             raise ValueError(
-                f"this job has a schedule {mine['schedule']} from step {mine['from_step']} on, the state has none: "
+                f"this job has a schedule {mine['schedule']} from step {mine['from_step']} on, but the state has none: "
                 "call set_schedule() for it after load_state_dict()"
             )
         for name in ("from_step", "schedule", "sizes"):
@@ -215,7 +215,7 @@ def _by_position(values: dict[str, int]) -> Integers:
 
 
 def _equal(theirs: Any, mine: Any) -> bool:
-    """Tell whether a saved value equals this job's, whatever it is."""
+    """Return whether a saved value of any type equals this job's."""
     if isinstance(mine, dict):
         return (
             isinstance(theirs, Mapping)
@@ -226,7 +226,7 @@ def _equal(theirs: Any, mine: Any) -> bool:
 
 
 def _difference(name: str, theirs: Any, mine: Any) -> str:
-    """Describe how a saved value differs from this job's."""
+    """Return a text that describes how a saved value differs from this job's."""
     if name == "sizes" and isinstance(theirs, Mapping):
         if only := set(theirs) ^ set(mine):
             domain = min(only, key=str)
@@ -239,7 +239,7 @@ def _difference(name: str, theirs: Any, mine: Any) -> str:
 
 
 def _brief(value: Any) -> str:
-    """Return what a value looks like, however long or deep it is."""
+    """Return a short text of a value of any length and depth."""
     brief = reprlib.Repr()
     brief.maxstring = brief.maxother = 200
     return brief.repr(value)

@@ -1,4 +1,4 @@
-"""The rules that end a pass: how many steps each of them takes."""
+"""The rules that end a pass, and their numbers of steps."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def check_stop(stop: str | None, num_steps: int | None, schedule: Schedule, *, h
     """Check the rule that ends a pass.
 
     Raises:
-        ValueError: If the rule is unknown, or cannot be kept.
+        ValueError: If the rule is unknown, or cannot be applied.
     """
     if stop is None:
         return
     if stop not in STOP_RULES:
         raise ValueError(f"stop = {stop!r}; expected None or one of {', '.join(map(repr, STOP_RULES))}")
     if num_steps is not None:
-        raise ValueError(f"stop = {stop!r} sets num_steps, which is {num_steps}; expected only one of them")
+        raise ValueError(f"stop = {stop!r} sets num_steps, but num_steps = {num_steps} is given too; leave one out")
     if homogeneous and stop == ONCE:
         raise ValueError(
-            f"stop = {stop!r} gives slots of exhausted domains to others, so that batches are not of one domain; with "
+            f"stop = {stop!r} gives slots of exhausted domains to others, so batches would mix domains; with "
             "homogeneous=True use stop='first_exhausted' or 'all_exhausted'"
         )
     if isinstance(schedule, AdaptiveSchedule) and stop != ONCE:
         raise ValueError(
-            f"stop = {stop!r} needs a schedule that is known beforehand; give num_steps to one that learns, or stop = "
-            f"{ONCE!r}"
+            f"stop = {stop!r} needs a schedule that is known beforehand; for one that learns, pass num_steps, or stop "
+            f"= {ONCE!r}"
         )
 
 
@@ -66,7 +66,8 @@ def _exhausted(job: Job, step: int, draws: Integers, first: Integers, last: Inte
         if never.any():
             raise ValueError(
                 f"stop = 'all_exhausted', but from step {step} on the schedule does not draw domain "
-                f"{change.first.domains[int(np.argmax(never))]!r}, of which samples are left; give num_steps instead"
+                f"{change.first.domains[int(np.argmax(never))]!r}, although some of its samples are left; pass "
+                "num_steps instead"
             )
     return bool((draws >= last).all())
 
@@ -78,12 +79,12 @@ def _first_step(planner: Planner, job: Job, condition: _Condition) -> int:
         draws, credits = planner.before(step)
         first = job.history.newest.first.sizes.copy()
         last = first.copy()
-        for domain, epochs in job.history.epoch_sizes().items():  # of domains that have grown
+        for domain, epochs in job.history.epoch_sizes().items():  # for domains that have grown
             place = job.history.newest.first.domains.index(domain)
             first[place], last[place] = epochs[0][1], epochs[-1][0] + last[place]
         if condition(step, draws, first, last):
             return True
-        planner.remember(step, (draws, credits))  # the next search begins there
+        planner.remember(step, (draws, credits))  # the next search starts there
         return False
 
     low, high = 0, 1

@@ -26,7 +26,7 @@ def cooldown(sizes: Mapping[str, int], *, tau: float = 5.0, final_tau: float = 1
         ValueError: If a temperature or ``switch_step`` is not positive.
     """
     if switch_step <= 0:
-        raise ValueError(f"switch_step = {switch_step}; expected a step > 0: use constant() for a single temperature")
+        raise ValueError(f"switch_step = {switch_step}; expected a step > 0; use constant() for a single temperature")
     mixtures = tuple(Mixture.temperature_sampling(sizes, t) for t in (tau, final_tau))
     return Staircase(
         (0, switch_step),

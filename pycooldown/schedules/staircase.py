@@ -79,7 +79,7 @@ class Staircase:
     Attributes:
         starts: First steps of the mixtures, increasing from 0.
         mixtures: The mixtures.
-        description: What `describe` returns.
+        description: The text that `describe` returns.
     """
 
     starts: tuple[int, ...]

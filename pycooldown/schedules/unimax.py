@@ -107,9 +107,9 @@ def front_loaded(budgets: Vector, num_steps: int) -> list[tuple[int, Vector]]:
     A step in which a domain runs out draws from it what is left, so that each domain's draws over all steps are its
     budget exactly.
     """
-    used = np.concatenate([[0.0], np.sort(budgets)])  # what each domain still in play has had when the next runs out
+    used = np.concatenate([[0.0], np.sort(budgets)])  # draws of each remaining domain when the next one runs out
     in_play = np.arange(len(budgets), 0, -1)
-    spent = np.concatenate([[0.0], np.cumsum(np.diff(used) * in_play)])  # in all, by then
+    spent = np.concatenate([[0.0], np.cumsum(np.diff(used) * in_play)])  # draws of all domains by then
 
     def drawn(share: float) -> Vector:
         """Return each domain's draws when this share of the budget is spent."""

@@ -507,7 +507,7 @@ def test_a_probe_of_one_example_is_refused():
         (lambda: OnlineDataMixing(UNIFORM, warmup=-1), "warmup = -1"),
         (lambda: GroupDRO(UNIFORM, adjustment=-1), "adjustment = -1"),
         (lambda: GroupDRO(UNIFORM, worst=0), r"worst = 0; expected a share of the data in \(0, 1\]"),
-        (lambda: GroupDRO(UNIFORM, least=0.1), "least = 0.1 is used with worst alone"),
+        (lambda: GroupDRO(UNIFORM, least=0.1), "least = 0.1 is used only with worst"),
         (lambda: GroupDRO(UNIFORM, worst=0.1, smoothing=0.1), "are not used with worst"),
         (lambda: ERMA(UNIFORM, normalization="own"), "normalization = 'own'"),
         (lambda: VarianceAware(UNIFORM, allocation="own"), "allocation = 'own'"),

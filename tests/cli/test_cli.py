@@ -207,7 +207,7 @@ def test_plan_says_that_a_mixture_is_learned(recipe):
     result = CliRunner().invoke(cli.app, ["plan", str(recipe)], env={"COLUMNS": "160"})
     assert result.exit_code == 0, result.output
     assert "steps 0 to 59: " in result.output
-    assert "learns its mixture while it trains: this holds if the mixture stays as it starts" in result.output
+    assert "learns its mixture during training. The plan assumes that the first mixture stays" in result.output
 
 
 def test_overrides_replace_the_recipes_values(recipe):
@@ -224,8 +224,8 @@ def test_overrides_replace_the_recipes_values(recipe):
         (["data.domains=[aa, zz]"], "data.domains has 'zz'"),
         (["data.path=nowhere"], "nowhere"),
         (["steps=3"], "steps is unknown; expected data, training, mixture, model, trainer, peft, decoding"),
-        (["--size", "aa=1e3", "--unit", "tokens"], "give --sequence-length"),
-        (["--steps", "3"], "give training.steps=200 instead"),
+        (["--size", "aa=1e3", "--unit", "tokens"], "pass --sequence-length"),
+        (["--steps", "3"], "pass training.steps=200 instead"),
         (["--method", "tempreature tau=3"], "did you mean temperature?"),
     ],
 )

@@ -122,7 +122,7 @@ def test_permanent_failures_are_not_tried_again(ranges, server, fault, code):
 def test_a_server_that_is_down_is_named(ranges, server):
     ranges.objects = [StoredObject("http://127.0.0.1:9/x", 10, "v")]
     ranges.patience = 0.1
-    with pytest.raises(StoreError, match=r"look at the endpoint.*'http://127.0.0.1:9/x'"):
+    with pytest.raises(StoreError, match=r"check the endpoint.*'http://127.0.0.1:9/x'"):
         read(ranges, (0, 1, 2))
 
 

@@ -320,7 +320,7 @@ def test_a_fetcher_that_was_killed_is_an_error(dataset, cache):
     batches = iter(sampler)
     dataset.__getitems__(next(batches))
     kill_fetcher(cache.folder)
-    with pytest.raises(ConnectionError, match=r"the fetcher of .* has ended .*; go on from the last checkpoint"):
+    with pytest.raises(ConnectionError, match=r"the fetcher of .* has ended .*; start again from the last checkpoint"):
         read_all(dataset, batches)
 
 
@@ -546,7 +546,7 @@ def test_evicted_blocks_free_their_disk_space(dataset, cache, expected):
 
 def test_a_limit_below_the_open_window_is_warned_of(dataset, tmp_path, expected):
     for limit, message in (
-        (30_000, "less than the blocks of the batches that are read"),
+        (30_000, "less than the blocks of the batches in use"),
         (130_000, "less than the open window"),
     ):
         with KnownFutureCache(tmp_path / str(limit), limit=limit, depth=120_000, prefetched=0) as cache:
@@ -571,7 +571,7 @@ def test_ranks_of_a_node_share_a_fetcher(dataset, tmp_path, expected):
 
 def test_local_files_and_wrong_arguments_are_refused(dataset, cache, tmp_path, write_shards):
     local = TarDataset(write_shards({"en": [5]}))
-    with pytest.raises(ValueError, match="is a file of this machine"):
+    with pytest.raises(ValueError, match="is a local file"):
         cache.follow(
             DomainBatchSampler(schedules.constant(Mixture.proportional({"en": 5})), batch_size=2, seed=0), local
         )

@@ -104,7 +104,7 @@ def test_a_shard_rewritten_with_its_size_and_time_is_refused(shards, index, writ
 def test_faults_are_refused_or_listed(shards, tmp_path):
     path = Path(shards["de"][0])
     path.write_bytes(path.read_bytes()[:-10240])
-    with pytest.raises(ValueError, match=r"de-0\.tar at byte \d+: the file ends without .*give on_error='skip'"):
+    with pytest.raises(ValueError, match=r"de-0\.tar at byte \d+: the file ends without .*pass on_error='skip'"):
         build_index(shards, tmp_path / "x.idx")
     assert not (tmp_path / "x.idx").exists()
     build_index(shards, tmp_path / "x.idx", on_error="skip")

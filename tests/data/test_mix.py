@@ -150,7 +150,7 @@ def test_a_pipeline_among_the_sources_starts_at_a_multiple_of_the_workers(shards
         )
 
     assert run(4) == []
-    with pytest.raises(ValueError, match=r"start_step = 5 is no multiple of the 2 workers.*or give URLs"):
+    with pytest.raises(ValueError, match=r"start_step = 5 is no multiple of the 2 workers.*or pass URLs"):
         run(5)
 
 
@@ -251,7 +251,7 @@ def test_states_of_a_loader_that_started_late_resume_exactly(shards, schedule, e
 def test_stages_that_buffer_samples_have_no_state(shards, schedule, stage, name):
     pipeline = stage(mix(shards, schedule, batch_size=8, seed=3, num_steps=5))
     next(iter(pipeline))
-    with pytest.raises(ValueError, match=f"where its stage {name} stands.*start_step"):
+    with pytest.raises(ValueError, match=f"the position of its stage {name}, so.*start_step"):
         pipeline.state_dict()
 
 
@@ -289,7 +289,7 @@ def test_state_of_another_reader_is_refused(shards, schedule, run_reader):
     state = pipeline.state_dict()
     other = mix(shards, schedule, batch_size=8, seed=3, num_steps=2)
     other.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"state is of the reader .* \[0, 2, 0, 1\], this is \[1, 2, 0, 1\]"):
+    with pytest.raises(ValueError, match=r"state belongs to the reader .* \[0, 2, 0, 1\], but this is \[1, 2, 0, 1\]"):
         run_reader(other, 1, 2)
 
 

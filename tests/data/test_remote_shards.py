@@ -124,7 +124,7 @@ def test_an_index_in_a_store_is_copied_once(urls, shards, server, tmp_path):
         TarDataset(f"{server.address}/none")
     build_index(shards, tmp_path / "y.idx")
     server.put("files.idx", (tmp_path / "y.idx").read_bytes())
-    with pytest.raises(ValueError, match=r"files\.idx lists the file 'en-0\.tar'; make .* out of the URLs"):
+    with pytest.raises(ValueError, match=r"files\.idx lists the file 'en-0\.tar'; make .* from the URLs"):
         TarDataset(f"{server.address}/files.idx")
 
 
@@ -150,7 +150,7 @@ def test_a_server_that_is_down_is_an_error_that_names_the_object(urls, server, t
     dataset = TarDataset(urls)
     dataset.ranges = StoreRanges(dataset.objects, patience=0.3)
     server.faults += ["drop"] * 1000
-    with pytest.raises(OSError, match=r"could not be read in \d+ tries .*look at the endpoint.*/en/0\.tar"):
+    with pytest.raises(OSError, match=r"could not be read in \d+ tries .*check the endpoint.*/en/0\.tar"):
         dataset[0]
     with pytest.raises(FileNotFoundError, match=r"there is no object 'http://.*/none\.tar'"):
         TarDataset({"en": f"{server.address}/none.tar"})

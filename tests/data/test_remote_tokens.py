@@ -142,13 +142,13 @@ def test_what_is_missing_or_wrong_is_named(server, folder):
         TokenDataset({"en": url(server, "/none.tar")})
     with pytest.raises(ValueError, match=r"manifest\.json is no \.tar"):
         TokenDataset({"en": url(server, "/manifest.json")})
-    with pytest.raises(ValueError, match="some sources are in stores and some are files here"):
+    with pytest.raises(ValueError, match="some sources are in stores and others are local files"):
         TokenDataset({"en": [url(server, "/en/train-000000.tar"), str(folder / "en/train-000001.tar")]})
     with pytest.raises(ValueError, match="'ftp://' cannot be"):
         TokenDataset({"en": "ftp://host/x.tar"})
     content = server.files["/set/de/train-000000.tar"]
     server.change("set/de/train-000000.tar", content + bytes(512))
-    with pytest.raises(ValueError, match=r"is of a tar of \d+ bytes, but http://.*/de/train-000000.tar has \d+"):
+    with pytest.raises(ValueError, match=r"belongs to a tar of \d+ bytes, but http://.*/de/train-000000.tar has \d+"):
         TokenDataset(url(server))
 
 

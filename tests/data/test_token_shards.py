@@ -217,7 +217,7 @@ def test_no_sidecar_is_made_for_a_damaged_tar(shard, damage):
     path, _ = shard
     damage(path)
     sidecar_of(path).unlink()
-    with pytest.raises(ValueError, match=re.escape(f"{path} is no whole shard of tokens")):
+    with pytest.raises(ValueError, match=re.escape(f"{path} is no complete shard of tokens")):
         open_token_shard(path)
     assert not sidecar_of(path).exists()
 

@@ -122,7 +122,7 @@ def test_datatrove_without_metadata(tmp_path):
     write_datatrove(tmp_path, DOCUMENTS, "uint16")
     (tmp_path / "d.ds.metadata").unlink()
     assert contents(token_sources.datatrove(tmp_path / "d.ds", "uint16")) == EXPECTED
-    with pytest.raises(ValueError, match="give dtype='uint16' or 'uint32'"):
+    with pytest.raises(ValueError, match="pass dtype='uint16' or 'uint32'"):
         token_sources.datatrove(tmp_path / "d.ds")
     with pytest.raises(ValueError, match="it has 400 tokens, but its last document ends at 800"):
         token_sources.datatrove(tmp_path / "d.ds", "uint32")
@@ -188,7 +188,10 @@ def test_altered_headers_are_refused_or_read_within_the_files(tmp_path, kind):
         (lambda f: token_sources.flat(f / "f.bin", ">u2"), "little endian"),
         (lambda f: token_sources.flat(f / "f.bin", "uint64"), "expected int8 to int64 or uint8 to uint32"),
         (lambda f: token_sources.flat(f / "f.bin", "uint16", eos_id=3, bos_id=4), "eos_id and bos_id are both given"),
-        (lambda f: token_sources.flat(f / "f.bin", "uint16", eos_id=70_000), "eos_id = 70000 is no uint16"),
+        (
+            lambda f: token_sources.flat(f / "f.bin", "uint16", eos_id=70_000),
+            "eos_id = 70000 does not fit dtype uint16",
+        ),
         (lambda f: token_sources.flat(f / "f.bin", "int64", offset=3), "bytes of tokens, no multiple of 8"),
         (lambda f: token_sources.flat(f / "f.bin", "uint16", offset=10_000), "bytes of tokens"),
         (lambda f: token_sources.flat(f / "f.npy", "uint32"), r"holds uint16 of shape \(800,\); expected uint32"),

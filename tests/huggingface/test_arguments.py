@@ -136,7 +136,7 @@ def test_refused_options_and_methods(tmp_path):
 
     with pytest.raises(ValueError, match=r"model = Sharded; it is sharded by tensor parallelism"):
         make_trainer(tmp_path, switching(), model=Sharded(tiny_model().config))
-    with pytest.raises(ValueError, match=r"compute_loss_func = .*; the loss is the mixture's"):
+    with pytest.raises(ValueError, match=r"compute_loss_func = .*; the mixture computes the loss"):
         make_trainer(tmp_path, switching(), more={"compute_loss_func": len})
     trainer = make_trainer(tmp_path, switching())
     with pytest.raises(NotImplementedError, match=r"hyperparameter_search: each trial"):
@@ -231,5 +231,5 @@ def test_two_trainers_may_have_one_model(tmp_path):
 
 def test_collators_without_labels_are_named(tmp_path):
     trainer = make_trainer(tmp_path, switching(), collator=lambda rows: {"input_ids": collate(rows)["input_ids"]})
-    with pytest.raises(ValueError, match=r"data_collator gives \['domain_ids', 'input_ids'\]; expected 'labels'"):
+    with pytest.raises(ValueError, match=r"data_collator returns \['domain_ids', 'input_ids'\]; expected 'labels'"):
         trainer.train()

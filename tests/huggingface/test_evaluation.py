@@ -89,7 +89,7 @@ def test_a_dataset_without_domains_has_one_loss(tmp_path, given):
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        (None, "evaluation needs a dataset for each domain"),
+        (None, "eval_dataset is missing"),
         ("big", "eval_dataset = 'big'; expected"),
         ({"large": Sequences(0, 3)}, "eval_dataset names 'large'"),
         ({"big": Sequences(0, 0)}, "eval_dataset of domain 'big' is empty"),

@@ -291,8 +291,8 @@ def adapted():
 @pytest.mark.parametrize(
     ("build", "obstacle"),
     [
-        (lambda: Scaled(t.LlamaConfig(**DECODER)), "what is not known here"),
-        (lambda: Reshaped(t.LlamaConfig(**DECODER)), "logits of their full shape"),
+        (lambda: Scaled(t.LlamaConfig(**DECODER)), "a way that is not known here"),
+        (lambda: Reshaped(t.LlamaConfig(**DECODER)), "logits in their full shape"),
         (adapted, "Adapter, not torch.nn.Linear"),
     ],
     ids=["scaled", "reshaped", "adapted"],
@@ -340,6 +340,6 @@ def test_other_losses_are_refused_and_the_model_left_alone(build, message):
 def test_weights_without_domains_are_refused_in_training():
     model = make("llama")
     fuse_loss(model, domain_weights=[1.0, 2.0])
-    with pytest.raises(ValueError, match="domain_weights but no domain_ids"):
+    with pytest.raises(ValueError, match="domain_weights are set but domain_ids are missing"):
         model(**batch())
     assert model.eval()(**batch()).loss > 0

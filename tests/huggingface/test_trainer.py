@@ -323,7 +323,7 @@ def test_only_whole_checkpoints_are_trusted_and_an_older_one_is_taken(tmp_path, 
     copies(uninterrupted[0], tmp_path, 4, 6)
     damage(tmp_path / "checkpoint-6")
     trainer = make_trainer(tmp_path, switching(), steps=8, **SAVING)
-    message = rf"resuming from checkpoint-4, as a newer one is not whole: checkpoint-6: {DAMAGES[damage]}"
+    message = rf"resuming from checkpoint-4, because newer ones are not complete: checkpoint-6: {DAMAGES[damage]}"
     with pytest.warns(UserWarning, match=message):
         assert complete_checkpoint(tmp_path)[0] == str(tmp_path / "checkpoint-4")
     with pytest.raises(ValueError, match=rf"checkpoint-6 is not a complete checkpoint: {DAMAGES[damage]}"):
@@ -382,7 +382,7 @@ def test_a_checkpoint_holds_the_state_of_its_own_step_however_far_workers_read_a
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": -1}, "max_steps = -1; .*expected a number of steps"),
+        ({"steps": -1}, "max_steps = -1; .*expected a number > 0"),
         ({"save_total_limit": 1}, "save_total_limit = 1; expected at least 2"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size = True; it would change"),
     ],
@@ -395,7 +395,7 @@ def test_arguments_that_cannot_work_are_refused(tmp_path, options, message):
 def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, switching())
     monkeypatch.setenv("WORLD_SIZE", "2")  # torchrun sets it; Trainer ignores it without use_cpu or a GPU
-    with pytest.raises(ValueError, match=r"2 processes are started but Trainer knows of 1.*pass use_cpu=True"):
+    with pytest.raises(ValueError, match=r"torchrun started 2 processes but Trainer knows about 1.*pass use_cpu=True"):
         check_arguments(trainer.args, switching().mixture(0), VOCABULARY, None)
 
 
@@ -404,7 +404,7 @@ def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypa
     [
         ({"SLURM_NTASKS": "4"}, "Slurm has 4 tasks .SLURM_NTASKS., but Trainer knows of 1.*torchrun"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI has 2 tasks"),
-        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "on CPUs it starts one; use torchrun"),
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "on CPUs it starts only one; use torchrun"),
         ({"SLURM_NTASKS": "1", "OMPI_COMM_WORLD_SIZE": "1", "ACCELERATE_USE_CPU": "True"}, None),
         ({"SLURM_NTASKS": "4", "WORLD_SIZE": "1"}, None),  # torchrun within an allocation counts the job's processes
     ],

@@ -344,7 +344,7 @@ def sort_by_first(data):
         ({"big": Sequences(0, 40)}, {}, "domain 'mid' is only in the schedule"),
         ({**parts(), "new": Sequences(0, 3)}, {}, "domain 'new' is only in train_dataset"),
         ([Sequences(0, 40)], {}, "lists 1 datasets; expected one for each of 3"),
-        (parts(), {"domain_column": "source"}, "given by domain; leave one out"),
+        (parts(), {"domain_column": "source"}, "given by domain already; leave domain_column out"),
         (Sequences(), {"domain_column": "source"}, "domain_column = 'source'; expected a column"),
         (iter([]), {}, "train_dataset is a list_iterator; expected map-style"),
     ],
@@ -373,7 +373,7 @@ class HalfLearned:
 @pytest.mark.parametrize(
     ("schedule", "error", "message"),
     [
-        (lambda sizes: switching(), ValueError, "function of the domains' sizes, which are not known"),
+        (lambda sizes: switching(), ValueError, "function of the domains' sizes, but these are not known"),
         ("constant", TypeError, "schedule is a str; expected"),
         (HalfLearned(), TypeError, r"HalfLearned has update\(\) but not delay, statistics, needs, state_dict"),
     ],
@@ -385,7 +385,7 @@ def test_incomplete_schedules_are_refused(tmp_path, schedule, error, message):
 
 def test_needs_are_declared_and_not_sampled(tmp_path):
     schedule = FGLS(Mixture.proportional(SIZES), interval=1500)
-    with pytest.raises(ValueError, match=r"examples kept out of training: pass probe$"):
+    with pytest.raises(ValueError, match=r"examples kept out of training; pass probe$"):
         make_trainer(tmp_path, schedule)
 
     class Undeclared(LearnedSchedule):

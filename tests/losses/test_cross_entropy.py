@@ -212,10 +212,18 @@ class TestInplace:
         with pytest.raises(ValueError, match="leaf that requires grad"):
             cross_entropy(logits.view(4, 7), target, inplace=True)
 
-    def test_expanded_logits(self):
-        logits = logits_and_target(1, 6)[0] * 1
-        with pytest.raises(ValueError, match="expanded one; clone it"):
-            cross_entropy(logits.expand(4, 6), torch.tensor([0, 1, 2, 3]), inplace=True)
+    @pytest.mark.parametrize("strides", [(0, 1), (1, 0), (2, 1), (5, 1), (1, 3)])
+    def test_logits_that_share_memory(self, strides):
+        logits = logits_and_target(1, 24)[0] * 1
+        with pytest.raises(ValueError, match=r"share memory, got \(4, 6\) with strides .*; clone it"):
+            cross_entropy(logits.as_strided((4, 6), strides), torch.tensor([0, 1, 2, 3]), inplace=True)
+
+    @pytest.mark.parametrize("strides", [(6, 1), (1, 4), (8, 1), (13, 2)])
+    def test_logits_of_any_strides(self, strides):
+        storage, target = logits_and_target(1, 64)[0] * 1, torch.tensor([0, 1, 2, 3])
+        logits = storage.as_strided((4, 6), strides)
+        expected = cross_entropy(logits.detach().clone(), target)
+        assert cross_entropy(logits, target, inplace=True).equal(expected)
 
     def test_logits_written_to_afterwards(self):
         leaf, target = logits_and_target(4, 6)

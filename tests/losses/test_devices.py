@@ -12,8 +12,8 @@ FILES = ["contract", "cross_entropy", "derivatives", "linear_cross_entropy", "tr
 HERE = Path(__file__).parent
 
 
-def collected(plugin, tmp_path):
-    """Return the tests of losses that pytest collects in a process where `plugin` changes what is installed."""
+def collected(plugin, tmp_path, *more):
+    """Return the tests of losses, and more, that pytest collects where `plugin` changes what is installed."""
     (tmp_path / "changed.py").write_text(plugin)
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
@@ -21,7 +21,7 @@ def collected(plugin, tmp_path):
     environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
     paths = [str(tmp_path), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # an empty entry would mean the current folder
-    files = [str(HERE / f"test_{name}.py") for name in FILES]
+    files = [*(str(HERE / f"test_{name}.py") for name in FILES), *(str(HERE.parent / path) for path in more)]
     command = [
         sys.executable,
         "-m",
@@ -67,3 +67,20 @@ def test_without_triton_only_its_tests_are_skipped(tmp_path):
     tests = collected(plugin, tmp_path)
     assert not [test for test in tests if "[triton" in test or "-triton" in test]  # as a backend
     assert count(tests, "contract", "cpp") >= 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", [False, True])
+def test_without_other_packages_the_tests_of_the_gpu_suite_are_there(trainer, tmp_path):
+    """Those of the trainer need accelerate and TensorBoard."""
+    needed = ("accelerate", "tensorboard")
+    for name in needed if trainer else ():
+        pytest.importorskip(name)
+    absent = "webdataset torchdata liger_kernel cut_cross_entropy scipy psutil matplotlib datasets peft lightning "
+    absent += "pytorch_lightning moto sacrebleu sentencepiece typer rich pydantic obstore ray sklearn orjson"
+    names = [*absent.split(), *(() if trainer else needed)]
+    plugin = f"import sys\nfor name in {names}:\n    sys.modules[name] = None\n"
+    tests = collected(plugin, tmp_path, "core/test_alias_table.py", "huggingface")
+    assert count(tests, "alias_table") >= 50
+    assert count(tests, "contract", "cpp") >= 100
+    assert (count(tests, "trainer") >= 20) == trainer

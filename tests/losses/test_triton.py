@@ -120,11 +120,13 @@ def test_variants_by_bytes():
 
 
 def test_rows_processed_at_once():
-    """As many rows are processed at once as fit into L2: at least one, at most one per multiprocessor."""
+    """As many as fit into L2: at least one, and at most as many as the multiprocessors have registers for."""
     h100 = {"num_processors": 132, "l2_bytes": 50 << 20}
     assert backend.rows_under_way(160 << 10, **h100) == 132
     assert backend.rows_under_way(2 * 262_144, **h100) == 60
     assert backend.rows_under_way(100 << 20, **h100) == 1
+    assert backend.rows_under_way(2000, **h100, lanes=128) == 8 * 132
+    assert backend.rows_under_way(160 << 10, **h100, lanes=512) == 50 * 1024 * 6 // 10 // 160
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # from NumPy, for infinite logits

@@ -200,7 +200,7 @@ def test_a_run_of_one_pass_goes_on_with_another_batch_size(user, monkeypatch):
     sizes = open_corpus(recipe.data).sizes
     train_until_killed(monkeypatch, recipe, "run")
     early = load_recipe("recipe.yaml", [*rule, "training.batch_size=[[0, 4], [1, 6]]"])
-    with pytest.raises(ValueError, match=r"cannot be resumed from: from_step = 1, but batches before step 2"):
+    with pytest.raises(ValueError, match=r"cannot resume from .*: from_step = 1, but batches before step 2"):
         train(early, "run", resume=True, progress=False)
     with pytest.raises(ValueError, match=r"another recipe: training.batch_size is 4 there and 8 here"):
         train(load_recipe("recipe.yaml", [*rule, "training.batch_size=8"]), "run", resume=True, progress=False)
@@ -250,16 +250,16 @@ def test_training_starts_from_a_models_folder_or_with_an_adapter(user):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.max_length=32", "max_length cuts packed pairs"),
+        ("data.max_length=32", "max_length is for packed pairs"),
         ("model.config={model_type: lama}", "model_type is 'lama'.*did you mean"),
         ("model.config={model_type: llama, hiden_size: 3}", "hiden_size is unknown to LlamaConfig; did you mean"),
         ("model.config={model_type: llama, vocab_size: 100}", "has 100 token ids, the data's tokenizer 202"),
         ("model.config={model_type: llama, max_position_embeddings: 100}", "max_position_embeddings = 100"),
         ("model.config={model_type: t5}", "an encoder-decoder needs pairs"),
         ("trainer.gradient_checkpoint=true", "trainer.gradient_checkpoint is unknown.*mean gradient_checkpointing"),
-        ("trainer.learning_rate=1", "trainer.learning_rate: the recipe decides it; set training.learning_rate"),
+        ("trainer.learning_rate=1", "trainer.learning_rate is decided by other keys .*: set training"),
         ("trainer.use_liger_kernel=true", "trainer.use_liger_kernel: its forward"),
-        ("trainer.logging_dir=charts", "trainer.logging_dir: the recipe decides it; events for TensorBoard are in"),
+        ("trainer.logging_dir=charts", "trainer.logging_dir is decided by other keys .*: events for TensorBoard"),
         ("trainer.optim=adamm", "trainer: .*adamm"),
         ("data.domains=[large, none]", "data.domains has 'none'"),
         ("data.path=nowhere", "nowhere/manifest.json is missing"),

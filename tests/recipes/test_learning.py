@@ -339,7 +339,7 @@ def test_a_mixture_of_samples_that_differs_in_tokens_is_warned_of():
             lambda path: make_trainer(path, SCHEDULES["odm"](), dataloader_num_workers=2),
             r"delay = 3, but 2 workers read 4 micro-batches ahead.* at least 5",
         ),
-        (lambda path: make_probe(size=1), "size of probes is 1"),
+        (lambda path: make_probe(size=1), "size = 1"),
         (
             lambda path: make_probe(parameters="nothing").measure(
                 fuse_loss(tiny_model()).model, 0, [0], gradients=True

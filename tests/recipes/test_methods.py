@@ -99,10 +99,10 @@ def test_mixture_methods_make_their_schedules(tmp_path, mixture, expected):
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ("{start: 0}", "expected tau or weights, one of the two"),
-        ("{start: 0, tau: 1, weights: {a: 1, b: 1}}", "expected tau or weights, one of the two"),
-        ("{start: 0, weights: {a: 1, b: 1}, domains: [a]}", "weights name their domains themselves"),
-        ("{start: 0, tau: 1, domains: [a, a]}", "expected at least one, each once"),
+        ("{start: 0}", "both or neither of tau and weights; expected exactly one"),
+        ("{start: 0, tau: 1, weights: {a: 1, b: 1}}", "both or neither of tau and weights; expected exactly one"),
+        ("{start: 0, weights: {a: 1, b: 1}, domains: [a]}", "weights, which name their domains already"),
+        ("{start: 0, tau: 1, domains: [a, a]}", "expected at least one domain, and each only once"),
         ("{start: 0, tau: 1, domains: [x]}", r"stages.domains names \['x'\], which the data lack"),
         ("{start: 0, weights: {a: 1}}", "stages.weights are for other domains than the data"),
     ],
@@ -128,7 +128,7 @@ def test_weights_are_taken_by_name(tmp_path):
     p = mixture.schedule(SIZES, 100, 8).mixture(0)
     total = sum(weight for _, weight in reversed_order)
     assert dict(zip(p.domains, p.sampling)) == pytest.approx({name: w / total for name, w in reversed_order})
-    with pytest.raises(ValueError, match="only in one of the two"):
+    with pytest.raises(ValueError, match="the data have different domains; only one of them has"):
         mixture.schedule({**SIZES, "xx": 3}, 100, 8)
     with pytest.raises(ValueError, match="mixture: weights has 'b' twice"):
         load(tmp_path, GOOD, ["mixture.method=weights", "mixture.weights=[[b, 1], [a, 2], [b, 3]]"])
@@ -137,7 +137,7 @@ def test_weights_are_taken_by_name(tmp_path):
 def test_probes_are_kept_out_of_training(tmp_path):
     recipe = load(tmp_path, GOOD, ["mixture.method=fgls", "mixture.hold_out=0.1"])
     assert training_sizes(recipe, {"a": 1000, "b": 5}) == {"a": 900, "b": 3}
-    with pytest.raises(ValueError, match="domain 'b' has 2 samples, all kept out"):
+    with pytest.raises(ValueError, match="domain 'b' has 2 samples, and all of them are held out"):
         training_sizes(recipe, {"a": 1000, "b": 2})
     assert training_sizes(load(tmp_path, GOOD), {"b": 2}) == {"b": 2}
 

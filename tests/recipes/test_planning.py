@@ -110,7 +110,7 @@ def test_files_that_hold_no_sizes_are_refused(tmp_path, name, text, message):
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="expected domain=number"):
         parse_size("en")
-    with pytest.raises(ValueError, match="give --sequence-length"):
+    with pytest.raises(ValueError, match="pass --sequence-length"):
         to_sequences({"en": 1e9}, "tokens")
     with pytest.raises(ValueError, match="domain 'sw' has 100 tokens, less than one sequence of 512"):
         to_sequences({"sw": 100}, "tokens", 512)
@@ -123,7 +123,7 @@ def test_rules_say_how_many_steps_a_run_has(tmp_path):
     assert stage.end == 36  # 35 batches of 64 sequences and one of 60
     (stage,) = plan(recipe(tmp_path, "{method: temperature, tau: 3}", steps="all_exhausted"), SIZES)
     assert stage.exposure.epochs.min() >= 1 > (stage.exposure.draws[0] - 64) / SIZES["en"]
-    with pytest.raises(ValueError, match=r"mixture: cooldown goes by training.steps, which is 'all_exhausted'"):
+    with pytest.raises(ValueError, match=r"mixture: cooldown depends on training.steps, which is 'all_exhausted'"):
         plan(recipe(tmp_path, "{method: cooldown}", steps="all_exhausted"), SIZES)
 
 
@@ -134,5 +134,5 @@ def test_plans_follow_ramps_of_the_batch_size(tmp_path, monkeypatch, mixture):
     assert exact.draws.sum() == 10 * 16 + 50 * 32 + 40 * 64
     monkeypatch.setattr(planning_module, "MAX_COUNTED", 0)
     assert plan(chosen, SIZES)[-1].exposure.draws == pytest.approx(exact.draws, rel=0.1)
-    with pytest.raises(ValueError, match=r"mixture: unimax goes by training.batch_size, which is \(\(0, 16\), "):
+    with pytest.raises(ValueError, match=r"mixture: unimax depends on training.batch_size, which is \(\(0, 16\), "):
         plan(recipe(tmp_path, "{method: unimax, max_epochs: 2}", batch_size=[[0, 16], [10, 32]]), SIZES)

@@ -105,7 +105,7 @@ def test_runs_on_other_data_are_not_compared(tmp_path, three, changes):
 
 def test_an_unfinished_run_is_refused(three):
     (three[1] / "summary.json").unlink()
-    with pytest.raises(ValueError, match="is not finished; go on with"):
+    with pytest.raises(ValueError, match="is not finished; continue it with"):
         compare(three)
     with pytest.raises(ValueError, match="holds no run"):
         compare([three[0].parent])

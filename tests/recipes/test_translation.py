@@ -226,7 +226,7 @@ def test_exponential_rate_is_that_of_doremis_public_code():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.family=llama"], "decoding needs a model that translates"),
+        (["model.family=llama"], "decoding needs an encoder-decoder"),
         (["model.dropout=1"], "model.dropout is 1; expected a number < 1"),
         (["model.family=llama", "model.dropout=.5", "decoding.samples=0"], "dropout = 0.5; expected 0 with 'llama'"),
         (["training.label_smoothing=1.5"], "label_smoothing is 1.5; expected a number < 1"),

@@ -177,7 +177,7 @@ def test_impossible_changes_are_refused():
     sampler = make(batch_size=10, world_size=4)
     list(islice(sampler, 20))
     for size, step, message in [
-        (12, 19, "batches before step 20 have been handed out"),
+        (12, 19, "batches before step 20 have been yielded"),
         (3, 30, "world_size = 4 is above batch_size = 3"),
         (5_000, 30, r"domain '\w+' .* at step 30"),  # rounding decides which domain is named
         (0, 30, "batch_size = 0"),

@@ -253,10 +253,10 @@ def test_proportional_quota_draws_every_sample_once():
     ("options", "message"),
     [
         ({"stop": "last_exhausted"}, r"stop = 'last_exhausted'; expected None or one of 'first_exhausted', 'all_exh"),
-        ({"stop": "all_exhausted", "schedule": schedules.constant(ABSENT)}, "does not draw domain 'fa', of which"),
-        ({"stop": ONCE, "num_steps": 3}, "sets num_steps, which is 3"),
+        ({"stop": "all_exhausted", "schedule": schedules.constant(ABSENT)}, "does not draw domain 'fa', although some"),
+        ({"stop": ONCE, "num_steps": 3}, "sets num_steps, but num_steps = 3"),
         ({"stop": ONCE, "batch_size": 1120, "world_size": 2}, "batch_size = 1, what is left for the last batch"),
-        ({"stop": "first_exhausted", "num_steps": 3}, "sets num_steps, which is 3"),
+        ({"stop": "first_exhausted", "num_steps": 3}, "sets num_steps, but num_steps = 3"),
         (
             {
                 "stop": "first_exhausted",

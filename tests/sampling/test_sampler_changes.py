@@ -122,7 +122,7 @@ def test_resume_with_grown_domains_needs_no_replay():
         (
             schedules.cooldown(SIZES, switch_step=3),
             19,
-            "batches before step 20 have been handed out; expected a step >= 20",
+            "batches before step 20 have been yielded; expected a step >= 20",
         ),
         (schedules.cooldown(SIZES, switch_step=3), 30, "from_step = 30; expected a step after 30"),
         (schedules.cooldown({"de": 700, "zh": 1500, "fa": 41}, switch_step=3), 40, "in this order"),
@@ -148,8 +148,11 @@ def test_impossible_changes_are_refused(schedule, from_step, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (CHANGES[:1], r"state has a schedule constant\(scalarization.tau=3.0.\) from step 70 on, this job has none"),
-        ([*CHANGES, (CHANGES[1][0], 90)], "this job has a schedule .* from step 90 on, the state has none"),
+        (
+            CHANGES[:1],
+            r"state has a schedule constant\(scalarization.tau=3.0.\) from step 70 on, but this job has none",
+        ),
+        ([*CHANGES, (CHANGES[1][0], 90)], "this job has a schedule .* from step 90 on, but the state has none"),
         ([CHANGES[0], (CHANGES[1][0], 71)], "from_step of change 2 is 70 in the state and 71 here"),
         ([CHANGES[0], (schedules.cooldown(MOST, switch_step=9), 70)], "schedule of change 2 is 'constant.* here"),
         ([CHANGES[0], (schedules.constant(Mixture.scalarization(MORE, 3)), 70)], "sizes of change 2 is {'fa': 97}"),

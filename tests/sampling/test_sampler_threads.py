@@ -160,7 +160,7 @@ def test_a_signal_handler_may_not_use_a_sampler_that_plans():
     sampler = make(schedule=schedule)
     read = list(islice(sampler, 5))
     schedule.at = 60
-    with pytest.raises(RuntimeError, match="a signal handler or a finalizer used a sampler that its thread was just"):
+    with pytest.raises(RuntimeError, match="a signal handler or a finalizer used a sampler while its own thread was"):
         sampler.plan(60)
     assert read + list(sampler) == list(make())
 

@@ -1,7 +1,7 @@
 // Walker's alias method with Vose's construction (IEEE TSE 1991), in integers. Probabilities are first rounded to
-// integer weights that sum to 2^32; the table then realises these weights exactly, so what is drawn can be read back
-// bit for bit. One row is 32 bits: with 2^b columns, the low 32 - b bits are the column's threshold and the high b bits
-// its alias, and one random word serves as column (high bits) and fraction (low bits).
+// integer weights that sum to 2^32. The table realises these weights exactly, so the probabilities of draws can be read
+// back bit for bit. One row is 32 bits: with 2^b columns, the low 32 - b bits are the column's threshold and the high b
+// bits its alias. One random word serves as column (high bits) and fraction (low bits).
 #pragma once
 
 #include <cstdint>
@@ -32,11 +32,11 @@ class AliasTable {
   static constexpr std::uint64_t kUnits = std::uint64_t{1} << 32;
   static constexpr std::size_t kMaxOutcomes = std::size_t{1} << 24;
 
-  // Non-negative weights, not necessarily normalised. Each positive one keeps at least one unit: nothing that is wanted
+  // Non-negative weights, not necessarily normalised. Each positive one keeps at least one unit, so no wanted outcome
   // becomes impossible. Throws std::invalid_argument.
   explicit AliasTable(std::span<const double> probabilities);
 
-  // What draws need. The first call builds it: allocations that only count do without. Safe from several threads.
+  // The table for draws. The first call builds it, because allocations that only count do not need it. Thread-safe.
   AliasTableView view() const;
   // Outcome i is drawn with probability weights()[i] / kUnits exactly.
   std::span<const std::uint64_t> weights() const { return weights_; }

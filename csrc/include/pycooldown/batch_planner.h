@@ -1,5 +1,5 @@
-// Which samples make up the global batch of a step. An allocation chooses the domain of every slot; cursors then turn
-// the n-th use of a domain into a sample, each epoch of a domain being a permutation of it.
+// The samples of a step's global batch. An allocation chooses the domain of every slot. Cursors then turn the n-th use
+// of a domain into a sample, with each epoch of a domain being a permutation of it.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ namespace pycooldown {
 enum class Allocation {
   multinomial,  // independent draws
   systematic,   // one uniform offset: floor(B q_i) or ceil(B q_i) samples of domain i, unbiased
-  quota,        // rounding errors are carried over: after any number of batches, within one sample of the sum of B q_i
+  quota,        // rounding errors carry over: always within one sample of the sum of B q_i
 };
 
 // The mixture in force until step `end`.
@@ -38,13 +38,13 @@ struct BatchSize {
   std::uint64_t first_step, size;
 };
 
-// Plans batch after batch. Multinomial and systematic allocation depend on (seed, step) alone, quota on its credits
-// too. Not safe from several threads at once.
+// Plans batch after batch. Multinomial and systematic allocation depend only on (seed, step), quota also on its
+// credits. Not thread-safe.
 class BatchPlanner {
  public:
-  // `sizes` are in samples; sample indices count the domains laid end to end. With `once`, each sample is drawn at most
-  // once: the slots of a domain that has none left go to the others. A homogeneous batch is of one domain: the
-  // allocation decides one slot of each batch, and all others follow it. Not both.
+  // `sizes` are in samples; sample indices count the domains one after another. With `once`, each sample is drawn at
+  // most once: the slots of an exhausted domain go to the others. A homogeneous batch has one domain: the allocation
+  // decides one slot of each batch, and all others follow it. The two options cannot be combined.
   BatchPlanner(std::span<const std::int64_t> sizes, Allocation allocation, std::int64_t batch_size, std::uint64_t seed,
                bool shuffle, bool once, bool homogeneous);
 
@@ -60,16 +60,16 @@ class BatchPlanner {
   void set_blocks(std::size_t domain, BlockLayout layout);
 
   std::size_t num_domains() const { return domains_.size(); }
-  std::size_t batch_size() const { return batch_size_; }  // of the step last planned
+  std::size_t batch_size() const { return batch_size_; }  // size at the last planned step
 
   // How often each domain has been drawn, and what quota allocation owes it, in units of 2^-32 slots.
   std::vector<std::int64_t> counts() const;
   std::span<const std::int64_t> credits() const { return credits_; }
   void seek(std::span<const std::int64_t> counts, std::span<const std::int64_t> credits);
 
-  // Plans the batch of `step` and moves past it. `spans` has the mixture of this step first; the following ones, as far
-  // as they are known, let quota allocation see deadlines ahead. Their tables share one number of outcomes, which may
-  // be less than that of the domains: the last domains are not drawn yet. The results hold until the next call:
+  // Plans the batch of `step` and moves past it. `spans` has the mixture of this step first. The following mixtures, as
+  // far as known, let quota allocation see deadlines ahead. Their tables share one number of outcomes, which may be
+  // less than the number of domains: the last domains are not drawn yet. The results hold until the next call:
   // domain_ids() has all slots, and indices and epochs are written for the slots in [first_slot, first_slot +
   // indices.size()).
   void plan(std::span<const MixtureSpan> spans, std::uint64_t step, std::size_t first_slot,
@@ -127,19 +127,19 @@ class BatchPlanner {
 
   std::size_t batch_size_;
   std::vector<Segment> segments_;
-  std::size_t segment_ = 0;  // that of the step last planned
+  std::size_t segment_ = 0;  // the segment of the last planned step
   std::vector<Domain> domains_;
   std::vector<std::int64_t> sizes_;
   std::vector<std::vector<EpochSize>> epoch_sizes_;
   std::vector<std::int64_t> credits_;
-  std::vector<std::uint32_t> words_;      // that slots are shuffled by
+  std::vector<std::uint32_t> words_;      // random words for the shuffle of slots
   std::vector<std::int32_t> domain_ids_;  // one slot more than the batch, so that writing needs no branch
   // For quota allocation: the spans that the deadlines were computed from, the step before which each domain's next
   // sample must be drawn, and claims to one more slot (the batches until the deadline, then the domain).
   std::vector<MixtureSpan> spans_;
   std::vector<std::uint64_t> deadlines_, claims_, ranked_;
-  // Where spans end before a domain has earned its next sample: what it then still needs at the start of the last one,
-  // in units; 0 for the other domains. When a span is appended, only these deadlines change.
+  // For domains that do not earn their next sample before the spans end: what they still need at the start of the last
+  // span, in units; 0 for other domains. When a span is appended, only these deadlines change.
   std::vector<std::uint64_t> open_needs_;
   Allocation allocation_;
   std::uint64_t seed_;

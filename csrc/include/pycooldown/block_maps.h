@@ -1,4 +1,4 @@
-// Blocks of a cache of object stores, read out of their files: mapped into memory, and checked when they are.
+// Reads blocks of a cache of object stores from their files, which are mapped into memory and then checked.
 #pragma once
 
 #include <cstddef>
@@ -18,11 +18,11 @@
 
 namespace pycooldown {
 
-// What follows the content of a block in its file: a magic number, its size and a checksum.
+// The seal after the content of a block in its file: a magic number, its size and a checksum.
 constexpr std::size_t kSealBytes = 24;
 std::string seal_block(std::string_view content);
 
-// Where blocks lie. Objects lie end to end: object o has bytes [bases[o], bases[o + 1]).
+// The layout of blocks. Objects lie end to end: object o has bytes [bases[o], bases[o + 1]).
 struct BlockLayout {
   // `bases` has shape (objects + 1,); `bounds`, of shape (blocks, 2) and ascending, says where each block begins and
   // ends; `stems` are those of the objects' files. Throws std::invalid_argument if they do not fit each other.
@@ -34,7 +34,7 @@ struct BlockLayout {
   std::size_t num_blocks() const { return bounds.size() / 2; }
   std::int64_t begin(std::int64_t block) const { return bounds[2 * static_cast<std::size_t>(block)]; }
   std::int64_t end(std::int64_t block) const { return bounds[2 * static_cast<std::size_t>(block) + 1]; }
-  // The block of a byte; the last one that begins at it or before.
+  // The block of a byte: the last one that begins at or before it.
   std::int64_t find(std::int64_t byte) const;
   std::string file_name(std::int64_t block) const;
 
@@ -97,7 +97,7 @@ class BlockMaps {
   std::uint64_t evictions_ = 0, reads_ = 0;
 };
 
-// The bytes of some ranges, which lie in mapped blocks or were given. They stay readable as long as this lives.
+// The bytes of some ranges, in mapped blocks or from given contents. They stay readable as long as this object lives.
 class BlockRanges {
  public:
   // Ranges of objects, as pycooldown.data.byte_ranges.Spans has them. Throws std::invalid_argument if one is not within
@@ -105,11 +105,11 @@ class BlockRanges {
   BlockRanges(std::shared_ptr<BlockMaps> maps, std::span<const std::int64_t> objects,
               std::span<const std::int64_t> starts, std::span<const std::int64_t> ends);
 
-  // Blocks without a file, of which those in `damaged` have a wrong one. Nothing can be read before all are there.
+  // Blocks without a valid file; those in `damaged` have an invalid one. Nothing can be read before all are available.
   const std::vector<std::int64_t>& missing() const { return missing_; }
   const std::vector<std::int64_t>& damaged() const { return damaged_; }
   void give(std::int64_t block, std::string content);
-  // Maps missing blocks that have files by now.
+  // Maps missing blocks that have files now.
   void retry();
 
   struct Range {
@@ -119,11 +119,11 @@ class BlockRanges {
   };
   std::size_t size() const { return ranges_.size(); }
   const Range& operator[](std::size_t i) const { return ranges_[i]; }
-  // Asks the processor to bring in what reading some ranges after this one will touch.
+  // Prefetches the memory that reading range i will touch.
   void prefetch(std::size_t i) const;
   // Copies all ranges, end to end.
   void join(char* out) const;
-  // Throws std::system_error if pages of a map were lost. Nothing that was read may be used before.
+  // Throws std::system_error if pages of a map were lost. Do not use bytes that were read before this check.
   void check() const;
 
  private:
@@ -135,7 +135,7 @@ class BlockRanges {
   };
   struct Place {
     std::uint32_t entry;      // of the block that a range begins in
-    bool goes_on;             // in the next ones
+    bool goes_on;             // continues in the next blocks
     std::int64_t from, size;  // within the first block; of the range
   };
   // The number of a block's entry, which is made if there is none.
@@ -152,7 +152,7 @@ class BlockRanges {
   std::list<std::string> joined_;  // ranges that are in several blocks
 };
 
-// Copies bytes of ranges while lost pages are looked out for; between copies, those of `others`.
+// Copies bytes of ranges while watching for lost pages; between copies, it watches those of `others`.
 class RangeCopy {
  public:
   explicit RangeCopy(std::span<MappedBytes* const> others = {}) : others_(others) { guard_.watch(others_); }

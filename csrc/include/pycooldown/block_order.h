@@ -1,10 +1,10 @@
 // A shuffle that keeps neighbours together, for samples that are fetched by blocks. The shards of a domain are cut into
-// blocks, none of which straddles two shards. An epoch permutes the blocks, takes them in groups, and permutes the
-// samples within each group. So a group's blocks are in use together and no others are.
+// blocks, none of which spans two shards. An epoch permutes the blocks, takes them in groups, and permutes the samples
+// within each group. So only the blocks of one group are in use at a time.
 //
-// A block has `block` samples, but for the last one of a shard, which may be short. Whole and short blocks are permuted
-// apart from each other, and each group takes its share of both: so the place where a group begins follows from the
-// lengths of the short blocks alone. Memory is O(shards), not O(samples).
+// A block has `block` samples, except the last one of a shard, which may be shorter. Full and short blocks are permuted
+// separately, and each group takes its share of both, so the position where a group begins depends only on the lengths
+// of the short blocks. Memory is O(shards), not O(samples).
 #pragma once
 
 #include <cstdint>
@@ -40,7 +40,7 @@ class BlockLayout {
   std::uint64_t block_, num_groups_;
 };
 
-// The order of a domain's samples in an epoch, seen through one group at a time.
+// The order of a domain's samples in an epoch, computed for one group at a time.
 class BlockOrder {
  public:
   BlockOrder(const BlockLayout& layout, std::uint64_t seed, std::uint64_t epoch, std::uint32_t lane);

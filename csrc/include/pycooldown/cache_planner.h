@@ -1,5 +1,5 @@
-// What a cache of blocks fetches and evicts when all its uses are known beforehand: a function of the uses, the limit
-// and the depth alone. Nothing in it depends on time.
+// The fetches and evictions of a cache of blocks when all its uses are known in advance: a function of only the uses,
+// the limit and the depth. Nothing in it depends on time.
 #pragma once
 
 #include <cstddef>
@@ -22,31 +22,30 @@ struct CacheActions {
   std::vector<std::int64_t> evictions;   // block numbers
 };
 
-// Belady's rule ("A study of replacement algorithms for a virtual-storage computer", 1966): where room is needed, the
-// block goes whose next use is farthest; among those with no known use, the one used last longest ago.
+// Belady's rule ("A study of replacement algorithms for a virtual-storage computer", 1966): if room is needed, the
+// block whose next use is farthest is evicted; among those without a known use, the one whose last use is oldest.
 //
-// Fetches run ahead of the batches that are asked for: those for the step that is asked for and the ones behind it hold
-// at most `depth` bytes. Batches are asked for ahead of their use too, by loaders: while a step is asked for, the
-// `prefetched` steps before it may still be read, so that no block of them is evicted. Blocks count as held from the
-// moment their fetch is planned. Where the limit is too small for that, less is fetched ahead, in the end nothing; the
-// blocks of a step and of the `prefetched` ones before it are held whatever the limit. So no fetch waits for a later
-// step than its own, and a job cannot come to a stand.
+// Fetches run ahead of the requested batches: those for the requested step and later ones hold at most `depth` bytes.
+// Loaders request batches ahead of their use too. While a step is requested, the `prefetched` steps before it may still
+// be read, so no block of them is evicted. Blocks count as held from the moment their fetch is planned. If the limit is
+// too small for that, less is fetched ahead, and in the end nothing. The blocks of a step and of the `prefetched` steps
+// before it are held regardless of the limit. So no fetch waits for a later step than its own, and a job cannot stall.
 class CachePlanner {
  public:
   CachePlanner(std::vector<std::int64_t> block_bytes, std::int64_t limit, std::int64_t depth, std::int64_t prefetched);
 
-  // Blocks that are there before the first step.
+  // Sets the blocks that are held before the first step.
   void hold(std::span<const std::int64_t> blocks);
 
-  // Plans the next `num_steps` steps. `blocks` has the blocks that each step uses, each once a step: those of step i
-  // end at ends[i]. Steps beyond num_steps are those to come, as far as they are known.
+  // Plans the next `num_steps` steps. `blocks` has the blocks that each step uses, each once per step: those of step i
+  // end at ends[i]. Steps after num_steps are known later steps.
   CacheActions plan(std::span<const std::int64_t> blocks, std::span<const std::int64_t> ends, std::size_t num_steps);
 
   std::int64_t held_bytes() const { return held_bytes_; }
   std::int64_t most_held_bytes() const { return most_held_bytes_; }
   std::int64_t next_step() const { return next_step_; }
-  // Steps whose blocks, with those before them that may be read, did not fit; and steps for which less than the depth
-  // could be fetched ahead.
+  // Steps whose blocks, with those of earlier steps that may still be read, did not fit; and steps for which less than
+  // the depth could be fetched ahead.
   std::int64_t steps_over_limit() const { return steps_over_limit_; }
   std::int64_t steps_shrunk() const { return steps_shrunk_; }
 
@@ -58,7 +57,7 @@ class CachePlanner {
     std::vector<std::int64_t> blocks;
     std::int64_t fetched_bytes;
   };
-  // The next use, negative for the steps since the last one where there is none in sight; the block.
+  // The next use (negative if none is known: minus the steps since the last one), and the block.
   using Candidate = std::pair<std::int64_t, std::int64_t>;
 
   void offer(std::int64_t block, const Held& held);

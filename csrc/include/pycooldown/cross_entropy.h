@@ -11,7 +11,7 @@ enum class Format { f32, bf16, f16 };
 //   lse  = log sum_j exp x_j
 //   loss = lse - (1 - label_smoothing) x_t - label_smoothing mean_j x_j
 //   grad = scale * d(loss + z_loss lse^2) / d logits
-// Ignored rows give 0 throughout, and so do rows of scale 0 unless sums are wanted.
+// Ignored rows give 0 everywhere, and so do rows of scale 0 unless sums are wanted.
 //
 // If whole_lse is given, the logits are a slice of num_whole_classes classes, and whole_lse is the lse of all of them.
 // Then grad is the slice's part of the gradient, target -1 is a class outside of the slice, and loss and lse are

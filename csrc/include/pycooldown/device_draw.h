@@ -1,5 +1,5 @@
 // Draws on a device: the work of each thread of a grid. It depends only on the thread's number, so the host can do the
-// same work, thread after thread, and compare.
+// same work thread by thread and compare.
 #pragma once
 
 #include <cstdint>

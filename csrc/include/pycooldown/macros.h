@@ -1,5 +1,5 @@
-// PYCOOLDOWN_HD marks a function for host and device. It is always inlined: a copy that was compiled for one
-// instruction set can then not be linked into code for another.
+// PYCOOLDOWN_HD marks a function for host and device. It is always inlined, so that no copy compiled for one
+// instruction set can be linked into code for another.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -12,7 +12,7 @@ struct MappedBytes {
   explicit MappedBytes(std::span<const std::byte> mapped = {}) : bytes(mapped) {}
 
   std::span<const std::byte> bytes;
-  std::atomic<bool> lost = false;  // Pages are gone, and zeros are read in their place, by all threads.
+  std::atomic<bool> lost = false;  // Pages are lost, and all threads read zeros in their place.
 };
 
 // Reading a page of a map that its file no longer has (the file was truncated, or its disk fails) raises the signal

@@ -1,4 +1,4 @@
-// A file in memory, read-only; it is closed again at once.
+// A file mapped into memory, read-only; the file itself is closed again at once.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@ namespace pycooldown {
 
 class MappedFile {
  public:
-  // Throws std::system_error where the file cannot be mapped.
+  // Throws std::system_error if the file cannot be mapped.
   explicit MappedFile(const std::string& path);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
@@ -22,8 +22,8 @@ class MappedFile {
   MappedBytes* mapped() { return &mapped_; }  // for a MapGuard
   std::int64_t mtime_ns() const { return mtime_ns_; }
 
-  // Whether the file was written to or truncated since. A file that was deleted, or replaced by another one of its
-  // name, is still there as it was mapped.
+  // Whether the file was written to or truncated since. A file that was deleted, or replaced by another one of the same
+  // name, is unchanged in the map.
   bool has_changed(const std::string& path) const;
 
  private:

@@ -11,12 +11,12 @@
 
 namespace pycooldown {
 
-// One cache line, which vector code loads as it is.
+// One cache line, which vector code loads as a whole.
 struct alignas(64) Permutation {
   std::uint32_t keys[8];
   std::uint64_t size, high_size, low_bits, low_mask;
 
-  // n in [1, 2^62]. (stream, index, lane) name the permutation, as they do a random block.
+  // n in [1, 2^62]. (stream, index, lane) identify the permutation, as they do a random block.
   PYCOOLDOWN_HD Permutation(std::uint64_t seed, Stream stream, std::uint64_t index, std::uint32_t lane, std::uint64_t n)
       : size(n) {
     std::uint64_t bits = 1;

@@ -1,10 +1,10 @@
-// Where the samples of tar shards lie: the index of one shard, or of all shards of a data set in one file.
+// Positions of the samples of tar shards: the index of one shard, or of all shards of a data set in one file.
 //
-// Members group into samples as webdataset groups them: the key is the path up to the first dot of its last component,
-// the rest is the extension, and consecutive members of one key are one sample.
+// Members form samples as in webdataset: the key is the path up to the first dot of its last component, the rest is the
+// extension, and consecutive members with the same key are one sample.
 //
-// An index is used as it lies in its file, which may be mapped into memory and shared by all processes. Opening it
-// reads what it says of shards and nothing of samples, which are checked one by one when they are looked up.
+// An index is used in the form of its file, which may be mapped into memory and shared by all processes. Opening it
+// reads its data about shards and nothing about samples, which are checked one by one when they are looked up.
 //
 // A mapped file may lose its pages at any time. So all methods of a mapped index are called under a MapGuard that
 // watches it, by `guarded` or by TarReader::Batch.
@@ -51,8 +51,8 @@ struct ShardRow;
 
 class TarIndex {
  public:
-  // Read what an index says of its shards. nullptr where the bytes are no index of this version. Throw
-  // std::invalid_argument where such an index is damaged, std::system_error where the file cannot be mapped.
+  // Read an index's data about its shards. Return nullptr if the bytes are no index of this version. Throw
+  // std::invalid_argument if such an index is damaged, std::system_error if the file cannot be mapped.
   static std::shared_ptr<TarIndex> parse(std::string bytes);
   static std::shared_ptr<TarIndex> map(const std::string& path);
 
@@ -78,20 +78,20 @@ class TarIndex {
   std::uint32_t num_faults() const;
   std::pair<std::uint32_t, TarFault> fault(std::uint32_t number) const;  // with its shard
 
-  // Looks up sample i of a shard. Throws std::invalid_argument where the index is damaged there.
+  // Looks up sample i of a shard. Throws std::invalid_argument if the index is damaged there.
   void get(std::uint32_t shard, std::uint64_t i, TarSample& out) const;
 
   // Looks up every sample of a shard.
   void verify(std::uint32_t shard) const;
 
-  // Throws std::system_error where the mapped file of the index was written to, or has lost pages.
+  // Throws std::system_error if the mapped file of the index was written to, or has lost pages.
   void check_file() const;
-  // Likewise for lost pages alone, without a system call. What was read since the last call is right if this returns.
+  // The same for lost pages only, without a system call. Data read since the last call are correct if this returns.
   void require_pages() const;
 
   MappedBytes* mapped() const { return file_ ? file_->mapped() : nullptr; }
 
-  // Returns what `read` returns, which reads this index. Throws std::system_error where pages were lost.
+  // Returns the result of `read`, which reads this index. Throws std::system_error if pages were lost.
   template <class Read>
   auto guarded(const Read& read) const {
     MapGuard guard;
@@ -102,14 +102,14 @@ class TarIndex {
     return result;
   }
 
-  // A checksum of some headers, spread over the shard, and the beginnings of the data behind them: nearly every shard
-  // that was written again with the same size and time has another one. 0 of a shard without samples.
+  // A checksum of some headers, spread over the shard, and the beginnings of the data after them. Nearly every shard
+  // that was rewritten with the same size and time has another one. 0 for a shard without samples.
   std::uint64_t fingerprint(std::uint32_t shard, const ReadAt& read) const;
   // Whether a shard has the fingerprint that was recorded, if one was.
   bool has_fingerprint(std::uint32_t shard, const ReadAt& read) const;
 
-  // Ask the processor to bring in what looking up a sample will touch: first its place, then (the place there) its
-  // record. With the record there, `first_offset` says where its data begin.
+  // Prefetch the memory for looking up a sample: first its place, then (with the place loaded) its record. With the
+  // record loaded, `first_offset` tells where its data begin.
   void prefetch_place(std::uint32_t shard, std::uint64_t i) const;
   void prefetch_record(std::uint32_t shard, std::uint64_t i) const;
   std::uint64_t first_offset(std::uint32_t shard, std::uint64_t i) const;
@@ -144,20 +144,20 @@ class TarIndex {
   std::vector<Table> tables_;
 };
 
-// Reads ustar, GNU and pax headers. Never throws for what the bytes say: what cannot be read becomes a fault.
-// A time of nullopt is that of an object, which has a version instead, and so no fingerprint.
+// Reads ustar, GNU and pax headers. Never throws because of the bytes: parts that cannot be read become faults. A time
+// of nullopt means an object, which has a version instead, and so no fingerprint.
 std::shared_ptr<TarIndex> scan_tar(const ReadAt& read, std::uint64_t shard_size,
                                    std::optional<std::int64_t> shard_mtime_ns);
 
-// Scans a file. Throws std::system_error where it cannot be opened or read, or where it changes meanwhile.
+// Scans a file. Throws std::system_error if it cannot be opened or read, or if it changes during the scan.
 std::shared_ptr<TarIndex> scan_tar_file(const std::string& path);
 
-// Reads the index of one shard, of this or the former version, and checks all of it. nullptr where the bytes are no
-// index, or that of a shard of another size or time. Throws std::invalid_argument where such an index is damaged.
+// Reads the index of one shard, in this or the former version, and checks all of it. Returns nullptr if the bytes are
+// no index, or that of a shard of another size or time. Throws std::invalid_argument if such an index is damaged.
 std::shared_ptr<TarIndex> index_of_shard(std::string bytes, std::uint64_t shard_size, std::int64_t shard_mtime_ns);
 
-// How many samples the index of a shard lists, from its first bytes (80 are enough), so that a reader that only passes
-// over a shard need not load its index. nullopt where they are of no such index, or of one with faults.
+// Number of samples in the index of a shard, from its first bytes (80 are enough), so that a reader that skips a shard
+// need not load its index. nullopt if they are of no such index, or of one with faults.
 std::optional<std::uint64_t> samples_in_index(std::string_view start, std::uint64_t shard_size,
                                               std::int64_t shard_mtime_ns);
 

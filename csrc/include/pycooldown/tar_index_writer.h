@@ -13,23 +13,23 @@
 
 namespace pycooldown {
 
-// Puts parts of indexes together, shard after shard. The file begins with `kHeaderSize` bytes for the header. Append
-// the bytes that `add` returns for each shard, then the directory, which `finish` returns first. Last, write the
-// header, which `finish` returns second, at the start.
+// Combines parts of indexes, shard after shard. The file begins with `kHeaderSize` bytes for the header. Append the
+// bytes that `add` returns for each shard, then the directory, which `finish` returns first. Last, write the header,
+// which `finish` returns second, at the start.
 class TarIndexWriter {
  public:
   static constexpr std::size_t kHeaderSize = 80;
 
-  // Begins a domain, to which the shards that follow belong.
+  // Begins a domain, to which the next shards belong.
   void begin_domain(std::string_view name);
-  // Takes a shard of another index; `path` and `version` are what the new index says of it. The bytes are the shard's
-  // section, and live as long as `source`.
+  // Adds a shard of another index, with `path` and `version` for the new index. The returned bytes are the shard's
+  // section and live as long as `source`.
   std::string_view add(const TarIndex& source, std::uint32_t shard, std::string_view path, std::string_view version);
   std::pair<std::string, std::string> finish();
 
  private:
   friend class TarShardBuilder;
-  struct Part {  // what the directory says of a shard
+  struct Part {  // the directory's data about a shard
     std::uint64_t size;
     std::int64_t mtime_ns;
     std::uint64_t fingerprint, num_samples, section_checksum;

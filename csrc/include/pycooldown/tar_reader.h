@@ -1,5 +1,5 @@
-// Random access to the samples of many shards, laid end to end. A bounded number of shards, those that are read most,
-// are mapped into memory; the others are opened for each read. Objects in stores are only looked up here.
+// Random access to the samples of many shards, one after another. A bounded number of shards, the most read ones, are
+// mapped into memory; the others are opened for each read. Objects in stores are only looked up here.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ class TarReader {
   // At most `max_maps` shards are mapped at a time; with 0, all are read without mapping them.
   explicit TarReader(std::size_t max_maps);
 
-  // Adds the shard of an index that lies beside it.
+  // Adds a shard whose index lies beside it.
   void add(std::string path, std::shared_ptr<const TarIndex> index);
   // Adds all shards of an index, whose paths are relative to `folder` (which ends with a slash).
   void add_all(std::shared_ptr<const TarIndex> index, std::string folder);
@@ -41,12 +41,12 @@ class TarReader {
 
   void get(Place place, TarSample& out) const { index(place.shard).get(number(place.shard), place.sample, out); }
 
-  // The reads of one batch. Threads may take turns between the reads of their batches, as those of Python do.
+  // The reads of one batch. Threads, like those of Python, may take turns between the reads of their batches.
   //
-  // A shard that was truncated or written to is an error, even if that happens in the middle of a read: lost pages of a
-  // map are replaced by zeros (see MapGuard), and `finish` looks at the status of every mapped shard that was read,
-  // which costs a system call a shard and batch, and needs no open file. The file of an index, which is written aside
-  // and renamed, is looked at before; `finish` then notices pages that it has lost.
+  // A shard that was truncated or written to is an error, also in the middle of a read: lost pages of a map are
+  // replaced by zeros (see MapGuard), and `finish` checks the status of every mapped shard that was read. This costs a
+  // system call per shard and batch, and needs no open file. The file of an index, which is renamed into place, is
+  // checked before the reads; `finish` then detects lost pages.
   class Batch {
    public:
     // Throws std::system_error if the file of an index has changed.
@@ -62,20 +62,19 @@ class TarReader {
     // Copies some of the bytes that the last `view` points at.
     void copy(const char* from, std::size_t size, void* out);
 
-    // Throws std::system_error if a shard has changed since it was indexed, or an index has lost pages. Nothing that
-    // was read may be used before.
+    // Throws std::system_error if a shard has changed since it was indexed, or an index has lost pages. Do not use data
+    // that were read before this check.
     void finish() const;
 
    private:
     TarReader& reader_;
     const std::uint64_t number_;
     MapGuard guard_;
-    MappedFile* viewed_ = nullptr;     // where the last view points, unless that is the buffer
+    MappedFile* viewed_ = nullptr;     // target of the last view, unless it is the buffer
     std::vector<std::uint32_t> read_;  // mapped shards
   };
 
-  // Ask the processor to bring in what reading a sample will touch: its place in the index, then its record, then its
-  // bytes.
+  // Prefetch the memory that reading a sample will touch: its place in the index, then its record, then its bytes.
   void prefetch_place(Place place) const { index(place.shard).prefetch_place(number(place.shard), place.sample); }
   void prefetch_record(Place place) const { index(place.shard).prefetch_record(number(place.shard), place.sample); }
   std::uint64_t first_offset(Place place) const {
@@ -94,7 +93,7 @@ class TarReader {
     std::unique_ptr<MappedFile> map = nullptr;
     std::uint64_t window = 0;
     std::uint64_t last_batch = 0;  // the last one that read the map
-    std::uint32_t unfinished = 0;  // how many times it stands in batches that live
+    std::uint32_t unfinished = 0;  // number of living batches that read it
     std::uint32_t reads = 0;       // while unmapped, in a window of num_reads_
     bool recent = false;
     bool known = false;  // its fingerprint is the recorded one

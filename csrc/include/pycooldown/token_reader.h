@@ -1,4 +1,4 @@
-// Rows of tokens out of files in memory that lie end to end: one stream, in which a domain is a range.
+// Rows of tokens from files in memory that form one stream, in which a domain is a range.
 #pragma once
 
 #include <cstddef>
@@ -23,17 +23,17 @@ struct TokenFile {
   std::span<const std::byte> bytes;
   TokenType type;
   std::uint64_t tokens;
-  std::uint64_t vocabulary_size;                 // ids from here on are errors
+  std::uint64_t vocabulary_size;                 // larger or equal ids are errors
   std::span<const std::uint64_t> block_offsets;  // where the tokens of each block begin, in bytes
   std::span<const std::uint64_t> block_ends;     // exclusive end of each block, in tokens from the file's start
-  std::span<const std::uint64_t> ends;           // of the documents, likewise; equal ones are documents of no tokens
+  std::span<const std::uint64_t> ends;           // of the documents, in the same way; equal ends mean no tokens
 };
 
-// A file that is mapped, and what it was then. A file that was deleted, or replaced by another one of its name, is
-// still there as it was mapped.
+// A mapped file, and its state at that time. A file that was deleted, or replaced by another one of the same name, is
+// unchanged in the map.
 struct MappedState : MappedBytes {
   MappedState(std::string path, std::span<const std::byte> mapped);
-  // Throws std::system_error if the file was written to or cut off since.
+  // Throws std::system_error if the file was written to or truncated since.
   void check() const;
 
   std::string path;
@@ -42,7 +42,7 @@ struct MappedState : MappedBytes {
   std::int64_t mtime_ns = 0;
 };
 
-// What to fill: rows of `length`, each from its pieces, piece[k] to piece[k + 1] of row k.
+// The rows to fill, of `length` tokens, each from its pieces: piece[k] to piece[k + 1] for row k.
 struct TokenRows {
   std::int64_t length;
   std::span<const std::int64_t> pieces;  // rows + 1
@@ -61,13 +61,13 @@ struct TokenRows {
 
 class TokenReader {
  public:
-  // Throws std::invalid_argument if blocks do not lie in the file or do not make up its tokens.
+  // Throws std::invalid_argument if blocks do not lie in the file or do not cover its tokens.
   void add(TokenFile file);
 
   std::int64_t size() const { return starts_.back(); }
 
-  // Throws std::out_of_range if rows leave the stream, std::invalid_argument where a file is found to be damaged or
-  // an id does not fit, std::system_error where a file has changed since it was added, even in the middle of the call.
+  // Throws std::out_of_range if rows leave the stream, std::invalid_argument if a file is damaged or an id does not
+  // fit, and std::system_error if a file has changed since it was added, also in the middle of the call.
   void fill(const TokenRows& rows) const;
 
  private:

@@ -1,7 +1,7 @@
-"""The files of a cache: one for each block, written aside and renamed, with its length and a checksum at its end.
+"""The files of a cache, one per block. Each is written under another name and then renamed, and ends with a checksum.
 
-A file is named by the object's URL and version and the block's bytes, so that it is never taken for what the object was
-before. `manifest` lists all names that were ever written; no other file of the folder is deleted.
+A file is named by the object's URL and version and by the block's range of bytes, so a changed object gets other files.
+`manifest` lists all names that were ever written; no other file of the folder is deleted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class BlockFiles:
 
     Args:
         folder: An existing folder.
-        objects: The objects that blocks are of.
+        objects: The objects of the blocks.
         blocks: The blocks.
     """
 
@@ -46,7 +46,7 @@ class BlockFiles:
         return self.folder / f"{self._stems[item]}-{start:x}-{end:x}.block"
 
     def map(self, states: str, max_maps: int) -> BlockMaps:
-        """Return what reads the files in a process; `states` is the file of `BlockStates`.
+        """Return an object that reads the files in this process; `states` is the file of `BlockStates`.
 
         Raises:
             OSError: If `states` cannot be mapped.
@@ -61,16 +61,16 @@ class BlockFiles:
         )
 
     def write(self, number: int, content: bytes | memoryview) -> None:
-        """Write a block, which appears under its name when it is whole.
+        """Write a block. It appears under its name only when it is complete.
 
         Raises:
-            OSError: If it cannot be written; nothing is left behind then.
+            OSError: If it cannot be written. Then no file is left behind.
         """
         path = self.path(number)
         aside = _aside(path)
         try:
-            # Power may fail before the content is on the disk: the checksum tells. Not by `open_atomically`, since
-            # `take_over` must know the name of what a killed process has left.
+            # After a power failure the content may be missing, which the checksum detects. `open_atomically` is not
+            # used because `take_over` must know the names of files that a killed process left.
             with open(aside, "wb") as file:
                 file.write(content)
                 file.write(seal_block(content))
@@ -95,10 +95,10 @@ class BlockFiles:
         self.path(number).unlink(missing_ok=True)
 
     def take_over(self) -> tuple[list[int], int]:
-        """Return the blocks that are there, and how many other files of ours were deleted.
+        """Return the blocks that have files, and the number of other cache files that were deleted.
 
-        Those are of former versions, of other data sets, or parts that a killed process left. The manifest then lists
-        what is there. Files that it does not list are neither deleted nor used.
+        The deleted files belong to former versions or other data sets, or are parts left by a killed process. Then the
+        manifest lists the existing files. Files that it does not list are neither deleted nor used.
 
         Raises:
             OSError: If the folder cannot be read or written.
@@ -124,7 +124,7 @@ class BlockFiles:
         return numbers, deleted
 
     def _number(self, name: str, by_stem: dict[str, int]) -> int | None:
-        """Return the block of a file's name and size; nothing if there is no such block."""
+        """Return the block of a file with this name and size, or None."""
         match = _NAME.fullmatch(name)
         if match is None or (item := by_stem.get(match[1])) is None:
             return None
@@ -146,7 +146,7 @@ def _aside(path: Path) -> Path:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """Return the lines that are names of blocks; a killed process may have written half of the last one."""
+    """Return the complete lines; a killed process may have written only a part of the last one."""
     try:
         text = path.read_text(errors="replace")
     except FileNotFoundError:

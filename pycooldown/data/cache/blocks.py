@@ -1,4 +1,4 @@
-"""Blocks: the ranges of bytes that a cache fetches and evicts as a whole."""
+"""Blocks: the ranges of bytes that a cache fetches and evicts as units."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["Blocks", "StoredDataset"]
 
 
 class StoredDataset(Protocol):
-    """What a cache asks of a data set whose samples lie in objects.
+    """The part of a data set's interface that a cache uses. Samples lie in objects.
 
-    Where each sample lies within one object, it has `shard_sizes` too: by domain, the samples of each object in order.
+    If each sample lies within one object, there is also `shard_sizes`: by domain, the samples of each object in order.
     """
 
     @property
@@ -26,21 +26,22 @@ class StoredDataset(Protocol):
         """The objects, in the order of the domains and their shards."""
 
     def locate(self, indices: Integers) -> Spans:
-        """Return the ranges of bytes that reading samples takes, in their order: one or more of each."""
+        """Return the ranges of bytes needed to read samples, in their order: one or more for each sample."""
 
 
 class Blocks:
-    """The blocks of a data set, numbered through its objects.
+    """The blocks of a data set, numbered through all its objects.
 
-    An object is cut before every so many samples, so that no block has bytes of two objects. Blocks of an object follow
-    each other without gaps: what lies between two samples, headers for example, is fetched with the first one.
+    An object is cut before every ``block`` samples, so no block has bytes of two objects. Blocks of an object follow
+    each other without gaps: bytes between two samples, such as headers, belong to the block of the first one.
 
     Args:
-        bases: Where each object begins if all lie end to end, in bytes; int64 of shape (objects + 1,).
-        bounds: Where blocks begin and end, likewise: int64 of shape (blocks, 2), ascending.
-        samples: How many samples begin in each block, about: float64 of shape (blocks,).
-        first_samples: The first sample of each object, int64 of shape (objects,), if a block begins every so many.
-        block: Samples in a block then.
+        bases: Start of each object if all lie end to end, in bytes; int64 of shape (objects + 1,).
+        bounds: Start and end of each block, in the same way; int64 of shape (blocks, 2), ascending.
+        samples: Approximate number of samples that begin in each block; float64 of shape (blocks,).
+        first_samples: The first sample of each object, int64 of shape (objects,), if blocks hold a fixed number of
+            samples.
+        block: This fixed number of samples.
     """
 
     def __init__(
@@ -68,7 +69,9 @@ class Blocks:
         sizes = np.array([size for shards in shard_sizes.values() for size in shards], np.int64)
         bases = np.cumsum([0, *(item.size for item in dataset.objects)], dtype=np.int64)
         if len(sizes) != len(dataset.objects):
-            raise ValueError(f"the data set has {len(dataset.objects)} objects and {len(sizes)} shards")
+            raise ValueError(
+                f"the data set has {len(dataset.objects)} objects but {len(sizes)} shards; expected equal numbers"
+            )
         firsts = np.cumsum([0, *sizes], dtype=np.int64)
         counts = -(-sizes // block)
         shards = np.repeat(np.arange(len(sizes)), counts)
@@ -95,7 +98,7 @@ class Blocks:
 
     @classmethod
     def of(cls, dataset: StoredDataset, block: int) -> Blocks:
-        """Cut a data set into blocks of so many samples, or of as many bytes where samples run on across shards."""
+        """Cut a data set into blocks of ``block`` samples, or of as many bytes if samples cross shards."""
         if hasattr(dataset, "shard_sizes"):
             return cls.cut(dataset, block)
         first = dataset.locate(np.zeros(1, np.int64))
@@ -114,12 +117,12 @@ class Blocks:
         """Return the object of a block, and its first and exclusive last byte there."""
         begin, end = self.bounds[number].tolist()
         item = int(np.searchsorted(self.bases, begin, "right")) - 1
-        # Empty objects have the same base as the one behind them, which is the last of them.
+        # Empty objects have the same base as the next object that is not empty. The search returns the last of them.
         base = int(self.bases[item])
         return item, begin - base, end - base
 
     def covering(self, spans: Spans) -> tuple[Integers, Integers]:
-        """Return the first and the last block of each range of bytes.
+        """Return the first and the last block that each range of bytes touches.
 
         Raises:
             ValueError: If a range is not within blocks.
@@ -134,7 +137,7 @@ class Blocks:
         return firsts, lasts
 
     def used_by(self, spans: Spans) -> Integers:
-        """Return the blocks that ranges of bytes are in, each once, ascending."""
+        """Return the blocks that ranges of bytes touch, each once, ascending."""
         firsts, lasts = self.covering(spans)
         if (firsts == lasts).all():
             return np.unique(firsts)
@@ -143,7 +146,7 @@ class Blocks:
         return np.unique(np.repeat(firsts, counts) + offsets)
 
     def used_by_samples(self, indices: Integers, dataset: StoredDataset) -> Integers:
-        """Return the blocks that reading samples of the data set takes, each once, ascending."""
+        """Return the blocks needed to read samples of the data set, each once, ascending."""
         if self._first_samples is None:
             return self.used_by(dataset.locate(indices))
         objects = np.searchsorted(self._first_samples, indices, "right") - 1
@@ -154,7 +157,7 @@ class Blocks:
 
 
 def _first_bytes(dataset: StoredDataset, indices: Integers) -> Integers:
-    """Return where the samples begin in their objects; a sample may have several ranges, the first of which counts."""
+    """Return where the samples begin in their objects. If a sample has several ranges, the first one counts."""
     starts = np.empty(len(indices), np.int64)
     step = 1 << 16
     for begin in range(0, len(indices), step):

@@ -1,4 +1,4 @@
-"""The cache as the processes of a job see it."""
+"""The cache's interface for the processes of a job."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ __all__ = ["CacheStatistics", "KnownFutureCache"]
 
 @dataclass(frozen=True)
 class CacheStatistics:
-    """What a fetcher has done since it started.
+    """Counts of a fetcher since it started.
 
     Attributes:
-        requests: Blocks that were fetched, one request each.
-        fetched_bytes: Their bytes.
-        retries: Requests that failed in passing and were made again.
-        unplanned: Blocks that were read beside the plan, straight from the store.
-        streamed: Blocks that found no room on the disk and were read past it.
+        requests: Blocks that were fetched, with one request each.
+        fetched_bytes: Bytes of these blocks.
+        retries: Requests that were repeated after a temporary failure.
+        unplanned: Blocks that were read directly from the store because the plan did not contain them.
+        streamed: Blocks that were passed on without a file because the disk was full.
         held: Blocks in the folder.
     """
 
@@ -53,7 +53,7 @@ class CacheStatistics:
 
 
 class KnownFutureCache:
-    """A cache on a node's disk for a data set in object stores, filled ahead of use as the sampler's plan says.
+    """A cache on a node's disk for a data set in object stores, filled in advance according to the sampler's plan.
 
     ::
 
@@ -63,24 +63,24 @@ class KnownFutureCache:
         cache.follow(sampler, dataset)
         loader = DataLoader(dataset, batch_sampler=sampler, num_workers=4)
 
-    Which samples each step reads is known beforehand. So one process on each node, the fetcher, reads their blocks
-    ahead of use, and evicts those whose next use is farthest. Each block is fetched by one request, with the version
-    that the data set knows; what fails in passing is tried again until ``patience`` is over. What `pycooldown plan
-    --store` says of bytes and requests is what happens, but for such retries.
+    The samples of each step are known in advance. So one process per node, the fetcher, reads their blocks before they
+    are used, and evicts those whose next use is farthest. Each block is fetched with one request, in the version that
+    the data set knows; temporary failures are retried until ``patience`` is over. Except for retries, bytes and
+    requests are exactly those that `pycooldown plan --store` forecasts.
 
-    The folder is on a disk of this node. All local ranks share it; a second job may too, if its plan is the same. Files
-    in it that the cache has not written are left alone. Blocks stay when a job ends, and the next one takes them over.
+    The folder is on a disk of this node. All local ranks share it; a second job can too, if its plan is the same. Files
+    that the cache has not written are left alone. Blocks stay when a job ends, and the next job uses them.
 
     Args:
-        folder: Where blocks are kept; made if it is missing.
-        limit: Bytes that blocks take at most on the disk.
-        block: Samples in a block, those of the sampler by default, else 64.
-        depth: Bytes that are fetched ahead of use at most; by default a quarter of the limit.
-        prefetched: Batches that loaders ask for ahead of use, at least ``num_workers * prefetch_factor`` of a
-            ``DataLoader``: blocks of so many steps before the one that is asked for are kept, since workers may still
-            read them.
-        concurrency: Requests at a time.
-        timeout: Seconds that one request may take, its body included.
+        folder: Where blocks are kept; created if it is missing.
+        limit: Maximum bytes of blocks on the disk.
+        block: Samples in a block; by default those of the sampler, or else 64.
+        depth: Maximum bytes to fetch ahead of use; by default a quarter of the limit.
+        prefetched: Batches that loaders request ahead of use, at least ``num_workers * prefetch_factor`` of a
+            ``DataLoader``. Blocks of this many steps before the requested one are kept, because workers may still read
+            them.
+        concurrency: Requests in parallel.
+        timeout: Seconds for one request, including its body.
         patience: Seconds after which a block is given up, which ends the job.
 
     Raises:
@@ -116,7 +116,7 @@ class KnownFutureCache:
         self.limit, self.block, self.depth, self.prefetched = limit, block, depth, prefetched
         self.concurrency, self.timeout, self.patience = concurrency, timeout, patience
         self._reader: BlockReader | None = None
-        self.reports: _Reports | None = None  # that of the sampler which is followed now
+        self.reports: _Reports | None = None  # of the sampler that is followed now
         self._control: socket.socket | None = None
         _ALL.add(self)
 
@@ -129,23 +129,25 @@ class KnownFutureCache:
     ) -> None:
         """Start to fetch what a sampler will read from a data set, and let the data set read through this cache.
 
-        Each rank calls it, after `load_state_dict` and before loaders start their workers. The first one on a node
-        starts the fetcher, which ends when the last of them has ended. After `set_schedule` or `set_batch_size`, close
-        the caches of all ranks and call it again.
+        Call it on each rank, after `load_state_dict` and before loaders start their workers. The first rank on a node
+        starts the fetcher, which ends after the last one. After `set_schedule` or `set_batch_size`, close the caches of
+        all ranks and call it again.
 
         Args:
             sampler: The sampler that the job iterates.
             dataset: Its data set; all of its objects must lie in stores.
-            ranks: The first of the node's ranks and the one behind its last. By default those that torchrun names in
-                the environment, if the sampler has them; otherwise only the sampler's.
+            ranks: The node's first rank, and its last rank plus one. By default the ranks that torchrun states in the
+                environment, if they fit the sampler; otherwise only the sampler's own rank.
 
         Raises:
-            ValueError: If the folder is in use by a job with another plan, or the data set is not one in stores.
+            ValueError: If a job with another plan uses the folder, or the data set is not in stores.
             OSError: If the fetcher cannot be started.
         """
         require("remote", "obstore")
         if local := [item.url for item in dataset.objects if not is_url(item.url)]:
-            raise ValueError(f"{local[0]} is a file of this machine; a cache is for objects in stores")
+            raise ValueError(
+                f"{local[0]} is a local file; expected only objects in stores: read local files without a cache"
+            )
         self.close()
         self.folder.mkdir(parents=True, exist_ok=True)
         shuffle = sampler.state_dict(step=0)["shuffle"]
@@ -169,8 +171,8 @@ class KnownFutureCache:
         if "differing" in reply:
             self.close()
             raise ValueError(
-                f"{self.folder} is in use by a job with another plan: {', '.join(reply['differing'])} differ; give "
-                "each job a folder of its own"
+                f"{self.folder} is in use by a job with another plan: {', '.join(reply['differing'])} differ; use "
+                "another folder for each job"
             )
         self._reader = BlockReader(BlockFiles(self.folder, dataset.objects, job.blocks), address)
         for text in reply["warnings"]:
@@ -189,7 +191,7 @@ class KnownFutureCache:
         return self._following().read(objects, starts, ends)
 
     def statistics(self) -> CacheStatistics:
-        """Return what the fetcher has done since it started.
+        """Return the fetcher's counts since it started.
 
         Raises:
             RuntimeError: If the cache does not follow a sampler.
@@ -198,7 +200,7 @@ class KnownFutureCache:
         return CacheStatistics(**self._following().statistics())
 
     def close(self) -> None:
-        """Leave the fetcher, which ends when all have left it; blocks stay in the folder."""
+        """Disconnect from the fetcher, which ends when all have disconnected; blocks stay in the folder."""
         if self._control is not None:
             self._control.close()
         if self._reader is not None:
@@ -212,20 +214,20 @@ class KnownFutureCache:
         self.close()
 
     def report(self, message: dict[str, Any]) -> None:
-        """Tell the fetcher of a step; one that has ended is noticed by the next read."""
+        """Report a step to the fetcher. If the fetcher has ended, the next read notices."""
         if self._control is not None:
             with contextlib.suppress(OSError):
                 send(self._control, message)
 
     def close_in_child(self) -> None:
-        """Close what a fork has copied: the fetcher must notice when the parent ends."""
+        """Close copies made by a fork, because the fetcher must notice when the parent ends."""
         if self._control is not None:
             self._control.close()
             self._control = None
 
     def _following(self) -> BlockReader:
         if self._reader is None:
-            raise RuntimeError("the cache follows no sampler: call cache.follow(sampler, dataset) first")
+            raise RuntimeError("the cache follows no sampler; call cache.follow(sampler, dataset) first")
         return self._reader
 
     def __getstate__(self) -> dict[str, Any]:
@@ -233,13 +235,13 @@ class KnownFutureCache:
 
 
 class _Reports:
-    """Tells the fetcher of the steps that a rank comes to."""
+    """A listener that reports the steps of a rank to the fetcher."""
 
     def __init__(self, cache: KnownFutureCache, sampler: DomainBatchSampler, start: int) -> None:
         self._cache, self._sampler, self._next, self._leaps = cache, sampler, start, 0
 
     def __call__(self, step: int) -> None:
-        if self._cache.reports is not self:  # it follows anew, or another sampler
+        if self._cache.reports is not self:  # `follow` was called again
             return
         self._leaps += step != self._next
         self._next = step + 1
@@ -261,7 +263,7 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _local_ranks(sampler: DomainBatchSampler) -> tuple[int, int]:
-    """Return the ranks of this node, as torchrun has numbered them."""
+    """Return the ranks of this node, as numbered by torchrun."""
     if sampler.world_size == 1:
         return 0, 1
     try:

@@ -1,7 +1,7 @@
-"""The fetcher of a node: a process that fetches blocks ahead of their use and evicts them by their next use.
+"""The fetcher of a node: a process that fetches blocks before their use and evicts them by their next use.
 
-It is a program of its own, started by `KnownFutureCache`: nothing is forked, and no process that reads has a client of
-an object store. What it does is the plan's (`pycooldown.data.cache.plan`); what it adds is waiting.
+It is a separate program, started by `KnownFutureCache`: nothing is forked, and reading processes have no client of an
+object store. `pycooldown.data.cache.plan` decides what it does; the fetcher only waits for the right moment.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pycooldown.data.cache.supply import Supply
 
 __all__ = ["main"]
 
-_ALONE = 60.0  # seconds that it waits for its first reader
+_ALONE = 60.0  # seconds to wait for the first reader
 
 
 @dataclass
 class _Member:
-    """A rank, or the rank of another job with the same plan: the step it has come to."""
+    """A connected rank, possibly of another job with the same plan, and the step it has reached."""
 
     step: int
     leap: int = 0
@@ -39,7 +39,7 @@ class _Member:
 
 
 class _Leap(NamedTuple):
-    """A step, not the one that comes next, from which ranks go on."""
+    """A jump of ranks to a step that is not their next one."""
 
     number: int
     step: int
@@ -48,12 +48,12 @@ class _Leap(NamedTuple):
 
 
 class Fetcher:
-    """Serves the blocks of a job to the processes of its node.
+    """A server of a job's blocks for the processes of its node.
 
     Args:
-        job: What is fetched.
+        job: The job to fetch for.
         start: The first step.
-        address: Path of its socket.
+        address: Path of the fetcher's socket.
     """
 
     def __init__(self, job: CacheJob, start: int, address: str) -> None:
@@ -62,18 +62,18 @@ class Fetcher:
         self.replay = Replay(job, self.supply, start)
         self.members: dict[asyncio.StreamWriter, _Member] = {}
         self.joined = self.leap = 0
-        self.leaving: _Leap | None = None  # where some ranks have gone to, and the others will
+        self.leaving: _Leap | None = None  # a jump that some ranks have made and the others will
         self.done = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one process until it goes."""
+        """Answer one process until it disconnects."""
         try:
             while (received := await receive_async(reader)) is not None:
                 message, _ = received
                 with contextlib.suppress(ConnectionError):
                     await getattr(self, f"_on_{message.pop('kind')}")(writer, **message)
         except asyncio.CancelledError:
-            pass  # the fetcher ends before this process does; asyncio would print it
+            pass  # the fetcher ends first; asyncio would print an error
         finally:
             if self.members.pop(writer, None) is not None:
                 self._note_steps()
@@ -81,7 +81,7 @@ class Fetcher:
             writer.close()
 
     async def _on_join(self, writer: asyncio.StreamWriter, identity: dict[str, Any], start: int) -> None:
-        if self.done.is_set():  # the others have gone: a new fetcher serves this rank
+        if self.done.is_set():  # the others have disconnected, so a new fetcher serves this rank
             writer.close()
             return
         mine = self.job.identity()
@@ -89,7 +89,7 @@ class Fetcher:
             await send_async(writer, {"differing": differing})
             return
         self.joined += 1
-        # A job that begins late is not waited for, until it has caught up.
+        # Do not wait for a job that starts late, until it has caught up.
         self.members[writer] = _Member(start - 1, self.leap, start >= self.replay.asked or self._are_missing())
         self._note_steps()
         await self.replay.begun.wait()
@@ -98,13 +98,13 @@ class Fetcher:
     async def _on_step(
         self, writer: asyncio.StreamWriter, step: int, epoch: int, leap: int, learned: dict[str, Any] | None = None
     ) -> None:
-        """A rank has come to a step; `leap` counts how often it did not go on from the step before."""
+        """Handle a rank's new step; `leap` counts how often it did not continue with the next step."""
         if learned is not None:
             self.job.sampler.schedule.load_state_dict(learned)  # type: ignore[attr-defined]
         member = self.members[writer]
         member.step, member.leap = step, leap
         member.is_waited_for |= leap == self.leap and step >= self.replay.asked
-        if leap > (self.leaving.number if self.leaving else self.leap):  # the first rank that leaps; the others follow
+        if leap > (self.leaving.number if self.leaving else self.leap):  # the first rank that jumps; the others follow
             if self.leaving is not None:
                 self.leaving.timer.cancel()
             timer = asyncio.get_running_loop().call_later(GRACE, self._follow)
@@ -113,7 +113,7 @@ class Fetcher:
         self._note_steps()
 
     def _follow(self) -> None:
-        """Go on from where ranks have gone to; those that have not followed in time are not waited for."""
+        """Continue at the step that ranks have jumped to, without waiting for those that do not follow in time."""
         if self.leaving is None:
             return
         self.leap, step, epoch, timer = self.leaving
@@ -143,7 +143,7 @@ class Fetcher:
         await send_async(writer, self.supply.statistics())
 
     def end_if_alone(self) -> None:
-        """End if no rank is there."""
+        """End if no rank is connected."""
         if not self.members:
             self.done.set()
 
@@ -151,7 +151,7 @@ class Fetcher:
         return self.joined < self.job.ranks[1] - self.job.ranks[0]
 
     def _note_steps(self) -> None:
-        """Let the plan go on with the slowest rank; it begins when all ranks are there."""
+        """Advance the plan to the slowest rank; it starts when all ranks are connected."""
         if not self.members:
             return
         waited_for = [member for member in self.members.values() if member.is_waited_for] or [*self.members.values()]
@@ -172,7 +172,7 @@ async def _run(job: CacheJob, start: int) -> None:
         async with server:
             write_atomically(Path(job.folder) / "fetcher.json", json.dumps({"socket": path}), durable=False)
             print("ready", flush=True)
-            sys.stdout.close()  # who started it reads no further
+            sys.stdout.close()  # the process that started this one reads no further
             waiting = asyncio.create_task(fetcher.done.wait())
             alone = asyncio.get_running_loop().call_later(_ALONE, fetcher.end_if_alone)
             done, _ = await asyncio.wait({waiting, replaying}, return_when=asyncio.FIRST_COMPLETED)
@@ -185,7 +185,7 @@ async def _run(job: CacheJob, start: int) -> None:
 
 
 def main() -> None:
-    """Read a pickled job and its first step from standard input, and serve it until its last rank has gone."""
+    """Read a pickled job and its first step from standard input, and serve it until its last rank disconnects."""
     job, start = pickle.load(sys.stdin.buffer)  # from the process that started this one
     try:
         with lock_folder(job.folder, wait=False):

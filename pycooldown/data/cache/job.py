@@ -1,4 +1,4 @@
-"""What a fetcher is given: all that decides which blocks are fetched and evicted, and when."""
+"""The input of a fetcher: everything that decides which blocks are fetched and evicted, and when."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ NEVER = 2**62  # a step that is not reached
 
 @dataclass(frozen=True)
 class CacheJob:
-    """A job as the fetcher of a node sees it.
+    """A job as a node's fetcher needs it.
 
     Attributes:
         folder: Where the blocks are.
-        sampler: A copy of the job's.
-        dataset: Where samples lie.
+        sampler: A copy of the job's sampler.
+        dataset: Tells where samples lie.
         blocks: The blocks of the data set.
-        limit: Bytes that the cache holds at most.
-        depth: Bytes that are fetched ahead at most.
-        prefetched: Batches that a loader asks for ahead of their use at most.
-        ranks: The first of the node's ranks and the one behind its last.
+        limit: Maximum bytes in the cache.
+        depth: Maximum bytes to fetch ahead.
+        prefetched: Maximum batches that a loader requests ahead of their use.
+        ranks: The node's first rank, and its last rank plus one.
         world_size: Ranks of the job.
-        concurrency: Requests at a time.
-        timeout: Seconds that one request may take.
+        concurrency: Requests in parallel.
+        timeout: Seconds for one request.
         patience: Seconds after which a block is given up.
     """
 
@@ -57,11 +57,11 @@ class CacheJob:
 
     @property
     def stop(self) -> int:
-        """The step behind the last one."""
+        """The last step plus one."""
         return NEVER if self.sampler.num_steps is None else self.sampler.num_steps
 
     def identity(self) -> dict[str, Any]:
-        """Return what another job must be equal in to share the cache, as JSON values."""
+        """Return the JSON values that must be equal in another job for it to share the cache."""
         state = self.sampler.state_dict(step=0)
         order = {name: value for name, value in state.items() if name not in ("version", "step", "draws", "credits")}
         digest = hashlib.sha256()
@@ -73,7 +73,7 @@ class CacheJob:
         return {**order, "epoch": 0, "blocks": digest.hexdigest(), **options}
 
     def actions(self, start: int, held: Integers) -> Iterator[Actions | None]:
-        """Yield what the cache does from a step on; see `cache_actions`."""
+        """Yield the cache's actions from a step on; see `cache_actions`."""
         uses = BlockUses(self.sampler, self.dataset, self.blocks, ranks=self.ranks, world_size=self.world_size)
         # A schedule that learns is planned step by step, as soon as each is known.
         horizon = 1 if self.learns else 0

@@ -1,7 +1,7 @@
-"""What a cache does at each step of a job: a pure function of the sampler's plan, the limit and the depth.
+"""The actions of a cache at each step of a job: a pure function of the sampler's plan, the limit and the depth.
 
-This module collects which blocks each step uses; `csrc/cpu/cache_planner.cpp` decides which one goes when there is no
-room.
+This module collects the blocks that each step uses. `csrc/cpu/cache_planner.cpp` decides which one is evicted when
+there is no room.
 """
 
 from __future__ import annotations
@@ -19,27 +19,26 @@ from pycooldown.sampling.sampler import DomainBatchSampler
 
 __all__ = ["PREFETCHED", "Actions", "BlockUses", "Forecast", "StorePlan", "cache_actions", "forecast"]
 
-# How many uses of blocks are looked ahead at least. Beyond, a next use counts as unknown.
+# Minimum number of block uses that are looked up in advance. Later uses count as unknown.
 HORIZON = 2**22
-# And as long as all blocks fit, so that nothing is evicted whatever comes: few, so that a job starts soon.
+# The same while all blocks fit and nothing is evicted. A smaller number lets a job start soon.
 PART = 2**16
-# Batches that loaders ask for ahead of their use, unless it is said.
+# Batches that loaders request ahead of their use, by default.
 PREFETCHED = 16
 
 
 class Actions(NamedTuple):
-    """Fetches in their order, and the evictions that make room for them.
+    """Fetches in order, and the evictions that make room for them.
 
     Attributes:
         fetches: Numbers of blocks, int64 of shape (n,).
-        steps: The step that uses each.
-        after: Each begins when every rank has asked for the batch of this step, which is not behind its own.
-        evict_ends: Each begins when the evictions before this one have been made; int64 of shape (n,).
+        steps: The step that uses each fetched block.
+        after: A fetch starts when every rank has requested the batch of this step, which is at most its own step.
+        evict_ends: A fetch starts when the evictions before this position are done; int64 of shape (n,).
         evictions: Numbers of blocks, in order.
-        planned: The step up to which, exclusively, these are all.
-        steps_over_limit: Steps so far at which the blocks of batches that are read did not fit into the limit, which
-            is exceeded there.
-        steps_shrunk: Steps so far for which the limit left less than the depth to fetch ahead.
+        planned: The actions are complete up to this step, exclusively.
+        steps_over_limit: Steps so far at which the blocks of batches in use exceed the limit. The cache exceeds it too.
+        steps_shrunk: Steps so far for which the limit leaves less than the depth to fetch ahead.
     """
 
     fetches: Integers
@@ -53,13 +52,13 @@ class Actions(NamedTuple):
 
 
 class BlockUses:
-    """Which blocks the ranks of a node use at each step.
+    """The blocks that the ranks of a node use at each step.
 
     Args:
-        sampler: Its plan is that of the job; it is only asked for plans.
-        dataset: Where samples lie.
+        sampler: A sampler with the job's plan; only plans are asked from it.
+        dataset: Tells where samples lie.
         blocks: The blocks of the data set.
-        ranks: The first of the node's ranks and the one behind its last.
+        ranks: The node's first rank, and its last rank plus one.
         world_size: Ranks of the job.
     """
 
@@ -97,27 +96,27 @@ def cache_actions(
     held: Integers | None = None,
     horizon: int = 0,
 ) -> Iterator[Actions | None]:
-    """Yield what a cache does from step ``start`` to ``stop``, some steps at a time; ``None`` where it is not known.
+    """Yield the cache's actions from step ``start`` to ``stop``, several steps at a time; ``None`` if not known yet.
 
-    Where a schedule that learns has not decided the next step, ask again when it has.
+    ``None`` means that a learning schedule has not decided the next step. Ask again when it has.
 
     Args:
         uses: The blocks of each step.
         start: The first step.
-        stop: The step behind the last one.
-        limit: Bytes that the cache holds at most.
-        depth: Bytes that are fetched at most ahead of the batches that are asked for.
-        prefetched: Batches that may still be read when one is asked for: blocks of so many steps before it are kept.
-        held: Blocks that are there at the start.
-        horizon: Uses that are looked ahead at least; by default `HORIZON`, and twice the blocks that fit.
+        stop: The last step plus one.
+        limit: Maximum bytes in the cache.
+        depth: Maximum bytes to fetch ahead of the requested batches.
+        prefetched: Batches that may still be read when one is requested: blocks of this many earlier steps are kept.
+        held: Blocks that are in the cache at the start.
+        horizon: Minimum number of uses to look up in advance; by default `HORIZON`, and twice the blocks that fit.
     """
     sizes = uses.blocks.sizes
     planner = CachePlanner(sizes, limit=limit, depth=depth, prefetched=prefetched)
-    fetched = np.zeros(len(sizes), np.bool_)  # or there at the start
+    fetched = np.zeros(len(sizes), np.bool_)  # or held at the start
     if held is not None:
         planner.hold(held)
         fetched[held] = True
-    room = limit - planner.held_bytes  # below 0 once something will have been evicted
+    room = limit - planner.held_bytes  # below 0 from the first eviction on
     if not horizon:
         horizon = max(HORIZON, 2 * int(limit / max(1.0, sizes.mean() if len(sizes) else 1.0)))
     known: list[Integers] = []
@@ -157,15 +156,14 @@ def cache_actions(
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a job fetches.
+    """The fetches of a job with one size of the cache.
 
     Attributes:
         limit: Bytes of the cache.
-        bytes_used: Bytes of the samples that are read, each counted once, with what lies between them.
+        bytes_used: Bytes of the samples that are read, each counted once, including bytes between them.
         bytes_fetched: Bytes that are fetched.
-        requests: Number of blocks that are fetched, by one request each.
-        steps_over_limit: Steps at which the blocks of batches that are read do not fit into the limit, which is
-            exceeded there.
+        requests: Number of fetched blocks, with one request each.
+        steps_over_limit: Steps at which the blocks of batches in use exceed the limit. The cache exceeds it too.
         steps_shrunk: Steps for which the limit leaves less than the depth to fetch ahead.
     """
 
@@ -179,7 +177,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class StorePlan:
-    """What a job reads of object stores, for several sizes of the cache.
+    """What a job reads from object stores, for several sizes of the cache.
 
     Attributes:
         data_bytes: Bytes of all blocks of the data set.
@@ -199,12 +197,10 @@ class StorePlan:
 def forecast(
     uses: BlockUses, *, start: int = 0, stop: int, limits: list[int], depths: list[int], prefetched: int
 ) -> StorePlan:
-    """Return what steps [start, stop) fetch with caches of several sizes, each with a depth.
+    """Return what steps [start, stop) fetch with caches of several sizes, each with its depth.
 
-    `prefetched` is that of `cache_actions`.
-
-    It plans the whole job: `HORIZON` does not matter for what is said of the smallest limit, but all uses are held in
-    memory, 8 bytes each.
+    For `prefetched` see `cache_actions`. The whole job is planned: the smallest limit does not depend on `HORIZON`, but
+    all uses are held in memory, with 8 bytes each.
     """
     sizes = uses.blocks.sizes
     known = _KnownUses(uses, start, stop)
@@ -232,12 +228,12 @@ def forecast(
 
 
 class _KnownUses:
-    """All uses of some steps, and the bytes of the samples that they read."""
+    """All block uses of some steps, and the bytes of the samples that they read."""
 
     def __init__(self, uses: BlockUses, start: int, stop: int) -> None:
         found: list[Integers] = []
         seen = np.zeros((sum(uses.sampler.sizes.tolist()) + 7) // 8, np.uint8)  # a bit for each sample
-        counts = np.zeros(len(uses.blocks))  # of samples that are read, by block
+        counts = np.zeros(len(uses.blocks))  # number of samples read, by block
         for step in range(start, stop):
             samples = np.unique(uses.samples(step))
             found.append(uses.blocks.used_by(uses.dataset.locate(samples)))
@@ -246,14 +242,14 @@ class _KnownUses:
             np.bitwise_or.at(seen, samples >> 3, bits)
             firsts, _ = uses.blocks.covering(uses.dataset.locate(samples[new]))
             np.add.at(counts, firsts, new.sum() / max(1, len(firsts)))  # a sample may have several ranges
-        # Of each block the share of its samples: what lies between them is part of it.
+        # The share of a block's samples that are read also counts for the bytes between samples.
         shares = np.minimum(1, counts / uses.blocks.samples)
         self.bytes_used = int((uses.blocks.sizes * shares).sum())
         self.blocks = np.concatenate([np.empty(0, np.int64), *found])
         self.ends = np.cumsum([len(blocks) for blocks in found], dtype=np.int64)
 
     def smallest_limit(self, sizes: Integers, depth: int, prefetched: int) -> int:
-        """Return the most bytes that are in use at a time: from a block's fetch until its last step is consumed."""
+        """Return the maximum bytes in use at one time, each block from its fetch until its last step is consumed."""
         steps = len(self.ends)
         planner = CachePlanner(sizes, limit=2**62, depth=depth, prefetched=prefetched)
         fetches, _, after, _, _ = planner.plan(self.blocks, self.ends, num_steps=steps)

@@ -1,4 +1,4 @@
-"""Reading blocks in any process of a job: from their files, or through the fetcher where there is none."""
+"""Read blocks in any process of a job: from their files, or through the fetcher if there is no file."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from pycooldown.mixture import Integers
 
 __all__ = ["BlockReader"]
 
-_MAPPED = 16_384  # blocks that a process keeps mapped
+_MAPPED = 16_384  # maximum number of blocks that a process keeps mapped
 
 
 class BlockReader:
-    """Reads ranges of bytes out of blocks.
+    """A reader of ranges of bytes from blocks.
 
-    It can be pickled, and used behind a fork: each process has its own connection and its own maps.
+    It can be pickled and used after a fork: each process has its own connection and its own maps.
 
     Args:
         files: The files of the blocks.
-        address: The fetcher's.
+        address: The fetcher's address.
     """
 
     def __init__(self, files: BlockFiles, address: str) -> None:
@@ -39,7 +39,7 @@ class BlockReader:
         self._process = os.getpid()
         self._connection: socket.socket | None = None
         self._maps: BlockMaps | None = None
-        self._lock = threading.Lock()  # of the connection
+        self._lock = threading.Lock()  # guards the connection
 
     def read(self, objects: Integers, starts: Integers, ends: Integers) -> Sequence[Buffer]:
         """Return the bytes of n ranges; see `ByteRanges.read`.
@@ -64,11 +64,11 @@ class BlockReader:
                 if size is not None:
                     found.give(number, payload[at : at + size])
                     at += size
-            found.retry()  # again where a block was evicted since the answer
+            found.retry()  # read again blocks that were evicted after the answer
         return found
 
     def statistics(self) -> dict[str, Any]:
-        """Return what the fetcher has counted; also while another thread waits for blocks.
+        """Return the fetcher's counts, also while another thread waits for blocks.
 
         Raises:
             OSError: If the fetcher has ended.
@@ -99,7 +99,7 @@ class BlockReader:
         self._reset()
 
     def _ended(self, error: OSError) -> ConnectionError:
-        reason = f"the fetcher of {self._files.folder} has ended ({error}); go on from the last checkpoint"
+        reason = f"the fetcher of {self._files.folder} has ended ({error}); start again from the last checkpoint"
         return ConnectionError(error.errno, reason)
 
     def __reduce__(self) -> tuple[Any, ...]:

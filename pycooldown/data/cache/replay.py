@@ -1,4 +1,4 @@
-"""The plan of a cache in real time: when each fetch and each eviction happens. What happens is the plan's alone."""
+"""Run a cache's plan in real time: decide when each fetch and eviction happens. The plan decides what happens."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pycooldown.data.cache.supply import Supply
 
 __all__ = ["GRACE", "Replay"]
 
-# Seconds that a read waits for other ranks when the plan does not go on without them. They are waited for because
-# nothing is evicted that they may still read; but they may have stopped.
+# Seconds that a read waits for other ranks while the plan waits for them too. The plan waits because it must not evict
+# what they may still read; but they may have stopped.
 GRACE = 30.0
-_NEWS = 0.005  # seconds; asyncio sees what was sent before, such as the news of a step, before they are over
+_NEWS = 0.005  # seconds in which asyncio handles messages sent before, such as a new step
 
 
 class Replay:
-    """Fetches and evicts as planned, as ranks ask for batches: for each step when the slowest one has come to it.
+    """The planned fetches and evictions, made while ranks request batches. A step's actions wait for the slowest rank.
 
     Args:
-        job: Whose plan it is.
-        supply: Where blocks come from.
+        job: The job whose plan is run.
+        supply: The source of blocks.
         start: The first step.
     """
 
@@ -32,30 +32,30 @@ class Replay:
         self._job, self._supply = job, supply
         self.begun = asyncio.Event()  # when the first steps are planned
         self.warnings: list[str] = []
-        self.is_leaving = False  # some ranks have left for another step, where it is restarted soon
-        self._moved = asyncio.Event()  # when something that the plan waits for has happened
-        self._went_on = asyncio.Event()  # when the plan has gone on
+        self.is_leaving = False  # some ranks have jumped to another step; a restart there follows soon
+        self._moved = asyncio.Event()  # set when something happens that the plan waits for
+        self._went_on = asyncio.Event()  # set when the plan has advanced
         self._restarts = 0
         self.restart(start)
 
     def restart(self, step: int) -> None:
-        """Plan anew from a step on, with the blocks that are there."""
+        """Plan again from a step on, with the blocks that are held."""
         self._start = self.asked = self._until = step
         self._front = step - 1
         self._restarts += 1
-        self._steps: dict[int, deque[int]] = {}  # by block, the steps of its fetches to come
+        self._steps: dict[int, deque[int]] = {}  # by block, the steps of its future fetches
         self.is_leaving = False
         self._moved.set()
 
     def ask(self, step: int, front: int) -> None:
-        """Note that all ranks have asked for the batch of a step, and that one has come to step ``front``."""
+        """Note that all ranks have requested the batch of a step, and that one has reached step ``front``."""
         self.asked, self._front = max(self.asked, step), max(self._front, front)
         self._moved.set()
 
     async def want(self, number: int) -> memoryview | None:
-        """Return a block that has no file, or nothing when it has one.
+        """Return a block that has no file, or None as soon as it has one.
 
-        A block that the plan fetches for a step which is read now is waited for. Others are read beside the plan.
+        Wait for a block that the plan fetches for a step being read now. Read other blocks directly from the store.
         """
         if not self._supply.has(number) and not self._is_planned(number):
             await asyncio.sleep(_NEWS)
@@ -68,19 +68,19 @@ class Replay:
         return await self._supply.get(number)
 
     def _is_planned(self, number: int) -> bool:
-        """Return whether a block will be fetched for a step that some rank has come to."""
+        """Return whether a block will be fetched for a step that some rank has reached."""
         steps = self._steps.get(number)
         is_known = self._until > self._front or self._until >= self._job.stop
         return self.is_leaving or not is_known or (steps[0] if steps else NEVER) <= self._front
 
     async def run(self) -> None:
-        """Follow the plan for ever, through all restarts."""
+        """Follow the plan forever, through all restarts."""
         while True:
             restarts = self._restarts
             actions = self._job.actions(self._start, np.array(sorted(self._supply.held), np.int64))
             while restarts == self._restarts and self._until < self._job.stop:
                 begin = self._until
-                # What a schedule that learns is given meanwhile must not meet it in another thread.
+                # A learning schedule is updated in this thread, so another thread must not read it meanwhile.
                 part = next(actions) if self._job.learns else await asyncio.to_thread(next, actions)
                 if restarts != self._restarts:
                     break
@@ -88,7 +88,7 @@ class Replay:
                     await self._wait()
                     continue
                 await self._follow(part, restarts)
-                # Where nothing is fetched, nothing is planned either, but for the part that comes next.
+                # If nothing is fetched, plan nothing ahead either, except the next part.
                 is_idle = not len(part.fetches) and not self._job.learns
                 while is_idle and restarts == self._restarts and self._front < begin:
                     await self._wait()
@@ -133,14 +133,14 @@ class Replay:
             return
         if part.steps_over_limit:
             self.warnings.append(
-                f"limit = {self._job.limit} bytes is less than the blocks of the batches that are read at a time "
-                f"(prefetched = {self._job.prefetched} and one more), at {part.steps_over_limit} steps before step "
-                f"{part.planned}: the cache grows beyond it there; give a greater limit, smaller blocks or a smaller "
+                f"limit = {self._job.limit} bytes is less than the blocks of the batches in use at one time "
+                f"(prefetched = {self._job.prefetched}, plus one), at {part.steps_over_limit} steps before step "
+                f"{part.planned}. The cache exceeds the limit there; set a larger limit, smaller blocks or a smaller "
                 "prefetched"
             )
         elif part.steps_shrunk:
             self.warnings.append(
-                f"limit = {self._job.limit} bytes is less than the open window of depth = {self._job.depth} bytes and "
-                f"the blocks of the batches that are read at a time, at {part.steps_shrunk} steps before step "
-                f"{part.planned}: less is fetched ahead; give a greater limit, smaller blocks or shuffle='blocks'"
+                f"limit = {self._job.limit} bytes is less than the open window of depth = {self._job.depth} bytes plus "
+                f"the blocks of the batches in use, at {part.steps_shrunk} steps before step {part.planned}. Less is "
+                "fetched ahead; set a larger limit, smaller blocks or shuffle='blocks'"
             )

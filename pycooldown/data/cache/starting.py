@@ -1,4 +1,4 @@
-"""Finding the fetcher of a folder, or starting it."""
+"""Find the fetcher of a folder, or start it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pycooldown.data.cache.messages import receive, send
 
 __all__ = ["connect", "join_fetcher", "states_path"]
 
-_ENDING = 30.0  # seconds in which a fetcher whose ranks have gone ends
+_ENDING = 30.0  # seconds that a fetcher needs at most to end after its ranks
 _PROGRAM = "from pycooldown.data.cache.fetcher import main; main()"
 
 
 def join_fetcher(job: CacheJob, start: int) -> tuple[str, socket.socket, dict[str, Any]]:
-    """Join a folder's fetcher, which is started if there is none; return its address, a connection and its answer.
+    """Join a folder's fetcher, starting it if needed; return its address, a connection and its answer.
 
-    It is a new program, so that nothing of this process, its threads or its locks, is copied into it.
+    It is a new program, so that nothing of this process, its threads or its locks is copied into it.
 
     Raises:
         OSError: If it cannot be started, or another machine uses the folder.
-        TypeError: If the job cannot be given to another process.
+        TypeError: If the job cannot be pickled for another process.
     """
     folder = Path(job.folder)
     deadline = time.monotonic() + _ENDING
@@ -46,7 +46,7 @@ def join_fetcher(job: CacheJob, start: int) -> tuple[str, socket.socket, dict[st
                     send(connection, {"kind": "join", "identity": job.identity(), "start": start})
                     answer, _ = receive(connection)
                     return address, connection, answer
-                except OSError:  # it is about to end, since all its ranks have gone
+                except OSError:  # it is ending, because all its ranks have disconnected
                     connection.close()
             try:
                 _start(job, start)
@@ -87,14 +87,14 @@ def _start(job: CacheJob, start: int) -> None:
     try:
         content = pickle.dumps((job, start))
     except (pickle.PicklingError, AttributeError) as error:
-        raise TypeError(f"the sampler or the data set cannot be given to the fetcher: {error}") from error
+        raise TypeError(f"the sampler or the data set cannot be pickled for the fetcher: {error}") from error
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     process = subprocess.Popen(
         [sys.executable, "-c", _PROGRAM],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
-        start_new_session=True,  # Ctrl-C is for the job, whose end the fetcher notices
+        start_new_session=True,  # Ctrl-C ends the job, and the fetcher notices that
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -103,13 +103,13 @@ def _start(job: CacheJob, start: int) -> None:
             process.stdin.write(content)
             process.stdin.close()
         except BrokenPipeError:
-            pass  # its messages say why
+            pass  # its messages state the reason
         answer = process.stdout.readline().strip()
     if answer == b"ready":
         return
     process.wait()
     if answer == b"locked":
         raise BlockingIOError(
-            errno.EWOULDBLOCK, "the folder is in use by another job; give each job a folder of its own", job.folder
+            errno.EWOULDBLOCK, "the folder is in use by another job; use another folder for each job", job.folder
         )
-    raise OSError(errno.EIO, "the fetcher could not start: see its messages on standard error", job.folder)
+    raise OSError(errno.EIO, "the fetcher could not start; see its messages on standard error", job.folder)

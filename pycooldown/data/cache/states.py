@@ -1,4 +1,4 @@
-"""Which blocks have files, in memory that the fetcher shares with all processes that read."""
+"""The blocks that have files, in memory that the fetcher shares with all reading processes."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import struct
 
 __all__ = ["BlockStates"]
 
-_EVICTIONS = struct.Struct("=Q")  # their number so far, before the states
+_EVICTIONS = struct.Struct("=Q")  # the number of evictions so far, stored before the states
 
 
 class BlockStates:
-    """Two bytes for each block, for readers to look at in place of the folder.
+    """Two bytes for each block, which readers read instead of the folder.
 
-    The first is 0 where the block has no file, and another number for each new file. Only the fetcher writes it. The
-    second is that number once a reader has checked the file, so that other processes need not check it again; see
+    The first is 0 if the block has no file, and another number for each new file. Only the fetcher writes it. The
+    second becomes that number once a reader has checked the file, so that other processes need not check it again; see
     `csrc/include/pycooldown/block_states.h`.
 
     Args:
-        path: Where it is made.
+        path: The file to create.
         blocks: Number of blocks.
 
     Raises:
@@ -28,7 +28,7 @@ class BlockStates:
     def __init__(self, path: str, blocks: int) -> None:
         size = _EVICTIONS.size + 2 * blocks
         with open(path, "xb+") as file:
-            file.write(bytes(size))  # now, since a page that finds no room later would end the process
+            file.write(bytes(size))  # allocate now: a page without room later would end the process
             file.flush()
             self._states = mmap.mmap(file.fileno(), size)
         self._evictions, self._blocks = 0, blocks
@@ -41,7 +41,7 @@ class BlockStates:
         self._states[_EVICTIONS.size + number] = self._last[number]
 
     def vanish(self, number: int) -> None:
-        """Note that a block's file is about to go."""
+        """Note that a block's file is about to be deleted."""
         if self._states[_EVICTIONS.size + number]:
             self._states[_EVICTIONS.size + number] = 0
             self._evictions += 1

@@ -1,4 +1,4 @@
-"""The blocks that a fetcher has, and how it gets them: by requests to stores, into files, or past a full disk."""
+"""A fetcher's blocks and how it gets them: with requests to stores, into files, or past a full disk."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Supply:
-    """Blocks in files, and those that are on their way.
+    """Blocks in files, and blocks that are being fetched.
 
     Args:
-        job: What is fetched.
-        states: Path of what says to readers which blocks have files.
+        job: The job to fetch for.
+        states: Path of the `BlockStates` that readers use.
     """
 
     def __init__(self, job: CacheJob, states: str) -> None:
@@ -36,28 +36,28 @@ class Supply:
         for number in numbers:
             self._states.appear(number)
         self._coming: dict[int, asyncio.Task[memoryview | None]] = {}
-        # Blocks that found no room on the disk, the newest last, up to the depth.
+        # Blocks for which the disk had no room, the newest last, up to the depth.
         self._past_disk: OrderedDict[int, memoryview] = OrderedDict()
         self._past_bytes = 0
         self._slots = asyncio.Semaphore(job.concurrency)
         self._counts = dict.fromkeys(("requests", "fetched_bytes", "retries", "unplanned", "streamed"), 0)
 
     def has(self, number: int) -> bool:
-        """Return whether a block is there or on its way."""
+        """Return whether a block is held or being fetched."""
         return number in self.held or number in self._coming or number in self._past_disk
 
     def fetch(self, number: int) -> asyncio.Task[memoryview | None]:
-        """Begin to fetch a block, unless it is on its way already."""
+        """Start to fetch a block, unless it is being fetched already."""
         if (task := self._coming.get(number)) is None:
             task = self._coming[number] = asyncio.create_task(self._fetch(number))
             task.add_done_callback(lambda _: self._coming.pop(number, None))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # the reader is told
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # the reader gets the error
         return task
 
     async def get(self, number: int) -> memoryview | None:
-        """Return a block that has no file, or nothing when it has one.
+        """Return a block that has no file, or None if it has one.
 
-        A block that is neither there nor on its way is read past the files, and forgotten.
+        A block that is neither held nor being fetched is read from the store and not kept.
 
         Raises:
             StoreError: If it cannot be read.
@@ -69,13 +69,15 @@ class Supply:
         if number in self._coming:
             return await asyncio.shield(self.fetch(number))
         if not self._counts["unplanned"]:
-            _say("blocks are read that the plan has not now: see 'Reading beside the plan' in the documentation")
+            _say(
+                "blocks are read that the plan does not contain now; see 'Reading beside the plan' in the documentation"
+            )
         self._counts["unplanned"] += 1
         async with self._slots:
             return await self._download(number)
 
     async def evict(self, number: int) -> None:
-        """Delete a block; one that is on its way arrives first."""
+        """Delete a block, after waiting for it if it is being fetched."""
         if (task := self._coming.get(number)) is not None:
             await asyncio.wait([task])
         self.drop(number)
@@ -89,7 +91,7 @@ class Supply:
         self._files.delete(number)
 
     def statistics(self) -> dict[str, int]:
-        """Return counts since the start: see `CacheStatistics`."""
+        """Return counts since the start; see `CacheStatistics`."""
         return {**self._counts, "held": len(self.held)}
 
     async def _fetch(self, number: int) -> memoryview | None:
@@ -112,7 +114,7 @@ class Supply:
 
     def _keep_past_disk(self, number: int, content: memoryview) -> None:
         if not self._counts["streamed"]:
-            _say(f"{self._job.folder} has no room left below the limit; what does not fit is read past it")
+            _say(f"{self._job.folder} is full before the limit is reached; blocks without room are not stored")
         self._counts["streamed"] += 1
         self._past_disk[number] = content
         self._past_bytes += len(content)
@@ -130,7 +132,7 @@ class Supply:
 
     def _note_retry(self, error: StoreError) -> None:
         if not self._counts["retries"]:
-            _say(f"{error.filename}: {error.strerror}; it is tried again")
+            _say(f"{error.filename}: {error.strerror}; trying again")
         self._counts["retries"] += 1
 
 

@@ -1,4 +1,4 @@
-"""Documents of many domains, in the files that people have, become shards of tokens: `pycooldown tokenize`.
+"""Turn documents of many domains, in common file formats, into shards of tokens: `pycooldown tokenize`.
 
 Each name is loaded when it is first used.
 """

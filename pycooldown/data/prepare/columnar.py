@@ -13,7 +13,7 @@ require("prepare", "pyarrow")
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
-ROWS = 128  # documents may have megabytes, so few are decoded at a time
+ROWS = 128  # rows decoded at a time; few, because documents may have megabytes
 
 Fields = list[Any]
 Skip = Callable[[int, UnicodeDecodeError], None]
@@ -23,7 +23,7 @@ def open_parquet(path: str, version: str = "") -> pq.ParquetFile:
     """Open a Parquet file, which may be an object of some version in a store.
 
     Raises:
-        ValueError: If it is none, or damaged.
+        ValueError: If it is no Parquet file, or damaged.
     """
     try:
         return pq.ParquetFile(open_binary(path, version) if is_url(path) else path, buffer_size=1 << 20)
@@ -38,10 +38,10 @@ def parquet_rows(
 
     Args:
         path: The file, or the URL of an object.
-        version: Of the object.
-        groups: The first row group and the one behind the last.
+        version: Version of the object.
+        groups: The first row group, and the last one plus one.
         fields: Columns to read.
-        skip: Called with the number of a row that is not UTF-8, which is then left out, unless it raises.
+        skip: Called with the number of a row that is not UTF-8. The row is left out, unless this call raises.
 
     Raises:
         ValueError: If the file is damaged, or lacks a column or has it with values that are no strings.
@@ -87,7 +87,7 @@ def _batches(path: str, source: pa.NativeFile, fields: tuple[str, ...]) -> Itera
     stream = pa.ipc.open_stream(source)
     _check_columns(path, stream.schema, fields)
     yield from stream
-    # A stream that was cut off between two batches looks finished; only its end mark tells.
+    # A stream that was cut off between two batches looks finished. Only the end mark shows that it is complete.
     source.seek(max(source.size() - 8, 0))
     if source.read(8) != b"\xff\xff\xff\xff\0\0\0\0":
         raise pa.ArrowInvalid("it has no end mark: it was cut off")

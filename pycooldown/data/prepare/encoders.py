@@ -17,7 +17,7 @@ Ids = npt.NDArray[np.uint32]
 
 
 class Encoder(Protocol):
-    """What every kind of tokenizer can do."""
+    """The interface of every kind of tokenizer."""
 
     @property
     def vocabulary_size(self) -> int:
@@ -25,13 +25,13 @@ class Encoder(Protocol):
 
     @property
     def specials(self) -> Mapping[str, int]:
-        """Ids of "eos" and "bos", where the file says which they are."""
+        """Ids of "eos" and "bos", if the file states them."""
 
     def encode(self, texts: list[str]) -> list[Ids]:
         """Return the ids of each text, without BOS and EOS."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, special tokens included where the tokenizer can show them."""
+        """Return the text of ids, with special tokens if the tokenizer can show them."""
 
     def token_id(self, token: str) -> int | None:
         """Return the id of a token; `None` if there is none of this name."""
@@ -58,7 +58,7 @@ def open_encoder(content: bytes, path: str, kind: str, parse_special_tokens: boo
 
 
 def as_array(ids: list[int]) -> Ids:
-    """Return token ids as an array, by the quickest way out of a list: NumPy's own takes three times as long."""
+    """Return token ids as an array, in the fastest way from a list: NumPy's own way takes three times as long."""
     return np.frombuffer(array("I", ids), np.uint32)
 
 
@@ -69,9 +69,9 @@ class _HuggingFace:
 
         try:
             self.tokenizer = Tokenizer.from_buffer(content)
-        except Exception as error:  # of the Rust code, without a class of its own
+        except Exception as error:  # the Rust code raises no more specific class
             raise ValueError(f"{path} is no tokenizer.json that `tokenizers` can read: {error}") from error
-        self.tokenizer.no_truncation()  # many files have these from the training of a model
+        self.tokenizer.no_truncation()  # many files still contain such settings of a model's training
         self.tokenizer.no_padding()
         self.tokenizer.encode_special_tokens = not parse_special_tokens
         self.specials: dict[str, int] = {}
@@ -95,7 +95,7 @@ class _SentencePiece:
         import sentencepiece
 
         try:
-            if not content:  # which SentencePiece takes for no model at all
+            if not content:  # SentencePiece would accept it without a model
                 raise RuntimeError("it is empty")
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=content)
         except (RuntimeError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Write the manifest of a finished run, and remove what it does not name."""
+"""Write the manifest of a finished run, and remove everything that it does not list."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def finish(
 
     Raises:
         ValueError: If a domain has no documents for training.
-        BlockingIOError: If another run has written into the same folder of a store meanwhile.
+        BlockingIOError: If another run has written to the same folder of a store in the meantime.
     """
     domains: dict[str, dict[str, Any]] = {}
     skipped: dict[str, Counter[str]] = {}
@@ -50,7 +50,7 @@ def finish(
         if not splits["train"]["documents"]:
             raise ValueError(
                 f"domain {domain!r} has no documents for training ({splits['validation']['documents']} for validation, "
-                f"left out: {_shown(skipped[domain])}); leave it out, or look at its files"
+                f"left out: {_shown(skipped[domain])}); leave the domain out, or check its files"
             )
     _check_alone(output, plan, records)
     spec = plan.setup.tokenizer
@@ -84,7 +84,7 @@ def _content(output: ResultFolder, name: str) -> bytes | None:
 
 
 def _check_alone(output: ResultFolder, plan: Plan, records: Mapping[tuple[str, int], Record]) -> None:
-    """Refuse to publish what another run has altered: stores have no locks."""
+    """Refuse to publish files that another run has altered, because stores have no locks."""
     stored = {name: version for record in records.values() for name, version in record.get("stored", {}).items()}
     found = output.versions()
     altered = [name for name, version in stored.items() if found.get(name) != version]
@@ -100,7 +100,7 @@ def _empty_split() -> dict[str, Any]:
 
 
 def _remove_others(output: ResultFolder, plan: Plan, manifest: dict[str, Any], tokenizer_files: set[str]) -> None:
-    """Remove shards and records of earlier plans, and what killed processes left."""
+    """Remove shards and records of earlier plans, and files left by killed processes."""
     shards = {name for splits in manifest["domains"].values() for split in splits.values() for name in split["shards"]}
     records = {record_name(part) for part in plan.parts}
     keep = shards | {name + ENDS_SUFFIX for name in shards} | tokenizer_files | records

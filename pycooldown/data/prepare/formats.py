@@ -1,4 +1,4 @@
-"""Read the records of files that are read from front to back: lines, JSON, text and tars."""
+"""Read the records of files that are read sequentially: lines, JSON, text and tars."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ require("prepare", "orjson")
 
 import orjson  # noqa: E402
 
-BOM = b"\xef\xbb\xbf"  # some editors put it in front of UTF-8
+BOM = b"\xef\xbb\xbf"  # byte order mark that some editors put before UTF-8
 MAX_JSON_BYTES = 256 << 20  # a list in one `.json` file is parsed as a whole
 
 Place = Callable[[Any], str]
@@ -26,7 +26,7 @@ RowIterator = Iterator[tuple[Any, list[Any]]]  # the place of each record, and i
 
 
 class Faults:
-    """Raises at a record that is not as expected, or counts it.
+    """A handler of invalid records, which raises an error or counts them.
 
     Attributes:
         skipped: The number of records that were left out, by kind: "encoding", "malformed", "field" or "long".
@@ -39,12 +39,14 @@ class Faults:
     def __call__(self, kind: str, place: Callable[[], str], reason: str) -> None:
         """Report a record; `place` returns where it is."""
         if self._raise:
-            raise ValueError(f"{place()} {reason}; mend it, or leave such out by on_error='skip' (--on-error skip)")
+            raise ValueError(
+                f"{place()} {reason}; repair it, or leave such records out with on_error='skip' (--on-error skip)"
+            )
         self.skipped[kind] += 1
 
 
 def _lines(stream: IO[bytes], faults: Faults, place: Callable[[int], str]) -> Iterator[tuple[int, bytes]]:
-    """Yield lines with their numbers; those too long to be held in memory are reported and left out."""
+    """Yield lines with their numbers; report and leave out lines that are too long for memory."""
     number = 0
     while line := stream.readline(MAX_RECORD_BYTES + 1):
         number += 1
@@ -63,7 +65,7 @@ def _line_place(file_range: FileRange) -> Callable[[int], str]:
 
 
 def lines_before(file_range: FileRange) -> int:
-    """Return the number of lines before the range; they are read only when an error must name its line."""
+    """Return the number of lines before the range. They are read only if an error must name its line."""
     left, count = file_range.start, 0
     with open_binary(file_range.path, file_range.version, stop=file_range.start) as file:
         while left and (block := file.read(min(left, READ_BYTES))):
@@ -73,7 +75,7 @@ def lines_before(file_range: FileRange) -> int:
 
 
 def read_jsonl(file_range: FileRange, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
-    """Yield the objects of lines; blank lines are passed over."""
+    """Yield the objects of lines; skip blank lines."""
     place = _line_place(file_range)
     for number, line in _lines(stream, faults, place):
         row = _parse(line, lambda n=number: place(n), faults)  # type: ignore[misc]
@@ -82,7 +84,7 @@ def read_jsonl(file_range: FileRange, stream: IO[bytes], options: Options, fault
 
 
 def _parse(content: bytes, place: Callable[[], str], faults: Faults) -> dict[str, Any] | None:
-    """Return the object that `content` holds; nothing if it is blank or was skipped."""
+    """Return the object in `content`; None if it is blank or was skipped."""
     try:
         row = orjson.loads(content)
     except orjson.JSONDecodeError as error:
@@ -107,7 +109,7 @@ def read_json(file_range: FileRange, stream: IO[bytes], options: Options, faults
     if len(content) > MAX_JSON_BYTES:
         raise ValueError(f"{file_range.path} has more than {MAX_JSON_BYTES:,} bytes of JSON; write it as .jsonl")
     content = content.removeprefix(BOM)
-    if not content.lstrip().startswith(b"["):  # compressed lines, which the plan could not see
+    if not content.lstrip().startswith(b"["):  # compressed lines, which the plan could not recognise
         yield from read_jsonl(file_range, io.BytesIO(content), options, faults)
         return
     try:
@@ -179,7 +181,7 @@ def read_text_paragraphs(file_range: FileRange, stream: IO[bytes], options: Opti
 
 
 def read_tar(file_range: FileRange, stream: IO[bytes], options: Options, faults: Faults) -> RowIterator:
-    """The members that hold text: `.txt`, or `.json` with the fields. Others of their samples hold none."""
+    """Yield the members that hold text: `.txt`, or `.json` with the fields. Other members have none."""
     watched = _Watched(stream)
     found = False
     with tarfile.open(fileobj=watched, mode="r|") as tar:  # type: ignore[call-overload]
@@ -211,7 +213,7 @@ def read_tar(file_range: FileRange, stream: IO[bytes], options: Options, faults:
 
 
 class _Watched:
-    """A stream that notes its size and where its last byte that is not zero ends."""
+    """A stream that records its size and the end of its last byte that is not zero."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -226,6 +228,6 @@ class _Watched:
 
 
 def shown(value: object) -> str:
-    """Return a value for an error, cut."""
+    """Return a value as text for an error, cut if it is long."""
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -53,11 +53,11 @@ class InputFile:
 
 
 def parse_inputs(arguments: Iterable[str]) -> dict[str, list[str]]:
-    """Return the patterns of each domain that command-line arguments name.
+    """Return the patterns of each domain in command-line arguments.
 
     Args:
-        arguments: Either `domain=pattern` each, where a domain may come again, or one folder or YAML file: a folder,
-            which may be in an object store, has a subfolder or a file for each domain; a YAML file maps domains to
+        arguments: Either texts `domain=pattern`, where a domain may be repeated, or one folder or YAML file. The folder
+            may be in an object store and has a subfolder or a file for each domain. A YAML file maps domains to
             patterns, relative to its own folder.
 
     Raises:
@@ -77,16 +77,17 @@ def parse_inputs(arguments: Iterable[str]) -> dict[str, list[str]]:
 
 
 def find_files(inputs: InputPaths) -> tuple[dict[str, list[InputFile]], list[str]]:
-    """Return the files of each domain, ordered by path, and the files of folders that were passed over.
+    """Return the files of each domain, ordered by path, and the files of folders that were ignored.
 
-    A pattern is a file, a glob (`**` for any depth), or a folder: all files of known formats under it, hidden ones and
-    those that start with an underscore excepted; of a Hugging Face dataset folder (`save_to_disk`) its Arrow files.
-    Each may also be in an object store (see :mod:`pycooldown.data.stores`); on http(s) there are files only.
+    A pattern is a file, a glob (`**` for any depth), or a folder. A folder stands for all files of known formats under
+    it, except hidden ones and those that start with an underscore; a Hugging Face dataset folder (`save_to_disk`)
+    stands for its Arrow files. Each may be in an object store (see :mod:`pycooldown.data.stores`); http(s) has only
+    files.
 
     Raises:
-        ValueError: If there is no domain, a name could not be a folder's, a pattern matches nothing or a file is of no
-            known format.
-        OSError: If an object store does not answer, or refuses.
+        ValueError: If there is no domain, a domain cannot be a folder's name, a pattern matches nothing or a file has
+            an unknown format.
+        OSError: If an object store does not answer, or denies access.
     """
     if not inputs:
         raise ValueError("inputs is empty; expected patterns of files by domain")
@@ -123,7 +124,7 @@ def _matches(domain: str, pattern: str, ignored: list[str]) -> list[InputFile]:
 
 
 def _objects(pattern: str, ignored: list[str]) -> tuple[list[InputFile], bool]:
-    """The files of a pattern in a store, and whether it matched anything."""
+    """Return the files that match a pattern in a store, and whether it matched anything."""
     if (found := find_object(pattern)) is not None:
         return [_input_object(found)], True
     files, folders = glob_objects(pattern)
@@ -133,7 +134,7 @@ def _objects(pattern: str, ignored: list[str]) -> tuple[list[InputFile], bool]:
 
 
 def _stored_folder(folder: str, objects: dict[str, StoredObject], ignored: list[str]) -> list[StoredObject]:
-    """As of `_folder`, of objects by their names in the folder."""
+    """Return the same as `_folder`, for objects by their names in the folder."""
     if "dataset_dict.json" in objects:
         raise _several_splits(folder, _read_json(f"{folder}/dataset_dict.json"))
     if "state.json" in objects and "dataset_info.json" in objects:
@@ -153,7 +154,7 @@ def _read_json(path: str) -> Any:
 
 def _several_splits(folder: str, content: dict[str, Any]) -> ValueError:
     splits = ", ".join(content.get("splits", []))
-    return ValueError(f"{folder} is a Hugging Face dataset of several splits; name one of {splits} in it")
+    return ValueError(f"{folder} is a Hugging Face dataset with several splits; use the path of one of them: {splits}")
 
 
 def _folder(folder: str, ignored: list[str]) -> list[str]:
@@ -192,7 +193,7 @@ def _known_format(path: str) -> tuple[str, str]:
 def _input_file(path: str) -> InputFile:
     kind, compression = _known_format(path)
     if not os.path.isfile(path):
-        raise ValueError(f"{path} is not a regular file; expected one, since it may be read again")
+        raise ValueError(f"{path} is not a regular file; expected one, because it may be read twice")
     status = os.stat(path)
     return InputFile(path, kind, compression, status.st_size, str(status.st_mtime_ns))
 
@@ -202,7 +203,7 @@ def _input_object(item: StoredObject) -> InputFile:
 
 
 def _from_folder(folder: Path) -> dict[str, list[str]]:
-    """Every visible subfolder, and every file of a known format, is a domain."""
+    """Return a domain for every visible subfolder and every file of a known format."""
     patterns: dict[str, list[str]] = {}
     for path in sorted(folder.iterdir()):
         if not path.name.startswith((".", "_")) and (path.is_dir() or _format(str(path))):
@@ -213,7 +214,7 @@ def _from_folder(folder: Path) -> dict[str, list[str]]:
 
 
 def _from_store(url: str) -> dict[str, list[str]]:
-    """The same of a folder in an object store."""
+    """Return the same as `_from_folder`, for a folder in an object store."""
     patterns: dict[str, list[str]] = {}
     for item in list_objects(url):
         name, _, below = item.url[len(url) + 1 :].partition("/")

@@ -1,8 +1,8 @@
-"""Make shards and a record of a part of a domain, by a pure function.
+"""Make the shards and the record of a part of a domain, with a pure function.
 
-What it writes depends on the part's bytes, the options and the tokenizer, and on nothing else: not on the engine, the
-number of workers or earlier runs. The record holds hashes of the input and of the shards. A second call that finds both
-as recorded has nothing to do. Nothing else is trusted.
+The output depends only on the part's bytes, the options and the tokenizer: not on the engine, the number of workers or
+earlier runs. The record holds hashes of the input and of the shards. A second call that finds both unchanged does
+nothing. Nothing else is trusted.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from pycooldown.data.prepare.tokenizer_files import load_encoder
 from pycooldown.data.token_shard_writer import write_token_shard
 from pycooldown.data.token_shards import ENDS_SUFFIX
 
-BATCH_BYTES = 1 << 20  # of text that the tokenizer gets at a time: its memory is some ten times that
+BATCH_BYTES = 1 << 20  # bytes of text per call of the tokenizer, whose memory is about ten times that
 BATCH_DOCUMENTS = 1024
 PREVIEW_DOCUMENTS, PREVIEW_TOKENS = 2, 64
 
@@ -52,7 +52,7 @@ class _Count:
 
 
 class _Tally:
-    """Counts, hashes and a preview, which are collected while a part is read."""
+    """Counts, hashes and a preview, collected while a part is read."""
 
     def __init__(self, setup: Setup, part: Part) -> None:
         self.faults = Faults(setup.options.on_error)
@@ -63,15 +63,15 @@ class _Tally:
 
 
 def make_shards(setup: Setup, part: Part) -> Record:
-    """Turn a part into its shards and their record, unless both are there as recorded.
+    """Turn a part into its shards and their record, unless both exist as recorded.
 
     Returns:
         The record: `key`, `input` (SHA-256 of the input's bytes), `splits` with counts and the shard of each, `skipped`
-        and `empty` documents and a `preview`. If the input is in object stores, also `objects`, a hash of its versions;
-        if the output is in one, also `stored`, the versions of the shard's files.
+        and `empty` documents and a `preview`. If the input is in object stores, it has `objects`, a hash of its
+        versions. If the output is in one, it has `stored`, the versions of the shard's files.
 
     Raises:
-        ValueError: If a record or file is not as expected; the message names it.
+        ValueError: If a record or file is invalid; the message names it.
         OSError: If a file cannot be read or written.
     """
     output = open_output(setup.out)
@@ -158,7 +158,7 @@ def _write(
 
 
 def _batches(documents: Iterator[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
-    """Yield lists of documents that are bounded in bytes, so that memory does not grow with the input."""
+    """Yield lists of documents with a bounded number of bytes, so that memory does not grow with the input."""
     batch: list[tuple[str, bytes]] = []
     size = 0
     for document in documents:
@@ -185,7 +185,7 @@ def _encode(encode: Callable[[list[str]], list[Ids]], batch: list[tuple[str, byt
 
 def cut(text: str, limit: int) -> Iterator[str]:
     """Cut a text into pieces of at most `limit` bytes: before a newline, else before a space, else anywhere."""
-    size = limit // 4  # characters: none has more than four bytes
+    size = limit // 4  # characters, each of at most four bytes
     start = 0
     while len(text) - start > size:
         within = (start + 1, start + size + 1)

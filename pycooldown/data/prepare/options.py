@@ -1,4 +1,4 @@
-"""The options of `pycooldown tokenize`: of the documents, and of the tokenizer."""
+"""The options of `pycooldown tokenize`, for documents and for the tokenizer."""
 
 from __future__ import annotations
 
@@ -7,32 +7,31 @@ from dataclasses import dataclass
 from typing import Literal
 
 MAX_DOCUMENT_BYTES = 4_000_000
-MAX_RECORD_BYTES = 64 << 20  # of one line or text file, which is held in memory as a whole
+MAX_RECORD_BYTES = 64 << 20  # limit of one line or text file, which must fit in memory
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a document is and what becomes of it; everything here changes the shards.
+    """What a document is and how it is treated. Every option here changes the shards.
 
     Attributes:
         text_fields: The fields of a record whose texts, joined by a newline, are the document: one for documents,
             source and target for pairs.
-        text_documents: What a document is in a `.txt` file: the whole `"file"`, a `"line"`, or a `"paragraph"` (lines
-            up to a blank one).
-        on_error: `"raise"` stops at the first record that is not as expected; `"skip"` leaves such records out and
-            counts them.
-        long_documents: What happens to a document above `max_document_bytes`: `"refuse"` makes it an error in the sense
-            of `on_error`; `"split"` encodes it in pieces that are cut at white space. It stays one document.
+        text_documents: The unit of a document in a `.txt` file: the whole `"file"`, a `"line"`, or a `"paragraph"`
+            (lines up to a blank one).
+        on_error: `"raise"` stops at the first invalid record; `"skip"` leaves such records out and counts them.
+        long_documents: How to treat a document above `max_document_bytes`: `"refuse"` makes it an error that `on_error`
+            handles; `"split"` encodes it in pieces that are cut at white space. It stays one document.
         max_document_bytes: The longest document, in bytes of UTF-8, that the tokenizer gets in one piece.
-        special_tokens: How names of special tokens that stand in a text are encoded: `"text"` like other text, so that
-            no document can contain an EOS by its spelling; `"parse"` as the special tokens.
-        validation: A share of the documents below 1, or a number of distinct documents for each domain (see
+        special_tokens: How names of special tokens in a text are encoded: `"text"` like other text, so that no document
+            can contain an EOS by its spelling; `"parse"` as the special tokens.
+        validation: A share of the documents, below 1, or a number of distinct documents per domain (see
             :mod:`pycooldown.data.prepare.split`).
         seed: The seed of the hash that chooses the validation documents.
-        shard_bytes: The input for one shard, in bytes; compressed files count four times their size.
+        shard_bytes: Bytes of input per shard; compressed files count four times their size.
 
     Raises:
-        ValueError: If an option is not one of its values or out of range.
+        ValueError: If an option is unknown or out of range.
     """
 
     text_fields: tuple[str, ...] = ("text",)
@@ -65,22 +64,23 @@ class Options:
             raise ValueError(
                 f"validation = {self.validation}; expected a share in [0, 1) or a whole number of documents"
             )
-        # 50 and 50.0 are one value, and must be one in records.
+        # 50 and 50.0 are the same value and must be equal in records.
         object.__setattr__(self, "validation", int(self.validation) if self.validation >= 1 else float(self.validation))
 
 
 @dataclass(frozen=True)
 class TokenizerOptions:
-    """Which tokenizer, and its special tokens.
+    """The tokenizer and its special tokens.
 
     Attributes:
         source: Its file or folder, a path or a URL (see :func:`prepare_tokenizer`); `None` to train one.
         train: `"bpe"` or `"sentencepiece"`, if there is no source.
-        vocabulary_size: The number of token ids of a tokenizer to be trained.
+        vocabulary_size: The number of token ids of a trained tokenizer.
         tau: The temperature of its training sample.
-        sample_bytes: The size of that sample in bytes of text; never more than the corpus has.
-        eos: The token behind every document: a name, an id, `None` for none, or `"auto"` for what the files say.
-        bos: The token before every document, likewise.
+        sample_bytes: The maximum size of that sample in bytes of text.
+        eos: The token after every document: a name, an id, `None` for none, or `"auto"` for the one stated in the
+            files.
+        bos: The token before every document, in the same way.
         pattern: The regular expression that divides a text into words, for a `.tiktoken` file.
     """
 
@@ -95,6 +95,6 @@ class TokenizerOptions:
 
     def __post_init__(self) -> None:
         if (self.source is None) == (self.train is None):
-            raise ValueError("expected a tokenizer's file, or the kind of one to train ('bpe' or 'sentencepiece')")
+            raise ValueError("expected exactly one of source (a tokenizer's file) and train ('bpe' or 'sentencepiece')")
         if self.sample_bytes < 1:
             raise ValueError(f"sample_bytes = {self.sample_bytes}; expected at least 1")

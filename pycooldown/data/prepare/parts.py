@@ -1,4 +1,4 @@
-"""Divide the files of a domain into parts. A part is a list of ranges of files; one call makes a shard of it."""
+"""Divide the files of a domain into parts. A part is a list of ranges of files, from which one call makes shards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pycooldown.data.prepare.inputs import InputFile
 from pycooldown.data.prepare.options import Options
 from pycooldown.data.stores import is_url, open_binary
 
-COMPRESSED_WEIGHT = 4  # bytes of text for a byte of gzip or zstd, roughly
+COMPRESSED_WEIGHT = 4  # approximate bytes of text per byte of gzip or zstd
 MAX_RANGES = 4096
 READ_BYTES = 1 << 20
 
@@ -23,13 +23,13 @@ class FileRange:
 
     Attributes:
         path: The file, or the URL of an object.
-        format: As of :class:`InputFile`; a `.json` file of lines has become `"jsonl"`.
-        compression: As of :class:`InputFile`.
+        format: As in :class:`InputFile`, but `"jsonl"` for a `.json` file of lines.
+        compression: As in :class:`InputFile`.
         start: The first byte.
-        stop: The byte behind the last one.
-        row_groups: Of Parquet, the first row group and the one behind the last.
-        footer: Of Parquet, the SHA-256 of the footer that explains the bytes.
-        version: Of an object, as of :class:`InputFile`; empty for a file.
+        stop: The last byte plus one.
+        row_groups: For Parquet, the first row group, and the last one plus one.
+        footer: For Parquet, the SHA-256 of the footer, which describes the bytes.
+        version: For an object, as in :class:`InputFile`; empty for a file.
     """
 
     path: str
@@ -68,7 +68,7 @@ class Part:
 
 
 def divide(domain: str, files: list[InputFile], options: Options) -> list[Part]:
-    """Return the parts of a domain, a function of the files and the options alone.
+    """Return the parts of a domain, as a function of only the files and the options.
 
     Lines are divided at newlines, Parquet at row groups; other files stay whole. Small files share a part.
 
@@ -95,7 +95,7 @@ def _ranges(file: InputFile, options: Options) -> Iterator[FileRange]:
     version = file.version if is_url(file.path) else ""
     kind = file.format
     if kind == "json" and not file.compression and _first_character(file.path, version) != b"[":
-        kind = "jsonl"  # `.json` is a common name for files of lines
+        kind = "jsonl"  # files of lines are often named `.json`
     if kind == "parquet":
         yield from _row_groups(file.path, version, file.size, options.shard_bytes)
         return
@@ -112,7 +112,7 @@ def _ranges(file: InputFile, options: Options) -> Iterator[FileRange]:
 
 
 def _next_line(stream: IO[bytes], position: int) -> int:
-    """The first byte behind a newline that is at `position - 1` or later; the end of the file if there is none."""
+    """Return the first byte after a newline at `position - 1` or later, or the end of the file."""
     stream.seek(position - 1)
     while line := stream.readline(READ_BYTES):
         if line.endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""Plan a run: divide the files, choose the validation documents, get the tokenizer ready."""
+"""Plan a run: divide the files, choose the validation documents, and prepare the tokenizer."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Plan:
     """What a run will do.
 
     Attributes:
-        request: A hash of the inputs and options that the run was asked for.
-        setup: What all parts have in common.
+        request: A hash of the requested inputs and options.
+        setup: Values common to all parts.
         parts: The parts of all domains, in order.
         ignored: Files of unknown formats in the folders of the inputs.
     """
@@ -56,7 +56,7 @@ def make_plan(
     *,
     reuse: bool,
 ) -> Plan:
-    """Return the plan; tasks of an array `reuse` what one of them has found out."""
+    """Return the plan; with `reuse`, tasks of an array use what one of them has already computed."""
     files, ignored = find_files(inputs)
     parts = {domain: divide(domain, found, options) for domain, found in files.items()}
     if empty := [domain for domain, found in parts.items() if not found]:
@@ -102,7 +102,7 @@ def make_plan(
 
 
 def _request(files: Mapping[str, list[InputFile]], tokenizer: TokenizerOptions, options: Options) -> str:
-    """What the tasks of an array must have in common."""
+    """Return a hash of everything that the tasks of an array must have in common."""
     stats = {domain: [(file.path, file.size, file.version) for file in found] for domain, found in files.items()}
     asked = asdict(tokenizer)
     if tokenizer.source is not None:
@@ -111,13 +111,13 @@ def _request(files: Mapping[str, list[InputFile]], tokenizer: TokenizerOptions, 
 
 
 def fingerprint(plan: Plan) -> str:
-    """Return the hash of everything that the plan knows of the result."""
+    """Return a hash of everything in the plan that decides the result."""
     keys = [part_key(plan.setup, part) for part in plan.parts]
     return hashlib.sha256(json.dumps(keys).encode()).hexdigest()
 
 
 def read_json(output: ResultFolder, name: str) -> dict[str, Any] | None:
-    """Return the JSON object in a file; nothing if there is none that can be read."""
+    """Return the JSON object in a file, or None if none can be read."""
     try:
         value = json.loads(output.read(name))
     except (FileNotFoundError, ValueError, RecursionError):
@@ -127,7 +127,7 @@ def read_json(output: ResultFolder, name: str) -> dict[str, Any] | None:
 
 @contextmanager
 def locked(output: ResultFolder, *, shared: bool) -> Iterator[None]:
-    """Refuse to write where another process does; tasks of an array may do so together."""
+    """Refuse to write where another process does; tasks of an array may write together."""
     with ExitStack() as stack:
         try:
             stack.enter_context(output.lock(f"{WORK}/lock", shared=shared, wait=False))

@@ -1,4 +1,4 @@
-"""Read the documents in a range of a file, whatever its format; refuse or count what is not as expected."""
+"""Read the documents in a range of a file of any format; refuse or count invalid records."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Hasher(Protocol):
     """A hash object, such as those of `hashlib`."""
 
     def update(self, data: Any, /) -> None:
-        """Take in bytes."""
+        """Add bytes to the hash."""
 
 
 def read_documents(
@@ -37,8 +37,8 @@ def read_documents(
     Args:
         file_range: The range to read.
         options: Which fields make a document, and how long it may be.
-        faults: Called for records that are not as expected.
-        digest: Gets all bytes of the range, by the time that the iterator is exhausted.
+        faults: Called for invalid records.
+        digest: Has received all bytes of the range when the iterator is exhausted.
 
     Raises:
         ValueError: If the file is damaged, lacks a column, or has changed since it was planned.
@@ -73,7 +73,7 @@ _TEXT: dict[str, Callable[..., RowIterator]] = {
 
 
 def hash_range(file_range: FileRange, digest: Hasher) -> None:
-    """Give `digest` all bytes of a range.
+    """Pass all bytes of a range to `digest`.
 
     Raises:
         OSError: If the file cannot be read.
@@ -84,7 +84,7 @@ def hash_range(file_range: FileRange, digest: Hasher) -> None:
 
 
 def _open(file_range: FileRange, options: Options, faults: Faults, digest: Hasher | None) -> tuple[Place, RowIterator]:
-    """What names a record's place, and the records: their numbers and fields."""
+    """Return a function that names a record's place, and the records as numbers and fields."""
     if file_range.format in ("parquet", "arrow"):
         from pycooldown.data.prepare import columnar
 
@@ -143,7 +143,7 @@ def _decompressed(stream: Any, compression: str) -> IO[bytes]:
 
 
 class _RangeStream(io.RawIOBase):
-    """The bytes of a range as a file of their own, which are hashed while they are read."""
+    """The bytes of a range as a separate file, hashed while they are read."""
 
     def __init__(self, file_range: FileRange, digest: Hasher | None) -> None:
         self._path = file_range.path
@@ -161,14 +161,14 @@ class _RangeStream(io.RawIOBase):
             return 0
         count = self._file.readinto(view) or 0
         if not count:
-            raise ValueError(f"{self._path} is {self._left} bytes shorter than planned: it changed; run again")
+            raise ValueError(f"{self._path} is {self._left} bytes shorter than planned, so it has changed; run again")
         self._left -= count
         if self._digest is not None:
             self._digest.update(view[:count])
         return count
 
     def drain(self) -> None:
-        """Read what is left, for the hash."""
+        """Read the remaining bytes, for the hash."""
         buffer = bytearray(READ_BYTES)
         while self._digest is not None and self.readinto(buffer):
             pass

@@ -1,4 +1,4 @@
-"""Records: what a shard was made from and what it is, by hashes. Nothing else is trusted."""
+"""Records of what a shard was made from and what it contains, as hashes. Nothing else is trusted."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pycooldown.data.token_shards import ENDS_SUFFIX, FORMAT
 
 Record = dict[str, Any]
 SPLITS = ("train", "validation")
-WORK = ".prepare"  # folder of an output for records, plan and locks
+WORK = ".prepare"  # folder in an output for records, plan and locks
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all parts have in common.
+    """Values common to all parts.
 
     Attributes:
         out: The folder of the result, a path or a URL.
@@ -54,16 +54,16 @@ def dump_record(record: Record) -> str:
 
 
 def part_key(setup: Setup, part: Part) -> str:
-    """Return the hash of all that decides how a part's bytes are read and encoded."""
+    """Return a hash of everything that decides how a part's bytes are read and encoded."""
     tokenizer = asdict(setup.tokenizer)
     del tokenizer["path"]
     options = asdict(setup.options)
-    # What these two change is the ranges, or the records that were skipped.
+    # These two change only the ranges, or the records that were skipped.
     del options["on_error"], options["shard_bytes"]
     ranges = []
     for file_range in part.ranges:
         described = asdict(file_range) | {"path": "", "start": 0, "stop": file_range.stop - file_range.start}
-        del described["version"]  # like the path: a copy of the same bytes is the same input
+        del described["version"]  # dropped like the path, because a copy of the same bytes is the same input
         ranges.append(described)
     content = {
         "format": FORMAT,
@@ -76,9 +76,9 @@ def part_key(setup: Setup, part: Part) -> str:
 
 
 def trusted_record(out: str, part: Part, key: str) -> Record | None:
-    """Return the record of a part if its key, its input and its shards are as recorded.
+    """Return the record of a part if its key, its input and its shards are unchanged.
 
-    The input is read for its hash, unless it is made of the very objects that were recorded.
+    The input is read for its hash, unless it consists of exactly the recorded objects.
     """
     output = open_output(out)
     try:
@@ -109,9 +109,9 @@ def trusted_record(out: str, part: Part, key: str) -> Record | None:
 
 
 def objects_hash(part: Part) -> str:
-    """Return a hash of URLs, ranges and versions of a part's objects; nothing if there are others than such.
+    """Return a hash of URLs, ranges and versions of a part's objects; an empty text if it has other files.
 
-    The version of an object stands for its bytes: object stores promise that, servers of http(s) do not.
+    An object's version stands for its bytes: object stores guarantee that, http(s) servers do not.
     """
     objects = [(file_range.path, file_range.start, file_range.stop, file_range.version) for file_range in part.ranges]
     if not all(is_url(path) and not path.startswith("http") for path, *_ in objects):
@@ -120,5 +120,5 @@ def objects_hash(part: Part) -> str:
 
 
 def combined(digests: Iterable[Any]) -> str:
-    """Return one hash of several."""
+    """Return one hash of several hashes."""
     return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()

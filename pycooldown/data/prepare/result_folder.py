@@ -1,8 +1,8 @@
-"""Where a run writes: a folder on this machine, or one in an object store. Files are whole or not there.
+"""The folder that a run writes to, on this machine or in an object store. A file in it is complete or does not exist.
 
 On this machine a file is renamed into place, and locks keep other runs out. In a store an object appears under its name
-once all of it has arrived. Stores have no locks, so a run compares the objects with its records before it publishes.
-Names of files are relative to the folder, with slashes.
+when it is uploaded completely. Stores have no locks, so a run compares the objects with its records before it
+publishes. Names of files are relative to the folder, with slashes.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ class Folder:
         return sorted(path.relative_to(root).as_posix() for path in (root / folder).rglob("*") if path.is_file())
 
     def workspace(self) -> AbstractContextManager[str]:
-        """Return a context that gives a folder on this machine, to write shards in."""
+        """Return a context that provides a folder on this machine for writing shards."""
         return nullcontext(self.location)
 
     def take(self, workspace: str, names: Sequence[str]) -> dict[str, str]:
-        """Take over a shard and its sidecar from a workspace, and return the versions of what is in a store."""
+        """Move a shard and its sidecar here from a workspace, and return the versions of files in a store."""
         return {}
 
     def verify(self, name: str, size: int, digest: str, version: str = "") -> str | None:
@@ -82,7 +82,7 @@ class Folder:
             name: The file.
             size: The recorded size in bytes.
             digest: The recorded SHA-256.
-            version: The recorded version, if any. In a store, the same version is the same bytes.
+            version: The recorded version, if any. In a store, the same version means the same bytes.
         """
         try:
             return "" if sha256(Path(self.location, name)) == digest else None
@@ -107,12 +107,12 @@ class Folder:
 
 
 class StoredFolder:
-    """A folder in an object store; its methods do what those of `Folder` do."""
+    """A folder in an object store; its methods correspond to those of `Folder`."""
 
     def __init__(self, url: str) -> None:
         if url.startswith("http"):
             raise ValueError(
-                f"out = {url!r}; a web server takes no files: expected a folder here or in s3://, gs:// or az://"
+                f"out = {url!r}; a web server accepts no files: expected a local folder or one in s3://, gs:// or az://"
             )
         self.location = url.rstrip("/")
         self._client, _, key = open_store(self.location)
@@ -147,20 +147,20 @@ class StoredFolder:
                 raise
 
     def prune(self, folder: str) -> None:
-        """Do nothing: without objects, there is no folder."""
+        """Do nothing, because a folder without objects does not exist."""
 
     def names(self, folder: str) -> list[str]:
         """Return the names of all objects below a folder, in order."""
         return [item.url[len(self.location) + 1 :] for item in list_objects(self.path(folder))]
 
     def workspace(self) -> AbstractContextManager[str]:
-        """Return a context that gives a temporary folder, where `TMPDIR` says."""
+        """Return a context that provides a temporary folder, placed according to `TMPDIR`."""
         return tempfile.TemporaryDirectory(prefix="pycooldown-")
 
     def take(self, workspace: str, names: Sequence[str]) -> dict[str, str]:
-        """Upload a shard and its sidecar from a workspace; each appears when all of it has arrived."""
+        """Upload a shard and its sidecar from a workspace. Each appears when it is complete."""
         versions = {}
-        for name in names[1:]:  # a tar never stands beside another's sidecar
+        for name in names[1:]:  # so that a tar is never beside another tar's sidecar
             self.remove(name)
         for name in names:
             with store_errors(self.path(name)):
@@ -195,7 +195,7 @@ ResultFolder = Folder | StoredFolder
 
 
 def open_output(location: str | os.PathLike[str]) -> ResultFolder:
-    """Return the folder of a path or URL; it need not be there yet.
+    """Return the folder of a path or URL; it need not exist yet.
 
     Raises:
         ValueError: If nothing can be written to such a URL.
@@ -206,11 +206,11 @@ def open_output(location: str | os.PathLike[str]) -> ResultFolder:
 
 @contextmanager
 def name_errors(path: str) -> Iterator[None]:
-    """Give a path to errors of failed writes, as on a full disk, which do not know their file."""
+    """Add a path to errors of failed writes, such as those on a full disk, which do not name their file."""
     try:
         yield
     except OSError as error:
         if error.filename is not None or error.errno is None:
             raise
-        reason = f"{error.strerror}; finished shards are kept: run the same command again to go on"
+        reason = f"{error.strerror}; finished shards are kept; run the same command again to continue"
         raise OSError(error.errno, reason, path) from error

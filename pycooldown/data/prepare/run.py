@@ -1,4 +1,4 @@
-"""Turn documents of many domains into shards of tokens: plan, make every shard, publish the manifest."""
+"""Turn documents of many domains into shards of tokens: plan, make every shard, and publish the manifest."""
 
 from __future__ import annotations
 
@@ -31,32 +31,33 @@ def tokenize(
 ) -> dict[str, Any] | None:
     """Write the documents of every domain as shards of tokens, which :class:`pycooldown.data.TokenDataset` reads.
 
-    The result is the same bytes for any number of workers and every engine. What an interrupted run has finished is
+    The result has the same bytes for any number of workers and every engine. An interrupted run's finished shards are
     used by the next one: a shard is made again unless its record has the hashes of the shard, the input, the options
-    and the tokenizer. `out` has a manifest only while it is complete; that of a run with other inputs or options is
-    removed first, and what only that run needed is removed in the end.
+    and the tokenizer. `out` has a manifest only while it is complete. The manifest of a run with other inputs or
+    options is removed first, and files that only that run needed are removed at the end.
 
     Args:
-        out: The folder of the result, a path or a URL in an object store (`s3://`, `gs://`, `az://`); made if missing.
-            On the way to a store, each worker holds a shard in a temporary folder. Let one run at a time write there.
+        out: The folder of the result, a path or a URL in an object store (`s3://`, `gs://`, `az://`); created if
+            missing. For a store, each worker holds a shard in a temporary folder before the upload. Let only one run at
+            a time write there.
         inputs: Files, globs or folders of each domain, also in object stores (see
             :func:`pycooldown.data.prepare.inputs.find_files`).
         tokenizer: The tokenizer to use or to train.
-        options: What a document is and what becomes of it.
-        workers: Processes, each of one core. On Ray: cores to use, 0 for all.
-        ray: The address of a Ray cluster, `"auto"` for the one of this machine, or `"local"` to start one. Its machines
-            must all reach the inputs, `out` and a tokenizer of one's own, in object stores or a shared file system.
-        task: (i, n): make the i-th of n shares of the shards only, for jobs in an array. Each shard is made by one of
-            them, i counts from 0. A call without it finishes: it makes what is missing and writes the manifest.
+        options: What a document is and how it is treated.
+        workers: Processes, one core each. With Ray: cores to use, 0 for all.
+        ray: The address of a Ray cluster, `"auto"` for the one of this machine, or `"local"` to start one. All its
+            machines must reach the inputs, `out` and your own tokenizer, in object stores or a shared file system.
+        task: (i, n): make only the i-th of n shares of the shards, with i from 0, for jobs in an array. Each shard
+            belongs to one share. A call without `task` finishes: it makes missing shards and writes the manifest.
         progress: Called as `progress(phase, done, total)` with the phases "count", "tokenizer" and "tokenize".
 
     Returns:
         The manifest; nothing for a task.
 
     Raises:
-        ValueError: If an option is out of range, a domain is empty, or a record is not as expected; the message has its
-            file and line.
-        BlockingIOError: If another run writes to `out`, or has written there meanwhile.
+        ValueError: If an option is out of range, a domain is empty, or a record is invalid; the message has file and
+            line.
+        BlockingIOError: If another run writes to `out`, or has written there in the meantime.
         OSError: If a file cannot be read or written, or an object store does not answer.
         RuntimeError: If a worker process dies.
     """
@@ -64,7 +65,7 @@ def tokenize(
     if task is not None and not 0 <= task[0] < task[1]:
         raise ValueError(f"task = {task[0]}/{task[1]}; expected i/n with 0 <= i < n")
     output = open_output(out)
-    if ray is not None:  # its workers have a folder of their own
+    if ray is not None:  # its workers have another current folder
         output = open_output(out if is_url(out) else os.path.abspath(out))
         inputs = {
             domain: [
@@ -98,7 +99,7 @@ def prepare_plan(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> int:
-    """Do what must come before the shards (train the tokenizer, choose the validation documents), for tasks to use.
+    """Do the work before the shards, for tasks to use: train the tokenizer and choose the validation documents.
 
     The arguments are those of :func:`tokenize`.
 

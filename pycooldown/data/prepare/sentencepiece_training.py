@@ -22,14 +22,14 @@ def train_sentencepiece(
     Args:
         sentences: The sample.
         vocabulary_size: Number of token ids, with 4 special ones (unknown, BOS, EOS, padding: 0 to 3) and 256 bytes.
-        character_coverage: Share of its characters that get a piece of their own; the rest are spelt in bytes.
+        character_coverage: Share of its characters with their own piece; the rest are spelt in bytes.
         control_symbols: Further special tokens.
 
     Returns:
         The model file.
 
     Raises:
-        ValueError: If SentencePiece cannot do it.
+        ValueError: If SentencePiece cannot train with these options.
     """
     require("prepare", "sentencepiece")
     import sentencepiece
@@ -39,7 +39,7 @@ def train_sentencepiece(
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
             model_writer=model,
-            model_type="bpe",  # counts only: no floating-point sums that another machine could round differently
+            model_type="bpe",  # uses only counts, no floating-point sums that machines may round differently
             vocab_size=vocabulary_size,
             character_coverage=character_coverage,
             byte_fallback=True,

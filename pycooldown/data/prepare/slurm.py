@@ -1,4 +1,4 @@
-"""Submit a run to Slurm: an array of tasks, and a job behind it that finishes."""
+"""Submit a run to Slurm: an array of tasks, and a job after it that finishes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pycooldown._files import write_atomically
 
 
 def submit(folder: Path, command: Sequence[str], *, jobs: int, options: str = "") -> tuple[str, str]:
-    """Submit `command --task I/jobs` as an array, and `command` to run once all of it has succeeded.
+    """Submit `command --task I/jobs` as an array, and `command` to run after the whole array has succeeded.
 
     Args:
         folder: Where to keep the scripts and the logs, on a file system that all nodes share.
-        command: The command without `--task`; it runs in the present folder.
+        command: The command without `--task`; it runs in the current folder.
         jobs: The size of the array.
         options: Further options of `sbatch`, as in `"--partition=cpu --time=2:00:00 --cpus-per-task=4"`.
 
@@ -43,7 +43,9 @@ def _sbatch(arguments: list[str]) -> str:
     try:
         result = subprocess.run(["sbatch", *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
-        raise RuntimeError("sbatch is not here; expected a machine from which Slurm jobs can be submitted") from error
+        raise RuntimeError(
+            "the command sbatch is missing; expected a machine from which Slurm jobs can be submitted"
+        ) from error
     if result.returncode:
         raise RuntimeError(f"sbatch refused ({shlex.join(arguments)}): {result.stderr.strip()}")
     return result.stdout.strip().split(";")[0]

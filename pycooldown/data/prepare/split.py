@@ -1,10 +1,10 @@
 """Choose the validation documents by a keyed hash of their text.
 
-The text alone decides. So a document that occurs twice, in one domain or in two, is on one side only, whatever the
-order of the files and however they are divided. With a share, a document is for validation if its hash, as a number
-in [0, 1), is below the share. With a number n, each domain chooses its n documents of smallest hash: at most a quarter
-of its documents, but at least one of two. A document that one domain chose is for validation in all domains. This
-needs one pass over all documents before they are tokenized.
+Only the text decides. So a document that occurs twice, in one domain or in two, is always on the same side, for any
+order and division of the files. With a share, a document is for validation if its hash, as a number in [0, 1), is below
+the share. With a number n, each domain chooses its n documents of smallest hash: at most a quarter of its documents,
+but at least one of two. A document chosen by one domain is for validation in all domains. This needs one pass over all
+documents before they are tokenized.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def keyed_hash(seed: int) -> Callable[[bytes], Digest]:
 
 
 def below(share: float) -> Digest:
-    """Return the bound that a share of all digests is below."""
+    """Return the digest below which a given share of all digests lies."""
     return min(int(share * 2**128), 2**128 - 1).to_bytes(16, "big")
 
 
 def smallest(digests: Iterable[Digest], count: int) -> tuple[list[Digest], int]:
     """Return the `count` smallest distinct digests, in order, and the number of all digests."""
     kept: set[Digest] = set()
-    heap: list[int] = []  # negated, so that the largest kept one is on top
+    heap: list[int] = []  # negated, so that the largest kept digest is on top
     total = 0
     for digest in digests:
         total += 1
@@ -55,7 +55,7 @@ def smallest(digests: Iterable[Digest], count: int) -> tuple[list[Digest], int]:
 
 
 def choose(candidates: Mapping[str, Iterable[tuple[list[Digest], int]]], count: int) -> set[Digest]:
-    """Return the digests that are for validation, from what :func:`smallest` found in the parts of each domain."""
+    """Return the digests that are for validation, from the results of :func:`smallest` in the parts of each domain."""
     chosen: set[Digest] = set()
     for parts in candidates.values():
         digests: set[Digest] = set()
@@ -69,7 +69,7 @@ def choose(candidates: Mapping[str, Iterable[tuple[list[Digest], int]]], count: 
 
 
 def count_digests(options: Options, part: Part) -> tuple[list[bytes], int]:
-    """Return the smallest distinct digests of a part's documents, as many as may be chosen, and how many it has."""
+    """Return the smallest distinct digests of a part's documents, as many as may be chosen, and the number of all."""
     digest = keyed_hash(options.seed)
     faults = Faults(options.on_error)
     documents = (document for file_range in part.ranges for document in read_documents(file_range, options, faults))
@@ -77,7 +77,7 @@ def count_digests(options: Options, part: Part) -> tuple[list[bytes], int]:
 
 
 def validation_test(out: str, options: Options, chosen: str) -> Callable[[bytes], bool]:
-    """Return the function of a document's UTF-8 bytes that tells whether it is for validation."""
+    """Return a function of a document's UTF-8 bytes that decides whether it is for validation."""
     share, digest = options.validation, keyed_hash(options.seed)
     if not share:
         return lambda data: False

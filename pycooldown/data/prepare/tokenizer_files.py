@@ -1,4 +1,4 @@
-"""Find a tokenizer and its special tokens, and keep a copy of it with the result."""
+"""Find a tokenizer and its special tokens, and store a copy with the result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pycooldown.data.stores import find_object, is_url, open_binary
 
 KINDS = {".json": "huggingface", ".model": "sentencepiece", ".tiktoken": "tiktoken"}  # by the suffix of the file
 EXTRAS = ("tokenizer_config.json", "special_tokens_map.json")
-# What tokenizers call the end of a document, where their files do not say which token it is.
+# Usual names of the end-of-document token, for tokenizers whose files do not state it.
 EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 EXPECTED = "a Hugging Face tokenizer.json or its folder, a SentencePiece .model, or a .tiktoken file"
 
@@ -33,10 +33,10 @@ class TokenizerSpec:
         library: The library that encodes with it and its version, as in "tokenizers 0.23.3". Another one may give other
             ids.
         vocabulary_size: The number of token ids.
-        eos_id: The id behind every document; `None` for none.
+        eos_id: The id after every document; `None` for none.
         bos_id: The id before every document; `None` for none.
         parse_special_tokens: Whether names of special tokens in a text become these tokens.
-        pattern: Of tiktoken, the regular expression that divides a text into words.
+        pattern: For tiktoken, the regular expression that divides a text into words.
     """
 
     path: str
@@ -65,11 +65,12 @@ def prepare_tokenizer(
         source: A Hugging Face `tokenizer.json` or a folder with one, a SentencePiece `.model` (or a folder with
             `tokenizer.model`), or a `.tiktoken` file; a path or a URL.
         folder: Where to put the copy, a path or a URL; other files there are removed.
-        eos: The token behind every document: its name, its id, `None` for none, or `"auto"` for what the tokenizer's
-            files say, or else the one token with a usual name.
-        bos: The token before every document: a name, an id, `None` for none, or `"auto"` for what the files say.
-        parse_special_tokens: Encode names of special tokens in a text as these tokens.
-        pattern: Regular expression of words, which a `.tiktoken` file needs and others have themselves.
+        eos: The token after every document: its name, its id, `None` for none, or `"auto"` for the one stated in the
+            tokenizer's files, or else the only token with a usual name.
+        bos: The token before every document: a name, an id, `None` for none, or `"auto"` for the one stated in the
+            files.
+        parse_special_tokens: Whether to encode names of special tokens in a text as these tokens.
+        pattern: The regular expression of words. A `.tiktoken` file needs it; other tokenizers contain it.
 
     Raises:
         ValueError: If the file is of no known kind or damaged, or a special token cannot be found.
@@ -114,21 +115,21 @@ def tokenizer_hash(source: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a tokenizer's file.
 
     Raises:
-        ValueError: If it is not there or of no known kind.
+        ValueError: If it does not exist or is of no known kind.
     """
     return hashlib.sha256(_read(_find(source)[0])).hexdigest()
 
 
 @lru_cache(maxsize=2)
 def load_encoder(spec: TokenizerSpec) -> Encoder:
-    """Load a tokenizer, once in a process.
+    """Load a tokenizer, once per process.
 
     Raises:
-        ValueError: If its file or library is not the one that was prepared.
+        ValueError: If its file or library differs from the prepared one.
     """
     content = _read(spec.path)
     if (found := hashlib.sha256(content).hexdigest()) != spec.sha256:
-        raise ValueError(f"{spec.path} has SHA-256 {found}; expected {spec.sha256}: it was changed; run again")
+        raise ValueError(f"{spec.path} has SHA-256 {found}; expected {spec.sha256}: it has changed; run again")
     if (library := _library(spec.kind)) != spec.library:
         raise ValueError(f"this machine has {library}, but the run was planned with {spec.library}; install the same")
     return open_encoder(content, spec.path, spec.kind, spec.parse_special_tokens, spec.pattern)
@@ -147,7 +148,7 @@ def _find(source: str | os.PathLike[str]) -> tuple[str, str]:
         if kind and _is_file(file):
             return file, kind
     raise ValueError(
-        f"tokenizer {source!r} is not there or of no known kind; expected {EXPECTED}. If there is none yet, "
+        f"tokenizer {source!r} does not exist or is of no known kind; expected {EXPECTED}. If there is none yet, "
         "--train-tokenizer bpe (TokenizerOptions(train='bpe')) trains one on the documents"
     )
 

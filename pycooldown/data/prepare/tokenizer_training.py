@@ -39,7 +39,7 @@ def train_tokenizer(kind: TokenizerKind, texts: Iterable[str], vocabulary_size: 
         path.write_text(_byte_level_bpe(texts, vocabulary_size), encoding="utf-8")
     elif kind == "sentencepiece":
         path = folder / "tokenizer.model"
-        # It passes over what is longer than a sentence, so it gets lines.
+        # It ignores texts longer than its limit for a sentence, so it gets single lines.
         lines = (line for text in texts for line in text.splitlines() if line)
         path.write_bytes(train_sentencepiece(lines, vocabulary_size))
     else:
@@ -55,17 +55,17 @@ def balanced_sample(
     num_bytes: int,
     is_validation: Callable[[bytes], bool],
 ) -> Iterator[str]:
-    """Yield training documents, so many bytes of each domain as :func:`pycooldown.temperature` gives it.
+    """Yield training documents, with the share of bytes that :func:`pycooldown.temperature` gives each domain.
 
-    The sizes of the domains are those of their files; compressed ones count four times. Of a domain, every file gives
-    documents from its top, in equal shares; a domain that has too few comes over again.
+    The sizes of the domains are those of their files; compressed ones count four times. In a domain, every file
+    contributes documents from its top, in equal shares; a domain that has too few is repeated.
 
     Args:
         parts: The parts of each domain.
         options: What a document is.
         tau: Temperature; 1 is proportional to the sizes, larger is flatter.
-        num_bytes: Of the sample, in UTF-8.
-        is_validation: Tells which documents are left out.
+        num_bytes: Size of the sample in UTF-8.
+        is_validation: Return whether a document is left out.
     """
     shares = temperature([sum(part.weight for part in domain) for domain in parts.values()], tau)
     for domain, share in zip(parts.values(), shares):
@@ -109,7 +109,7 @@ def _byte_level_bpe(texts: Iterable[str], vocabulary_size: int) -> str:
         vocab_size=vocabulary_size,
         special_tokens=[EOS, PAD],
         initial_alphabet=alphabet,
-        max_token_length=64,  # else a rare domain that comes over again gets whole sentences as tokens
+        max_token_length=64,  # otherwise a rare, repeated domain gets whole sentences as tokens
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)

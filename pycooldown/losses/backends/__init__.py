@@ -1,4 +1,4 @@
-"""The backends of the losses: which one serves a call, and its module. See `contract` for what each computes."""
+"""The backends of the losses: the choice for a call, and their modules. See `contract` for what each computes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ __all__ = [
 ]
 
 BackendName = Literal["auto", "reference", "cpp", "triton"]
-FUSED = {"cpu": "cpp", "cuda": "triton"}  # by the type of the device
+FUSED = {"cpu": "cpp", "cuda": "triton"}  # by device type
 
 MINIMUM_TRITON = (3, 6)  # as in pyproject.toml
-TRITON_SHORTCOMING = shortcoming("triton", MINIMUM_TRITON)  # looked up once: losses are called for every step
+TRITON_SHORTCOMING = shortcoming("triton", MINIMUM_TRITON)  # looked up once, because losses are called at every step
 
 
 def load(name: str) -> SliceBackend:
@@ -46,14 +46,14 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype, needs_referen
     """Return the name of the backend that serves a call.
 
     Args:
-        backend: "auto", which takes the device's fused backend if that can serve and "reference" otherwise, or the name
-            of the backend that must serve.
+        backend: "auto" for the device's fused backend if it supports the call, and "reference" otherwise; or the name
+            of the backend that must be used.
         device: Device of the logits.
         dtype: Dtype of the logits.
-        needs_reference: What in the call only plain torch operations can compute, or None.
+        needs_reference: The part of the call that only plain torch operations can compute, or None.
 
     Raises:
-        ValueError: If the named backend cannot serve.
+        ValueError: If the named backend does not support the call.
     """
     if backend == "reference":
         return backend

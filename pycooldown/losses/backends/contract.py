@@ -1,6 +1,6 @@
-"""What a backend computes: the options of a row's loss, the results, and the functions of each backend.
+"""The contract of backends: the options of a row's loss, the results, and the functions of each backend.
 
-`reference` has the definition in plain torch operations. `cpp` (CPU) and `triton` (GPU) are fused: one sweep gives the
+`reference` defines the loss in plain torch operations. `cpp` (CPU) and `triton` (GPU) are fused: one sweep computes the
 loss and its gradient. Each of the two is a module with the functions of `Backend`.
 """
 
@@ -10,10 +10,10 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-# The options that the fused backends serve. Any other option of `KernelOptions` takes the reference backend, unless it
-# has the default of `LossOptions`.
+# The options that the fused backends support. Any other option of `KernelOptions` needs the reference backend, unless
+# it has the default of `LossOptions`.
 FUSED_OPTIONS = ("ignore_index", "label_smoothing", "z_loss", "softcap")
-FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the logits that the fused backends take
+FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # dtypes of logits that the fused backends accept
 
 
 def empty_gradient(logits: torch.Tensor) -> torch.Tensor:
@@ -37,8 +37,8 @@ class KernelOptions(NamedTuple):
         loss = lse - (1 - label_smoothing) x_t - label_smoothing * mean_j x_j
         gradient_j = s * d(loss + z_loss * lse²)/d(logits)_j
 
-    The fields are also the last arguments of the operators of torch, whose schema is made from them. Those that
-    `LossOptions` has too are taken from there by name, None as 0.
+    The fields are also the last arguments of the torch operators, whose schema is made from them. Fields that
+    `LossOptions` has too are copied from there by name, with None as 0.
 
     Attributes:
         ignore_index: Target of rows that have loss 0 and gradient 0.
@@ -141,14 +141,14 @@ class Backend(SliceBackend, Protocol):
     ) -> Outputs:
         """Return loss, gradient and sums of rows, in one sweep.
 
-        Ignored rows have loss 0, lse 0 and gradient 0, whatever their logits. So have rows of scale 0, except that with
+        Ignored rows have loss 0, lse 0 and gradient 0 for any logits. So have rows of scale 0, except that with
         want_stats their loss and lse are computed. Sums are formed in a fixed order: the same bits every time.
 
         Args:
             logits: (N, V) of one of `FUSED_DTYPES`, with any strides.
             target: (N,) int64.
             scale: (N,) float32, the weight of each row.
-            domain_ids: (N,) int64, or None if all rows are of domain 0.
+            domain_ids: (N,) int64, or None if all rows belong to domain 0.
             num_domains: K.
             options: Those of the loss.
             want_grad: Whether to compute the gradient.

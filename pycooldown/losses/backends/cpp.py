@@ -1,4 +1,4 @@
-"""The fused backend for the CPU: torch tensors passed to the compiled kernel as NumPy views. See `contract`."""
+"""The fused backend for the CPU, which passes torch tensors to the compiled kernel as NumPy views. See `contract`."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def losses(
         x = options.softcap * torch.tanh(x / options.softcap)
     if weight is not None:
         weight = weight.to(x.dtype)
-    if x.shape[1] == 0:  # all rows are ignored, as no target is in range
+    if x.shape[1] == 0:  # all rows are ignored, because no target is in range
         return RowLosses(x.sum(1), x.logsumexp(1), torch.zeros(len(x), dtype=torch.bool, device=x.device))
     with without_autocast(x.device):
         if target.dim() == 1:
@@ -98,7 +98,7 @@ def scale_(grad: torch.Tensor, factor: torch.Tensor) -> None:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch 2.11 cannot trace the call
 def has_autocast(device_type: str) -> bool:
-    """Return whether a type of device has autocast; some, as meta, have none."""
+    """Return whether a device type has autocast; some, such as meta, have none."""
     return bool(torch.amp.is_autocast_available(device_type))
 
 

@@ -1,7 +1,7 @@
-"""The fused backend for GPUs, in Triton. See `contract` for what it computes and `triton_kernels` for how.
+"""The fused backend for GPUs, in Triton. See `contract` for its results and `triton_kernels` for its algorithm.
 
 Nothing here waits for the device and nothing is tuned at run time. A target that is no class gives a loss and a
-gradient of NaN; an id outside [0, num_domains) is counted in no domain. Logits whose last dimension is not contiguous
+gradient of NaN. An id outside [0, num_domains) is counted in no domain. Logits whose last dimension is not contiguous
 are copied.
 """
 
@@ -22,11 +22,11 @@ from .contract import FUSED_DTYPES, KernelOptions, Outputs, empty_gradient  # no
 from .triton_kernels import rows_kernel, scale_kernel, slice_kernel  # noqa: E402
 from .triton_stats import STATS_ROWS, STATS_TILE, stats_kernel  # noqa: E402
 
-TESTED = (3, 6), (3, 7)  # versions of Triton; how it lays out tiles may differ in others
+TESTED = (3, 6), (3, 7)  # versions of Triton; other versions may lay out tiles differently
 
 
 def check_version(version: str) -> None:
-    """Raise ImportError for a version of Triton older than those tested; warn of a newer one."""
+    """Raise ImportError for a version of Triton older than those tested; warn about a newer one."""
     number = tuple(int(part) for part in version.split(".")[:2])
     oldest, newest = (".".join(map(str, tested)) for tested in (TESTED[0], TESTED[-1]))
     advice = f"install 'triton>={oldest},<{TESTED[-1][0]}.{TESTED[-1][1] + 1}', or use backend='reference'"
@@ -46,7 +46,7 @@ INTERPRETED = not isinstance(rows_kernel, triton.runtime.JITFunction)  # TRITON_
 
 
 class Variant(NamedTuple):
-    """What a kernel is compiled for: threads of a row, and tiles of 16 bytes a thread, kept or loaded at a time."""
+    """The constants of a kernel's compilation: threads of a row, and tiles of 16 bytes per thread, kept or loaded."""
 
     LANES: int
     TILES: int
@@ -65,13 +65,15 @@ KEPT = {
 }
 READ_TWICE = Variant(1024, 0, 4)
 # The most tiles that registers keep without spilling, by whether the device is of compute capability 10.0 or later and
-# whether the loss is plain: smoothing and a soft cap need registers of their own, on such a device too many.
+# whether the loss is plain: smoothing and a soft cap need more registers, on such a device too many.
 MAX_TILES = {(False, True): 8, (False, False): 6, (True, True): 4}
-UNLIKE = Variant(512, 0, 2)  # logits that are read one by one: their rows are not aligned as the gradient's
+UNLIKE = Variant(512, 0, 2)  # logits are read one by one, because their rows are not aligned like the gradient's
 MAX_REGISTERS = 64
-# The interpreter's device, of few processors, so that there too a program has several rows to read twice.
+MAX_THREADS = 65_536 // MAX_REGISTERS  # of a multiprocessor
+# The interpreter's device has few processors, so that a program has several rows to read twice there too.
 INTERPRETER = {"num_processors": 2, "l2_bytes": 1 << 20}
-# Share of the L2 cache for rows between their first and second reading. Reasoned, not tuned: stores use it too.
+# Share of the L2 cache for rows between their first and second reading. Chosen by reasoning, not by tuning: stores use
+# L2 too.
 L2_SHARE = 0.6
 STATS_WARPS = 8
 
@@ -102,15 +104,16 @@ def choose_variant(
     return kept if 0 < kept.TILES <= MAX_TILES[recent, plain] else READ_TWICE
 
 
-def rows_under_way(row_bytes: int, *, num_processors: int, l2_bytes: int) -> int:
-    """Return how many rows a device should work on at a time, so that L2 still has a row when it is read again.
+def rows_under_way(row_bytes: int, *, num_processors: int, l2_bytes: int, lanes: int = READ_TWICE.LANES) -> int:
+    """Return how many rows a device should process at a time, so that a row is still in L2 for its second reading.
 
     Args:
         row_bytes: Bytes of a row of logits.
         num_processors: Multiprocessors of the device.
         l2_bytes: Size of its L2 cache.
+        lanes: Threads of a row. The registers of a multiprocessor are enough for MAX_THREADS.
     """
-    return min(max(int(L2_SHARE * l2_bytes) // row_bytes, 1), num_processors)
+    return min(max(int(L2_SHARE * l2_bytes) // row_bytes, 1), num_processors * (MAX_THREADS // lanes))
 
 
 def _launch(x: torch.Tensor, variant: Variant) -> dict[str, int]:
@@ -122,14 +125,14 @@ def _launch(x: torch.Tensor, variant: Variant) -> dict[str, int]:
 
 
 def _programs(x: torch.Tensor, variant: Variant, *, grad: bool) -> int:
-    """Return how many programs share the rows of x: one each, unless rows are read twice."""
+    """Return the number of programs that share the rows of x: one per row, unless rows are read twice."""
     if variant.TILES or not grad:
         return len(x)
     device = INTERPRETER
     if x.is_cuda:
         properties = torch.cuda.get_device_properties(x.device)
         device = {"num_processors": properties.multi_processor_count, "l2_bytes": properties.L2_cache_size}
-    return min(len(x), rows_under_way(x.size(1) * x.element_size(), **device))
+    return min(len(x), rows_under_way(x.size(1) * x.element_size(), lanes=variant.LANES, **device))
 
 
 def _lanes(x: torch.Tensor) -> dict[str, int]:
@@ -261,7 +264,7 @@ def _stats(
 
 
 def scale_(grad: torch.Tensor, factor: torch.Tensor) -> None:
-    """Multiply (N, V) gradients by a 0-dimensional tensor on their device, without waiting for it; free if it is 1."""
+    """Multiply (N, V) gradients by a 0-dimensional tensor on their device, without waiting; free if it is 1."""
     if grad.stride(1) != 1:
         grad.mul_(factor)
     elif grad.numel():

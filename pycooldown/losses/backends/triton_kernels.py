@@ -69,7 +69,7 @@ def _write_gradient(
     softcap, SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, SAME_ALIGNMENT: tl.constexpr, LANES: tl.constexpr,
     TILES: tl.constexpr,
 ):  # fmt: skip
-    """Of kept tiles, or from the end of the row to its start. Logits and grad are at the row's first class."""
+    """Write the gradient of kept tiles, or from the row's end to its start. Pointers are at the row's first class."""
     DTYPE: tl.constexpr = grad.dtype.element_ty
     edge = _gradient(edge, edge_column, target, m, factor, at_target, everywhere, softcap, SMOOTHING, SOFTCAP)
     tl.store(grad + edge_column, edge.to(DTYPE), mask=edge_mask)
@@ -103,7 +103,7 @@ def rows_kernel(
     SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, GRAD: tl.constexpr, SAME_ALIGNMENT: tl.constexpr,
     LANES: tl.constexpr, TILES: tl.constexpr, FLIGHT: tl.constexpr,
 ):  # fmt: skip
-    """Losses and gradients of rows, see `contract.Backend.rows`; as many rows are under way as there are programs.
+    """Compute losses and gradients of rows, see `contract.Backend.rows`; each program processes one row at a time.
 
     TILES are kept in registers, and hold the body of any row; if 0, FLIGHT tiles are loaded at a time. `zero` is 0, but
     the compiler does not know: it would keep the float32 values of kept halves, and run out of registers.
@@ -202,7 +202,7 @@ def rows_kernel(
             tl.store(correct + n, (in_range & (x_target >= row_max) & (row_loss == row_loss)).to(tl.int8))
 
             if GRAD:
-                if OPTIONS:  # computed again, rather than that they take registers all along
+                if OPTIONS:  # computed again, so that they do not occupy registers all the time
                     row, grad_row = logits + (n + zero) * logits_stride, grad + (n + zero) * grad_stride
                 if weight == 0:
                     fill_zero(grad_row, num_classes, VEC, LANES)
@@ -226,7 +226,7 @@ def slice_kernel(
     label_smoothing: tl.float32, z_loss: tl.float32, softcap: tl.float32,
     SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, SAME_ALIGNMENT: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a slice of classes, where the log-sum-exp of all of them is known: the second pass alone."""
+    """Compute the gradient of a slice of classes from the log-sum-exp of all classes, with only the second pass."""
     VEC: tl.constexpr = 128 // logits.dtype.element_ty.primitive_bitwidth
     n = tl.program_id(0).to(tl.int64)
     logits += n * logits_stride

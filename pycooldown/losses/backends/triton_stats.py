@@ -18,7 +18,7 @@ def stats_kernel(
     loss, correct, target, domain_ids, loss_sum, counts,
     num_rows: tl.int64, num_domains: tl.int32, ignore_index: tl.int64, HAS_DOMAINS: tl.constexpr,
 ):  # fmt: skip
-    """Sums by domain over STATS_ROWS rows, in the order of the rows: no atomics, so the same bits every time."""
+    """Sum by domain over STATS_ROWS rows, in the order of the rows: without atomics, so always with the same bits."""
     chunk = tl.program_id(0).to(tl.int64)
     domain = tl.program_id(1) * STATS_TILE + tl.arange(0, STATS_TILE)
     loss_acc = tl.zeros((STATS_TILE, STATS_TILE), tl.float64)

@@ -2,8 +2,8 @@
 """Rows in Triton: where their edges and tiles are, and how values are read from them and written to them.
 
 A row need not start on a 16-byte boundary (with V = 50,257 and 2 bytes each, seven rows of eight do not). Each is
-split, by its own address, into a head and a tail of less than 16 bytes, the edges, and an aligned body between them, so
-that the body moves in 128-bit accesses at any V. The edges stay in registers between the passes: when the gradient
+split by its own address into an aligned body and two edges, a head and a tail of less than 16 bytes. So
+the body moves in 128-bit accesses at any V. The edges stay in registers between the passes: when the gradient
 overwrites the logits, one warp may have written them while another still has to read.
 
 The body is read as 32-bit words, of one float32 or two halves, in tiles of (LANES, 4): a thread has the four words of
@@ -21,20 +21,20 @@ import triton.language as tl
 if triton.knobs.runtime.interpret:
 
     def bound(n):
-        """A bound of a loop. `range` asks for an integer, which Triton 3.6 makes in a way that NumPy 2.4 refuses."""
+        """Return the bound of a loop. `range` needs an integer, which Triton 3.6 makes in a way NumPy 2.4 refuses."""
         return n.handle.data.item()
 
 else:
 
     @triton.jit
     def bound(n):
-        """A bound of a loop."""
+        """Return the bound of a loop."""
         return n
 
 
 @triton.jit
 def _tanh(z):
-    """Hyperbolic tangent. (1 - e) / (1 + e) cancels near 0; a Taylor series there is exact to a rounding."""
+    """Return tanh(z). (1 - e) / (1 + e) cancels near 0; a Taylor series there is exact up to rounding."""
     e = tl.exp(-2 * tl.abs(z))
     far = (1 - e) / (1 + e)
     y = z * z
@@ -44,7 +44,7 @@ def _tanh(z):
 
 @triton.jit
 def capped(x, mask, softcap, SOFTCAP: tl.constexpr):
-    """Logits, soft-capped; -inf where masked."""
+    """Return soft-capped logits; -inf where masked."""
     if SOFTCAP:
         x = tl.where(mask, softcap * _tanh(x / softcap), float("-inf"))
     return x
@@ -52,20 +52,20 @@ def capped(x, mask, softcap, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def load_values(pointers, mask, softcap, SOFTCAP: tl.constexpr):
-    """Logits in float32, one by one."""
+    """Return logits in float32, loaded one by one."""
     x = tl.load(pointers, mask=mask, other=float("-inf")).to(tl.float32)
     return capped(x, mask, softcap, SOFTCAP)
 
 
 @triton.jit
 def finite(m):
-    """The maximum to subtract: 0 for an infinite one, so that no inf - inf hides what the row holds."""
+    """Return the maximum to subtract: 0 if it is infinite, so that no inf - inf hides the values of the row."""
     return tl.where(tl.abs(m) == float("inf"), 0.0, m)
 
 
 @triton.jit
 def split_row(row, num_classes, VEC: tl.constexpr):
-    """Lengths of a row's head and aligned body, in classes."""
+    """Return the lengths of a row's head and aligned body, in classes."""
     head = (((16 - (row.to(tl.int64) & 15)) & 15) * VEC // 16).to(tl.int32)
     head = tl.minimum(head, num_classes)
     return head, (num_classes - head) // VEC * VEC
@@ -73,7 +73,7 @@ def split_row(row, num_classes, VEC: tl.constexpr):
 
 @triton.jit
 def edges(head, body, num_classes, VEC: tl.constexpr):
-    """Columns of the head, then of the tail, and which of the 2 VEC slots are in use."""
+    """Return the columns of the head, then of the tail, and which of the 2 VEC slots are used."""
     slot = tl.arange(0, 2 * VEC)
     column = tl.where(slot < VEC, slot, head + body + slot - VEC)
     return column, tl.where(slot < VEC, slot < head, column < num_classes)
@@ -81,14 +81,14 @@ def edges(head, body, num_classes, VEC: tl.constexpr):
 
 @triton.jit
 def tile_of(i, words, LANES: tl.constexpr):
-    """Offsets of tile i of a body of so many words, (LANES, 4), and their mask, (LANES, 1)."""
+    """Return the offsets of tile i of a body of this many words, (LANES, 4), and their mask, (LANES, 1)."""
     first = (i * LANES + tl.arange(0, LANES)) * 4
     return first[:, None] + tl.arange(0, 4)[None, :], (first < words)[:, None]
 
 
 @triton.jit
 def join(parts, DTYPE: tl.constexpr):
-    """Words of values in float32: a tuple of one tensor, or of two for the two halves of a word."""
+    """Return words of float32 values, given as one tensor, or as two for the two halves of a word."""
     if DTYPE == tl.float32:
         words = parts[0].to(tl.int32, bitcast=True)
     else:
@@ -100,7 +100,7 @@ def join(parts, DTYPE: tl.constexpr):
 
 @triton.jit
 def part_of(words, k: tl.constexpr, DTYPE: tl.constexpr):
-    """The values of words, in float32: all of them, or their halves number k."""
+    """Return the values of words in float32: all of them, or half number k of each word."""
     if DTYPE == tl.float32:
         x = words.to(tl.float32, bitcast=True)
     elif DTYPE == tl.bfloat16:
@@ -112,7 +112,7 @@ def part_of(words, k: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def load_tile(body, offset, mask, SAME_ALIGNMENT: tl.constexpr, POLICY: tl.constexpr):
-    """Words of the body of a row of logits; -inf where masked."""
+    """Return words of the body of a row of logits; -inf where masked."""
     DTYPE: tl.constexpr = body.dtype.element_ty
     PARTS: tl.constexpr = 32 // DTYPE.primitive_bitwidth
     if SAME_ALIGNMENT:
@@ -132,7 +132,7 @@ def load_tile(body, offset, mask, SAME_ALIGNMENT: tl.constexpr, POLICY: tl.const
 def load_tiles(
     body, first, words, COUNT: tl.constexpr, SAME_ALIGNMENT: tl.constexpr, POLICY: tl.constexpr, LANES: tl.constexpr
 ):
-    """COUNT tiles from number `first` on."""
+    """Return COUNT tiles from number `first` on."""
     tiles = ()
     for i in tl.static_range(COUNT):
         offset, mask = tile_of(first + i, words, LANES)
@@ -142,10 +142,10 @@ def load_tiles(
 
 @triton.jit
 def nothing_of(tiles, zero, COUNT: tl.constexpr):
-    """Zeros that depend on all tiles, (LANES, 1), to be mixed into each by `^`.
+    """Return zeros that depend on all tiles, (LANES, 1), to be mixed into each tile by `^`.
 
-    With much arithmetic, the assembler would put that of one tile before the load of the next, which then had to wait
-    for memory once more.
+    With much arithmetic, the assembler would place that of one tile before the load of the next. Then that load would
+    wait for memory once more.
     """
     every = tiles[0]
     for i in tl.static_range(1, COUNT):

@@ -1,4 +1,4 @@
-"""The mixing methods that a recipe can name. To add one, write its options in one of these files and register them."""
+"""The mixing methods that a recipe can name. To add one, write its options in a file here and register them."""
 
 from pycooldown.recipes.methods import doremi, learning, static
 from pycooldown.recipes.methods.base import (

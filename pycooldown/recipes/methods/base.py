@@ -1,14 +1,14 @@
-"""What a mixing method is to a recipe: options, the schedule they make, and hooks into planning and training.
+"""The interface between mixing methods and recipes: options, their schedule, and hooks for planning and training.
 
-Methods of one's own are registered in the same way as those of the package:
+Your own methods are registered in the same way as those of the package:
 
     @register("sqrt")
     class SqrtOptions(MethodOptions):
         def schedule(self, sizes, num_steps, batch_size):
             return schedules.constant(Mixture.temperature_sampling(sizes, 2.0))
 
-An installed package names such a class as an entry point of the group "pycooldown.methods", under the method's name;
-the command line finds it there.
+An installed package can name such a class as an entry point of the group "pycooldown.methods", under the method's name.
+Then the command line finds it.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ _REGISTERED: dict[str, type[MethodOptions]] = {}
 
 
 class TrainStage(Protocol):
-    """Trains a recipe with another method, and with another model if one is given, in another folder."""
+    """A function that trains a recipe with another method, and optionally another model, in another folder."""
 
     def __call__(self, method: MethodOptions, folder: Path, model: AnyModel | None = None, /) -> Run:
-        """Return the run, which is not trained again if it is finished."""
+        """Return the run. A finished run is not trained again."""
 
 
 Kind = TypeVar("Kind", bound="type[MethodOptions]")
 
 
 class MethodOptions(ABC):
-    """The options of a mixing method: its fields are the keys that a recipe's section ``mixture`` may have.
+    """The options of a mixing method. Its fields are the keys of a recipe's section ``mixture``.
 
-    Only `schedule` must be written. The other methods are hooks; by default a method needs nothing of its run.
+    Only `schedule` must be implemented. The other methods are hooks with defaults for methods that need nothing else.
 
     Attributes:
         name: The method's name in recipes, set by `register`.
@@ -65,7 +65,7 @@ class MethodOptions(ABC):
         """Return the schedule over ``num_steps`` steps of ``batch_size`` samples for domains of these sizes."""
 
     def with_allocation(self, allocation: AllocationName) -> MethodOptions:
-        """Return the method for batches that are allocated to domains in this way; see `DomainBatchSampler`."""
+        """Return the method, adapted to batches with this allocation; see `DomainBatchSampler`."""
         return self
 
     def held_out(self, size: int) -> int:
@@ -73,11 +73,11 @@ class MethodOptions(ABC):
         return 0
 
     def probe(self, held_out: Mapping[str, Samples], collate: Collator, seed: int) -> Probe | None:
-        """Return what measures the model on the samples that `held_out` keeps, by domain."""
+        """Return a probe that measures the model on the held-out samples of each domain, or None."""
         return None
 
     def reference_run(self) -> Path | None:
-        """Return the folder of the finished run whose model is the reference for excess losses."""
+        """Return the folder of the finished run whose model is the reference for excess losses, or None."""
         return None
 
     def callbacks(self, num_steps: int) -> list[Any]:
@@ -94,13 +94,13 @@ class MethodOptions(ABC):
         return self
 
     def learned(self, schedule: Any) -> dict[str, dict[str, float]] | None:
-        """Return what the schedule has learned at the end of a run, vectors over the domains by name."""
+        """Return what the schedule has learned by the end of a run: vectors over the domains, by name."""
         return None
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(Field,))
 def register(name: str) -> Callable[[Kind], Kind]:
-    """Make a subclass of `MethodOptions` a frozen dataclass and let recipes name it.
+    """Make a subclass of `MethodOptions` a frozen dataclass and register its name for recipes.
 
     Raises:
         ValueError: If another class has that name.
@@ -109,7 +109,7 @@ def register(name: str) -> Callable[[Kind], Kind]:
     def decorate(kind: Kind) -> Kind:
         taken = _REGISTERED.get(name)
         if taken is not None and (taken.__module__, taken.__qualname__) != (kind.__module__, kind.__qualname__):
-            raise ValueError(f"method {name!r} is {taken.__module__}.{taken.__qualname__} already; choose another name")
+            raise ValueError(f"method {name!r} already is {taken.__module__}.{taken.__qualname__}; choose another name")
         made: Kind = dataclass(frozen=True, config=CONFIG)(kind)  # type: ignore[assignment]
         made.name = name
         _REGISTERED[name] = made
@@ -119,15 +119,15 @@ def register(name: str) -> Callable[[Kind], Kind]:
 
 
 def method_names() -> list[str]:
-    """Return the names that recipes may use, those of installed packages included."""
+    """Return the names that recipes may use, including methods of installed packages."""
     return sorted({*_REGISTERED, *(entry.name for entry in entry_points(group=GROUP))})
 
 
 def find_method(name: str) -> type[MethodOptions] | None:
-    """Return a method's options class, loading the package that brings it; ``None`` if there is none.
+    """Return a method's options class, loading the package that defines it; ``None`` if there is none.
 
     Raises:
-        ValueError: If an entry point does not lead to a class that is registered under its name.
+        ValueError: If an entry point's class is not registered under the entry point's name.
     """
     if name not in _REGISTERED:
         for entry in entry_points(group=GROUP, name=name):
@@ -164,7 +164,7 @@ def method_schemas() -> list[dict[str, Any]]:
         kind = find_method(name)
         assert kind is not None
         schema = TypeAdapter(kind).json_schema()
-        for base in kind.__mro__:  # pydantic describes the fields of a class itself alone
+        for base in kind.__mro__:  # pydantic describes only fields of the class itself
             for key, field in getattr(base, "__pydantic_fields__", {}).items():
                 if field.description:
                     schema["properties"][key].setdefault("description", field.description)

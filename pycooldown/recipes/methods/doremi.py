@@ -1,4 +1,4 @@
-"""DoReMi: a run for the reference, one for the proxy that learns weights, and the recipe's own with those weights."""
+"""DoReMi: train a reference, then a proxy that learns weights, then the recipe's own run with these weights."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ class DoReMiOptions(LearningOptions):
         return None if self.reference is None else Path(self.reference)
 
     def run_stages(self, output: Path, train: TrainStage) -> MethodOptions:
-        """Train references and proxies, and return the weights that the last proxy found.
+        """Train references and proxies, and return the weights of the last proxy.
 
-        Each is an ordinary run in a folder of its own beside ``output``, and a finished one is not trained again; so an
-        interrupted recipe goes on within the run, or between the runs, where it stopped. Weights are taken over by
-        name. Rounds end early when no weight changes by more than 1e-3, the paper's tolerance.
+        Each is an ordinary run in its own folder beside ``output``, and a finished one is not trained again. So an
+        interrupted recipe continues within a run, or between runs, where it stopped. Weights are passed on by name.
+        Rounds end early when no weight changes by more than 1e-3, the paper's tolerance.
 
         Args:
-            output: Folder of the last run; the others have "-reference" and "-proxy" at the end, from the second round
-                on with its number.
+            output: Folder of the last run. The others end with "-reference" and "-proxy", and from the second round on
+                with the round's number.
             train: Trains the recipe with another method and model in another folder, unless that run is finished.
         """
         if self.reference is not None:
@@ -87,7 +87,7 @@ class DoReMiOptions(LearningOptions):
         return mixture
 
     def learned(self, schedule: Any) -> dict[str, dict[str, float]]:
-        """Return the average of the weights, which is DoReMi's outcome, and their exponential moving average.
+        """Return the average of the weights, which is DoReMi's result, and their exponential moving average.
 
         The two differ if the weights have not settled.
         """

@@ -45,7 +45,7 @@ class LearningOptions(MethodOptions):
 
 @register("group_dro")
 class GroupDROOptions(LearningOptions):
-    """Losses of the worst domains weigh more. See `pycooldown.adaptive.GroupDRO`."""
+    """Loss weights that are larger for the domains with the highest losses. See `pycooldown.adaptive.GroupDRO`."""
 
     tau: Positive = math.inf
     """The temperature of the draws."""
@@ -67,7 +67,7 @@ class GroupDROOptions(LearningOptions):
     """Steps from a statistic to the mixture that it decides."""
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
-        """Return a learning schedule; options that are ``None`` have the default of the schedule."""
+        """Return a learning schedule. Options that are ``None`` take the schedule's default."""
         options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tau"}
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         return adaptive.GroupDRO(Mixture.temperature_sampling(sizes, self.tau), **given)
@@ -75,7 +75,7 @@ class GroupDROOptions(LearningOptions):
 
 @register("odm")
 class OnlineDataMixingOptions(LearningOptions):
-    """The bandit Exp3 draws domains by their loss. See `pycooldown.adaptive.OnlineDataMixing`."""
+    """Sampling by loss, with the bandit algorithm Exp3. See `pycooldown.adaptive.OnlineDataMixing`."""
 
     reward_scale: FinitePositive | None = None
     """The loss that counts as a reward of 1; by default that of `pycooldown.adaptive.OnlineDataMixing`."""
@@ -116,7 +116,7 @@ class ProbingOptions(LearningOptions):
     """Steps from a probe to the mixture that it decides."""
 
     def with_allocation(self, allocation: AllocationName) -> ProbingOptions:
-        """Return the method for batches that are allocated in this way, unless it names an allocation."""
+        """Return the method, adapted to batches with this allocation, unless its options name an allocation."""
         return self if self.allocation is not None else replace(self, allocation=allocation)
 
     def held_out(self, size: int) -> int:
@@ -124,7 +124,7 @@ class ProbingOptions(LearningOptions):
         return max(2, round(self.hold_out * size))
 
     def probe(self, held_out: Mapping[str, Samples], collate: Collator, seed: int) -> Probe:
-        """Return what measures losses and gradients of single examples."""
+        """Return a probe that measures losses and gradients of single examples."""
         from pycooldown.huggingface.probe import Probe
 
         return Probe(
@@ -146,13 +146,13 @@ class ProbingOptions(LearningOptions):
     def _variance_aware(self, objective: Mixture | adaptive.LearnedSchedule, batch_size: int) -> Schedule:
         domains = (objective if isinstance(objective, Mixture) else objective.start).num_domains
         least = min(1 / batch_size, 1 / domains)
-        allocation = self.allocation or "multinomial"  # the default of samplers
+        allocation = self.allocation or "multinomial"  # the samplers' default
         return adaptive.VarianceAware(objective, allocation=allocation, least=least, **self._options())
 
 
 @register("ado")
 class ADOOptions(LearningOptions):
-    """Domains are drawn by the predicted fall of their loss. See `pycooldown.adaptive.ADO`."""
+    """Sampling by the predicted decrease of each domain's loss. See `pycooldown.adaptive.ADO`."""
 
     tau: Positive = 1.0
     """The temperature of the prior."""
@@ -175,7 +175,7 @@ class ADOOptions(LearningOptions):
 
 @register("fgls")
 class FGLSOptions(ProbingOptions):
-    """Losses weigh by the inverse of the domain's held-out error. See `pycooldown.adaptive.FGLS`."""
+    """Loss weights by the inverse of the domain's held-out error. See `pycooldown.adaptive.FGLS`."""
 
     decay: Share = 0.8
     """Decay rate of the moving average of the errors."""
@@ -192,7 +192,7 @@ class FGLSOptions(ProbingOptions):
 
 @register("erma")
 class ERMAOptions(ProbingOptions):
-    """Losses of domains with varied losses weigh less. See `pycooldown.adaptive.ERMA`."""
+    """Loss weights that are smaller for domains with varied losses. See `pycooldown.adaptive.ERMA`."""
 
     bias_rate: NonNegative = 0.002
     """Step size of the term in the means of the losses."""
@@ -217,7 +217,7 @@ class ERMAOptions(ProbingOptions):
 
 @register("variance_aware")
 class VarianceAwareOptions(ProbingOptions):
-    """Domains are drawn by the variance of their gradients. See `pycooldown.adaptive.VarianceAware`."""
+    """Sampling by the variance of each domain's gradients. See `pycooldown.adaptive.VarianceAware`."""
 
     def schedule(self, sizes: Mapping[str, int], num_steps: int, batch_size: int) -> Schedule:
         """Return a learning schedule."""
@@ -226,7 +226,7 @@ class VarianceAwareOptions(ProbingOptions):
 
 @register("pike")
 class PiKEOptions(ProbingOptions):
-    """Domains are drawn by length and variance of their gradients. See `pycooldown.adaptive.PiKE`."""
+    """Sampling by length and variance of each domain's gradients. See `pycooldown.adaptive.PiKE`."""
 
     tau: Positive = math.inf
     """Temperature of the draws at the start."""

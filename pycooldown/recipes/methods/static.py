@@ -69,7 +69,7 @@ class CooldownOptions(MethodOptions):
 
 @register("cooldown_by_exposure")
 class CooldownByExposureOptions(MethodOptions):
-    """Cooldown that switches when the rarest domain has been passed through `epochs` times."""
+    """Cooldown that switches after `epochs` passes through the rarest domain."""
 
     epochs: FinitePositive = 15.0
     """Passes through the rarest domain before the switch."""
@@ -115,17 +115,17 @@ class Stage:
 
     def __post_init__(self) -> None:
         if (self.tau is None) == (self.weights is None):
-            raise ValueError("expected tau or weights, one of the two")
+            raise ValueError("a stage has both or neither of tau and weights; expected exactly one of them")
         if self.domains is not None and self.weights is not None:
-            raise ValueError("domains are for tau; weights name their domains themselves")
+            raise ValueError("domains are given with weights, which name their domains already; leave domains out")
         if self.domains is not None and len(set(self.domains)) != max(1, len(self.domains)):
-            raise ValueError(f"domains is {list(self.domains)}; expected at least one, each once")
+            raise ValueError(f"domains is {list(self.domains)}; expected at least one domain, and each only once")
 
     def mixture(self, sizes: Mapping[str, int]) -> Mixture:
         """Return the stage's mixture over all domains."""
         if self.weights is not None:
             return _mixture(_shares(self.weights, sizes, "stages.weights"), sizes)
-        assert self.tau is not None  # or there were weights
+        assert self.tau is not None  # __post_init__ checked that one of the two is given
         if self.domains is None:
             return Mixture.temperature_sampling(sizes, self.tau)
         if unknown := sorted(set(self.domains) - set(sizes)):
@@ -139,7 +139,7 @@ _Pair = tuple[Share, Positive]
 
 
 def _read_stage(value: Any) -> _Pair | Stage:
-    """Return a stage from a list or a mapping; a mistake in it is reported for its form alone."""
+    """Return a stage from a list or a mapping; for a mistake in it, only the errors of that form are reported."""
     read: _Pair | Stage = TypeAdapter(Stage if isinstance(value, dict | Stage) else _Pair).validate_python(value)
     return read
 
@@ -164,7 +164,7 @@ class StaircaseOptions(MethodOptions):
 
 @register("unimax")
 class UniMaxOptions(MethodOptions):
-    """As even as can be with no domain passed through more than `max_epochs` times."""
+    """Sampling as even as possible with at most `max_epochs` passes through each domain."""
 
     max_epochs: Positive = 1.0
     """The cap on passes through a domain."""
@@ -179,7 +179,7 @@ class UniMaxOptions(MethodOptions):
 
 @register("order_matters")
 class OrderMattersOptions(MethodOptions):
-    """The high-resource domains alone until the switch, then all with `tau`."""
+    """High-resource domains only until the switch, then all domains with `tau`."""
 
     tau: Positive = 5.0
     """The temperature from the switch on."""
@@ -234,7 +234,9 @@ def _shares(weights: Mapping[str, float], sizes: Mapping[str, int], name: str) -
     """Return weights in the order of the domains, scaled to sum to 1."""
     if set(weights) != set(sizes):
         differ = sorted(set(weights) ^ set(sizes))
-        raise ValueError(f"{name} are for other domains than the data: {differ} are only in one of the two")
+        raise ValueError(
+            f"{name} and the data have different domains; only one of them has {differ}; expected the same"
+        )
     total = sum(weights.values())
     return [weights[domain] / total if total > 0 else math.nan for domain in sizes]
 

@@ -128,7 +128,7 @@ def test_hugging_face_dataset_folder(tmp_path):
     assert ignored == []
     assert read(ranges_of(tmp_path / "d", Options())) == TEXTS[::-1]
     datasets.DatasetDict({"train": dataset}).save_to_disk(tmp_path / "splits")
-    with pytest.raises(ValueError, match="several splits; name one of train"):
+    with pytest.raises(ValueError, match="several splits; use the path of one of them: train"):
         find_files({"d": str(tmp_path / "splits")})
 
 

@@ -186,13 +186,13 @@ def test_large_shards_arrive_in_parts(make_store, tmp_path, scheme):
 def test_impossible_outputs_are_refused(corpus, make_store, tokenizer_file):
     make_store("s3")
     inputs = parse_inputs([str(corpus)])
-    with pytest.raises(ValueError, match="a web server takes no files: expected a folder here"):
+    with pytest.raises(ValueError, match="a web server accepts no files: expected a local folder"):
         run("https://x/y", inputs, tokenizer_file)
     with pytest.raises(ValueError, match="ftp://x/y cannot be read; expected a local path, or a bucket"):
         run("ftp://x/y", inputs, tokenizer_file)
-    with pytest.raises(StoreError, match=r"bucket does not exist; look at the spelling .*'s3://no-such-bucket/out"):
+    with pytest.raises(StoreError, match=r"bucket does not exist; check the spelling .*'s3://no-such-bucket/out"):
         run("s3://no-such-bucket/out", inputs, tokenizer_file)
-    with pytest.raises(ValueError, match=r"tokenizer 's3://no-such-bucket/tokenizer.json' is not there"):
+    with pytest.raises(ValueError, match=r"tokenizer 's3://no-such-bucket/tokenizer.json' does not exist"):
         run("s3://no-such-bucket/out", inputs, "s3://no-such-bucket/tokenizer.json")
 
 

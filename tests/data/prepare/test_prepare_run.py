@@ -375,7 +375,7 @@ def test_a_killed_worker_is_an_error(run, monkeypatch, corpus):
     path.write_text(code)
     result = subprocess.run([sys.executable, str(path)], capture_output=True, text=True)
     assert "RuntimeError: a worker process was killed" in result.stderr
-    assert "run it again to go on" in result.stderr
+    assert "run it again to continue" in result.stderr
 
 
 def test_workers_use_one_core_each(corpus):

@@ -165,7 +165,9 @@ def test_datasets_of_several_splits_are_refused_as_in_folders(bucket, tmp_path):
     (tmp_path / "data" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     upload(tmp_path / "data", bucket)
     for root in (str(tmp_path), bucket):
-        with pytest.raises(ValueError, match=f"{root}/data is a Hugging Face .*; name one of train, test in it"):
+        with pytest.raises(
+            ValueError, match=f"{root}/data is a Hugging Face .*; use the path of one of them: train, test"
+        ):
             find_files({"en": f"{root}/data"})
 
 
@@ -211,7 +213,7 @@ def test_what_is_missing_is_named(bucket):
     with pytest.raises(ValueError, match=rf"'{bucket}/none.jsonl' of domain 'en' matches no file"):
         find_files({"en": f"{bucket}/none.jsonl"})
     with pytest.raises(
-        StoreError, match=r"bucket does not exist; look at the spelling .*'s3://no-such-bucket'"
+        StoreError, match=r"bucket does not exist; check the spelling .*'s3://no-such-bucket'"
     ) as caught:
         find_files({"en": "s3://no-such-bucket/*.jsonl"})
     assert "\n" not in str(caught.value)
@@ -298,8 +300,8 @@ def test_recorded_objects_are_not_fetched_again(scheme, fetched, web, corpus, to
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("/forbidden/x.jsonl", r"Errno 13.*look at the credentials.*/forbidden/x.jsonl"),
-        ("/short/x.jsonl", r"Errno 5.*look at the endpoint.*/short/x.jsonl"),
+        ("/forbidden/x.jsonl", r"Errno 13.*check the credentials.*/forbidden/x.jsonl"),
+        ("/short/x.jsonl", r"Errno 5.*check the endpoint.*/short/x.jsonl"),
         ("/whole/x.jsonl", r"Errno 5.*[Rr]ange.*/whole/x.jsonl"),
         ("/none.jsonl", "/none.jsonl cannot be listed: http has no folders or patterns; name every file"),
         ("/*.jsonl", "http has no folders or patterns"),
@@ -326,12 +328,12 @@ def test_names_in_urls_are_decoded_once(web):
 def test_credentials_that_are_wrong_or_missing_are_named(web, monkeypatch):
     use_s3(monkeypatch, web[0])
     for pattern in ("x.jsonl", "*.jsonl"):
-        with pytest.raises(StoreError, match=r"Errno 13.*look at the credentials in the environment.*s3://forbidden"):
+        with pytest.raises(StoreError, match=r"Errno 13.*check the credentials in the environment.*s3://forbidden"):
             find_files({"en": f"s3://forbidden/{pattern}"})
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", f"{web[0]}/forbidden")
-    with pytest.raises(StoreError, match=r"Errno 13.*no credentials were found .*look at the credentials") as caught:
+    with pytest.raises(StoreError, match=r"Errno 13.*no credentials were found .*check the credentials") as caught:
         find_files({"en": "s3://no-credentials/x.jsonl"})
     assert "\n" not in str(caught.value)
     monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
