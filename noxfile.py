@@ -25,10 +25,10 @@ def install(session: nox.Session, extra: str, *groups: str) -> None:
     session.install(*CONSTRAINTS, f".[{extra}]", *nox.project.dependency_groups(pyproject, *groups))
 
 
-def run_suite(session: nox.Session) -> None:
-    """Run all tests in two processes, the slow ones last."""
+def run_suite(session: nox.Session, *options: str) -> None:
+    """Run all tests in two processes, the slow ones last, with further options of pytest."""
     for selected in ((), ("-m", "slow")):
-        session.run("pytest", "--numprocesses", "2", "--dist", "worksteal", *selected)
+        session.run("pytest", "--numprocesses", "2", "--dist", "worksteal", *options, *selected)
 
 
 @nox.session
@@ -43,11 +43,16 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def workflows(session: nox.Session) -> None:
-    """Check the GitHub workflows (schema and security) and the configuration of cibuildwheel."""
+    """Check what GitHub reads (schemas, and the security of workflows) and the configuration of cibuildwheel."""
     session.install(*CONSTRAINTS, "check-jsonschema", "zizmor", "cibuildwheel")
-    files = session.run("git", "ls-files", ".github/workflows", external=True, silent=True).split()
-    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *files)
-    session.run("check-jsonschema", "--builtin-schema", "vendor.dependabot", ".github/dependabot.yml")
+    for schema, pattern in (
+        ("github-workflows", ".github/workflows/*.yml"),
+        ("dependabot", ".github/dependabot.yml"),
+        ("github-issue-forms", ".github/ISSUE_TEMPLATE/[!c]*.yml"),
+        ("github-issue-config", ".github/ISSUE_TEMPLATE/config.yml"),
+        ("citation-file-format", "CITATION.cff"),
+    ):
+        session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *map(str, sorted(Path().glob(pattern))))
     session.run("zizmor", "--offline", "--quiet", ".github/workflows")
     for platform_name in ("linux", "macos"):
         session.run("cibuildwheel", "--platform", platform_name, "--print-build-identifiers")
@@ -93,7 +98,7 @@ def lowest(session: nox.Session) -> None:
     test = [requirement for requirement in test if not requirement.startswith("datasets")]
     # With uv, because pip tries hundreds of releases of the tools before it finds some that suit these versions.
     session.run("uv", "pip", "install", "--quiet", "-c", f"{folder}/lowest.txt", ".[all]", *test)
-    run_suite(session)
+    run_suite(session, "--verbose")  # which names a test that fails at once, not after the last
 
 
 @nox.session
@@ -329,15 +334,19 @@ def wheel(session: nox.Session) -> None:
     session.run("python", "-m", "venv", "--clear", str(bare))
     pip = (f"{bare}/bin/python", "-m", "pip", "install", "--quiet", *CONSTRAINTS)
     (bare / "bin/cat").symlink_to(shutil.which("cat"))  # a page reads through it
-    no_compiler = {"PATH": f"{bare}/bin", "PYTHONSAFEPATH": "1"}
-    session.run(*pip, f"{repaired}[cli]", *PYTEST, env=no_compiler)
+
+    def run_bare(*command: str) -> None:
+        """Run a program of the bare environment, with no compiler on the path."""
+        session.run(*command, env={"PATH": f"{bare}/bin", "PYTHONSAFEPATH": "1"}, external=True)
+
+    run_bare(*pip, f"{repaired}[cli]", *PYTEST)
     size = ("--size", "en=9000", "--size", "sw=40", "--steps", "100", "--batch-size", "8")
-    session.run(f"{bare}/bin/pycooldown", "plan", *size, "--method", "cooldown", env=no_compiler)
+    run_bare(f"{bare}/bin/pycooldown", "plan", *size, "--method", "cooldown")
     tests = [path for name in CORE_TESTS if Path(path := f"tests/{name}").exists()]
-    session.run(f"{bare}/bin/python", "-m", "pytest", "-p", "no:cacheprovider", *tests, env=no_compiler)
+    run_bare(f"{bare}/bin/python", "-m", "pytest", "-p", "no:cacheprovider", *tests)
     # Then run all pages as a reader does: with the wheel and its extras, but without a compiler.
-    session.run(*pip, f"{repaired}[all]", *PYTEST, env=no_compiler)
-    session.run(f"{bare}/bin/python", "-m", "pytest", "-p", "no:cacheprovider", *PAGES, env=no_compiler)
+    run_bare(*pip, f"{repaired}[all]", *PYTEST)
+    run_bare(f"{bare}/bin/python", "-m", "pytest", "-p", "no:cacheprovider", *PAGES)
 
 
 @nox.session

@@ -47,7 +47,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         mark = "{{ " + name + " }}"
         if mark in markdown:
             markdown = markdown.replace(mark, "\n".join(make()))
-    return re.sub(r"\]\(\.\./examples/(\w+)\.py\)", r"](examples/\1.md)", markdown)  # links that hold in a clone
+    # Links that hold in a clone, from folders of pages too.
+    return re.sub(r"\]\(((?:\.\./)*)\.\./examples/(\w+)\.py\)", r"](\1examples/\2.md)", markdown)
 
 
 def _recipe_keys() -> Iterator[str]:

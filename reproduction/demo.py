@@ -22,6 +22,7 @@ _LABELS = {
     "cooldown": "Cooldown, 5 to 1",
     "unimax": "UniMax, cap 20",
 }
+_LANGUAGES = {"de": "German", "ro": "Romanian"}
 
 
 def save_pictures(runs: Path, out: Path) -> list[Path]:
@@ -45,14 +46,14 @@ def save_pictures(runs: Path, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for name, domain in (("rare", rare), ("frequent", frequent)):
-        title = f"{domain}, {sizes[domain]:,} training pairs"
+        title = f"{_LANGUAGES.get(domain, domain)}, {sizes[domain]:,} training pairs"
         written.append(out / f"demo_{name}.png")
         picture(ordered, domain, title, mark=PASSES if name == "rare" else None).savefig(written[-1])
     return written
 
 
 def picture(runs: Mapping[str, Sequence[Run]], domain: str, title: str, *, mark: float | None) -> Figure:
-    """Draw the validation loss of a language by step: a line for each mixture, the mean over its seeds.
+    """Draw the validation loss of a language by step: a line for the mean over seeds, a band for their range.
 
     Args:
         runs: Runs by recipe, one for each seed.
@@ -66,19 +67,23 @@ def picture(runs: Mapping[str, Sequence[Run]], domain: str, title: str, *, mark:
     axes = figure.subplots()
     for recipe, seeds in runs.items():
         steps = [entry["step"] for entry in seeds[0].evaluations]
-        losses = np.mean([[entry[f"eval_loss/{domain}"] for entry in run.evaluations] for run in seeds], axis=0)
+        by_seed = np.array([[entry[f"eval_loss/{domain}"] for entry in run.evaluations] for run in seeds])
+        losses = by_seed.mean(axis=0)
         style = plots.line_style(recipe) or {}
         dashed = (
             {"linestyle": "--", "zorder": 3} if recipe == "temperature5" else {}
         )  # Cooldown's line covers it at first
         axes.plot(steps, losses, label=_LABELS.get(recipe, recipe), linewidth=1.8, **{**style, **dashed})
+        axes.fill_between(
+            steps, by_seed.min(axis=0), by_seed.max(axis=0), color=style.get("color"), alpha=0.18, linewidth=0
+        )
         passes = [entry[f"epochs/{domain}"] for entry in seeds[0].train]
         if mark is not None and passes[-1] >= mark:
             at = float(np.interp(mark, [0, *passes], [0, *(entry["step"] for entry in seeds[0].train)]))
             axes.plot(at, np.interp(at, steps, losses), "o", color=style.get("color"), markersize=6, zorder=4)
     if mark is not None:
         axes.plot([], [], "o", color="0.4", markersize=6, label=f"{mark:g} passes")
-    axes.set(xlabel="step", ylabel="validation loss (nats a token)")
+    axes.set(xlabel=f"step (bands: range of {len(seeds)} seeds)", ylabel="validation loss (nats a token)")
     axes.set_title(title, fontsize=10, fontweight="bold", loc="left")
     axes.grid(alpha=0.25, linewidth=0.6)
     figure.legend(loc="outside right center", frameon=False, fontsize=9)

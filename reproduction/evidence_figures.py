@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pycooldown import Mixture, plots, theory
+from pycooldown.mixture import Vector
 from pycooldown.recipes.paired import t_quantile
 from reproduction.blocks import BlockRegime
 from reproduction.claims_analytic import GOLDEN, zipf
@@ -20,6 +21,7 @@ from reproduction.rules import (
     EXPONENTIAL,
     INCREASE,
     LINEAR,
+    MAP_SYSTEMS,
     PAPER,
     SCALARIZATION_5,
     SCALARIZATION_100,
@@ -53,6 +55,7 @@ _LOSSES = (
         (COOLDOWN, LINEAR, EXPONENTIAL, INCREASE, UNIMAX, ORDER_MATTERS),
     ),
 )
+_STEP = "step (bands: intervals of 95 % over the seeds)"
 FIGURE_9 = "Figure 9: what another temperature does to the frequent and to the rare language"
 BLOCKS = "Figure 6 and table 4: four languages of very unlike sizes"
 LOSSES = (*(caption for _, caption, _ in _LOSSES), FIGURE_9)
@@ -108,7 +111,7 @@ def regime_map(regimes: Mapping[Regime, Trainings]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(10.2, 3.9), dpi=150, layout="constrained")
+    figure = Figure(figsize=(9, 4.1), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(PARTS_OF_MAP), sharey=True)
     shown = {}
     for panel, (title, domain) in zip(panels, PARTS_OF_MAP.items(), strict=True):
@@ -117,7 +120,7 @@ def regime_map(regimes: Mapping[Regime, Trainings]) -> Figure:
             colour = (plots.line_style(best.system) or {"color": "0.5"})["color"]
             shown[best.system] = colour
             face = colour if best.clear else "white"
-            panel.plot(regime.passes, regime.skew, "o", color=colour, markerfacecolor=face, markersize=13, mew=2)
+            panel.plot(regime.passes, regime.skew, "o", color=colour, markerfacecolor=face, markersize=11, mew=2)
             # Put it above the dot if the label of a neighbour is below its own dot.
             crowded = any(r.skew == regime.skew and r.passes < regime.passes < 2 * r.passes for r in regimes)
             panel.annotate(
@@ -126,7 +129,7 @@ def regime_map(regimes: Mapping[Regime, Trainings]) -> Figure:
                 textcoords="offset points",
                 xytext=(0, 11 if crowded else -17),
                 ha="center",
-                fontsize=7.5,
+                fontsize=9,
             )
         panel.set(xscale="log", yscale="log", xlim=(3, 500), ylim=(5, 900))
         panel.set_xticks([5, 20, 80, 300], labels=["5", "20", "80", "300"])
@@ -134,11 +137,11 @@ def regime_map(regimes: Mapping[Regime, Trainings]) -> Figure:
         panel.minorticks_off()
         panel.grid(alpha=0.25, linewidth=0.6)
         panel.set_title(title, fontsize=10, fontweight="bold", loc="left")
-    figure.supxlabel("passes over the rare language at tau = 5 (beside each dot, nats to the next system)", fontsize=9)
-    figure.supylabel("skew of the sizes", fontsize=9)
+    figure.supxlabel("passes over the rare language at τ = 5 (beside each dot, nats to the next system)", fontsize=10)
+    figure.supylabel("skew of the sizes", fontsize=10)
     handles = [
         Line2D([], [], marker="o", linestyle="", color=colour, markersize=8, label=name)
-        for name, colour in shown.items()
+        for name, colour in sorted(shown.items(), key=lambda item: MAP_SYSTEMS.index(item[0]))
     ]
     handles.append(
         Line2D([], [], marker="o", linestyle="", color="0.4", markerfacecolor="white", mew=2, label="not clear")
@@ -148,15 +151,13 @@ def regime_map(regimes: Mapping[Regime, Trainings]) -> Figure:
 
 
 def losses_by_step(trainings: Trainings) -> Figure:
-    """Draw the validation losses by step: means over the seeds."""
-    curves = {
-        system: {
-            domain: plots.Curve(np.array(found[0].steps), np.mean([t.losses[domain] for t in found], axis=0))
-            for domain in found[0].losses
-        }
-        for system, found in trainings.items()
-    }
-    return plots.loss_curves(curves, x_label="step")
+    """Draw the validation losses by step: means over the seeds, with intervals of 95 %."""
+    curves = {}
+    for system, found in trainings.items():
+        steps = np.array(found[0].steps)
+        losses = {domain: np.array([t.losses[domain] for t in found]) for domain in found[0].losses}
+        curves[system] = {d: plots.Curve(steps, y.mean(axis=0), _half_interval(y)) for d, y in losses.items()}
+    return plots.loss_curves(curves, x_label=_STEP)
 
 
 def temperature_effect(trainings: Trainings) -> Figure:
@@ -174,18 +175,26 @@ def temperature_effect(trainings: Trainings) -> Figure:
             style = plots.line_style(system) or {"color": "0.5"}
             losses, baseline = (np.array([t.losses[domain] for t in shared[s]]) for s in (system, TAU_5))
             changes = losses - baseline
-            half = t_quantile(len(changes) - 1) * changes.std(axis=0, ddof=1) / math.sqrt(len(changes))
+            half = _half_interval(changes)
             steps, means = shared[system][0].steps, changes.mean(axis=0)
-            panel.plot(steps, means, label=system.replace("temperature", "tau ="), linewidth=1.8, **style)
-            if system != TAU_5:
+            panel.plot(steps, means, label=system, linewidth=1.8, **style)
+            if system != TAU_5 and half is not None:
                 panel.fill_between(steps, means - half, means + half, color=style["color"], alpha=0.15, linewidth=0)
         panel.set_title(f"{name} ({domain})", fontsize=10, fontweight="bold", loc="left")
-        panel.set_xlabel("step")
         panel.grid(alpha=0.25, linewidth=0.6)
-    panels[0].set_ylabel("loss less that of tau = 5 (nats)")
+    figure.supxlabel(_STEP, fontsize=10)
+    panels[0].set_ylabel("loss, less that of temperature 5 (nats)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return figure
+
+
+def _half_interval(values: Vector) -> Vector | None:
+    """Return half the length of the 95 % interval of the mean over seeds, (n,), of values (seeds, n), if known."""
+    if len(values) < 2:
+        return None
+    half: Vector = t_quantile(len(values) - 1) * values.std(axis=0, ddof=1) / math.sqrt(len(values))
+    return half
 
 
 def _inflation() -> Figure:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pycooldown.mixture import Vector
-from pycooldown.plots.style import Curve, apart, head, label_decades, label_few, new_figure, styles
+from pycooldown.plots.style import Curve, apart, head, label_decades, label_few, new_figure, shade, styles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,26 +84,19 @@ def gains(panels: Mapping[str, Mapping[str, Curve]], *, columns: int, x_label: s
 
 
 def inflation(lines: Mapping[str, Curve]) -> Figure:
-    """Draw the variance inflation F of scalarization over tau (Li et al., NAACL 2025, figure 2), a line per corpus."""
-    figure = curves(lines, x_label="temperature τ", y_label="variance inflation F")
+    """Draw the variance inflation F of scalarization over tau (Li et al., NAACL 2025, figure 2), a line per corpus.
+
+    The lines are shades of one scale: a corpus has no colour of a method.
+    """
+    shades = {name: {"color": shade(i, len(lines) + 1), "linestyle": "-"} for i, name in enumerate(lines)}
+    figure = _one_panel(lines, shades, x_label="temperature τ", y_label="variance inflation F")
     label_decades(figure.axes[0])
     return figure
 
 
 def curves(lines: Mapping[str, Curve], *, x_label: str, y_label: str) -> Figure:
     """Draw one panel with a line for each name, and a band around it where the error is known."""
-    figure = new_figure(5.5, 3.4)
-    axes = figure.subplots()
-    for name, style in styles(lines).items():
-        x, y, error = lines[name]
-        axes.plot(x, y, label=name, linewidth=1.8, **style)
-        if error is not None:
-            axes.fill_between(x, y - error, y + error, color=style["color"], alpha=0.18, linewidth=0)
-    axes.set(xlabel=x_label, ylabel=y_label)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    label_few(axes, 6)
-    figure.legend(loc="outside right center", frameon=False, fontsize=10)
-    return figure
+    return _one_panel(lines, styles(lines), x_label=x_label, y_label=y_label)
 
 
 def gradient_norms(norms: Mapping[str, Vector]) -> Figure:
@@ -123,6 +116,24 @@ def gradient_norms(norms: Mapping[str, Vector]) -> Figure:
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
     axes.set_xlabel("norm of the minibatch gradient")
+    return figure
+
+
+def _one_panel(
+    lines: Mapping[str, Curve], looks: Mapping[str, dict[str, Any]], *, x_label: str, y_label: str
+) -> Figure:
+    """Draw lines with the given looks in one panel, their names beside it."""
+    figure = new_figure(5.5, 3.4)
+    axes = figure.subplots()
+    for name, style in looks.items():
+        x, y, error = lines[name]
+        axes.plot(x, y, label=name, linewidth=1.8, **style)
+        if error is not None:
+            axes.fill_between(x, y - error, y + error, color=style["color"], alpha=0.18, linewidth=0)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    label_few(axes, 6)
+    figure.legend(loc="outside right center", frameon=False, fontsize=10)
     return figure
 
 

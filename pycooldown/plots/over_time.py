@@ -39,7 +39,8 @@ def loss_curves(
         domains = [domains[i] for i in np.linspace(0, len(domains) - 1, _MAX_PANELS).round().astype(int)]
     rows = -(-len(domains) // 4)
     columns = -(-len(domains) // rows)
-    figure = new_figure(max(2.25 * columns, 4.5), 2.1 * rows + 0.8)
+    wide, high = (3.3, 2.5) if columns <= 2 else (2.25, 2.1)  # of a panel, in inches
+    figure = new_figure(max(wide * columns, 4.5), high * rows + 0.8)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, domain in zip(panels, domains, strict=False):
         for run, style in styles(runs).items():

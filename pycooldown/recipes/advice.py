@@ -82,8 +82,8 @@ def advise(sizes: Mapping[str, int], num_samples: int, findings: Sequence[Findin
     passes = float(temperature(counts, 5)[i] * num_samples / counts[i])
     skew = float(counts.max() / counts[i])
     found = (
-        f"At tau = 5 the rarest domain, {list(sizes)[i]}, would be passed through {passes:.3g} times (sizes up to "
-        f"{skew:.3g}:1). "
+        f"At tau = 5 the rarest domain, {list(sizes)[i]}, would be passed through {_short(passes)} times (sizes up to "
+        f"{_short(skew)}:1). "
     )
     near = [finding for finding in findings if finding.is_near(passes, skew)]
     if not near:
@@ -98,3 +98,8 @@ def advise(sizes: Mapping[str, int], num_samples: int, findings: Sequence[Findin
         f"passes at {finding.skew:g}:1: {finding.outcome} From it we advise {finding.advised}, "
         + ("as no other was clearly better." if finding.advised == DEFAULT else f"clearly better than {DEFAULT} there.")
     )
+
+
+def _short(number: float) -> str:
+    """Return a number with three digits, or all of them before the point: 0.02, 5.68, 2,702."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

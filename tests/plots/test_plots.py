@@ -8,9 +8,11 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 
 from pycooldown import plots
 from pycooldown.plots import Curve, line_style, style
+from pycooldown.recipes.methods import method_names
 
 METHODS = ["temperature 1", "temperature 5", "cooldown", "unimax", "my own"]
 
@@ -118,8 +120,25 @@ def test_a_method_has_one_style():
     assert line_style("temperature 5")["color"] == line_style("scalarization 5")["color"]
     assert line_style("my own") is None
     styles = [tuple(found) for found in style.METHODS.values()]
-    same = {("temperature5", "temperaturesampling"), ("scalarization", "scalarization5"), ("linear", "anneal")}
+    same = {
+        ("temperature", "temperature5"),
+        ("temperature5", "temperaturesampling"),
+        ("scalarization", "scalarization5"),
+        ("linear", "anneal"),
+    }
     assert len(set(styles)) == len(styles) - len(same)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_of_a_recipe_has_a_style(name):
+    assert line_style(name) is not None
+
+
+def test_corpora_have_no_colour_of_a_method():
+    figure = plots.inflation({f"alpha = {a}": curve(1, 100) for a in (0.5, 1, 2)})
+    colours = {to_hex(line.get_color()).upper() for line in figure.axes[0].get_lines()}
+    assert len(colours) == 3
+    assert not colours & {colour for colour, _ in style.METHODS.values()}
 
 
 @pytest.mark.parametrize("others", [[], ["my own"], ["temperature 1", "increase", "my own"]])

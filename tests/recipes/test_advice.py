@@ -21,6 +21,8 @@ def advice(passes, sizes=SIZES):
 
 def test_advice_is_that_of_the_nearest_regime():
     assert "the rarest domain, sw, would be passed through 35 times (sizes up to 50:1)" in advice(35)
+    assert "(sizes up to 750:1). That is outside" in advice(20, {"en": 1_500_000, "sw": 2_000})
+    assert "(sizes up to 2,500:1). That is outside" in advice(20, {"en": 5_000_000, "sw": 2_000})
     assert "has 20 passes at 50:1: 20 at 50 From it we advise cooldown, as no other was clearly better." in advice(35)
     assert "has 300 passes at 50:1" in advice(200)
     assert "has 5 passes at 10:1" in advice(4, {"en": 16_000, "sw": 2_000})
