@@ -199,7 +199,7 @@ def groups_section(scores: Scores) -> str:
     for judged in groups.judge(scores):
         for i, part in enumerate(judged.parts):
             first = (judged.name, judged.statement) if i == 0 else ("", "")
-            bound = "" if part.bound is None else f"{part.bound:g}"
+            bound = "" if part.bound is None else f"{part.bound:.3g}"
             lines.append(row(*first, part.label, str(part), bound, judged.verdict if i == 0 else ""))
     return "\n".join(lines)
 
