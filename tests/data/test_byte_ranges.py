@@ -129,7 +129,7 @@ def test_a_server_that_is_down_is_named(ranges, server):
 @pytest.mark.parametrize(
     ("span", "message"),
     [
-        ((2, 0, 1), "object 2; expected one of 2"),
+        ((2, 0, 1), "objects has 2; expected numbers from 0 to 1"),
         ((0, 5, 100_001), "expected a range of its 100000"),
         ((0, 5, 4), "range"),
     ],

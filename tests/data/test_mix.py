@@ -317,7 +317,7 @@ def test_state_from_another_start_is_refused(shards, schedule, run_reader):
     state = mix(shards, schedule, batch_size=8, seed=3, num_steps=9, start_step=4).state_dict()
     other = mix(shards, schedule, batch_size=8, seed=3, num_steps=9, start_step=2)
     other.load_state_dict(state)
-    with pytest.raises(ValueError, match="state counts from start_step = 4, this pipeline from 2"):
+    with pytest.raises(ValueError, match="state counts from start_step = 4, but this pipeline from 2"):
         run_reader(other)
 
 

@@ -144,7 +144,7 @@ def test_what_is_missing_or_wrong_is_named(server, folder):
         TokenDataset({"en": url(server, "/manifest.json")})
     with pytest.raises(ValueError, match="some sources are in stores and others are local files"):
         TokenDataset({"en": [url(server, "/en/train-000000.tar"), str(folder / "en/train-000001.tar")]})
-    with pytest.raises(ValueError, match="'ftp://' cannot be"):
+    with pytest.raises(ValueError, match="'ftp://' does not"):
         TokenDataset({"en": "ftp://host/x.tar"})
     content = server.files["/set/de/train-000000.tar"]
     server.change("set/de/train-000000.tar", content + bytes(512))

@@ -69,7 +69,7 @@ def test_damaged_index_is_reported_wherever_it_is_damaged(shard):
         bad = bytearray(good[: rng.randrange(30, len(good))] if rng.random() < 0.3 else good)
         bad[rng.randrange(24, len(bad))] ^= 1 << rng.randrange(8)  # after magic, size and time
         index.write_bytes(bad)
-        with pytest.raises(ValueError, match=r"d-0\.tar\.idx: the index is damaged; delete it"):
+        with pytest.raises(ValueError, match=r"d-0\.tar\.idx: the index is damaged; delete this file"):
             TarDataset({"d": shard})
 
 
@@ -107,7 +107,7 @@ def test_an_index_of_the_former_version_is_used(tmp_path):
         bad = bytearray(FORMER_INDEX)
         bad[rng.randrange(24, len(bad))] ^= 1 << rng.randrange(8)
         index.write_bytes(bad)
-        with pytest.raises(ValueError, match=r"x\.tar\.idx: the index is damaged; delete it"):
+        with pytest.raises(ValueError, match=r"x\.tar\.idx: the index is damaged; delete this file"):
             TarDataset({"d": shard})
 
 

@@ -307,7 +307,7 @@ class TestManifest:
             (("tokenizer", "eos_id"), 128, "eos_id = 128, but 128 ids"),
             (("tokenizer", "file"), "../tokenizer.json", "leads out of the folder"),
             (("domains",), [], "lacks an entry"),
-            (("domains", "en", "train", "tokens"), 18, "has 18 tokens, but its shards 17"),
+            (("domains", "en", "train", "tokens"), 18, "has 18 tokens, but its shards have 17"),
             (("domains", "en", "train", "documents"), True, "documents = True"),
             (("domains", "en", "train", "shards", "en/train-000000.tar", "tokens"), "9", "tokens = '9'"),
             (("domains", "en", "train", "shards", "en/train-000000.tar", "bytes"), 5, r"has 10240 bytes; expected 5"),

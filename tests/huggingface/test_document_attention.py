@@ -105,7 +105,7 @@ def test_losses_of_packed_rows_are_those_of_the_documents_alone(tmp_path, mask):
 def test_masks_that_hide_more_than_padding_are_refused():
     positions = torch.tensor([[0, 0, 1, 0, 1]])
     inputs = {"position_ids": positions, "attention_mask": torch.tensor([[0, 1, 1, 1, 1]])}
-    with pytest.raises(ValueError, match="leave it out"):
+    with pytest.raises(ValueError, match="leave the mask out"):
         for_packed(inputs, None)
     padded = {"position_ids": torch.tensor([[1, 1, 0, 1]]), "attention_mask": torch.tensor([[0, 0, 1, 1]])}
     assert not restarts(**padded)

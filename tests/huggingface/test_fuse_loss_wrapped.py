@@ -364,5 +364,5 @@ def test_a_loss_of_routers_that_is_not_known_is_refused():
     model = Other(t.MixtralConfig(**DECODER, num_local_experts=4)).train()
     fuse_loss(model)
     assert model(**batch()).loss > 0
-    with pytest.raises(ValueError, match="output_router_logits=True: what Other then adds"):
+    with pytest.raises(ValueError, match=r"output_router_logits=True: .* what Other then adds"):
         model(**batch(), output_router_logits=True)

@@ -402,7 +402,7 @@ def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"SLURM_NTASKS": "4"}, "Slurm has 4 tasks .SLURM_NTASKS., but Trainer knows of 1.*torchrun"),
+        ({"SLURM_NTASKS": "4"}, "Slurm has 4 tasks .SLURM_NTASKS., but Trainer knows about 1.*torchrun"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI has 2 tasks"),
         ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "on CPUs it starts only one; use torchrun"),
         ({"SLURM_NTASKS": "1", "OMPI_COMM_WORLD_SIZE": "1", "ACCELERATE_USE_CPU": "True"}, None),
@@ -423,7 +423,7 @@ def test_a_launcher_with_more_processes_than_the_trainer_is_warned_of(monkeypatc
 
 def test_dataset_must_be_the_schedules_domains(tmp_path):
     other = schedules.constant(Mixture.proportional({"big": 3, "small": 2}))
-    with pytest.raises(ValueError, match=f"train_dataset has {VOCABULARY} samples, the schedule's domains 5"):
+    with pytest.raises(ValueError, match=f"train_dataset has {VOCABULARY} samples but the schedule's domains have 5"):
         make_trainer(tmp_path, other)
 
 

@@ -64,7 +64,7 @@ def uneven_trainer(path, mixture=HALF, **more):
 def test_the_share_of_tokens_of_a_mixture_of_samples_is_logged_and_warned_of(tmp_path):
     trainer = uneven_trainer(tmp_path)
     trainer.args.max_steps = 20
-    with pytest.warns(UserWarning, match=r"'long' has 47 tokens on average, one of 'short' 3: .*mixture_unit"):
+    with pytest.warns(UserWarning, match=r"'long' has 47 tokens on average, one of 'short' 3\. .*mixture_unit"):
         trainer.train()
     last = trainer.state.log_history[-2]
     assert (last["target/long"], last["target/short"]) == (0.5, 0.5)

@@ -253,7 +253,7 @@ def test_training_starts_from_a_models_folder_or_with_an_adapter(user):
         ("data.max_length=32", "max_length is for packed pairs"),
         ("model.config={model_type: lama}", "model_type is 'lama'.*did you mean"),
         ("model.config={model_type: llama, hiden_size: 3}", "hiden_size is unknown to LlamaConfig; did you mean"),
-        ("model.config={model_type: llama, vocab_size: 100}", "has 100 token ids, the data's tokenizer 202"),
+        ("model.config={model_type: llama, vocab_size: 100}", "has 100 token ids, but the data's tokenizer 202"),
         ("model.config={model_type: llama, max_position_embeddings: 100}", "max_position_embeddings = 100"),
         ("model.config={model_type: t5}", "an encoder-decoder needs pairs"),
         ("trainer.gradient_checkpoint=true", "trainer.gradient_checkpoint is unknown.*mean gradient_checkpointing"),

@@ -104,7 +104,7 @@ def test_mixture_methods_make_their_schedules(tmp_path, mixture, expected):
         ("{start: 0, weights: {a: 1, b: 1}, domains: [a]}", "weights, which name their domains already"),
         ("{start: 0, tau: 1, domains: [a, a]}", "expected at least one domain, and each only once"),
         ("{start: 0, tau: 1, domains: [x]}", r"stages.domains names \['x'\], which the data lack"),
-        ("{start: 0, weights: {a: 1}}", "stages.weights are for other domains than the data"),
+        ("{start: 0, weights: {a: 1}}", "stages.weights and the data have different domains"),
     ],
 )
 def test_a_stage_has_a_temperature_or_weights(tmp_path, stage, message):
@@ -218,7 +218,7 @@ def test_a_users_method_is_registered_in_one_place(tmp_path):
         load(tmp_path, GOOD, ["mixture.method=own", "mixture.share=2"])
     assert training_sizes(recipe, SIZES) == SIZES  # the defaults of the hooks
     assert recipe.mixture.callbacks(100) == []
-    with pytest.raises(ValueError, match=r"method 'own' is .*OwnOptions already"):
+    with pytest.raises(ValueError, match=r"method 'own' already is .*OwnOptions"):
         register("own")(type("Other", (MethodOptions,), {"schedule": OwnOptions.schedule}))
 
 

@@ -129,7 +129,7 @@ def test_methods_have_the_colours_of_the_pictures():
 def test_what_the_page_cannot_compute_is_refused():
     with pytest.raises(ValueError, match="the page cannot compute method 'odm'; expected one of temperature"):
         planner_page({"one": recipe({"method": "odm"})}, SIZES)
-    with pytest.raises(ValueError, match=r"two has training.steps = 7, the first recipe 50001"):
+    with pytest.raises(ValueError, match=r"two has training.steps = 7, but the first recipe has 50001"):
         planner_page({"one": recipe({"method": "cooldown"}), "two": recipe({"method": "cooldown"}, steps=7)}, SIZES)
     with pytest.raises(ValueError, match="recipes is empty"):
         planner_page({}, SIZES)

@@ -210,7 +210,7 @@ def test_a_grid_has_every_combination(tmp_path):
     ("overrides", "message"),
     [
         (["mixture.tau=2,high"], "mixture.tau is 'high'"),
-        (["mixture.tau=2,2"], "share a name: cool-tau=2"),
+        (["mixture.tau=2,2"], "have the name cool-tau=2"),
         (["mixture.tau=2", "mixture.tau=3"], "mixture.tau is given twice; expected its values in one list"),
         (["mixture.tau"], "expected section.key=value"),
         ([f"training.seed={','.join(map(str, range(20_000)))}"], "20,000 points"),
