@@ -22,10 +22,10 @@ RUNS := temperature1 temperature5 cooldown
 DOCUMENT_LANGUAGES := en,de,nl,ru,fr,zh-Hans,sl,hr,is,fa
 DOCUMENT_RUNS := temperature1 cooldown
 
-demo: .venv/.installed  ## five mixtures of a frequent and a rare language, 100:1, two seeds
+demo: .venv/.installed  ## five mixtures of a frequent and a rare language, 100:1, three seeds
 	$(BIN)/python -m reproduction corpus demo/corpus --languages $(LANGUAGES)
 	$(BIN)/pycooldown pack demo/corpus demo/packed
-	$(BIN)/pycooldown sweep $(PAIR:%=recipes/pair/%.yaml) --seeds 0,1 --workers 2 --output demo/pair-runs
+	$(BIN)/pycooldown sweep $(PAIR:%=recipes/pair/%.yaml) --seeds 0,1,2 --workers 2 --output demo/pair-runs
 	$(BIN)/python -m reproduction demo demo/pair-runs demo/pair-report
 
 demo-ten-languages: .venv/.installed

@@ -8,14 +8,25 @@ from pathlib import Path
 
 from pycooldown.recipes import advice
 from pycooldown.recipes.advice import Finding
-from reproduction import blocks, evidence_figures, evidence_tables, groups, kept, regimes, reproduce, rules
+from reproduction import (
+    blocks,
+    evidence_commands,
+    evidence_figures,
+    evidence_tables,
+    groups,
+    kept,
+    readings,
+    regimes,
+    reproduce,
+    rules,
+)
 from reproduction.blocks import BlockRegime
 from reproduction.groups import Scores
 from reproduction.reproduce import Result
 from reproduction.rules import MIN_SEEDS, TAU_5, Regime, Trainings
 from reproduction.verdicts import advised, judge, mean_losses
 
-_TEXT = Path(__file__).with_name("evidence.md")  # the text before the first table
+_TEXT = Path(__file__).with_name("evidence.md")  # the text before the first table; see `readings`
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ def read_evidence(folder: Path | None = None) -> Evidence:
 
 def save_page(evidence: Evidence, out: Path, advice_path: Path | None = None) -> list[Path]:
     """Write evidence.md, its figures and, if a path is given, the advice; return the paths of written files."""
-    pictures = evidence_figures.draw(evidence.regimes, evidence.claims, out / "figures")
+    pictures = evidence_figures.draw(evidence.regimes, evidence.claims, out / "figures", evidence.blocks)
     relative = {caption: f"figures/{path.name}" for caption, path in pictures.items()}
     kept.write_text(out / "evidence.md", page(evidence, relative))
     if advice_path is not None:
@@ -82,22 +93,25 @@ def page(evidence: Evidence, pictures: Mapping[str, str]) -> str:
         pictures: Paths of images, relative to the page, by caption.
     """
     judged = {regime: judge(trainings) for regime, trainings in evidence.regimes.items()}
+    findings = evidence.findings()
+    text = _TEXT.read_text(encoding="utf-8").rstrip()
     parts = [
-        _TEXT.read_text(encoding="utf-8").rstrip(),
+        readings.fill(text, evidence.regimes, evidence.claims, evidence_tables.regrets(findings)),
         evidence_tables.verdicts(judged),
         evidence_tables.best_by_regime(evidence.regimes),
         _images(pictures, evidence_figures.MAP),
-        evidence_tables.advice_and_regret(evidence.regimes, evidence.findings()),
+        evidence_tables.advice_and_regret(evidence.regimes, findings),
     ]
     for regime, claims in sorted(judged.items(), key=lambda item: -len(item[0].systems)):
         parts.append(evidence_tables.regime_section(regime, evidence.regimes[regime], claims))
         if regime.is_paper:
             parts.append(_images(pictures, *evidence_figures.LOSSES))
     parts.append(evidence_tables.blocks_section(evidence.blocks))
+    parts.append(_images(pictures, evidence_figures.BLOCKS))
     parts.append(evidence_tables.groups_section(evidence.groups))
     parts.append(evidence_tables.other_claims(evidence.claims))
     parts.append(_images(pictures, *evidence_figures.THEORY))
-    parts.append(evidence_tables.method(evidence.regimes, evidence.claims))
+    parts.append(evidence_commands.method(evidence.regimes, evidence.blocks, evidence.claims))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from pycooldown import Mixture, plots, theory
 from pycooldown.mixture import Vector
 from pycooldown.recipes.paired import t_quantile
+from reproduction.blocks import BlockRegime
 from reproduction.claims_analytic import GOLDEN, zipf
 from reproduction.claims_variance import NORMS
 from reproduction.reproduce import Result
@@ -56,6 +57,7 @@ _LOSSES = (
 )
 _STEP = "step (bands: intervals of 95 % over the seeds)"
 FIGURE_9 = "Figure 9: what another temperature does to the frequent and to the rare language"
+BLOCKS = "Figure 6 and table 4: four languages of very unlike sizes"
 LOSSES = (*(caption for _, caption, _ in _LOSSES), FIGURE_9)
 THEORY = (
     "Figure 2: variance inflation of scalarization",
@@ -64,13 +66,19 @@ THEORY = (
 )
 
 
-def draw(regimes: Mapping[Regime, Trainings], claims: Mapping[str, Result], folder: Path) -> dict[str, Path]:
+def draw(
+    regimes: Mapping[Regime, Trainings],
+    claims: Mapping[str, Result],
+    folder: Path,
+    blocks: Mapping[BlockRegime, Trainings] | None = None,
+) -> dict[str, Path]:
     """Write PNGs and return their paths by caption.
 
     Args:
         regimes: The trainings of each regime.
         claims: The results of the claims that need no regime.
         folder: Folder for the pictures.
+        blocks: The trainings of R8; those of the first regime are drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
     figures = {("regimes", MAP): regime_map(regimes)} if regimes else {}
@@ -80,6 +88,8 @@ def draw(regimes: Mapping[Regime, Trainings], claims: Mapping[str, Result], fold
             figures[name, caption] = losses_by_step({system: paper[system] for system in shown})
     if all(system in paper for system in (TAU_1, TAU_5, TAU_100)):
         figures["temperature_effect", FIGURE_9] = temperature_effect(paper)
+    if blocks:
+        figures["four_languages", BLOCKS] = losses_by_step(next(iter(blocks.values())))
     figures["variance_inflation", THEORY[0]] = _inflation()
     if "R4" in claims:
         parts = [part for part in claims["R4"].parts if part.label.startswith(NORMS)]
@@ -145,7 +155,7 @@ def losses_by_step(trainings: Trainings) -> Figure:
     curves = {}
     for system, found in trainings.items():
         steps = np.array(found[0].steps)
-        losses = {domain: np.array([t.losses[domain] for t in found]) for domain in (FREQUENT, RARE)}
+        losses = {domain: np.array([t.losses[domain] for t in found]) for domain in found[0].losses}
         curves[system] = {d: plots.Curve(steps, y.mean(axis=0), _half_interval(y)) for d, y in losses.items()}
     return plots.loss_curves(curves, x_label=_STEP)
 

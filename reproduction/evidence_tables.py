@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pycooldown.mixture import Vector
 from pycooldown.recipes.advice import Finding, nearest
 from pycooldown.recipes.paired import paired_difference
 from reproduction import blocks, groups, rules
 from reproduction.blocks import BlockRegime
 from reproduction.claims_variance import NORMS
 from reproduction.groups import Scores
+from reproduction.markdown import row, rule
 from reproduction.reproduce import CLAIMS, Result
 from reproduction.rules import CLAIMS as TEXT_CLAIMS
 from reproduction.rules import (
@@ -27,7 +29,7 @@ from reproduction.rules import (
 )
 from reproduction.texts import FREQUENT, RARE
 from reproduction.translation import TrainedSystem
-from reproduction.verdicts import PARTS_OF_MAP, Best, JudgedClaim, best_system, decide, judge
+from reproduction.verdicts import PARTS_OF_MAP, Best, JudgedClaim, best_system, decide, judge, p_text
 
 _SIGNS = {"reproduced": "yes", "not reproduced": "**no**", "inconclusive": "?"}
 
@@ -41,12 +43,12 @@ def verdicts(judged: Mapping[Regime, Sequence[JudgedClaim]]) -> str:
         f'Skew and passes over the rare language at tau = 5; "yes" is *reproduced*, "{_SIGNS["not reproduced"]}" is '
         '*not reproduced*, "?" is *inconclusive*; empty where the systems were not trained. O1 and O2 are ours.',
         "",
-        _row("", "item", "claim", *(regime.name for regime in found)),
-        _rule(3 + len(found)),
+        row("", "item", "claim", *(regime.name for regime in found)),
+        rule(3 + len(found)),
     ]
     for claim in TEXT_CLAIMS:
         signs = [_SIGNS.get(by_claim.get(claim.name, ""), "") for by_claim in found.values()]
-        lines.append(_row(claim.name, claim.item, claim.statement, *signs))
+        lines.append(row(claim.name, claim.item, claim.statement, *signs))
     return "\n".join(lines)
 
 
@@ -60,17 +62,37 @@ def best_by_regime(regimes: Mapping[Regime, Trainings]) -> str:
         "all others by the tests; else the systems that the tests do not tell from it are named. *Passes* are those "
         "over the frequent language at tau = 5.",
         "",
-        _row("regime", "passes", *PARTS_OF_MAP),
-        _rule(2 + len(PARTS_OF_MAP)),
+        row("regime", "passes", *PARTS_OF_MAP),
+        rule(2 + len(PARTS_OF_MAP)),
     ]
     for regime, trainings in regimes.items():
         passes = np.mean([t.epochs[FREQUENT] for t in trainings[TAU_5]])
         cells = [_best(best_system(trainings, domain)) for domain in PARTS_OF_MAP.values()]
-        lines.append(_row(regime.name, f"{passes:.1f}", *cells))
+        lines.append(row(regime.name, f"{passes:.1f}", *cells))
     missing = [r.name for r in REGIMES if not any((r.skew, r.passes) == (f.skew, f.passes) for f in regimes)]
     if missing:
         lines += ["", f"In the rules but not trained yet: {'; '.join(missing)}."]
     return "\n".join(lines)
+
+
+def regrets(findings: Sequence[Finding]) -> dict[str, Vector]:
+    """Return how far each rule's choice is above the best system in each regime, which the rule did not see, in nats.
+
+    Returns:
+        One value for each finding, by rule; empty for fewer than two findings.
+    """
+    if len(findings) < 2:
+        return {}
+    others = [nearest([f for f in findings if f is not left], left.passes, left.skew) for left in findings]
+    choices = {
+        "the advisor": [finding.advised for finding in others],
+        "its first rule, the lowest mean of the nearest regime": [finding.best for finding in others],
+        **{f"always {system}": [system] * len(findings) for system in MAP_SYSTEMS},
+    }
+    return {
+        name: np.array([f.losses[system] - f.losses[f.best] for f, system in zip(findings, systems, strict=True)])
+        for name, systems in choices.items()
+    }
 
 
 def advice_and_regret(regimes: Mapping[Regime, Trainings], findings: Sequence[Finding]) -> str:
@@ -78,12 +100,6 @@ def advice_and_regret(regimes: Mapping[Regime, Trainings], findings: Sequence[Fi
     lines = ["## What `pycooldown plan` advises", ""]
     if len(findings) < 2:
         return "\n".join([*lines, "Too few regimes to say how good its advice is."])
-    others = [nearest([f for f in findings if f is not left], left.passes, left.skew) for left in findings]
-    choices = {
-        "the advisor": [finding.advised for finding in others],
-        "its first rule, the lowest mean of the nearest regime": [finding.best for finding in others],
-        **{f"always {system}": [system] * len(findings) for system in MAP_SYSTEMS},
-    }
     later = [(f.skew, f.passes) not in SEEN_BEFORE_ADVICE for f in findings]
     lines += [
         "It looks up the nearest regime of the map and names Cooldown, unless another system had the lowest mean loss "
@@ -97,14 +113,13 @@ def advice_and_regret(regimes: Mapping[Regime, Trainings], findings: Sequence[Fi
         "the advisor. The last column has the regimes that were trained after the change "
         f"({sum(later)} of {len(later)}).",
         "",
-        _row("rule", "mean regret", "largest regret", "where", "mean regret, later regimes"),
-        _rule(5),
+        row("rule", "mean regret", "largest regret", "where", "mean regret, later regimes"),
+        rule(5),
     ]
-    for name, systems in choices.items():
-        regrets = np.array([f.losses[system] - f.losses[f.best] for f, system in zip(findings, systems, strict=True)])
-        worst = list(regimes)[int(np.argmax(regrets))].name
-        apart = f"{regrets[later].mean():.3f}" if any(later) else ""
-        lines.append(_row(name, f"{regrets.mean():.3f}", f"{regrets.max():.3f}", worst, apart))
+    for name, found in regrets(findings).items():
+        worst = list(regimes)[int(np.argmax(found))].name
+        apart = f"{found[later].mean():.3f}" if any(later) else ""
+        lines.append(row(name, f"{found.mean():.3f}", f"{found.max():.3f}", worst, apart))
     return "\n".join(lines)
 
 
@@ -131,8 +146,8 @@ def regime_section(regime: Regime, trainings: Trainings, claims: Sequence[Judged
         f"{sizes}; {regime.steps} steps; UniMax's cap is {unimax_cap(regime):.3g} passes. Validation loss, mean ± "
         "standard deviation over the seeds (passes), and the difference from tau = 5 with its 95 % interval:",
         "",
-        _row("system", "seeds", FREQUENT, RARE, *(f"{name}, less tau = 5" for name in (FREQUENT, RARE, "mean"))),
-        _rule(7),
+        row("system", "seeds", FREQUENT, RARE, *(f"{name}, less tau = 5" for name in (FREQUENT, RARE, "mean"))),
+        rule(7),
     ]
     for system in (name for name in rules.ALL_SYSTEMS if name in trainings):
         found = trainings[system]
@@ -140,7 +155,7 @@ def regime_section(regime: Regime, trainings: Trainings, claims: Sequence[Judged
         changes = [
             "" if system == TAU_5 else _change(trainings, system, TAU_5, domain) for domain in (FREQUENT, RARE, None)
         ]
-        lines.append(_row(system, *cells, *changes))
+        lines.append(row(system, *cells, *changes))
     return "\n".join([*lines, "", *_claim_parts(claims)])
 
 
@@ -154,10 +169,10 @@ def blocks_section(regimes: Mapping[BlockRegime, Trainings]) -> str:
         sizes = ", ".join(f"{size:,} {domain}" for domain, size in regime.sizes.items())
         lines += ["", f"### {' : '.join(str(count) for _, count in regime.proportions)}, {regime.passes} passes", ""]
         lines += [f"{sizes}; {regime.steps} steps. Validation loss, mean ± standard deviation over the seeds (passes):"]
-        lines += ["", _row("system", "seeds", *regime.sizes), _rule(2 + len(regime.sizes))]
+        lines += ["", row("system", "seeds", *regime.sizes), rule(2 + len(regime.sizes))]
         for system in (name for name in rules.ALL_SYSTEMS if name in trainings):
             found = trainings[system]
-            lines.append(_row(system, str(len(found)), *(_level(found, domain) for domain in regime.sizes)))
+            lines.append(row(system, str(len(found)), *(_level(found, domain) for domain in regime.sizes)))
         judged = judge(trainings, blocks.CLAIMS)
         lines += [""] + [f"* {j.claim.name} ({j.claim.item}): {j.claim.statement}: **{j.verdict}**." for j in judged]
         lines += ["", *_claim_parts(judged)]
@@ -174,27 +189,27 @@ def groups_section(scores: Scores) -> str:
             "",
             f"{label}, mean ± standard deviation over the seeds:",
             "",
-            _row("recipe", "seeds", *groups.GROUPS),
+            row("recipe", "seeds", *groups.GROUPS),
         ]
-        lines.append(_rule(2 + len(groups.GROUPS)))
+        lines.append(rule(2 + len(groups.GROUPS)))
         for recipe, by_group in scores[measure].items():
             cells = [f"{by_group[g].mean():.1f} ± {by_group[g].std(ddof=1):.1f}" for g in groups.GROUPS]
-            lines.append(_row(recipe, str(len(by_group[groups.GROUPS[0]])), *cells))
-    lines += ["", _row("", "claim", "part", "mean ± sd", "must exceed", "verdict"), _rule(6)]
+            lines.append(row(recipe, str(len(by_group[groups.GROUPS[0]])), *cells))
+    lines += ["", row("", "claim", "part", "mean ± sd", "must exceed", "verdict"), rule(6)]
     for judged in groups.judge(scores):
         for i, part in enumerate(judged.parts):
             first = (judged.name, judged.statement) if i == 0 else ("", "")
-            bound = "" if part.bound is None else f"{part.bound:g}"
-            lines.append(_row(*first, part.label, str(part), bound, judged.verdict if i == 0 else ""))
+            bound = "" if part.bound is None else f"{part.bound:.3g}"
+            lines.append(row(*first, part.label, str(part), bound, judged.verdict if i == 0 else ""))
     return "\n".join(lines)
 
 
 def _claim_parts(claims: Sequence[JudgedClaim]) -> list[str]:
-    lines = [_row("", "part of the claim", "mean ± sd", "must exceed", "verdict (p for, against)"), _rule(5)]
+    lines = [row("", "part of the claim", "mean ± sd", "must exceed", "verdict (p for, against)"), rule(5)]
     for claim, parts, verdict, p_for, p_against in claims:
         for i, part in enumerate(parts):
-            judgement = f"{verdict} ({_p(p_for)}, {_p(p_against)})" if i == 0 else ""
-            lines.append(_row(claim.name if i == 0 else "", part.label, str(part), f"{part.bound:g}", judgement))
+            judgement = f"{verdict} ({p_text(p_for)}, {p_text(p_against)})" if i == 0 else ""
+            lines.append(row(claim.name if i == 0 else "", part.label, str(part), f"{part.bound:g}", judgement))
     return lines
 
 
@@ -214,64 +229,20 @@ def other_claims(results: Mapping[str, Result]) -> str:
         "R12 to R15 are small reconstructions on synthetic data or digits. Judged together, in the same way; a number "
         "without a bound decides nothing.",
         "",
-        _row("", "item", "claim", "verdict"),
-        _rule(4),
+        row("", "item", "claim", "verdict"),
+        rule(4),
     ]
     judged = dict(zip(results, decide([result.parts for result in results.values()]), strict=True))
     for name, (verdict, *_) in judged.items():
-        lines.append(_row(name, CLAIMS[name].item, CLAIMS[name].statement, f"**{verdict}**"))
+        lines.append(row(name, CLAIMS[name].item, CLAIMS[name].statement, f"**{verdict}**"))
     for name, (verdict, p_for, p_against) in judged.items():
         claim = CLAIMS[name]
         lines += ["", f"### {name}: {claim.item}", "", f"{claim.statement}. *Rule:* {claim.rule}. *In the paper:* "]
-        lines[-1] += f"{claim.paper_scale}. **{verdict}** (p for it: {_p(p_for)}; against: {_p(p_against)})."
+        lines[-1] += f"{claim.paper_scale}. **{verdict}** (p for it: {p_text(p_for)}; against: {p_text(p_against)})."
         lines += ["", claim.note] if claim.note else []
-        lines += ["", _row("measured", "mean ± sd", "must exceed"), _rule(3)]
+        lines += ["", row("measured", "mean ± sd", "must exceed"), rule(3)]
         for part in (part for part in results[name].parts if not part.label.startswith(NORMS)):
-            lines.append(_row(part.label, str(part), "" if part.bound is None else f"{part.bound:.4g}"))
-    return "\n".join(lines)
-
-
-def method(regimes: Mapping[Regime, Trainings], results: Mapping[str, Result]) -> str:
-    """Return the rules, the commands and their costs."""
-    text = rules.__doc__ or ""
-    minutes = {
-        regime: sum(t.cpu_seconds for found in trainings.values() for t in found) / 60
-        for regime, trainings in regimes.items()
-    }
-    trainings = sum(len(found) for by_system in regimes.values() for found in by_system.values())
-    lines = [
-        "## The rules",
-        "",
-        "They stand in `reproduction/rules.py`, whose first commit precedes that of any result:",
-        "",
-        text.split("\n\n", 1)[1].strip(),
-        "",
-        f"LEVEL = {rules.LEVEL:g}; MARGIN = {rules.MARGIN:g} nats a token; MIN_SEEDS = {rules.MIN_SEEDS}. A validation "
-        f"loss that ends {rules.RISE:g} nats above its best has overfitted (R6).",
-        "",
-        "## Run it",
-        "",
-        "```",
-        "python -m reproduction corpus evidence/corpus --languages de,ro",
-        "pycooldown pack evidence/corpus evidence/packed",
-        "python -m reproduction regimes evidence/packed --folder evidence --results reproduction/results/regimes",
-        "python -m reproduction regimes evidence/packed --regime 50:100 --claim R7 --workers 2   # one of your own",
-        "python -m reproduction packages four/documents",
-        "pycooldown tokenize four/tokens four/documents --train-tokenizer bpe --vocabulary-size 4000 --validation 60",
-        "python -m reproduction blocks four/tokens --results reproduction/results/blocks   # R8; --size en=100 ...",
-        "python -m reproduction corpus table3/corpus --languages es,de,cs,fr,nl,pt,ro,gl,da",
-        "pycooldown pack table3/corpus table3/packed",
-        "pycooldown sweep recipes/table3/*.yaml --seeds 0,1,2,3,4,5,6,7 --output table3/runs",
-        "python -m reproduction groups table3/runs --results reproduction/results/groups/table3.csv",
-        "python -m reproduction reproduce --data evidence/packed --results reproduction/results/claims",
-        "python -m reproduction page --advice pycooldown/recipes/advice.json   # this page, from reproduction/results",
-        "```",
-        "",
-        f"The {trainings} trainings behind this page took {sum(minutes.values()):.0f} minutes of a processor of an AMD "
-        "EPYC (Zen 5), which was shared: " + "; ".join(f"{r.name}: {m:.0f}" for r, m in minutes.items()) + ". "
-        f"The other claims took {sum(r.cpu_seconds for r in results.values()) / 60:.0f}. A claim in a regime of your "
-        "own, with 8 seeds of 2 to 5 systems, takes 3 to 9 minutes of a processor, half as long with two workers.",
-    ]
+            lines.append(row(part.label, str(part), "" if part.bound is None else f"{part.bound:.4g}"))
     return "\n".join(lines)
 
 
@@ -290,15 +261,3 @@ def _best(best: Best) -> str:
 
 def _ties(best: Best) -> str:
     return "" if best.clear else f" (not told from {', '.join(best.ties)})"
-
-
-def _p(p: float) -> str:
-    return f"{p:.2g}" if p >= 1e-4 else "< 1e-4"
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _rule(columns: int) -> str:
-    return "|" + "---|" * columns

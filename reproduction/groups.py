@@ -2,16 +2,22 @@
 
 The rules below were fixed before any training that they judge; tests and verdicts are those of `reproduction.rules`.
 
-**Data.** English into nine languages at 1M : .5M : .1M, here 1,000, 500 and 100 pairs of interface texts. Each of the
+**Data.** English into nine languages at 1M : .5M : .1M, here 200, 100 and 20 pairs of interface texts. Each of the
 smallest is passed through 131 times at tau = 5, as in the paper. All seeds train on the same pairs.
+
+**Scale.** These rules first had five times as many pairs and steps, width 192 and beam search: about 19 hours of a
+processor, and never run. The scale was cut to about 50 minutes before the first training that is judged: width 64,
+650 steps of 48 pairs, greedy search on 150 pairs of each language. Such models hardly translate. Two trials of tau = 5
+with a seed that is not judged had 2 to 7 BLEU and 6 to 14 chrF, where half a point, the first margin, is not little; so
+the margin became a share of the score.
 
 **Groups.** The paper's: at least 1M, 500K to 1M, and below; here the largest, middle and smallest three. A group's
 score is the mean over its languages.
 
-**Claims.** T3: against tau = 5 the largest languages gain and the smallest lose at most half a point (+1.5 and 0 in the
-paper). T3b: against tau = 1 the middle and the smallest gain and the largest lose at most half a point (+.7, +3.1 and
--.2). T3c and T3d: no group is half a point worse than with UniMax and with Order Matters. Each is judged on BLEU and on
-chrF; Holm's method is over all eight.
+**Claims.** "Little" is at most 5 % of the group's mean score under tau = 5. T3: against tau = 5 the largest languages
+gain and the smallest lose little (+1.5 and 0 in the paper). T3b: against tau = 1 the middle and the smallest gain and
+the largest lose little (+.7, +3.1 and -.2). T3c and T3d: every group loses little against UniMax and against Order
+Matters. Each is judged on BLEU and on chrF; Holm's method is over all eight.
 """
 
 from __future__ import annotations
@@ -32,9 +38,10 @@ from reproduction.verdicts import decide
 RESULTS = Path(__file__).with_name("results") / "groups" / "table3.csv"
 COOLDOWN, TAU_1, TAU_5, UNIMAX, ORDER_MATTERS = "cooldown", "temperature1", "temperature5", "unimax", "order_matters"
 GROUPS = ("largest", "middle", "smallest")
-MARGIN = 0.5  # points of BLEU or chrF
+MARGIN = 0.05  # what is "little", as a share of the score under tau = 5
+MINUTES = 50  # of a processor, which the sweep took; its rows do not say
 MEASURES = {"bleu": "BLEU", "chrf": "chrF"}
-# The bounds of Cooldown's gain over a system, by group.
+# The bounds of Cooldown's gain over a system, by group, as shares of the score under tau = 5.
 _CLAIMS = {
     "T3": (
         "gains on the largest languages against tau = 5, and the smallest lose nothing",
@@ -103,14 +110,14 @@ def judge(scores: Scores) -> list[JudgedGroups]:
     for measure, label in MEASURES.items():
         by_recipe = scores.get(measure, {})
         for name, (statement, over, bounds) in _CLAIMS.items():
-            if COOLDOWN not in by_recipe or over not in by_recipe:
+            if not {COOLDOWN, TAU_5, over} <= set(by_recipe):
                 continue
             gains = {group: by_recipe[COOLDOWN][group] - by_recipe[over][group] for group in GROUPS}
             if len(gains[GROUPS[0]]) >= MIN_SEEDS:
-                parts = [
-                    ClaimPart(f"{label} of cooldown - {over}, {group}", gains[group], bound)
-                    for group, bound in zip(GROUPS, bounds, strict=True)
-                ]
+                parts = []
+                for group, share in zip(GROUPS, bounds, strict=True):
+                    bound = None if share is None else share * float(by_recipe[TAU_5][group].mean())
+                    parts.append(ClaimPart(f"{label} of cooldown - {over}, {group}", gains[group], bound))
                 claims.append((name, f"Cooldown {statement} ({label})", parts))
     if not claims:
         return []

@@ -81,7 +81,7 @@ def train_regimes(
         regimes: The regimes, in order.
         seeds: Seeds of each system.
         workers: Processes that train in parallel.
-        results: Folder for a CSV of each regime, rewritten after each seed.
+        results: Folder for a CSV of each regime, rewritten after each training.
         job: Makes the training of a place in ``data``.
         progress: Called with each training, new or kept.
 
@@ -91,19 +91,22 @@ def train_regimes(
     """
     for regime in regimes:
         check_regime(regime)
-    for regime in regimes:
-        rows: list[ResultRow] = []
-        first = [system for system in regime.systems if system in MAP_SYSTEMS]
-        rounds = [(seed, first) for seed in seeds]
-        rounds += [(seed, [system for system in regime.systems if system not in MAP_SYSTEMS]) for seed in seeds]
-        for seed, trained in rounds:
-            places = [Place(regime, seed, system) for system in trained]
-            for number, (training, identity) in run_all(partial(_train, data, folder, job), places, workers=workers):
-                rows.append(ResultRow(places[number], training, identity))
-                if progress:
-                    progress(places[number], training)
-            if results is not None:
-                write_results(rows, results / f"{regime.skew}-{regime.passes}.csv")
+    places = [place for regime in regimes for place in _places(regime, seeds)]
+    rows: dict[Regime, list[ResultRow]] = {regime: [] for regime in regimes}
+    for number, (training, identity) in run_all(partial(_train, data, folder, job), places, workers=workers):
+        regime = places[number].regime
+        rows[regime].append(ResultRow(places[number], training, identity))
+        if progress:
+            progress(places[number], training)
+        if results is not None:
+            write_results(rows[regime], results / f"{regime.skew}-{regime.passes}.csv")
+
+
+def _places(regime: Regime, seeds: Sequence[int]) -> list[Place]:
+    """Return the trainings of a regime in their order: the systems of the map seed by seed, then the others."""
+    first = [system for system in regime.systems if system in MAP_SYSTEMS]
+    later = [system for system in regime.systems if system not in MAP_SYSTEMS]
+    return [Place(regime, seed, system) for trained in (first, later) for seed in seeds for system in trained]
 
 
 def _train(

@@ -138,6 +138,11 @@ def p_two_sided(values: Vector) -> float:
     return min(1.0, 2 * min(p_above(values), p_above(-np.asarray(values))))
 
 
+def p_text(p: float) -> str:
+    """Return a p-value with two digits."""
+    return f"{p:.2g}" if p >= 1e-4 else "< 1e-4"
+
+
 def _t_tail(t: float, degrees: int) -> float:
     """Return P(T > t) of Student's t: with T = sqrt(degrees) tan(a), the density of a is as cos(a)^(degrees - 1)."""
     nodes, weights = _NODES

@@ -8,7 +8,7 @@ from scipy import stats
 
 from pycooldown.recipes import advice
 from pycooldown.schedules.unimax import unimax_budgets
-from reproduction import evidence, regimes, rules, verdicts
+from reproduction import evidence, evidence_tables, readings, regimes, rules, verdicts
 from reproduction.claim import ClaimPart
 from reproduction.rules import COOLDOWN, FREQUENT, MAP_SYSTEMS, PAPER, RARE, REGIMES, TAU_1, TAU_5, Regime
 from reproduction.translation import TrainedSystem, systems
@@ -204,10 +204,31 @@ def test_the_page_says_what_the_results_say(tmp_path):
     assert loaded[0].outcome.startswith("there cooldown had the lowest mean loss over both languages.")
 
 
+def test_numbers_in_the_text_are_those_of_the_results():
+    found = {
+        Regime(9, 5): trainings({**EVEN, COOLDOWN: (0, 0.5), TAU_5: (0.1, 0.2)}, noise=0),
+        Regime(9, 20): trainings({**EVEN, COOLDOWN: (0, 0), TAU_5: (0.4, 0.2)}, noise=0),
+    }
+    regrets = evidence_tables.regrets(evidence.Evidence(found, {}).findings())
+
+    def fill(text):
+        return readings.fill(text, found, {}, regrets)
+
+    assert fill("[[9:5 temperature 5 - cooldown ro]], [[9:5 temperature 5 - cooldown mean]]") == "0.30, 0.10"
+    assert fill("[[9:20 cooldown - temperature 5 de at 210]] nats") == "0.40 nats"
+    assert fill("[[9:20 p for R7]] [[9:20 p against R11]]") == "< 1e-4 1"
+    assert fill("[[regret always temperature 5]]") == f"{(0 + 0.3) / 2:.3f}"
+    missing = "[[9:80 temperature 5 - cooldown ro]] [[9:5 linear - cooldown ro]] [[9:5 p for R9]] [[R4 trace]]"
+    assert fill(missing) == " ".join([readings.NO_RESULT] * 4)
+    with pytest.raises(ValueError, match="expected SYSTEM - SYSTEM"):
+        fill("[[9:5 cooldown ro]]")
+
+
 def test_the_packages_page_and_advice_are_those_of_its_results(tmp_path):
     """If this fails after new trainings, run `python -m reproduction page --advice pycooldown/recipes/advice.json`."""
     found = evidence.read_evidence()
     assert advice.load() == found.findings()
     written = evidence.save_page(found, tmp_path)
+    assert readings.NO_RESULT not in written[0].read_text(encoding="utf-8")
     assert written[0].read_text(encoding="utf-8") == (DOCS / "evidence.md").read_text(encoding="utf-8")
     assert {path.name for path in written[1:]} <= {path.name for path in (DOCS / "figures").iterdir()}

@@ -43,8 +43,8 @@ def test_scores_are_means_over_the_languages_of_a_group(tmp_path):
             ["reproduced", "inconclusive", "reproduced", "reproduced"],
         ),  # T3b: the smallest languages gain nothing
         ((1.5, 1.0, 3.0), ["reproduced"] * 4),
-        ((1.5, 1.0, -1.0), ["not reproduced"] * 4),
-        ((-1.0, 1.0, 3.0), ["not reproduced"] * 4),
+        ((1.5, 1.0, -3.0), ["not reproduced"] * 4),
+        ((-3.0, 1.0, 3.0), ["not reproduced"] * 4),
     ],
 )
 def test_claims_are_judged_in_every_group(tmp_path, gains, expected):
@@ -52,6 +52,14 @@ def test_claims_are_judged_in_every_group(tmp_path, gains, expected):
     judged = groups.judge(groups.read_scores(tmp_path / "sweep.csv"))
     assert [j.name for j in judged] == ["T3", "T3b", "T3c", "T3d"] * 2  # for BLEU, then for chrF
     assert [j.verdict for j in judged] == expected * 2
+
+
+def test_what_is_little_is_a_share_of_the_score_under_tau_5(tmp_path):
+    """BLEU is 14.5 on average, chrF 34.5: a loss of one point is more than 5 % of the first, less of the second."""
+    write_sweep(tmp_path / "sweep.csv", (1.5, 1.0, -1.0))
+    judged = groups.judge(groups.read_scores(tmp_path / "sweep.csv"))
+    assert [j.verdict for j in judged if j.name == "T3"] == ["not reproduced", "reproduced"]
+    assert judged[0].parts[2].bound == pytest.approx(-0.05 * 14.5, rel=0.01)
 
 
 def test_few_seeds_have_no_verdict_and_a_sweep_without_translations_is_refused(tmp_path):
