@@ -330,7 +330,7 @@ def wheel(session: nox.Session) -> None:
     session.run("twine", "check", "--strict", str(repaired), str(sdist))
     session.run("check-wheel-contents", str(repaired))
     session.run("pyroma", "--min", "10", str(source))
-    bare = folder / "bare"
+    bare = folder.resolve() / "bare"  # in PATH, which must not depend on the folder that a test runs in
     session.run("python", "-m", "venv", "--clear", str(bare))
     pip = (f"{bare}/bin/python", "-m", "pip", "install", "--quiet", *CONSTRAINTS)
     (bare / "bin/cat").symlink_to(shutil.which("cat"))  # a page reads through it
