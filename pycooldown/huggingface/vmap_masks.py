@@ -1,4 +1,4 @@
-"""Attention masks that `torch.func.vmap` can take: it forbids that a model looks into a mask, or into positions."""
+"""Attention masks for `torch.func.vmap`, under which a model must not branch on the values of masks or positions."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from pycooldown.huggingface.document_attention import block_causal
 
 Tensors = dict[str, torch.Tensor]
 
-# Before, encoder-decoders take no mask of attention, (N, 1, T, T), but only one of padding.
-_OF_ATTENTION = int(transformers.__version__.partition(".")[0]) >= 5
+# Before version 5, encoder-decoders accept only a padding mask, (N, T), and no attention mask, (N, 1, T, T).
+_TAKES_ATTENTION_MASKS = int(transformers.__version__.partition(".")[0]) >= 5
 
 
 @contextmanager
 def vmap_inputs(model: Any, inputs: Tensors) -> Iterator[Tensors]:
-    """Give inputs whose mask no model looks into, and let attention be of a form that takes it, until the end.
+    """Yield inputs whose mask the model uses as it is, and set a suitable attention implementation in this context.
 
-    A mask of attention, (N, 1, T, T), is taken as it is: a boolean one by "sdpa", one that is added to the scores by
-    "eager". Other implementations, which vmap cannot run, are replaced by "eager".
+    Models use an attention mask, (N, 1, T, T), without looking into it: "sdpa" takes a boolean one, "eager" one that is
+    added to the scores. Other implementations, which vmap cannot run, are replaced by "eager".
 
     Args:
-        model: Of transformers, or what wraps one.
-        inputs: Of the model, with padding of an encoder or positions of several documents in a row.
+        model: A model of transformers, or a module that wraps one.
+        inputs: Inputs of the model: with the padding mask of an encoder, or positions of several documents in a row.
     """
     if getattr(model.config, "is_encoder_decoder", False) and "attention_mask" in inputs:
-        if not _OF_ATTENTION:
-            with _eager(model):  # the one form that does not look into a mask of padding
+        if not _TAKES_ATTENTION_MASKS:
+            with _eager(model):  # the only implementation that does not look into a padding mask
                 yield inputs
             return
         allowed = inputs["attention_mask"].bool()[:, None, None]
@@ -50,7 +50,7 @@ def vmap_inputs(model: Any, inputs: Tensors) -> Iterator[Tensors]:
 
 @contextmanager
 def _eager(model: torch.nn.Module) -> Iterator[None]:
-    """Let all parts of a model compute attention by matrix products, until the end."""
+    """Set the attention implementation of all parts of a model to "eager" in this context."""
     parts = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
     before = [config._attn_implementation for config in parts]
     try:
