@@ -12,15 +12,14 @@ namespace pycooldown {
 
 namespace {
 
-constexpr std::size_t kHeader = sizeof(std::uint64_t);
-
 [[noreturn]] void fail(int error, const std::string& what) {
   throw std::system_error(error, std::generic_category(), what);
 }
 
 }  // namespace
 
-BlockStates::BlockStates(const std::string& path, std::size_t blocks) : blocks_(blocks), size_(kHeader + 2 * blocks) {
+BlockStates::BlockStates(const std::string& path, std::size_t blocks)
+    : blocks_(blocks), size_(sizeof(std::uint64_t) + 2 * blocks) {
   const int descriptor = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
   if (descriptor < 0) fail(errno, path);
   struct stat status;
@@ -36,13 +35,5 @@ BlockStates::BlockStates(const std::string& path, std::size_t blocks) : blocks_(
 }
 
 BlockStates::~BlockStates() { ::munmap(bytes_, size_); }
-
-std::uint64_t BlockStates::evictions() const {
-  return std::atomic_ref(*reinterpret_cast<std::uint64_t*>(bytes_)).load(std::memory_order_acquire);
-}
-
-std::atomic_ref<std::uint8_t> BlockStates::byte(std::int64_t at) const {
-  return std::atomic_ref(bytes_[kHeader + static_cast<std::size_t>(at)]);
-}
 
 }  // namespace pycooldown

@@ -1,7 +1,6 @@
 // Which blocks of a cache have files: memory that the fetcher shares with all processes that read.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -19,18 +18,22 @@ class BlockStates {
   BlockStates(const BlockStates&) = delete;
   BlockStates& operator=(const BlockStates&) = delete;
 
-  std::uint64_t evictions() const;
-  std::uint8_t state(std::int64_t block) const { return byte(block).load(std::memory_order_acquire); }
+  // By the compilers' built-in functions, since not every library has std::atomic_ref yet.
+  std::uint64_t evictions() const {
+    return __atomic_load_n(reinterpret_cast<std::uint64_t*>(bytes_), __ATOMIC_ACQUIRE);
+  }
+  std::uint8_t state(std::int64_t block) const { return __atomic_load_n(state_of(block), __ATOMIC_ACQUIRE); }
   bool is_checked(std::int64_t block, std::uint8_t state) const {
-    return checked(block).load(std::memory_order_relaxed) == state;
+    return __atomic_load_n(state_of(block) + blocks_, __ATOMIC_RELAXED) == state;
   }
   // A file in that state was read and found whole.
-  void note_checked(std::int64_t block, std::uint8_t state) { checked(block).store(state, std::memory_order_relaxed); }
+  void note_checked(std::int64_t block, std::uint8_t state) {
+    __atomic_store_n(state_of(block) + blocks_, state, __ATOMIC_RELAXED);
+  }
 
  private:
-  std::atomic_ref<std::uint8_t> byte(std::int64_t at) const;
-  std::atomic_ref<std::uint8_t> checked(std::int64_t block) const {
-    return byte(static_cast<std::int64_t>(blocks_) + block);
+  std::uint8_t* state_of(std::int64_t block) const {
+    return bytes_ + sizeof(std::uint64_t) + static_cast<std::size_t>(block);
   }
 
   std::size_t blocks_, size_;
