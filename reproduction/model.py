@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 MAX_LENGTH = 48
@@ -16,7 +16,7 @@ MAX_LENGTH = 48
 Pair = tuple[npt.NDArray[np.int64], int]  # tokens, and the number of them before the translation
 
 
-class DecoderConfig(PreTrainedConfig):  # type: ignore[misc]
+class DecoderConfig(PretrainedConfig):  # type: ignore[misc]
     """The shape of a `Decoder`."""
 
     model_type = "reproduction_decoder"

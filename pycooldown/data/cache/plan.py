@@ -122,6 +122,10 @@ def cache_actions(
     known: list[Integers] = []
     count, end, begin = 0, start, start
     while begin < stop:
+        if room >= 0 and fetched.all():  # all blocks are there and stay: the rest needs no plan
+            none = np.empty(0, np.int64)
+            yield Actions(none, none, none, none, none, stop, planner.steps_over_limit, planner.steps_shrunk)
+            return
         while end < stop and (end == begin or count < (horizon if room < 0 else min(horizon, PART))):
             try:
                 blocks = uses.at(end)
