@@ -119,7 +119,7 @@ class BlockRanges {
   };
   std::size_t size() const { return ranges_.size(); }
   const Range& operator[](std::size_t i) const { return ranges_[i]; }
-  // Prefetches the memory that reading range i will touch.
+  // Prefetches the memory of a range that is read soon after range i.
   void prefetch(std::size_t i) const;
   // Copies all ranges, end to end.
   void join(char* out) const;
