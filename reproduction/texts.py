@@ -5,7 +5,6 @@ English to German, frequent, and to Romanian, rare: both cut to the sizes of a r
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -15,6 +14,7 @@ import numpy as np
 
 from pycooldown.data import TarDataset
 from pycooldown.data.manifest import load_manifest
+from pycooldown.huggingface.batches import packed_ids
 from reproduction import kept
 from reproduction.model import Pair
 
@@ -87,9 +87,7 @@ def read_samples(folder: Path, domain: str, split: str) -> list[Pair]:
     dataset = TarDataset({"all": manifest.shards(split)[domain]})
     samples = []
     for packed in dataset.__getitems__(list(range(len(dataset)))):
-        source, target = (
-            np.load(io.BytesIO(packed[f"{side}.npy"]), allow_pickle=False).astype(np.int64) for side in ("src", "tgt")
-        )
+        source, target = (packed_ids(packed, side).astype(np.int64) for side in ("src", "tgt"))
         source = source[: SAMPLE_LENGTH // 2]
         # The start token of the target is left out, because the end token of the source takes its place.
         samples.append((np.concatenate([source, target[1:]])[:SAMPLE_LENGTH], len(source)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ from pycooldown.huggingface.sources import Samples as Samples
 from pycooldown.sampling.sampler import DomainBatchSampler
 
 Collator = Callable[[list[Any]], dict[str, torch.Tensor]]
+
+_NPY_PREAMBLE = len(np.lib.format.MAGIC_PREFIX) + 4  # bytes before the header: magic, version and the header's length
 
 
 class DomainSample(NamedTuple):
@@ -214,9 +217,35 @@ class PackedPairs:
 
 
 def packed_ids(sample: dict[str, Any], side: str) -> npt.NDArray[Any]:
-    """Return the token ids of one side, "src" or "tgt", of a sample written by `pycooldown pack`."""
-    ids: npt.NDArray[Any] = np.load(io.BytesIO(sample[f"{side}.npy"]), allow_pickle=False)
-    return ids
+    """Return the token ids of one side, "src" or "tgt", of a sample written by `pycooldown pack`, read-only.
+
+    Raises:
+        ValueError: If the sample's file is damaged, or not a file of token ids.
+    """
+    file: bytes = sample[name := f"{side}.npy"]
+    # Files of version 1.0, which `pack` writes, have the header's length here.
+    begin = _NPY_PREAMBLE + int.from_bytes(file[_NPY_PREAMBLE - 2 : _NPY_PREAMBLE], "little")
+    try:
+        count, dtype = _npy_layout(file[:begin])
+        return np.frombuffer(file, dtype, count, begin)
+    except ValueError as error:
+        raise ValueError(f"{name} of a sample has no token ids as `pycooldown pack` writes them: {error}") from error
+
+
+@lru_cache(maxsize=4096)
+def _npy_layout(header: bytes) -> tuple[int, np.dtype[Any]]:
+    """Return the number and dtype of the ids behind the header of an .npy file.
+
+    NumPy evaluates headers as Python text, which takes longer than all else of a short sample. The same few headers
+    recur, one for each number of ids.
+    """
+    file = io.BytesIO(header)
+    if (version := np.lib.format.read_magic(file)) != (1, 0):
+        raise ValueError(f"version {version} of .npy; expected (1, 0)")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if len(shape) != 1 or dtype.kind not in "iu":
+        raise ValueError(f"shape {shape}, dtype {dtype}; expected one dimension of integers")
+    return shape[0], dtype
 
 
 def _side(samples: list[dict[str, Any]], side: str, max_length: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from pycooldown.data.manifest import load_manifest  # noqa: E402
 from pycooldown.data.pack import pack  # noqa: E402
-from pycooldown.huggingface.batches import PackedPairs  # noqa: E402
+from pycooldown.huggingface.batches import PackedPairs, packed_ids  # noqa: E402
 from pycooldown.huggingface.fused_loss import fuse_loss  # noqa: E402
 from pycooldown.huggingface.probe import Probe  # noqa: E402
 from pycooldown.recipes import load_recipe, train  # noqa: E402
@@ -32,6 +32,12 @@ from pycooldown.recipes.translation import Translation, score  # noqa: E402
 torch.set_num_threads(1)
 
 SIZES = {"aa": 60, "zh-Hans": 14}
+
+
+def _npy(array, *, version=(1, 0), **options):
+    """Return the bytes of an .npy file."""
+    np.lib.format.write_array(file := io.BytesIO(), array, version, **options)
+    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +163,34 @@ def test_pairs_are_cut_and_padded_and_the_decoder_is_given_what_precedes_each_la
         "decoder_input_ids": [[1, 7, 2, 3], [1, 5, 6, 7]],
         "labels": [[7, 2, -100, -100], [5, 6, 7, 8]],
     }
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int32", ">u4"])
+@pytest.mark.parametrize("count", [0, 1, 31, 70_000])
+def test_packed_ids_are_what_numpy_reads(count, dtype):
+    np.save(file := io.BytesIO(), np.random.default_rng(0).integers(60_000, size=count).astype(dtype))
+    found, expected = packed_ids({"src.npy": file.getvalue()}, "src"), np.load(io.BytesIO(file.getvalue()))
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == expected.dtype
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (_npy(np.arange(9, dtype=np.uint16))[:-1], "buffer is smaller"),
+        (_npy(np.arange(9, dtype=np.uint16))[:60], "header"),
+        (_npy(np.arange(9, dtype=np.uint16))[:5], "magic"),
+        (b"", "magic"),
+        (b"PK" + _npy(np.arange(9, dtype=np.uint16))[2:], "magic"),
+        (_npy(np.arange(9.0)), "expected one dimension of integers"),
+        (_npy(np.ones((3, 3), dtype=np.uint16)), "expected one dimension of integers"),
+        (_npy(np.array([[1], "a"], dtype=object), allow_pickle=True), "expected one dimension of integers"),
+        (_npy(np.arange(9, dtype=np.uint16), version=(2, 0)), r"expected \(1, 0\)"),
+    ],
+)
+def test_files_that_hold_no_ids_are_refused(file, message):
+    with pytest.raises(ValueError, match=f"tgt.npy of a sample has no token ids.*{message}"):
+        packed_ids({"tgt.npy": file}, "tgt")
 
 
 def _sample(source, target):
