@@ -77,8 +77,8 @@ def packages(
 
 @app.command()
 def reproduce(
-    claims: Annotated[list[str] | None, typer.Argument(help="R1 ... R4, R12 ... R15; all by default.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Packed data with German and Romanian, for R4.")] = None,
+    claims: Annotated[list[str] | None, typer.Argument(help="R1 ... R4b, R12 ... R15; all by default.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Packed data with German and Romanian, for R4 and R4b.")] = None,
     folder: Annotated[Path, typer.Option(help="Folder for trainings; finished ones are not run again.")] = Path(
         "reproduce"
     ),

@@ -67,7 +67,7 @@ class Claim:
     """One claim, with the rule that decides it.
 
     Attributes:
-        name: R1 to R4, R12 to R15.
+        name: R1 to R4b, R12 to R15.
         item: Figure, table or theorem.
         statement: The paper's statement.
         rule: The condition that must hold, in words; ``test`` measures it.
