@@ -23,6 +23,8 @@ from pycooldown.adaptive import GroupDRO, Statistics
 from pycooldown.data import KnownFutureCache, TarDataset
 from pycooldown.data.cache.blocks import Blocks
 from pycooldown.data.cache.plan import BlockUses, forecast
+from pycooldown.data.cache.starting import states_path
+from pycooldown.data.cache.states import map_first_reported
 from pycooldown.data.stores import StoreError
 
 COUNTS = {"en": [120, 77, 100], "de": [60, 15]}
@@ -565,6 +567,49 @@ def test_ranks_of_a_node_share_a_fetcher(dataset, tmp_path, expected):
     assert found == expected
     assert caches[0].statistics() == caches[1].statistics()
     assert caches[0].statistics().requests == planned(dataset, caches[0]).requests
+    for cache in caches:
+        cache.close()
+
+
+def test_ranks_are_silent_when_all_is_there(dataset, tmp_path, expected, monkeypatch):
+    """The fetcher is told of jumps only, when it has nothing left to fetch; then it goes on from there."""
+    options = {"limit": 1 << 20, "depth": 1 << 18, "prefetched": 2}
+    with KnownFutureCache(tmp_path / "cache", **options) as cache:
+        cache.follow(filling := make_sampler(dataset), dataset)
+        assert read_all(dataset, filling) == expected
+    reported = []
+    original = KnownFutureCache.report
+    monkeypatch.setattr(KnownFutureCache, "report", lambda *args: (reported.append(args[1]["step"]), original(*args)))
+    with KnownFutureCache(tmp_path / "cache", **options) as cache:
+        cache.follow(sampler := make_sampler(dataset), dataset)
+        first_reported = map_first_reported(states_path(cache._following()._address))
+        batches = iter(sampler)
+        found = [texts(dataset.__getitems__(next(batches)))]
+        assert reported == [0]
+        while first_reported[0] < STEPS:  # the fetcher plans meanwhile
+            os.sched_yield()
+        read_on(dataset, batches, found)
+        assert found == expected
+        assert reported == [0]
+        assert read_all(dataset, sampler) == expected  # begins anew: a jump
+        assert reported[:2] == [0, 0]
+        sampler.set_epoch(1)
+        assert read_all(dataset, sampler) == read_all_local(dataset, epoch=1)
+        assert cache.statistics().unplanned == 0
+
+
+def test_silent_ranks_are_heard_again_before_blocks_are_fetched(dataset, tmp_path, expected):
+    """A job whose first steps are there reads what is fetched for the later ones, as planned."""
+    with KnownFutureCache(tmp_path / "cache", limit=200_000, depth=20_000, prefetched=2) as cache:
+        cache.follow(begun := make_sampler(dataset), dataset)
+        assert [texts(dataset.__getitems__(batch)) for batch in itertools.islice(begun, 6)] == expected[:6]
+    caches, samplers, sets = two_ranks(dataset, tmp_path / "cache", limit=200_000, depth=20_000, prefetched=2)
+    found = [
+        [text for one, batch in zip(sets, batches) for text in texts(one.__getitems__(batch))]
+        for batches in zip(*samplers)
+    ]
+    assert found == expected
+    assert caches[0].statistics().unplanned == 0
     for cache in caches:
         cache.close()
 

@@ -21,7 +21,8 @@ from pycooldown.data.cache.job import CacheJob
 from pycooldown.data.cache.messages import send
 from pycooldown.data.cache.plan import PREFETCHED
 from pycooldown.data.cache.reader import BlockReader
-from pycooldown.data.cache.starting import join_fetcher
+from pycooldown.data.cache.starting import join_fetcher, states_path
+from pycooldown.data.cache.states import map_first_reported
 from pycooldown.data.stores import is_url
 from pycooldown.mixture import Integers
 from pycooldown.sampling.block_shuffle import BLOCK
@@ -178,7 +179,7 @@ class KnownFutureCache:
         for text in reply["warnings"]:
             warnings.warn(text, stacklevel=2)
         dataset.ranges = self  # type: ignore[attr-defined]
-        self.reports = _Reports(self, sampler, start)
+        self.reports = _Reports(self, sampler, start, map_first_reported(states_path(address)))
         sampler.watch(self.reports)
 
     def read(self, objects: Integers, starts: Integers, ends: Integers) -> Sequence[Buffer]:
@@ -235,16 +236,22 @@ class KnownFutureCache:
 
 
 class _Reports:
-    """A listener that reports the steps of a rank to the fetcher."""
+    """A listener that reports those steps of a rank to the fetcher which it asks for, and jumps to other steps."""
 
-    def __init__(self, cache: KnownFutureCache, sampler: DomainBatchSampler, start: int) -> None:
+    def __init__(
+        self, cache: KnownFutureCache, sampler: DomainBatchSampler, start: int, first_reported: Sequence[int]
+    ) -> None:
         self._cache, self._sampler, self._next, self._leaps = cache, sampler, start, 0
+        self._first_reported = first_reported
 
     def __call__(self, step: int) -> None:
         if self._cache.reports is not self:  # `follow` was called again
             return
-        self._leaps += step != self._next
+        is_next = step == self._next
+        self._leaps += not is_next
         self._next = step + 1
+        if is_next and step < self._first_reported[0]:
+            return
         schedule = self._sampler.schedule
         learned = {"learned": schedule.state_dict()} if isinstance(schedule, AdaptiveSchedule) else {}
         place = {"step": step, "epoch": self._sampler.epoch, "leap": self._leaps}

@@ -44,6 +44,7 @@ class Replay:
         self._front = step - 1
         self._restarts += 1
         self._steps: dict[int, deque[int]] = {}  # by block, the steps of its future fetches
+        self._supply.report_from(0)
         self.is_leaving = False
         self._moved.set()
 
@@ -89,12 +90,18 @@ class Replay:
                     continue
                 await self._follow(part, restarts)
                 # If nothing is fetched, plan nothing ahead either, except the next part.
-                is_idle = not len(part.fetches) and not self._job.learns
-                while is_idle and restarts == self._restarts and self._front < begin:
-                    await self._wait()
+                if not len(part.fetches) and not self._job.learns:
+                    await self._rest(begin, restarts)
             self.begun.set()
-            while restarts == self._restarts:
-                await self._wait()
+            await self._rest(NEVER, restarts)
+
+    async def _rest(self, step: int, restarts: int) -> None:
+        """Wait until a rank reaches a step before which nothing is fetched or evicted. Meanwhile ranks are silent."""
+        while restarts == self._restarts and self._front < step:
+            # Each report wakes this process, which takes a processor from a rank's loader.
+            self._supply.report_from(0 if self._job.learns else step)
+            await self._wait()
+        self._supply.report_from(0)
 
     async def _wait(self) -> None:
         self.begun.set()

@@ -90,6 +90,10 @@ class Supply:
         self._states.vanish(number)
         self._files.delete(number)
 
+    def report_from(self, step: int) -> None:
+        """Let ranks report only the steps from this one on."""
+        self._states.report_from(step)
+
     def statistics(self) -> dict[str, int]:
         """Return counts since the start; see `CacheStatistics`."""
         return {**self._counts, "held": len(self.held)}
