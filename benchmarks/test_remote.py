@@ -4,11 +4,17 @@ A small server (`range_server.c`, compiled here) answers each request after 20 m
 own format, with a loader, collation and decoding to bytes, each in turn, for at most `SECONDS`: the first pass with an
 empty cache, then what it holds. We time the latter twice: "restarted" is the first pass of a new job, with a new
 fetcher and a new worker; "later epochs" are those of a job that goes on. There local files of the same samples take
-turns with the cache. Prints a table; fails if the cache fetches other bytes than its plan says.
+turns with the cache, and the median of the ratios of neighbouring turns is printed with its 95 % interval (bootstrap).
+Prints a table; fails if the cache fetches other bytes than its plan says.
+
+A worker sends each batch as a megabyte of bytes. By default glibc maps memory for these anew each time, or keeps it,
+depending on what the process did before: rates then differ by a factor of two from run to run. Here it always keeps it,
+for all pipelines.
 
     pytest benchmarks/test_remote.py -s
 """
 
+import ctypes
 import itertools
 import shutil
 import subprocess
@@ -35,13 +41,22 @@ SHARD_BYTES = 64 << 20
 TAR_BYTES = 1_536  # of a sample: its header and its text
 BATCH = 1_024
 SECONDS = 12.0
-REPEATS = 3  # later epochs
+REPEATS = 12  # later epochs
 TURNS = 8  # in an epoch
 MIXTURE = Mixture.temperature_sampling(SIZES, tau=5.0)
 STEPS = int(SIZES["domain0"] / (BATCH * MIXTURE.sampling[0]))  # the largest domain once
 # Of the limit, what is fetched ahead at most: more hides more of the latency, less leaves more room to what is kept.
 DEPTHS = {64: 16, 256: 48}
 RESULTS = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept_memory():
+    """Let glibc keep freed memory, in this process and in the workers that it starts."""
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # as <malloc.h> numbers them
+    glibc = ctypes.CDLL(None)
+    for parameter, size in ((mmap_threshold, 1 << 25), (trim_threshold, 1 << 28), (top_pad, 1 << 26)):
+        assert glibc.mallopt(parameter, size) == 1
 
 
 @pytest.fixture(scope="module")
@@ -121,23 +136,23 @@ def rate(batches, size=len):
 
 
 def take_turns(loaders, size):
-    """Return samples a second of each loader's first pass, and of its later epochs, in which the loaders take turns.
-
-    The speed at which a worker hands over its batches changes within a run, with the state of the allocator. So loaders
-    are compared by many short turns of one process.
-    """
+    """Return samples a second of two loaders in their first pass and in each turn of their later epochs."""
     batches = {name: iter(loader) for name, loader in loaders.items()}
-    samples, seconds = dict.fromkeys(loaders, 0), dict.fromkeys(loaders, 0.0)
-    first = {}
-    for turn in range((1 + REPEATS) * TURNS):
+    rates = {name: [] for name in loaders}
+    for _ in range((1 + REPEATS) * TURNS):
         for name in loaders:
             began = time.perf_counter()
-            samples[name] += sum(size(batch) for batch in itertools.islice(batches[name], STEPS // TURNS))
-            seconds[name] += time.perf_counter() - began
-        if turn == TURNS - 1:
-            first = {name: samples[name] / seconds[name] for name in loaders}
-            samples, seconds = dict.fromkeys(loaders, 0), dict.fromkeys(loaders, 0.0)
-    return first, {name: samples[name] / seconds[name] for name in loaders}
+            samples = sum(size(batch) for batch in itertools.islice(batches[name], STEPS // TURNS))
+            rates[name].append(samples / (time.perf_counter() - began))
+    # All turns have as many samples, so that the rate of several is their harmonic mean.
+    first = {name: TURNS / np.reciprocal(turns[:TURNS]).sum() for name, turns in rates.items()}
+    return first, {name: np.array(turns[TURNS:]) for name, turns in rates.items()}
+
+
+def interval(ratios):
+    """Return the median of ratios and its 95 % interval."""
+    drawn = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    return np.median(ratios), *np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
 
 
 def note(name, rates, **more):
@@ -220,11 +235,12 @@ def test_cache(server, shards, tmp_path, block, form):
             restarted, later = take_turns({"cache": loader, "local": near_loader}, size)
             assert cache.statistics().requests == 0
     ratio = plan.bytes_fetched / plan.bytes_used
-    rates = {"first pass": first[0], "restarted": restarted["cache"], "later epochs": later["cache"]}
+    over_local = "{:.3f} [{:.3f}, {:.3f}]".format(*interval(later["cache"] / later["local"]))
+    epochs = {name: len(turns) / np.reciprocal(turns).sum() for name, turns in later.items()}
+    rates = {"first pass": first[0], "restarted": restarted["cache"], "later epochs": epochs["cache"]}
     more = {"requests": plan.requests, "fetched_over_used": f"{ratio:.3f}"}
     note(f"pycooldown {form}, blocks of {block}", rates, **more)
-    rates = {"restarted": restarted["local"], "later epochs": later["local"]}
-    over_local = f"{later['cache'] / later['local']:.3f}"
+    rates = {"restarted": restarted["local"], "later epochs": epochs["local"]}
     note(f"  local files, in turns with it ({form}, {block})", rates, cache_over_local=over_local)
     assert ratio <= 1.15
 
