@@ -44,7 +44,7 @@ BatchPlanner::BatchPlanner(std::span<const std::int64_t> sizes, Allocation alloc
                                   "; expected a positive number of samples");
     }
     const auto size = static_cast<std::uint64_t>(sizes[i]);
-    domains_.push_back({size, first_index, 0, 0, 0, kNoEpoch, unused, nullptr});
+    domains_.push_back({size, first_index, 0, 0, 0, kNoEpoch, nullptr, unused});
     epoch_sizes_.push_back({{0, size}});
     first_index += size;
   }

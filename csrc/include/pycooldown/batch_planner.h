@@ -89,9 +89,11 @@ class BatchPlanner {
     std::uint64_t epoch, position;    // position within the epoch, < size
     std::uint64_t epoch_start;        // draws before the epoch
     std::uint64_t permuted_epoch;     // the epoch that `permutation` belongs to
-    Permutation permutation;          // of the epoch, or of a group of blocks
-    std::unique_ptr<Blocks> blocks = nullptr;
+    std::unique_ptr<Blocks> blocks;
+    Permutation permutation;  // of the epoch, or of a group of blocks
   };
+  // With thousands of domains, each read is a cache miss for each of these lines.
+  static_assert(sizeof(Domain) == 128);
   // The steps from `first_step` on, whose batches have one size, and the random numbers used before.
   struct Segment {
     std::uint64_t first_step, batch_size;
