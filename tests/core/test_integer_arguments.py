@@ -81,7 +81,7 @@ def index():
 
 def block_maps(max_maps=1):
     with tempfile.NamedTemporaryFile() as states:
-        states.write(bytes(8))
+        states.write(bytes(16))
         states.flush()
         return _core.BlockMaps(folder="", bases=[0], bounds=[], stems=[], states=states.name, max_maps=max_maps)
 
