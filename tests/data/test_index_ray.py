@@ -46,3 +46,18 @@ def test_objects_and_faults(write_shards, tmp_path, monkeypatch):
             build_index(bad, tmp_path / f"{name}-bad.idx", workers=2, ray=ray, on_error="skip")
     for end in (".idx", "-bad.idx"):
         assert (tmp_path / f"ray{end}").read_bytes() == (tmp_path / f"one{end}").read_bytes()
+
+
+def test_a_bucket(write_shards, tmp_path, make_store):
+    """Tasks read the shards of an S3 bucket with the credentials of this process."""
+    obstore = pytest.importorskip("obstore")
+    bucket = make_store("s3")
+    store = obstore.store.from_url(bucket)
+    for domain, paths in write_shards({"en": [40, 25], "de": [10]}).items():
+        for i, path in enumerate(paths):
+            obstore.put(store, f"{domain}-{i}.tar", Path(path).read_bytes())
+    shards = {"en": f"{bucket}/en-*", "de": f"{bucket}/de-*"}
+    for name, ray in (("one", None), ("ray", "local")):
+        build_index(shards, tmp_path / f"{name}.idx", workers=2, ray=ray)
+    assert (tmp_path / "ray.idx").read_bytes() == (tmp_path / "one.idx").read_bytes()
+    assert TarDataset(tmp_path / "ray.idx")[74]["__key__"] == "de/0/9"
