@@ -24,7 +24,7 @@ from pycooldown.data import KnownFutureCache, TarDataset
 from pycooldown.data.cache.blocks import Blocks
 from pycooldown.data.cache.plan import BlockUses, forecast
 from pycooldown.data.cache.starting import states_path
-from pycooldown.data.cache.states import map_first_reported
+from pycooldown.data.cache.states import SilentSteps
 from pycooldown.data.stores import StoreError
 
 COUNTS = {"en": [120, 77, 100], "de": [60, 15]}
@@ -172,10 +172,10 @@ def test_workers_read_what_is_planned(dataset, tmp_path, expected, workers, cont
         assert_as_planned(cache, forecasted)
 
 
-def two_ranks(dataset, folder, **options):
+def two_ranks(dataset, folder, *, make=make_sampler, **options):
     """Return caches, samplers and data sets of both ranks of a node. The caches follow their samplers."""
     caches = [KnownFutureCache(folder, **options) for _ in range(2)]
-    samplers = [make_sampler(dataset, rank=rank, world_size=2) for rank in range(2)]
+    samplers = [make(dataset, rank=rank, world_size=2) for rank in range(2)]
     sets = [TarDataset(dataset.shards) for _ in range(2)]
     for cache, sampler, one in zip(caches, samplers, sets):
         cache.follow(sampler, one, ranks=(0, 2))
@@ -303,17 +303,25 @@ def cache_names(folder):
     return set(blocks_in(folder))
 
 
-def kill_fetcher(folder):
-    """Kill the fetcher of a folder with SIGKILL and wait for its end."""
+def fetcher_address(folder):
+    return json.loads((folder / "fetcher.json").read_text())["socket"]
+
+
+def fetcher_process(folder):
     import psutil
 
-    address = json.loads((folder / "fetcher.json").read_text())["socket"]
+    address = fetcher_address(folder)
     for process in psutil.Process().children():
         if any(address == connection.laddr for connection in process.net_connections("unix")):
-            process.send_signal(signal.SIGKILL)
-            process.wait(10)
-            return
+            return process
     raise AssertionError(f"{folder} has no running fetcher")
+
+
+def kill_fetcher(folder):
+    """Kill the fetcher of a folder with SIGKILL and wait for its end."""
+    process = fetcher_process(folder)
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
 
 
 def test_a_fetcher_that_was_killed_is_an_error(dataset, cache):
@@ -571,6 +579,13 @@ def test_ranks_of_a_node_share_a_fetcher(dataset, tmp_path, expected):
         cache.close()
 
 
+def wait_until_silent(cache, step, leap=0):
+    """Wait until ranks need not report the steps before this one."""
+    silent = SilentSteps(states_path(fetcher_address(cache.folder)))
+    while not silent.include(step - 1, leap):
+        os.sched_yield()
+
+
 def test_ranks_are_silent_when_all_is_there(dataset, tmp_path, expected, monkeypatch):
     """The fetcher is told of jumps only, when it has nothing left to fetch; then it goes on from there."""
     options = {"limit": 1 << 20, "depth": 1 << 18, "prefetched": 2}
@@ -582,12 +597,10 @@ def test_ranks_are_silent_when_all_is_there(dataset, tmp_path, expected, monkeyp
     monkeypatch.setattr(KnownFutureCache, "report", lambda *args: (reported.append(args[1]["step"]), original(*args)))
     with KnownFutureCache(tmp_path / "cache", **options) as cache:
         cache.follow(sampler := make_sampler(dataset), dataset)
-        first_reported = map_first_reported(states_path(cache._following()._address))
         batches = iter(sampler)
         found = [texts(dataset.__getitems__(next(batches)))]
         assert reported == [0]
-        while first_reported[0] < STEPS:  # the fetcher plans meanwhile
-            os.sched_yield()
+        wait_until_silent(cache, STEPS)
         read_on(dataset, batches, found)
         assert found == expected
         assert reported == [0]
@@ -596,6 +609,99 @@ def test_ranks_are_silent_when_all_is_there(dataset, tmp_path, expected, monkeyp
         sampler.set_epoch(1)
         assert read_all(dataset, sampler) == read_all_local(dataset, epoch=1)
         assert cache.statistics().unplanned == 0
+
+
+def test_steps_after_a_jump_are_reported_while_the_fetcher_is_busy(dataset, tmp_path, expected):
+    """A loader requests batches of a new pass before the fetcher has noticed it. They are fetched as planned."""
+    with KnownFutureCache(tmp_path / "cache", limit=10**6, depth=0, prefetched=4) as cache:
+        sampler = make_sampler(dataset)
+        sampler.load_state_dict(sampler.state_dict(step=STEPS - 1))
+        cache.follow(sampler, dataset)
+        assert read_all(dataset, sampler) == expected[-1:]
+        wait_until_silent(cache, STEPS)
+        process = fetcher_process(cache.folder)
+        process.suspend()
+        batches = iter(sampler)
+        requested = list(itertools.islice(batches, 4))
+        process.resume()
+        found = [texts(dataset.__getitems__(batch)) for batch in reversed(requested)][::-1]
+        assert found + [texts(dataset.__getitems__(batch)) for batch in batches] == expected
+        assert cache.statistics().unplanned == 0
+
+
+def test_an_epoch_that_begins_before_the_first_step_is_followed(dataset, cache):
+    sampler = make_sampler(dataset)
+    cache.follow(sampler, dataset)
+    sampler.set_epoch(1)
+    assert read_all(dataset, sampler) == read_all_local(dataset, epoch=1)
+    assert cache.statistics().unplanned == 0
+
+
+def long_sampler(dataset, **options):
+    """Return the sampler of a job that reads "en" alone for long. Its fetcher plans it in several parts."""
+    schedule = schedules.order_matters(dataset.sizes, high_resource=["en"], switch_step=9_000, tau=1.0)
+    return make_sampler(dataset, schedule=schedule, num_steps=9_030, block=1, group=32, **options)
+
+
+def fill(folder, dataset, **options):
+    """Fetch all of "en" for `long_sampler`."""
+    with KnownFutureCache(folder, **options) as cache:
+        cache.follow(sampler := long_sampler(dataset), dataset)
+        for batch in itertools.islice(sampler, sum(COUNTS["en"]) // BATCH + 1):
+            dataset.__getitems__(batch)
+    wait_for_the_end_of(folder)
+
+
+def test_ranks_do_not_wait_for_a_job_that_joins_while_they_are_silent(dataset, tmp_path):
+    options = {"limit": 10**6, "depth": 0, "prefetched": 2}
+    fill(tmp_path, dataset, **options)
+    with KnownFutureCache(tmp_path, **options) as cache, KnownFutureCache(tmp_path, **options) as late:
+        cache.follow(sampler := long_sampler(dataset), dataset)
+        batches = iter(sampler)
+        next(batches)
+        wait_until_silent(cache, 3_000)
+        skip(batches, 2_999)
+        late.follow(second := long_sampler(dataset), TarDataset(dataset.shards))
+        assert next(iter(second)) == next(iter(long_sampler(dataset)))
+        skip(batches, 5_995)
+        before = cache.statistics()
+        assert len(read_all(dataset, batches)) == 35
+        done = cache.statistics()
+        assert done.requests - before.requests == sum(COUNTS["de"])
+        assert done.unplanned == 0
+
+
+def skip(batches, count):
+    for _ in range(count):
+        next(batches)
+
+
+def test_a_silent_slow_rank_reads_what_is_planned(dataset, tmp_path):
+    """The first rank reaches the steps that fetch and evict while the other one has been silent for long."""
+    options = {"limit": 330_000, "depth": 0, "prefetched": 0}
+    fill(tmp_path, dataset, **options)
+    caches, samplers, sets = two_ranks(dataset, tmp_path, make=long_sampler, **options)
+    fast, slow = iter(samplers[0]), iter(samplers[1])
+    skip(fast, 1)
+    skip(slow, 1)
+    wait_until_silent(caches[0], 3_000)
+    skip(slow, 2_999)
+    batch = next(slow)
+    skip(fast, 9_004)
+    sets[1].__getitems__(batch)
+    assert caches[0].statistics().requests == caches[0].statistics().unplanned == 0
+    skip(slow, 9_004 - 3_000)
+    found = []
+    for batches in zip(fast, slow):
+        for one, batch in zip(sets, batches):
+            found += texts(one.__getitems__(batch))
+    rest = [samplers[0].plan(step).indices for step in range(9_005, 9_030)]
+    assert found == texts(TarDataset(dataset.shards).__getitems__(np.concatenate(rest)))
+    done = caches[0].statistics()
+    assert done.held < done.requests + sum(COUNTS["en"])
+    assert done.unplanned == 0
+    for cache in caches:
+        cache.close()
 
 
 def test_silent_ranks_are_heard_again_before_blocks_are_fetched(dataset, tmp_path, expected):

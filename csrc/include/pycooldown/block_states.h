@@ -7,9 +7,10 @@
 
 namespace pycooldown {
 
-// The file has the number of evictions so far and the first step that ranks report (8 bytes each), then a byte for each
-// block: 0 if it has no file, otherwise its state, which changes with each new file. Then a second byte for each block: the state of the file that some process
-// has checked, or 0. Readers write the second bytes, the fetcher all others.
+// The file has the number of evictions so far and the steps that ranks need not report (8 bytes each), then a byte for
+// each block: 0 if it has no file, otherwise its state, which changes with each new file. Then a second byte for each
+// block: the state of the file that some process has checked, or 0. Readers write the second bytes, the fetcher all
+// others.
 class BlockStates {
  public:
   // Throws std::system_error if the file cannot be mapped, or is not of so many blocks.
@@ -32,9 +33,7 @@ class BlockStates {
   }
 
  private:
-  std::uint8_t* state_of(std::int64_t block) const {
-    return bytes_ + kCounters + static_cast<std::size_t>(block);
-  }
+  std::uint8_t* state_of(std::int64_t block) const { return bytes_ + kCounters + static_cast<std::size_t>(block); }
 
   static constexpr std::size_t kCounters = 2 * sizeof(std::uint64_t);
 

@@ -22,7 +22,7 @@ from pycooldown.data.cache.messages import send
 from pycooldown.data.cache.plan import PREFETCHED
 from pycooldown.data.cache.reader import BlockReader
 from pycooldown.data.cache.starting import join_fetcher, states_path
-from pycooldown.data.cache.states import map_first_reported
+from pycooldown.data.cache.states import SilentSteps
 from pycooldown.data.stores import is_url
 from pycooldown.mixture import Integers
 from pycooldown.sampling.block_shuffle import BLOCK
@@ -179,7 +179,7 @@ class KnownFutureCache:
         for text in reply["warnings"]:
             warnings.warn(text, stacklevel=2)
         dataset.ranges = self  # type: ignore[attr-defined]
-        self.reports = _Reports(self, sampler, start, map_first_reported(states_path(address)))
+        self.reports = _Reports(self, sampler, start, SilentSteps(states_path(address)))
         sampler.watch(self.reports)
 
     def read(self, objects: Integers, starts: Integers, ends: Integers) -> Sequence[Buffer]:
@@ -236,25 +236,26 @@ class KnownFutureCache:
 
 
 class _Reports:
-    """A listener that reports those steps of a rank to the fetcher which it asks for, and jumps to other steps."""
+    """A listener that reports a rank's steps to the fetcher, except silent ones, and its jumps to other steps."""
 
     def __init__(
-        self, cache: KnownFutureCache, sampler: DomainBatchSampler, start: int, first_reported: Sequence[int]
+        self, cache: KnownFutureCache, sampler: DomainBatchSampler, start: int, silent_steps: SilentSteps
     ) -> None:
-        self._cache, self._sampler, self._next, self._leaps = cache, sampler, start, 0
-        self._first_reported = first_reported
+        self._cache, self._sampler, self._silent_steps = cache, sampler, silent_steps
+        self._next, self._leaps = (sampler.epoch, start), 0
 
     def __call__(self, step: int) -> None:
         if self._cache.reports is not self:  # `follow` was called again
             return
-        is_next = step == self._next
+        epoch = self._sampler.epoch
+        is_next = (epoch, step) == self._next
         self._leaps += not is_next
-        self._next = step + 1
-        if is_next and step < self._first_reported[0]:
+        self._next = epoch, step + 1
+        if is_next and self._silent_steps.include(step, self._leaps):
             return
         schedule = self._sampler.schedule
         learned = {"learned": schedule.state_dict()} if isinstance(schedule, AdaptiveSchedule) else {}
-        place = {"step": step, "epoch": self._sampler.epoch, "leap": self._leaps}
+        place = {"step": step, "epoch": epoch, "leap": self._leaps}
         self._cache.report({"kind": "step", **place, **learned})
 
 

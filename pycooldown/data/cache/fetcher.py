@@ -90,7 +90,7 @@ class Fetcher:
             return
         self.joined += 1
         # Do not wait for a job that starts late, until it has caught up.
-        self.members[writer] = _Member(start - 1, self.leap, start >= self.replay.asked or self._are_missing())
+        self.members[writer] = _Member(start - 1, self.leap, self.replay.reaches_others(start) or self._are_missing())
         self._note_steps()
         await self.replay.begun.wait()
         await send_async(writer, {"warnings": self.replay.warnings})
@@ -103,7 +103,7 @@ class Fetcher:
             self.job.sampler.schedule.load_state_dict(learned)  # type: ignore[attr-defined]
         member = self.members[writer]
         member.step, member.leap = step, leap
-        member.is_waited_for |= leap == self.leap and step >= self.replay.asked
+        member.is_waited_for |= leap == self.leap and self.replay.reaches_others(step)
         if leap > (self.leaving.number if self.leaving else self.leap):  # the first rank that jumps; the others follow
             if self.leaving is not None:
                 self.leaving.timer.cancel()
@@ -120,7 +120,7 @@ class Fetcher:
         timer.cancel()
         self.leaving = None
         self.job.sampler.set_epoch(epoch)
-        self.replay.restart(step)
+        self.replay.restart(step, self.leap)
         for member in self.members.values():
             if member.leap != self.leap:
                 member.step, member.leap, member.is_waited_for = step - 1, self.leap, False

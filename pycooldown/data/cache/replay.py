@@ -36,15 +36,17 @@ class Replay:
         self._moved = asyncio.Event()  # set when something happens that the plan waits for
         self._went_on = asyncio.Event()  # set when the plan has advanced
         self._restarts = 0
-        self.restart(start)
+        self.restart(start, 0)
 
-    def restart(self, step: int) -> None:
-        """Plan again from a step on, with the blocks that are held."""
+    def restart(self, step: int, leap: int) -> None:
+        """Plan again from a step on, with the blocks that are held, after so many jumps of ranks."""
         self._start = self.asked = self._until = step
         self._front = step - 1
         self._restarts += 1
         self._steps: dict[int, deque[int]] = {}  # by block, the steps of its future fetches
-        self._supply.report_from(0)
+        self._leap = leap
+        self._silent_until = 0  # ranks may have requested any step before this one without a report
+        self._supply.report_from(0, leap)
         self.is_leaving = False
         self._moved.set()
 
@@ -52,6 +54,10 @@ class Replay:
         """Note that all ranks have requested the batch of a step, and that one has reached step ``front``."""
         self.asked, self._front = max(self.asked, step), max(self._front, front)
         self._moved.set()
+
+    def reaches_others(self, step: int) -> bool:
+        """Return whether a step is at least that of the slowest rank, as far as is known."""
+        return step >= max(self.asked, self._silent_until)
 
     async def want(self, number: int) -> memoryview | None:
         """Return a block that has no file, or None as soon as it has one.
@@ -97,11 +103,14 @@ class Replay:
 
     async def _rest(self, step: int, restarts: int) -> None:
         """Wait until a rank reaches a step before which nothing is fetched or evicted. Meanwhile ranks are silent."""
+        # Each report wakes this process, which takes a processor from a rank's loader. But those of a schedule that
+        # learns have its state.
+        silent_until = 0 if self._job.learns else step
         while restarts == self._restarts and self._front < step:
-            # Each report wakes this process, which takes a processor from a rank's loader.
-            self._supply.report_from(0 if self._job.learns else step)
+            self._silent_until = silent_until
+            self._supply.report_from(silent_until, self._leap)
             await self._wait()
-        self._supply.report_from(0)
+        self._supply.report_from(0, self._leap)
 
     async def _wait(self) -> None:
         self.begun.set()

@@ -1,19 +1,20 @@
-"""Which blocks have files and which steps are reported, in memory that the fetcher shares with a node's processes."""
+"""Which blocks have files and which steps are not reported, in memory that the fetcher shares with its node."""
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
 
-__all__ = ["BlockStates", "map_first_reported"]
+__all__ = ["BlockStates", "SilentSteps"]
 
-_COUNTERS = 16  # bytes before the states: evictions so far, and the first step that ranks report
+_COUNTERS = 16  # bytes before the states: evictions so far, and the silent steps
+# The silent steps are one number, since a reader must not see a step without the jump that it belongs to.
+_STEPS, _LEAPS = 2**40, 2**24
 
 
 class BlockStates:
     """Two bytes for each block, which readers read instead of the folder.
 
-    Before them are the number of evictions so far and the first step that ranks must report to the fetcher.
+    Before them are the number of evictions so far and the steps that ranks need not report; see `SilentSteps`.
 
     Of a block's bytes, the first is 0 if the block has no file, and another number for each new file. Only the fetcher
     writes it. The second becomes that number once a reader has checked the file, so that other processes need not check
@@ -49,13 +50,13 @@ class BlockStates:
             self._states[number] = 0
             self._counters[0] += 1
 
-    def report_from(self, step: int) -> None:
-        """Let ranks report only the steps from this one on, and jumps to other steps."""
-        self._counters[1] = step
+    def report_from(self, step: int, leap: int) -> None:
+        """Let ranks that have jumped `leap` times report only the steps from this one on, and further jumps."""
+        self._counters[1] = leap % _LEAPS * _STEPS + min(step, _STEPS - 1)
 
 
-def map_first_reported(path: str) -> Sequence[int]:
-    """Return a sequence whose only item always is the first step that ranks report.
+class SilentSteps:
+    """The steps that ranks need not report to the fetcher now.
 
     Args:
         path: The file of `BlockStates`.
@@ -63,5 +64,17 @@ def map_first_reported(path: str) -> Sequence[int]:
     Raises:
         OSError: If the file cannot be mapped.
     """
-    with open(path, "rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), _COUNTERS, access=mmap.ACCESS_READ)).cast("Q")[1:]
+
+    def __init__(self, path: str) -> None:
+        with open(path, "rb") as file:
+            content = memoryview(mmap.mmap(file.fileno(), _COUNTERS, access=mmap.ACCESS_READ))
+        self._published = content.cast("Q")[1:]
+
+    def include(self, step: int, leap: int) -> bool:
+        """Return whether a rank that has jumped `leap` times need not report a step.
+
+        After a jump a rank reports all steps until the fetcher has followed it. Otherwise the fetcher would start there
+        without the steps that loaders have requested meanwhile.
+        """
+        followed, first_reported = divmod(self._published[0], _STEPS)
+        return step < first_reported and leap % _LEAPS == followed

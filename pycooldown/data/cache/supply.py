@@ -69,9 +69,7 @@ class Supply:
         if number in self._coming:
             return await asyncio.shield(self.fetch(number))
         if not self._counts["unplanned"]:
-            _say(
-                "blocks are read that the plan does not contain now; see 'Reading beside the plan' in the documentation"
-            )
+            _say("blocks are read that the plan does not contain now; see 'Unplanned reads' in the documentation")
         self._counts["unplanned"] += 1
         async with self._slots:
             return await self._download(number)
@@ -90,9 +88,9 @@ class Supply:
         self._states.vanish(number)
         self._files.delete(number)
 
-    def report_from(self, step: int) -> None:
-        """Let ranks report only the steps from this one on."""
-        self._states.report_from(step)
+    def report_from(self, step: int, leap: int) -> None:
+        """Let ranks that have jumped `leap` times report only the steps from this one on."""
+        self._states.report_from(step, leap)
 
     def statistics(self) -> dict[str, int]:
         """Return counts since the start; see `CacheStatistics`."""
