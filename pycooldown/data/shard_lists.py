@@ -118,14 +118,13 @@ def _find(path: str) -> list[StoredObject]:
     if not _is_object(path):
         status = os.stat(path)
         return [StoredObject(path, status.st_size, str(status.st_mtime_ns))]
-    if _WILDCARDS.search(path) and not path.startswith("http"):
-        matches = glob_objects(path)[0]
-        if not matches:
-            raise FileNotFoundError(f"no object matches the pattern {path!r}")
-        return [shard for shard in matches if not shard.url.endswith(".idx")]
-    if (found := find_object(path)) is None:
+    if (found := find_object(path)) is not None:  # also if its name has the characters of a pattern
+        return [found]
+    if not _WILDCARDS.search(path) or path.startswith("http"):
         raise FileNotFoundError(f"there is no object {path!r}; check the spelling of the bucket and the key")
-    return [found]
+    if not (matches := [shard for shard in glob_objects(path)[0] if not shard.url.endswith(".idx")]):
+        raise FileNotFoundError(f"no object matches the pattern {path!r}")
+    return matches
 
 
 def _is_object(path: str) -> bool:

@@ -19,7 +19,7 @@ from pycooldown.data import TarDataset
 from pycooldown.data.byte_ranges import StoreRanges
 from pycooldown.data.index import TarIndex
 from pycooldown.data.index_building import LARGEST_WINDOW, NEAR, build_index
-from pycooldown.data.shard_lists import find_shards
+from pycooldown.data.shard_lists import find_shards, parse_shards
 
 COUNTS = {"en": [40, 25], "de": [10], "sw": [3, 0, 4]}
 
@@ -284,6 +284,24 @@ def test_objects_by_wildcards_in_a_bucket(shards, tmp_path, monkeypatch, make_st
     assert contents(dataset.__getitems__(range(82))) == as_files(shards)
     with pytest.raises(FileNotFoundError, match=r"no object matches the pattern 's3://b\w+/none-\*'"):
         TarDataset({"en": f"{bucket}/none-*"})
+    with pytest.raises(FileNotFoundError, match=r"no object matches the pattern 's3://b\w+/\*\.idx'"):
+        TarDataset({"en": f"{bucket}/*.idx"})
+
+
+def test_an_object_named_like_a_pattern_is_read_itself(shards, tmp_path, monkeypatch, make_store):
+    """As for files; so folders and `dataset.shards` name the same objects again."""
+    obstore = pytest.importorskip("obstore")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bucket = make_store("s3")
+    store = obstore.store.from_url(bucket)
+    names = ["en/a[1].tar", "en/a1.tar", "en/ü %20+#*.tar"]
+    for name, path in zip(names, [*shards["en"], *shards["de"]], strict=True):
+        obstore.put(store, name, Path(path).read_bytes())
+    dataset = TarDataset({"en": f"{bucket}/en/a[1].tar"})
+    assert dataset.sizes == {"en": 40}
+    dataset = TarDataset(parse_shards([bucket]))
+    assert dataset.shards == TarDataset(dataset.shards).shards == {"en": [f"{bucket}/{name}" for name in sorted(names)]}
+    assert dataset.shard_sizes == {"en": [25, 40, 10]}
 
 
 def test_a_scan_over_ranges_is_that_of_the_file(shards):
