@@ -245,7 +245,7 @@ class Job:
         identity = {
             "sizes": first.sizes,
             "schedule": first.schedule.describe(),
-            "batch_size": self.batch_sizes.at(0),
+            "batch_size": self.batch_sizes.pairs[0][1],
             "seed": self.seed,
             "allocation": self.allocation,
             "shuffle": self.shuffle.describe() if isinstance(self.shuffle, BlockShuffle) else self.shuffle,

@@ -231,6 +231,18 @@ def test_once_names_a_step_at_which_nothing_is_left_to_draw():
         list(sampler)
 
 
+@pytest.mark.parametrize("batch_size", [5_000, [(0, 5_000), (3, 30)]])
+def test_a_pass_smaller_than_a_batch_goes_on_from_its_state(batch_size):
+    options = {"batch_size": batch_size, "num_steps": None, "stop": ONCE}
+    sampler, other = make(**options), make(**options)
+    (batch,) = sampler
+    assert sorted(batch) == list(range(sum(SIZES.values())))
+    other.load_state_dict(sampler.state_dict(step=0))
+    assert list(other) == [batch]
+    other.load_state_dict(sampler.state_dict(step=1))
+    assert list(other) == []
+
+
 def test_states_with_and_without_repetition_are_of_other_jobs():
     once, other = make(num_steps=None, stop=ONCE), make()
     for one, two in ((once, other), (other, once)):
