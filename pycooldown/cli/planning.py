@@ -58,14 +58,21 @@ def plan(
     cache: Annotated[
         list[str] | None, typer.Option(help="Size of the cache: --cache 200GB; by default 10, 25 and 50 % of the data.")
     ] = None,
-    block: Annotated[int, typer.Option(min=1, help="Samples in a block of the cache and the shuffle.")] = 64,
-    group: Annotated[int, typer.Option(min=1, help="Blocks whose samples the shuffle mixes.")] = 16,
+    block: Annotated[
+        int | None, typer.Option(min=1, help="Samples in a block of the cache and the shuffle; by default 64.")
+    ] = None,
+    group: Annotated[
+        int | None, typer.Option(min=1, help="Blocks whose samples the shuffle mixes; by default 16.")
+    ] = None,
     depth: Annotated[
         str | None, typer.Option(help="Bytes to fetch ahead: --depth 4GB; by default a quarter of the cache.")
     ] = None,
     prefetched: Annotated[
-        int, typer.Option(min=0, help="Batches that loaders request ahead: num_workers * prefetch_factor, or more.")
-    ] = 16,
+        int | None,
+        typer.Option(
+            min=0, help="Batches that loaders request ahead: num_workers * prefetch_factor, or more; by default 16."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[
         Path | None,
@@ -79,13 +86,14 @@ def plan(
     chosen = _chosen(recipes or [], method or [], steps, batch_size)
     given = _sizes(size or [], sizes, unit, sequence_length)
     dataset = None
+    for_stores = {"cache": cache or None, "depth": depth, "block": block, "group": group, "prefetched": prefetched}
     if store:
         if given is not None:
             raise ValueError("--size and --sizes cannot be used with --store, whose shards have sizes; leave them out")
         dataset = open_shards(store)
         given = dataset.sizes
-    elif cache or depth is not None:
-        raise ValueError("--cache and --depth need --store, which is missing")
+    elif useless := [f"--{name}" for name, value in for_stores.items() if value is not None]:
+        raise ValueError(f"without --store, {', '.join(useless)} would have no effect; add --store or leave them out")
     if html is not None:
         from pycooldown.recipes.planner_page import planner_page
 
@@ -94,7 +102,8 @@ def plan(
     stores = {}
     if dataset is not None:
         options = {"block": block, "group": group, "prefetched": prefetched}
-        stores = plan_stores(chosen, dataset, cache=cache or [], depth=depth, **options)
+        given_options = {name: value for name, value in options.items() if value is not None}
+        stores = plan_stores(chosen, dataset, cache=cache or [], depth=depth, **given_options)
     last = next(iter(plans.values()))[-1]
     counts = dict(zip(last.mixture.domains, last.mixture.sizes.tolist(), strict=True))
     advice = advise(counts, int(last.exposure.draws.sum()))

@@ -173,8 +173,8 @@ def _expand(domain: str, path: str) -> list[str]:
     if scheme:
         if path.startswith("http") and _WILDCARDS.search(path):
             raise ValueError(
-                f"domain {domain!r} has the shard {path!r}: http has no listings; name every file, "
-                "with braces if they are numbered ({000..099})"
+                f"domain {domain!r} has the shard {path!r}: http has no listings, and queries are not read; name every "
+                "file, with braces if they are numbered ({000..099}), and download objects that need signed URLs"
             )
         return [path]
     if _WILDCARDS.search(path):

@@ -234,6 +234,6 @@ def _is_compressed(path: str) -> bool:
 
 def _no_samples(domain: str) -> ValueError:
     return ValueError(
-        f"domain {domain!r} has no samples for this reader; leave it out, or pass its URLs, which mix divides among "
-        "readers, instead of a pipeline"
+        f"domain {domain!r} has no samples for this reader; leave out shards without samples or the domain, or pass "
+        "elastic=True, so that every reader reads all shards. Instead of a pipeline pass URLs, which mix divides"
     )

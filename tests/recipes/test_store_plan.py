@@ -87,8 +87,8 @@ def test_the_command_prints_the_plan_of_the_cache(tmp_path):
                 info = tarfile.TarInfo(f"{i:03d}.txt")
                 info.size = 600
                 tar.addfile(info, io.BytesIO(bytes(600)))
-    command = ["plan", "--method", "temperature tau=2", "--steps", "20", "--batch-size", "8", "--block", "8"]
-    store = [f"--store={domain}={tmp_path / domain}.tar" for domain in ("en", "de")]
+    command = ["plan", "--method", "temperature tau=2", "--steps", "20", "--batch-size", "8"]
+    store = ["--block=8", *(f"--store={domain}={tmp_path / domain}.tar" for domain in ("en", "de"))]
     found = CliRunner().invoke(cli.app, [*command, *store, "--cache", "50kB", "--cache", "1MB"])
     assert found.exit_code == 0, found.output
     assert "The smallest cache at which nothing is fetched twice" in found.output
@@ -96,6 +96,7 @@ def test_the_command_prints_the_plan_of_the_cache(tmp_path):
     stores = json.loads(found.output)["stores"]["temperature tau=2"]
     assert stores["forecasts"][0]["limit"] == 10**6
     assert stores["forecasts"][0]["requests"] <= 16
-    for wrong in (["--cache", "1MB"], [*store, "--size", "en=5"]):
+    useless = [["--cache=1MB"], ["--depth=1MB"], ["--block=8"], ["--group=4"], ["--prefetched=2"]]
+    for wrong in (*useless, [*store, "--size", "en=5"]):
         with pytest.raises(ValueError, match="--store"):
             CliRunner().invoke(cli.app, [*command, *wrong], catch_exceptions=False)
