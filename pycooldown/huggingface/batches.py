@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -227,8 +228,10 @@ def packed_ids(sample: dict[str, Any], side: str) -> npt.NDArray[Any]:
     begin = _NPY_PREAMBLE + int.from_bytes(file[_NPY_PREAMBLE - 2 : _NPY_PREAMBLE], "little")
     try:
         count, dtype = _npy_layout(file[:begin])
+        if len(file) != begin + count * dtype.itemsize:
+            raise ValueError(f"{len(file) - begin} bytes after the header; expected {count} ids of {dtype}")
         return np.frombuffer(file, dtype, count, begin)
-    except ValueError as error:
+    except (ValueError, TypeError, SyntaxError, TokenError) as error:  # NumPy reads headers as Python
         raise ValueError(f"{name} of a sample has no token ids as `pycooldown pack` writes them: {error}") from error
 
 

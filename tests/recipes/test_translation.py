@@ -177,7 +177,12 @@ def test_packed_ids_are_what_numpy_reads(count, dtype):
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        (_npy(np.arange(9, dtype=np.uint16))[:-1], "buffer is smaller"),
+        (_npy(np.arange(9, dtype=np.uint16))[:-1], "17 bytes after the header; expected 9 ids of uint16"),
+        (_npy(np.arange(9, dtype=np.uint16)) + b"xy", "20 bytes after the header; expected 9 ids of uint16"),
+        (_npy(np.arange(9, dtype=np.uint16)).replace(b"(9,)", b"(8,)"), "18 bytes after the header; expected 8 ids"),
+        (_npy(np.arange(9, dtype=np.uint16)).replace(b"\x76\0{", b"\x5b\0{"), "expected 9 ids"),
+        (_npy(np.arange(9, dtype=np.uint16)).replace(b"'descr'", b"'descr)"), ""),
+        (_npy(np.arange(9, dtype=np.uint16)).replace(b"'<u2'", b"'<,2'"), ""),
         (_npy(np.arange(9, dtype=np.uint16))[:60], "header"),
         (_npy(np.arange(9, dtype=np.uint16))[:5], "magic"),
         (b"", "magic"),
