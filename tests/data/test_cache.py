@@ -671,6 +671,24 @@ def test_ranks_do_not_wait_for_a_job_that_joins_while_they_are_silent(dataset, t
         assert done.unplanned == 0
 
 
+def test_jumps_of_a_job_that_joined_late_are_not_followed(dataset, tmp_path, expected):
+    options = {"limit": 190_000, "depth": 0, "prefetched": 0}
+    with KnownFutureCache(tmp_path, **options) as cache, KnownFutureCache(tmp_path, **options) as other:
+        cache.follow(sampler := make_sampler(dataset), dataset)
+        batches = iter(sampler)
+        found = [texts(dataset.__getitems__(batch)) for batch in itertools.islice(batches, 10)]
+        other.follow(late := make_sampler(dataset), TarDataset(dataset.shards))
+        skip(iter(late), 2)
+        late.set_epoch(1)
+        skip(iter(late), 2)
+        dataset.__getitems__(sampler.plan(STEPS - 1).indices)  # waits if the fetcher is about to follow
+        beside = cache.statistics().unplanned
+        assert beside > 0
+        read_on(dataset, batches, found)
+        assert found == expected
+        assert cache.statistics().unplanned == beside
+
+
 def skip(batches, count):
     for _ in range(count):
         next(batches)

@@ -104,7 +104,8 @@ class Fetcher:
         member = self.members[writer]
         member.step, member.leap = step, leap
         member.is_waited_for |= leap == self.leap and self.replay.reaches_others(step)
-        if leap > (self.leaving.number if self.leaving else self.leap):  # the first rank that jumps; the others follow
+        # The first rank that jumps; the others follow. A job that joined late must not take them along.
+        if member in self._waited_for() and leap > (self.leaving.number if self.leaving else self.leap):
             if self.leaving is not None:
                 self.leaving.timer.cancel()
             timer = asyncio.get_running_loop().call_later(GRACE, self._follow)
@@ -150,11 +151,14 @@ class Fetcher:
     def _are_missing(self) -> bool:
         return self.joined < self.job.ranks[1] - self.job.ranks[0]
 
+    def _waited_for(self) -> list[_Member]:
+        return [member for member in self.members.values() if member.is_waited_for] or [*self.members.values()]
+
     def _note_steps(self) -> None:
         """Advance the plan to the slowest rank; it starts when all ranks are connected."""
         if not self.members:
             return
-        waited_for = [member for member in self.members.values() if member.is_waited_for] or [*self.members.values()]
+        waited_for = self._waited_for()
         if self.leaving is not None and all(member.leap == self.leaving.number for member in waited_for):
             self._follow()
             return
