@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tarfile
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -416,6 +417,25 @@ def test_damaged_files_are_fetched_again(dataset, tmp_path, expected):
             (folder / name).write_bytes(content)
         os.truncate(folder / names[5], 100)
     assert requests == 6
+
+
+@pytest.mark.parametrize("limit", [1, 100_000])
+def test_a_smaller_limit_holds_for_blocks_that_are_there(dataset, tmp_path, expected, limit):
+    """Blocks that do not fit are deleted at the start, and those that are used first stay."""
+    with KnownFutureCache(tmp_path, limit=10**7, prefetched=0) as cache:
+        cache.follow(sampler := make_sampler(dataset), dataset)
+        assert read_all(dataset, sampler) == expected
+    wait_for_the_end_of(tmp_path)
+    blocks, used = Blocks.cut(dataset, BLOCK), []
+    for batch in make_sampler(dataset):
+        used += [number for number in blocks.used_by_samples(np.array(batch), dataset).tolist() if number not in used]
+    count = int((np.cumsum(blocks.sizes[used]) <= limit).sum())
+    with KnownFutureCache(tmp_path, limit=limit, depth=0, prefetched=0) as cache, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the limit is below the blocks of a batch
+        cache.follow(sampler := make_sampler(dataset), dataset)
+        assert cache.statistics().held == len(blocks_in(tmp_path)) == count
+        assert read_all(dataset, sampler) == expected
+        assert cache.statistics().unplanned == 0
 
 
 def test_another_job_joins_with_the_same_plan_only(dataset, cache, tmp_path, expected):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pycooldown.data.cache.blocks import Blocks, StoredDataset
-from pycooldown.data.cache.plan import Actions, BlockUses, cache_actions
+from pycooldown.data.cache.plan import PART, Actions, BlockUses, cache_actions
 from pycooldown.mixture import Integers
 from pycooldown.sampling.sampler import DomainBatchSampler
 from pycooldown.schedules import AdaptiveSchedule
@@ -74,8 +78,34 @@ class CacheJob:
 
     def actions(self, start: int, held: Integers) -> Iterator[Actions | None]:
         """Yield the cache's actions from a step on; see `cache_actions`."""
-        uses = BlockUses(self.sampler, self.dataset, self.blocks, ranks=self.ranks, world_size=self.world_size)
         # A schedule that learns is planned step by step, as soon as each is known.
         horizon = 1 if self.learns else 0
         options = {"limit": self.limit, "depth": self.depth, "prefetched": self.prefetched, "horizon": horizon}
-        return cache_actions(uses, start=start, stop=self.stop, held=held, **options)
+        return cache_actions(self._uses, start=start, stop=self.stop, held=held, **options)
+
+    def surplus(self, start: int, held: set[int]) -> list[int]:
+        """Return the held blocks that exceed the limit: those whose first use from a step on is farthest.
+
+        A cache with a larger limit may have left more blocks than fit. Uses after the first `PART` count as unknown.
+        """
+        sizes, room = self.blocks.sizes, self.limit
+        if sizes[np.fromiter(held, np.int64)].sum() <= room:
+            return []
+        kept: set[int] = set()
+        for number in itertools.chain(itertools.islice(self._used_from(start), PART), sorted(held)):
+            if number in held and number not in kept:
+                room -= int(sizes[number])
+                if room < 0:
+                    break
+                kept.add(number)
+        return sorted(held - kept)
+
+    def _used_from(self, step: int) -> Iterator[int]:
+        """Yield the blocks that each step uses, as far as the steps are known."""
+        with contextlib.suppress(LookupError):
+            for number in range(step, self.stop):
+                yield from self._uses.at(number).tolist()
+
+    @property
+    def _uses(self) -> BlockUses:
+        return BlockUses(self.sampler, self.dataset, self.blocks, ranks=self.ranks, world_size=self.world_size)

@@ -82,6 +82,8 @@ class Replay:
 
     async def run(self) -> None:
         """Follow the plan forever, through all restarts."""
+        for number in await asyncio.to_thread(self._job.surplus, self._start, self._supply.held):
+            self._supply.drop(number)  # nobody reads yet
         while True:
             restarts = self._restarts
             actions = self._job.actions(self._start, np.array(sorted(self._supply.held), np.int64))
