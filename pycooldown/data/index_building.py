@@ -223,7 +223,8 @@ def _refuse_faults(index: TarIndex, path_of: Callable[[int], str], on_error: str
 
 def _fault(path: str, offset: int, reason: str) -> ValueError:
     return ValueError(
-        f"{path} at byte {offset}: {reason}; repair the shard, or pass on_error='skip' to leave such samples out"
+        f"{path} at byte {offset}: {reason}; repair the shard, or pass on_error='skip' (--on-error skip) to leave such "
+        "samples out"
     )
 
 
