@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,23 @@ if TYPE_CHECKING:
 
 
 def open_shards(store: list[str]) -> TarDataset:
-    """Return the data set of ``domain=pattern`` texts, or of a folder."""
+    """Return the data set of ``domain=pattern`` texts, or of a folder.
+
+    Raises:
+        ValueError: If the first shard holds tokens: its members are no samples.
+    """
     from pycooldown.data.shard_lists import parse_shards
     from pycooldown.data.shards import TarDataset
 
-    return TarDataset(parse_shards(store))
+    dataset = TarDataset(parse_shards(store))
+    for extension in ("tokens.u16", "tokens.u32"):
+        with contextlib.suppress(KeyError, IndexError):
+            dataset.locate([0], extension)
+            raise ValueError(
+                f"{dataset.objects[0].url} holds tokens, which a TokenDataset cuts into rows; --store needs shards of "
+                "samples"
+            )
+    return dataset
 
 
 def plan_stores(

@@ -12,6 +12,7 @@ pytest.importorskip("pydantic")
 from pycooldown import DomainBatchSampler
 from pycooldown.data.byte_ranges import Spans
 from pycooldown.data.stores import StoredObject
+from pycooldown.data.token_shard_writer import write_token_shard
 from pycooldown.recipes.loading import recipe_of
 from pycooldown.recipes.planning import build_schedule
 from pycooldown.recipes.store_plan import parse_bytes, plan_store, to_dict
@@ -96,6 +97,10 @@ def test_the_command_prints_the_plan_of_the_cache(tmp_path):
     stores = json.loads(found.output)["stores"]["temperature tau=2"]
     assert stores["forecasts"][0]["limit"] == 10**6
     assert stores["forecasts"][0]["requests"] <= 16
+    ids = [np.arange(9, dtype=np.uint16)]
+    write_token_shard(tmp_path / "tokens.tar", ids, 100)
+    with pytest.raises(ValueError, match=r"tokens\.tar holds tokens, .* --store needs shards of samples"):
+        CliRunner().invoke(cli.app, [*command, f"--store=en={tmp_path / 'tokens.tar'}"], catch_exceptions=False)
     useless = [["--cache=1MB"], ["--depth=1MB"], ["--block=8"], ["--group=4"], ["--prefetched=2"]]
     for wrong in (*useless, [*store, "--size", "en=5"]):
         with pytest.raises(ValueError, match="--store"):
