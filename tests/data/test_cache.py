@@ -729,8 +729,10 @@ def test_a_silent_slow_rank_reads_what_is_planned(dataset, tmp_path):
     skip(slow, 2_999)
     batch = next(slow)
     skip(fast, 9_004)
+    for _ in range(100):  # rounds in which a fetcher that did not wait would fetch
+        assert caches[0].statistics().requests == 0
     sets[1].__getitems__(batch)
-    assert caches[0].statistics().requests == caches[0].statistics().unplanned == 0
+    assert caches[0].statistics().unplanned == 0
     skip(slow, 9_004 - 3_000)
     found = []
     for batches in zip(fast, slow):
