@@ -33,6 +33,7 @@ _NO_CREDENTIALS = re.compile(r"latest/api/token|latest/meta-data|computeMetadata
 _WAY_OUT = {
     errno.ENOENT: "check the spelling of the bucket and the key",
     errno.EACCES: "check the credentials in the environment (AWS_..., GOOGLE_..., AZURE_...) and their permissions",
+    errno.ENOTSUP: "use a server that answers requests for ranges of bytes, or work with a local copy",
     errno.EIO: "check the endpoint, the region and the network, or work with a local copy",
 }
 
@@ -253,7 +254,7 @@ def _client(base: str, process: int) -> Any:
 def store_errors(url: str) -> Iterator[None]:
     """Turn errors of obstore into a `StoreError` of one line with the URL and a remedy."""
     _import_client()
-    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+    from obstore.exceptions import BaseError, NotSupportedError, PermissionDeniedError, UnauthenticatedError
 
     try:
         yield
@@ -266,6 +267,8 @@ def store_errors(url: str) -> Iterator[None]:
             code = errno.ENOENT
         elif isinstance(error, (PermissionDeniedError, UnauthenticatedError, PermissionError)):
             code = errno.EACCES
+        elif isinstance(error, NotSupportedError):
+            code = errno.ENOTSUP
         elif _NO_CREDENTIALS.search(text):
             code, text = errno.EACCES, f"no credentials were found ({text})"
         message = re.search(r"<Message>(.*?)</Message>", text, re.DOTALL)

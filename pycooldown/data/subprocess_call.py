@@ -53,3 +53,6 @@ def _serve() -> None:
         except Exception as error:
             answer = None, error
         pickle.dump(answer, out)
+    sys.stdout.flush()
+    # Threads of a store's client may still run, for example after an error. Python's own end would abort the process.
+    os._exit(0)

@@ -17,7 +17,7 @@ class ObjectServer(http.server.ThreadingHTTPServer):
     def __init__(self, port=0):
         super().__init__(("127.0.0.1", port), _Handler)
         self.files, self.etags, self.requests, self.faults = {}, {}, [], []
-        self.has_etags = True
+        self.has_etags = self.has_ranges = True
         self.is_closed = False
 
     @property
@@ -73,7 +73,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             status, content = 404, b""
         elif self.server.has_etags and self.headers.get("If-Match") not in (None, etag):
             status, content = 412, b""
-        elif wanted:
+        elif wanted and self.server.has_ranges:
             first, last = wanted.removeprefix("bytes=").split("-")
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
             status, content = 206, content[int(first) : int(last) + 1]

@@ -1,5 +1,6 @@
 """Shards in object stores give the samples of the same files or a clear error, whatever fails."""
 
+import atexit
 import io
 import itertools
 import os
@@ -20,6 +21,7 @@ from pycooldown.data.byte_ranges import StoreRanges
 from pycooldown.data.index import TarIndex
 from pycooldown.data.index_building import LARGEST_WINDOW, NEAR, build_index
 from pycooldown.data.shard_lists import find_shards, parse_shards
+from pycooldown.data.subprocess_call import call_apart
 
 COUNTS = {"en": [40, 25], "de": [10], "sw": [3, 0, 4]}
 
@@ -153,6 +155,18 @@ def test_a_server_that_is_down_is_an_error_that_names_the_object(urls, server, t
         dataset[0]
     with pytest.raises(FileNotFoundError, match=r"there is no object 'http://.*/none\.tar'"):
         TarDataset({"en": f"{server.address}/none.tar"})
+
+
+def test_a_process_that_aborts_at_its_end_has_given_its_result():
+    """Threads of a store's client can do that."""
+    assert call_apart(atexit.register, os.abort) is os.abort
+
+
+def test_a_server_without_ranges_is_an_error_at_once(urls, server):
+    server.has_ranges = False
+    with pytest.raises(OSError, match=r"Range request not supported .*use a server that .*/\w\w/\d\.tar"):
+        TarDataset(urls)
+    assert len(gets(server)) <= sum(len(names) for names in urls.values())  # none is tried again
 
 
 def test_faults_are_refused_or_skipped(urls, shards, server):
