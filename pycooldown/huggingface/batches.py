@@ -81,8 +81,19 @@ class _CollateWithDomains:  # a class, as workers that are spawned must be able 
         samples, domain_ids = zip(*items, strict=True)
         batch = self.collate(list(samples))
         if "domain_ids" in batch:
+            _check_ids(batch["domain_ids"], domain_ids)
             return batch
         return {"domain_ids": _by_row(torch.tensor(domain_ids, dtype=torch.int64), samples, batch), **batch}
+
+
+def _check_ids(given: torch.Tensor, domain_ids: Sequence[int]) -> None:
+    """Raise ValueError if a collator's ids, one per sample in any order, are not the domains of these samples."""
+    if given.dim() == 1 and len(given) == len(domain_ids) and sorted(given.tolist()) != sorted(domain_ids):
+        raise ValueError(
+            f"the data_collator returns domain_ids = {given.tolist()[:8]} for samples of the domains "
+            f"{list(domain_ids[:8])}, counted in the order of the mixture's; rename the column domain_ids, or leave it "
+            "out, as the trainer adds these ids"
+        )
 
 
 def _by_row(domain_ids: torch.Tensor, samples: Sequence[Any], batch: Mapping[str, Any]) -> torch.Tensor:
@@ -100,28 +111,38 @@ def _by_row(domain_ids: torch.Tensor, samples: Sequence[Any], batch: Mapping[str
 
 
 class EvaluationBatches(WithDomains):
-    """Evaluation sets of some of a mixture's domains, end to end.
+    """Evaluation data of some of a mixture's domains, in the order in which they are given.
 
     Args:
-        datasets: A dataset for each domain to be evaluated, by name.
+        dataset: The samples.
+        names: The domain of each sample.
         domains: All domains of the mixture, in order.
 
     Raises:
-        ValueError: If a set is empty or its domain is not in the mixture.
+        ValueError: If a domain is not in the mixture.
     """
 
-    def __init__(self, datasets: Mapping[str, Samples], domains: Sequence[str]) -> None:
-        if unknown := sorted(set(datasets) - set(domains)):
+    def __init__(self, dataset: Any, names: Sequence[str], domains: Sequence[str]) -> None:
+        positions = {name: i for i, name in enumerate(domains)}
+        if unknown := sorted(set(names) - set(positions)):
             raise ValueError(f"eval_dataset names {unknown[0]!r}; expected domains of the mixture")
-        names = [name for name in domains if name in datasets]
-        sizes = np.array([len(datasets[name]) for name in names], dtype=np.int64)
-        if empty := [name for name, size in zip(names, sizes.tolist(), strict=True) if not size]:
+        super().__init__(dataset, np.array([len(names)]))
+        self._positions = np.array([positions[name] for name in names])
+
+    @classmethod
+    def by_domain(cls, datasets: Mapping[str, Samples], domains: Sequence[str]) -> EvaluationBatches:
+        """Return the datasets of domains, by name, end to end.
+
+        Raises:
+            ValueError: If one is empty, or its domain is not in the mixture.
+        """
+        if empty := [name for name, part in datasets.items() if not len(part)]:
             raise ValueError(f"eval_dataset of domain {empty[0]!r} is empty; leave it out")
-        super().__init__(EndToEnd({name: datasets[name] for name in names}), sizes)
-        self._positions = [list(domains).index(name) for name in names]
+        names = [name for name, part in datasets.items() for _ in range(len(part))]
+        return cls(EndToEnd(datasets), names, domains)
 
     def _domain_ids(self, indices: Sequence[int]) -> list[int]:
-        return [self._positions[i] for i in super()._domain_ids(indices)]
+        return self._positions[indices].tolist()  # type: ignore[no-any-return]
 
 
 class MicroBatches:

@@ -17,9 +17,9 @@ from pycooldown.huggingface.checkpoints import seal, unseal
 from pycooldown.huggingface.checks import (
     check_arguments,
     check_learning,
-    check_length,
     check_max_steps,
     check_schedule,
+    check_sizes,
     check_unit,
 )
 from pycooldown.huggingface.document_attention import for_packed, leak
@@ -28,7 +28,7 @@ from pycooldown.huggingface.learning import Learner
 from pycooldown.huggingface.lengths import given_lengths, measure_lengths
 from pycooldown.huggingface.probe import Probe
 from pycooldown.huggingface.resuming import agree_on_checkpoint, unnumber_cpu
-from pycooldown.huggingface.sources import EndToEnd, by_domain, lay_out, resolve
+from pycooldown.huggingface.sources import EndToEnd, by_domain, known_sizes, lay_out, resolve
 from pycooldown.huggingface.statistics import DomainSums
 from pycooldown.huggingface.trainer_sampler import SamplerPart, new_sampler
 from pycooldown.sampling.sampler import AllocationName, StopRule
@@ -109,15 +109,16 @@ class MixtureTrainerMixin(SamplerPart):
         check_unit(mixture_unit, tokens_per_sample)
         parts = by_domain(train_dataset, domain_column)
         source = train_dataset if parts is None else EndToEnd(parts)
-        self.schedule = resolve(schedule, None if parts is None else source.sizes)
+        self.schedule = resolve(schedule, known_sizes(source))
         check_schedule(self.schedule)
         first = self.schedule.mixture(0)
         source = lay_out(source, first.domains)
+        check_sizes(source, first)
         named = eval_dataset if isinstance(eval_dataset, Mapping) else None
         if stop is not None:
             check_max_steps(args, stop, new_sampler(args, self.schedule, allocation, stop).num_steps)
         generates = isinstance(self, Seq2SeqTrainer)
-        check_arguments(args, first, len(source), named, {**kwargs, "model": model}, generates=generates)
+        check_arguments(args, first, named, {**kwargs, "model": model}, generates=generates)
         self.domains = first.domains
         self.domain_column = domain_column
         self.allocation, self.stop = allocation, stop
@@ -143,7 +144,7 @@ class MixtureTrainerMixin(SamplerPart):
         if isinstance(source, EndToEnd):
             self.schedule = resolve(schedule, source.sizes)  # preparation may have changed the sizes
             first = self.schedule.mixture(0)
-            check_length(len(source), first)
+            check_sizes(source, first)
             source = EndToEnd({name: self._model_columns(part) for name, part in source.datasets.items()})
         self.train_dataset = WithDomains(self._model_columns(source), first.sizes)
         self.eval_dataset = self._evaluation_set(self.eval_dataset)

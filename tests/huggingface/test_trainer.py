@@ -396,7 +396,7 @@ def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypa
     trainer = make_trainer(tmp_path, switching())
     monkeypatch.setenv("WORLD_SIZE", "2")  # torchrun sets it; Trainer ignores it without use_cpu or a GPU
     with pytest.raises(ValueError, match=r"torchrun started 2 processes but Trainer knows about 1.*pass use_cpu=True"):
-        check_arguments(trainer.args, switching().mixture(0), VOCABULARY, None)
+        check_arguments(trainer.args, switching().mixture(0), None)
 
 
 @pytest.mark.parametrize(

@@ -297,6 +297,7 @@ def column_of_names(datasets, kind):
         ("dict", False),
         ("dict", True),
         ("list", False),
+        ("end to end", True),
         ("in order", True),
         ("scattered", False),
         ("class labels", True),
@@ -311,6 +312,8 @@ def test_sources_by_domain_train_the_same(tmp_path, kind, by_sizes):
         options["dataset"] = dict(reversed(parts().items()))  # the schedule defines the order
     elif kind == "list":
         options["dataset"] = list(parts().values())
+    elif kind == "end to end":
+        options["dataset"] = KnownSizes(SIZES)
     else:
         datasets = pytest.importorskip("datasets")
         data = column_of_names(datasets, kind)
@@ -334,6 +337,14 @@ def test_sources_by_domain_train_the_same(tmp_path, kind, by_sizes):
         assert losses(trainer) == losses(expected)
 
 
+class KnownSizes(Sequences):
+    """Domains laid end to end, whose names and sizes are known as those of `TarDataset` are."""
+
+    def __init__(self, sizes):
+        super().__init__()
+        self.sizes = sizes
+
+
 def sort_by_first(data):
     return data.select(sorted(range(len(data)), key=lambda i: data[i]["input_ids"][0]))
 
@@ -344,6 +355,9 @@ def sort_by_first(data):
         ({"big": Sequences(0, 40)}, {}, "domain 'mid' is only in the schedule"),
         ({**parts(), "new": Sequences(0, 3)}, {}, "domain 'new' is only in train_dataset"),
         ([Sequences(0, 40)], {}, "lists 1 datasets; expected one for each of 3"),
+        ({**parts(), "big": Sequences(0, 39), "mid": Sequences(39, 17)}, {}, "'big' has 39 samples in .* but 40 in"),
+        (list(parts().values())[::-1], {}, "domain 'big' has 8 samples in train_dataset but 40 in the schedule"),
+        (KnownSizes(dict(sorted(SIZES.items(), reverse=True))), {}, "has 'small' where the schedule has 'big'"),
         (parts(), {"domain_column": "source"}, "given by domain already; leave domain_column out"),
         (Sequences(), {"domain_column": "source"}, "domain_column = 'source'; expected a column"),
         (iter([]), {}, "train_dataset is a list_iterator; expected map-style"),
@@ -352,6 +366,26 @@ def sort_by_first(data):
 def test_sources_that_do_not_fit_are_refused(tmp_path, dataset, more, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make_trainer(tmp_path, switching(), dataset=dataset, more=more)
+
+
+def test_a_column_with_the_name_of_the_ids_does_not_replace_them(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    names = ["2", "10", "0"]  # the mixture's order is another one
+    data = datasets.Dataset.from_list([{"domain_ids": int(names[i % 3]), **rows(i, "")} for i in range(30)])
+    more = {"domain_column": "domain_ids"}
+    mixture = Mixture.proportional(dict.fromkeys(names, 10))
+    trainer = make_trainer(tmp_path, schedules.constant(mixture), dataset=data, collator=collate_rows, more=more)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["domain_ids"].tolist() == [int(i) % 3 for i in batch["input_ids"][:, 0]]
+
+
+def test_ids_of_a_collator_that_are_not_those_of_its_samples_are_refused(tmp_path):
+    def swapped(samples):
+        batch = collate(samples)
+        return {**batch, "domain_ids": (batch["input_ids"][:, 0] < SIZES["big"]).long()}
+
+    with pytest.raises(ValueError, match="rename the column domain_ids"):
+        make_trainer(tmp_path, switching(), collator=swapped).train()
 
 
 class HalfLearned:
@@ -373,7 +407,7 @@ class HalfLearned:
 @pytest.mark.parametrize(
     ("schedule", "error", "message"),
     [
-        (lambda sizes: switching(), ValueError, "function of the domains' sizes, but these are not known"),
+        (lambda sizes: switching(), ValueError, "function of the domains' sizes, but this train_dataset does not"),
         ("constant", TypeError, "schedule is a str; expected"),
         (HalfLearned(), TypeError, r"HalfLearned has update\(\) but not delay, statistics, needs, state_dict"),
     ],
