@@ -146,7 +146,11 @@ class EvaluationBatches(WithDomains):
 
 
 class MicroBatches:
-    """The batches of a sampler, each cut into ``accumulation`` parts of equal size (to within one)."""
+    """The batches of a sampler, each cut into ``accumulation`` parts of equal size (to within one).
+
+    Raises:
+        ValueError: In iteration, if a batch has fewer samples than parts.
+    """
 
     def __init__(self, sampler: DomainBatchSampler, accumulation: int) -> None:
         self.sampler = sampler
@@ -154,6 +158,11 @@ class MicroBatches:
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.sampler:
+            if len(batch) < self.accumulation:
+                raise ValueError(
+                    f"a batch of {len(batch)} samples cannot be cut into {self.accumulation} micro-batches; expected "
+                    "at least one sample for each"
+                )
             for part in range(self.accumulation):
                 begin, end = (len(batch) * i // self.accumulation for i in (part, part + 1))
                 yield batch[begin:end]

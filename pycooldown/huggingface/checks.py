@@ -134,6 +134,17 @@ def check_max_steps(args: TrainingArguments, stop: str, num_steps: int | None) -
     args.max_steps = num_steps
 
 
+def check_last_batch(args: TrainingArguments, size: int) -> None:
+    """Raise ValueError if what is left for the last batch of a pass is too little for all micro-batches."""
+    parts = args.world_size * args.gradient_accumulation_steps
+    if size < parts:
+        raise ValueError(
+            f"{size} samples are left for the last batch of the pass; expected at least {parts}, one for each of "
+            f"{args.world_size} processes x {args.gradient_accumulation_steps} micro-batches; take a batch size whose "
+            "last batch is larger, or fewer gradient_accumulation_steps"
+        )
+
+
 def check_unit(unit: str, tokens_per_sample: Mapping[str, float] | None) -> None:
     """Raise ValueError for a unit of the mixture that is not known, or lengths that it does not need."""
     if unit not in ("samples", "tokens"):
