@@ -31,6 +31,7 @@ from pycooldown.huggingface.resuming import agree_on_checkpoint, unnumber_cpu
 from pycooldown.huggingface.sources import EndToEnd, by_domain, known_sizes, lay_out, resolve
 from pycooldown.huggingface.statistics import DomainSums
 from pycooldown.huggingface.trainer_sampler import SamplerPart, new_sampler
+from pycooldown.huggingface.wrappers import ignored_prefix
 from pycooldown.sampling.sampler import AllocationName, StopRule
 from pycooldown.schedules import AdaptiveSchedule, Schedule
 
@@ -225,6 +226,7 @@ class MixtureTrainerMixin(SamplerPart):
     def _fuse(self, model: torch.nn.Module) -> None:
         """Fuse a model's loss, unless the user or another trainer has fused it already."""
         self.fused = fused_loss_of(model) or fuse_loss(model)
+        self._prefix, self._count_is_checked = ignored_prefix(model), False
         factor, own = self.args.label_smoothing_factor, self.fused.label_smoothing
         if factor and own and factor != own:
             raise ValueError(

@@ -69,6 +69,16 @@ def try_wrapper(wrapper: torch.nn.Module, inner: Any, **options: Any) -> Trial:
     return Trial(loss, seen[-1] if seen else None)
 
 
+def ignored_prefix(model: torch.nn.Module) -> int:
+    """Return how many ignored labels a wrapper puts before those of each row, as prompt tuning does, by trial."""
+    model = getattr(model, "_orig_mod", model)  # inside torch.compile
+    inner: Any = inner_model(model)
+    if inner is model or passes_all(model):
+        return 0
+    seen, given = try_wrapper(model, inner).labels, few_tokens(inner)[1]
+    return 0 if seen is None else max(seen.shape[-1] - given.shape[-1], 0)
+
+
 def check_wrapper(wrapper: torch.nn.Module, inner: torch.nn.Module, before: Trial) -> None:
     """Test that a wrapper passes domain_ids on to the fused model inside it, and the same labels as before.
 

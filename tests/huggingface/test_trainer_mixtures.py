@@ -478,3 +478,43 @@ def test_adapters_are_trained_and_resumed(tmp_path):
     assert losses(resumed) == losses(trainer)
     for name in changed:
         assert torch.equal(resumed.model.state_dict()[name], trainer.model.state_dict()[name])
+
+
+def test_the_loss_of_prompt_tuning_is_a_mean_over_all_its_tokens(tmp_path):
+    """Its virtual tokens predict the first token of each row too, so there are as many targets as tokens."""
+
+    def prompted():
+        peft = pytest.importorskip("peft")
+        config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+        return peft.get_peft_model(tiny_model(), config)
+
+    schedule = schedules.constant(Mixture.proportional(SIZES))
+    model = prompted()
+    trainer = make_trainer(tmp_path, schedule, model=model, learning_rate=0.0, steps=2, accumulation=2)
+    trainer.train()
+    trainer.fused.undo()
+    for step, loss in enumerate(losses(trainer)):
+        rows = [torch.tensor([Sequences()[i]]) for i in trainer.sampler.plan(step).indices.tolist()]
+        with torch.no_grad():
+            total = sum(float(model.eval()(input_ids=row, labels=row).loss) * row.shape[1] for row in rows)
+        assert loss == pytest.approx(total / sum(row.shape[1] for row in rows), **AS_LOGGED)
+
+
+class HidesLabels(torch.nn.Module):
+    """A wrapper that takes the first tokens of each row out of the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = tiny_model()
+        self.config = self.model.config
+
+    def forward(self, labels=None, **inputs):
+        hidden = None if labels is None else labels.clone().index_fill_(1, torch.arange(2), -100)
+        return self.model(labels=hidden, **inputs)
+
+
+def test_a_wrapper_that_changes_the_number_of_targets_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path, switching(), model=HidesLabels)
+    with pytest.raises(ValueError, match=r"HidesLabels computes the loss of .* it changes the labels"):
+        trainer.train()
+    assert trainer.state.global_step == 0
