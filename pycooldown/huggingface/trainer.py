@@ -31,7 +31,7 @@ from pycooldown.huggingface.resuming import agree_on_checkpoint, unnumber_cpu
 from pycooldown.huggingface.sources import EndToEnd, by_domain, known_sizes, lay_out, resolve
 from pycooldown.huggingface.statistics import DomainSums
 from pycooldown.huggingface.trainer_sampler import SamplerPart, new_sampler
-from pycooldown.huggingface.wrappers import ignored_prefix
+from pycooldown.huggingface.wrappers import ignored_prefix, inner_model
 from pycooldown.sampling.sampler import AllocationName, StopRule
 from pycooldown.schedules import AdaptiveSchedule, Schedule
 
@@ -240,8 +240,8 @@ class MixtureTrainerMixin(SamplerPart):
             few += sorted({begin, (begin + end - 1) // 2})
         with torch.random.fork_rng([]):
             batch = self.data_collator(self.train_dataset.__getitems__(few))
-        positions = batch.get("position_ids")
-        if positions is not None and not getattr(self.model.config, "is_encoder_decoder", False):
+        positions, config = batch.get("position_ids"), getattr(inner_model(self.model), "config", None)
+        if positions is not None and not getattr(config, "is_encoder_decoder", False):
             self._leak = leak(self.model)
             for_packed(batch, self._leak)  # raises
 
