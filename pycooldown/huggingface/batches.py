@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from transformers import TrainingArguments
 
+from pycooldown.huggingface.micro_batches import SeededBatch
 from pycooldown.huggingface.sources import EndToEnd, read_items
 from pycooldown.huggingface.sources import Samples as Samples
-from pycooldown.sampling.sampler import DomainBatchSampler
 
 Collator = Callable[[list[Any]], dict[str, torch.Tensor]]
 
@@ -50,7 +50,9 @@ class WithDomains(Dataset[DomainSample]):
         return int(self._ends[-1]) if self._ends.size else 0
 
     def __getitems__(self, indices: list[int]) -> list[DomainSample]:
-        """Return many items with one read."""
+        """Return many items with one read. A worker first takes the seed of its micro-batch, if it has one."""
+        if isinstance(indices, SeededBatch) and get_worker_info() is not None:
+            indices.seed_generators()
         samples = read_items(self.dataset, indices)
         return [DomainSample(*pair) for pair in zip(samples, self._domain_ids(indices), strict=True)]
 
@@ -145,40 +147,6 @@ class EvaluationBatches(WithDomains):
         return self._positions[indices].tolist()  # type: ignore[no-any-return]
 
 
-class MicroBatches:
-    """The batches of a sampler, each cut into ``accumulation`` parts of equal size (to within one).
-
-    Raises:
-        ValueError: In iteration, if a batch has fewer samples than parts.
-    """
-
-    def __init__(self, sampler: DomainBatchSampler, accumulation: int) -> None:
-        self.sampler = sampler
-        self.accumulation = accumulation
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.sampler:
-            if len(batch) < self.accumulation:
-                raise ValueError(
-                    f"a batch of {len(batch)} samples cannot be cut into {self.accumulation} micro-batches; expected "
-                    "at least one sample for each"
-                )
-            for part in range(self.accumulation):
-                begin, end = (len(batch) * i // self.accumulation for i in (part, part + 1))
-                yield batch[begin:end]
-
-
-def seed_micro_batch(seed: int, step: int, place: int) -> None:
-    """Seed torch's generators, so that dropout depends only on the micro-batch's place in the run.
-
-    Args:
-        seed: The run's seed.
-        step: Optimizer step.
-        place: Number of the micro-batch within the global batch, counted over all ranks.
-    """
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, place]).generate_state(1)[0]))
-
-
 def load(
     dataset: WithDomains, batches: Iterable[list[int]], collate: Collator, args: TrainingArguments
 ) -> DataLoader[Any]:
@@ -193,7 +161,7 @@ def load(
         persistent_workers=args.dataloader_persistent_workers and workers > 0,
         prefetch_factor=args.dataloader_prefetch_factor if workers else None,
         multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None) if workers else None,
-        # Workers are seeded from this generator, because a resumed run restores the state of the global one.
+        # The global generator is that of training.
         generator=torch.Generator().manual_seed(args.seed),
     )
 

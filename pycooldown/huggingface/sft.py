@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from pycooldown.huggingface.batches import EvaluationBatches, seed_micro_batch
+from pycooldown.huggingface.batches import EvaluationBatches
+from pycooldown.huggingface.micro_batches import seed_micro_batch
 from pycooldown.huggingface.output_layer import next_tokens
 from pycooldown.huggingface.sources import EndToEnd, by_domain
 from pycooldown.huggingface.statistics import DomainSums

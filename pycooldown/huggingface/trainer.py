@@ -11,7 +11,7 @@ from transformers import ProgressCallback, Seq2SeqTrainer, Trainer, TrainingArgu
 from transformers.trainer_utils import TrainOutput
 
 from pycooldown.huggingface.arguments import refuse_method
-from pycooldown.huggingface.batches import MicroBatches, WithDomains, load
+from pycooldown.huggingface.batches import WithDomains, load
 from pycooldown.huggingface.callbacks import MixtureProgress
 from pycooldown.huggingface.checkpoints import seal, unseal
 from pycooldown.huggingface.checks import (
@@ -26,6 +26,7 @@ from pycooldown.huggingface.document_attention import for_packed, leak
 from pycooldown.huggingface.fused_loss import fuse_loss, fused_loss_of
 from pycooldown.huggingface.learning import Learner
 from pycooldown.huggingface.lengths import given_lengths, measure_lengths
+from pycooldown.huggingface.micro_batches import MicroBatches
 from pycooldown.huggingface.probe import Probe
 from pycooldown.huggingface.resuming import agree_on_checkpoint, unnumber_cpu
 from pycooldown.huggingface.sources import EndToEnd, by_domain, known_sizes, lay_out, resolve
@@ -202,7 +203,7 @@ class MixtureTrainerMixin(SamplerPart):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this rank's micro-batches, which Accelerate does not shard again."""
-        micro_batches = MicroBatches(self.sampler, self.args.gradient_accumulation_steps)
+        micro_batches = MicroBatches(self.sampler, self.args.gradient_accumulation_steps, seed=self.args.seed)
         return load(self.train_dataset, micro_batches, self.data_collator, self.args)
 
     def call_model_init(self, trial: Any = None) -> torch.nn.Module:

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import send_to_device
 
-from pycooldown.huggingface.batches import seed_micro_batch
 from pycooldown.huggingface.document_attention import for_packed
 from pycooldown.huggingface.fused_forward import FusedLoss
 from pycooldown.huggingface.learning import Learner
 from pycooldown.huggingface.lengths import token_weights
+from pycooldown.huggingface.micro_batches import seed_micro_batch
 from pycooldown.huggingface.statistics import DomainSums
 from pycooldown.mixture import Mixture, Vector
 from pycooldown.sampling.sampler import DomainBatchSampler

@@ -4,6 +4,7 @@ import inspect
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -307,6 +308,26 @@ def assert_resumed(trainer, uninterrupted):
     assert all(torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items())
     assert trainer.state.global_step == 8
     assert complete_checkpoint(trainer.args.output_dir)[0].endswith("checkpoint-8")
+
+
+def masked_at_random(samples):
+    """Take tokens out of the loss at random, by the generators of torch, NumPy and Python."""
+    batch = collate(samples)
+    shape = batch["labels"].shape
+    kept = (torch.rand(shape) < 0.7) & torch.from_numpy(np.random.rand(*shape) < 0.9)  # noqa: NPY002
+    return {**batch, "labels": batch["labels"].where(kept & torch.tensor(random.random() < 0.9), -100)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_random_numbers_of_collators_resume(tmp_path, workers):
+    options = {"steps": 4, "accumulation": 2, "collator": masked_at_random, "dataloader_num_workers": workers}
+    trainer = make_trainer(tmp_path, switching(), save_strategy="steps", save_steps=2, **options)
+    trainer.train()
+    resumed = make_trainer(tmp_path, switching(), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert losses(resumed) == losses(trainer)
+    counts = [entry["tokens/big"] for entry in trainer.state.log_history if "tokens/big" in entry]
+    assert len(set(np.diff(counts))) > 1
 
 
 @pytest.mark.parametrize(("damage", "workers"), [(damage_nothing, 0), (damage_nothing, 2), (seal_as_version_0_1, 0)])
