@@ -35,9 +35,14 @@ class WithDomains(Dataset[DomainSample]):
     Args:
         dataset: The samples.
         sizes: (K,) samples of each domain.
+
+    Raises:
+        ValueError: If the dataset has another length than all domains together.
     """
 
     def __init__(self, dataset: Any, sizes: npt.NDArray[np.int64]) -> None:
+        if len(dataset) != np.sum(sizes):
+            raise ValueError(f"the dataset has {len(dataset)} samples, but sizes add up to {np.sum(sizes)}")
         self.dataset = dataset
         self._ends = np.cumsum(sizes)
 

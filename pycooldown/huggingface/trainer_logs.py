@@ -69,6 +69,9 @@ class LogPart(EvaluationPart):
             if "eval_loss" in self.newest_values:
                 self._keep(domain_log.EVALUATION, {"eval_loss": self.newest_values["eval_loss"]})
         self.domain_values |= self.newest_values
+        if "train_samples_per_second" in logs:  # Trainer's own takes all batches for equally large
+            samples = sum(map(self.sampler.batch_size_at, range(self.state.max_steps)))
+            logs["train_samples_per_second"] = round(samples / logs["train_runtime"], 3)
         self.state.epoch = self.state.global_step / self.args.max_steps  # Trainer's own epoch restarts on resuming
         shown = self._bounded(logs)
         super().log(shown, start_time)

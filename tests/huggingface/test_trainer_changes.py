@@ -113,6 +113,14 @@ def test_a_ramp_trains_on_the_planned_batches_and_resumes_with_another_size(tmp_
         past.train(resume_from_checkpoint=str(tmp_path / "late" / "checkpoint-3"))
 
 
+def test_samples_per_second_count_the_samples_of_all_batches(tmp_path):
+    trainer = make_trainer(tmp_path, SECOND)
+    trainer.set_batch_size(24, from_step=2)
+    metrics = trainer.train().metrics
+    samples = metrics["train_samples_per_second"] * metrics["train_runtime"]
+    assert samples == pytest.approx(2 * 12 + 4 * 24, rel=0.01)  # both factors are rounded
+
+
 def test_the_loss_of_a_mixture_of_tokens_is_divided_by_the_tokens_of_its_batch(tmp_path):
     """The loss is divided by the expected number of tokens, so a larger batch does not weigh more."""
     lengths = {"big": 4.0, "mid": 5.0, "small": 6.0}

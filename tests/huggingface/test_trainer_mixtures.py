@@ -23,7 +23,7 @@ from test_trainer import (  # noqa: E402
 
 from pycooldown import DomainBatchSampler, Mixture, schedules  # noqa: E402
 from pycooldown.adaptive import FGLS, DoReMi, LearnedSchedule  # noqa: E402
-from pycooldown.huggingface import fuse_loss  # noqa: E402
+from pycooldown.huggingface import WithDomains, fuse_loss  # noqa: E402
 from pycooldown.huggingface.trainer_logs import LOGGED_DOMAINS  # noqa: E402
 
 torch.set_num_threads(1)
@@ -366,6 +366,11 @@ def sort_by_first(data):
 def test_sources_that_do_not_fit_are_refused(tmp_path, dataset, more, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make_trainer(tmp_path, switching(), dataset=dataset, more=more)
+
+
+def test_sizes_that_do_not_add_up_to_the_dataset_are_refused():
+    with pytest.raises(ValueError, match="the dataset has 64 samples, but sizes add up to 60"):
+        WithDomains(Sequences(), np.array([40, 20]))
 
 
 def test_a_column_with_the_name_of_the_ids_does_not_replace_them(tmp_path):
