@@ -127,7 +127,7 @@ class MixtureTrainerMixin(SamplerPart):
         self.mixture_unit = mixture_unit
         self.allow_non_finite_loss = allow_non_finite_loss
         self._changes = []
-        self._clipped, self._names, self.domain_values = [], {}, {}
+        self._names, self.domain_values = {}, {}
         self._learner = self._lengths = None
         if data_collator is not None:
             kwargs["data_collator"] = data_collator

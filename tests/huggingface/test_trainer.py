@@ -310,6 +310,20 @@ def assert_resumed(trainer, uninterrupted):
     assert complete_checkpoint(trainer.args.output_dir)[0].endswith("checkpoint-8")
 
 
+def test_the_share_of_clipped_steps_is_that_since_the_last_log(tmp_path):
+    options = {"learning_rate": 0.0}  # so that the limit does not change the gradients
+    free = make_trainer(tmp_path, switching(), max_grad_norm=1e9, **options)
+    free.train()
+    norms = [entry["grad_norm"] for entry in free.state.log_history if "grad_norm" in entry]
+    limit = float(np.median(norms))
+    clipped = [norm > limit for norm in norms]
+    assert 0 < sum(clipped) < 6
+    trainer = make_trainer(tmp_path, switching(), max_grad_norm=limit, logging_steps=3, **options)
+    trainer.train()
+    logged = [entry["clip_fraction"] for entry in trainer.state.log_history if "clip_fraction" in entry]
+    assert logged == [sum(clipped[:3]) / 3, sum(clipped[3:]) / 3]
+
+
 def masked_at_random(samples):
     """Take tokens out of the loss at random, by the generators of torch, NumPy and Python."""
     batch = collate(samples)
