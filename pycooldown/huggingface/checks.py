@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
+from torch.utils.data import ConcatDataset
 from transformers import TrainingArguments
 
 from pycooldown.huggingface.arguments import refuse
@@ -104,6 +105,12 @@ def check_sizes(source: Any, mixture: Mixture) -> None:
             raise ValueError(
                 f"train_dataset has {len(source)} samples but the schedule's domains have {sum(expected.values())}; "
                 "expected the domains laid end to end"
+            )
+        parts = [len(part) for part in source.datasets] if isinstance(source, ConcatDataset) else []
+        if sorted(parts) == sorted(expected.values()) and parts != list(expected.values()):
+            raise ValueError(
+                f"train_dataset concatenates datasets of {parts} samples, but the schedule's domains have "
+                f"{list(expected.values())}; expected the domains in the order of the schedule's"
             )
         return
     for (domain, size), (other, count) in zip_longest(sizes.items(), expected.items(), fillvalue=("no domain", 0)):

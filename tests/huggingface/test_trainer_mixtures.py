@@ -357,6 +357,7 @@ def sort_by_first(data):
         ([Sequences(0, 40)], {}, "lists 1 datasets; expected one for each of 3"),
         ({**parts(), "big": Sequences(0, 39), "mid": Sequences(39, 17)}, {}, "'big' has 39 samples in .* but 40 in"),
         (list(parts().values())[::-1], {}, "domain 'big' has 8 samples in train_dataset but 40 in the schedule"),
+        (torch.utils.data.ConcatDataset(list(parts().values())[::-1]), {}, r"datasets of \[8, 16, 40\] samples, but"),
         (KnownSizes(dict(sorted(SIZES.items(), reverse=True))), {}, "has 'small' where the schedule has 'big'"),
         (parts(), {"domain_column": "source"}, "given by domain already; leave domain_column out"),
         (Sequences(), {"domain_column": "source"}, "domain_column = 'source'; expected a column"),
