@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 from torch.utils.data import ConcatDataset
 from transformers import TrainingArguments
 
@@ -106,7 +107,7 @@ def check_sizes(source: Any, mixture: Mixture) -> None:
                 f"train_dataset has {len(source)} samples but the schedule's domains have {sum(expected.values())}; "
                 "expected the domains laid end to end"
             )
-        parts = [len(part) for part in source.datasets] if isinstance(source, ConcatDataset) else []
+        parts = np.diff(source.cumulative_sizes, prepend=0).tolist() if isinstance(source, ConcatDataset) else []
         if sorted(parts) == sorted(expected.values()) and parts != list(expected.values()):
             raise ValueError(
                 f"train_dataset concatenates datasets of {parts} samples, but the schedule's domains have "
