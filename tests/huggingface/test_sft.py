@@ -120,7 +120,7 @@ def test_sft_evaluates_by_domain_and_moves_the_weights(tmp_path):
         ({"loss_type": "dft"}, "loss_type = 'dft'; expected 'nll'"),
         ({"label_smoothing_factor": 0.1}, r"label_smoothing_factor = 0\.1; expected 0"),
         ({"more": {"probe": object()}}, "probe is not supported with SFTTrainer"),
-        ({"more": {"schedule": scalarized(SIZES)}, "packing": True}, "the schedule's domains 42"),
+        ({"more": {"schedule": scalarized(SIZES)}, "packing": True}, "the schedule's domains have 42"),
     ],
 )
 def test_what_sft_cannot_have_is_refused(tmp_path, options, message):
