@@ -117,7 +117,7 @@ def ray(session: nox.Session) -> None:
     session.run("pytest", "tests/data/prepare/test_prepare_ray.py", "tests/data/test_index_ray.py", *session.posargs)
 
 
-TRAINER_TESTS = ("pytest", "pytest-timeout", "pytest-benchmark", "hypothesis", "datasets", "peft", "psutil")
+TRAINER_TESTS = (*PYTEST, "datasets", "peft", "psutil")
 
 
 def only_torch(session: nox.Session) -> tuple[str, str]:

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pycooldown import schedules
 from pycooldown.gradients import theory
 from pycooldown.gradients.moments import CountSketch, Interval, StreamingMoments, bootstrap
 from pycooldown.mixture import Mixture, Vector
 from pycooldown.sampling.batches import BatchPlan
 from pycooldown.sampling.sampler import AllocationName, DomainBatchSampler
+from pycooldown.schedules import constant
 
 Loss = Callable[[Any, list[Any]], torch.Tensor]
 Vectorize = Callable[[Sequence[torch.Tensor | None]], torch.Tensor]
@@ -239,9 +239,7 @@ def _independent_plans(
 ) -> list[BatchPlan]:
     """Plan each batch with its own sampler, because the batches of one sampler share epochs."""
     samplers = (
-        DomainBatchSampler(
-            schedules.constant(mixture), batch_size=batch_size, seed=(seed << 32) + batch, allocation=allocation
-        )
+        DomainBatchSampler(constant(mixture), batch_size=batch_size, seed=(seed << 32) + batch, allocation=allocation)
         for batch in range(count)
     )
     return [sampler.plan(batch if allocation == "quota" else 0) for batch, sampler in enumerate(samplers)]

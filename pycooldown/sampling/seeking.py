@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pycooldown import _core
+from pycooldown._core import AliasTable, Allocation, BatchPlanner, philox4x32
 from pycooldown.mixture import Integers, Mixture, Vector
 from pycooldown.sampling.batches import BatchPlan, Exposure
 from pycooldown.sampling.block_shuffle import BlockShuffle
@@ -33,7 +33,7 @@ class MixtureSpan(NamedTuple):
     start: int
     end: int
     mixture: Mixture
-    table: _core.AliasTable
+    table: AliasTable
     schedule: Schedule
 
     @classmethod
@@ -42,7 +42,7 @@ class MixtureSpan(NamedTuple):
         schedule, first = change.schedule, change.first
         mixture, end = schedule.mixture(step), schedule.next_change(step)
         _check_same_domains(mixture, first, step)
-        return cls(step, NEVER if end is None else end, mixture, _core.AliasTable(mixture.sampling), schedule)
+        return cls(step, NEVER if end is None else end, mixture, AliasTable(mixture.sampling), schedule)
 
 
 class Planner:
@@ -58,7 +58,7 @@ class Planner:
         self._remembered: dict[int, Position] = {0: (np.zeros(0, np.int64), np.zeros(0, np.int64))}
         # None means: make it again from a remembered position. While the core moves, it is taken out of here. So an
         # interruption, such as a KeyboardInterrupt, never leaves it at another step than self._step.
-        self._core: _core.BatchPlanner | None = None
+        self._core: BatchPlanner | None = None
         self._step = 0
         self._spans: list[MixtureSpan] = []
         self.follow_changes()
@@ -209,11 +209,11 @@ class Planner:
         self._spans = spans
         return spans
 
-    def _new_core(self) -> _core.BatchPlanner:
+    def _new_core(self) -> BatchPlanner:
         job = self._job
-        core = _core.BatchPlanner(
+        core = BatchPlanner(
             job.history.newest.first.sizes,
-            _core.Allocation[job.allocation],
+            Allocation[job.allocation],
             batch_size=job.batch_sizes.at(0),
             seed=self._seed,
             shuffle=bool(job.shuffle),
@@ -227,12 +227,12 @@ class Planner:
         self._set_epoch_sizes(core)
         return core
 
-    def _take_core(self) -> _core.BatchPlanner:
+    def _take_core(self) -> BatchPlanner:
         core, self._core = self._core, None
         assert core is not None
         return core
 
-    def _stand(self, core: _core.BatchPlanner, step: int) -> None:
+    def _stand(self, core: BatchPlanner, step: int) -> None:
         """Record where the core stands; a domain that grows here does so from its next epoch on."""
         if growing := self._job.history.growing_at(step):
             draws = dict(zip(self._job.history.newest.first.domains, core.counts.tolist(), strict=True))
@@ -241,7 +241,7 @@ class Planner:
         self._step = step
         self._core = core
 
-    def _set_epoch_sizes(self, core: _core.BatchPlanner) -> None:
+    def _set_epoch_sizes(self, core: BatchPlanner) -> None:
         domains = self._job.history.newest.first.domains
         for domain, sizes in self._job.history.epoch_sizes().items():
             core.set_epoch_sizes(domains.index(domain), sizes)
@@ -281,5 +281,5 @@ def epoch_seed(seed: int, epoch: int) -> int:
     if epoch == 0:
         return seed
     stream = 4  # Philox stream; csrc/include/pycooldown/philox.h lists the others
-    low, high, _, _ = _core.philox4x32([epoch % 2**32, epoch >> 32, stream, 0], [seed % 2**32, seed >> 32])
+    low, high, _, _ = philox4x32([epoch % 2**32, epoch >> 32, stream, 0], [seed % 2**32, seed >> 32])
     return high << 32 | low

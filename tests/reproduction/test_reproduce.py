@@ -29,8 +29,16 @@ from reproduction.verdicts import decide
 
 
 def test_every_target_but_table_4_has_a_claim():
-    names = {*CLAIMS, *(claim.name.rstrip("bc") for claim in TEXT_CLAIMS)}
+    names = {name.rstrip("bc") for name in (*CLAIMS, *(claim.name for claim in TEXT_CLAIMS))}
     assert names == {f"R{i}" for i in range(1, 16) if i != 8} | {"O1", "O2"}
+
+
+def test_batches_of_gradients_hold_as_many_rare_samples_as_stated():
+    for name, rare, sampled in (("R4", 20, 176), ("R4b", 87, 594)):
+        assert f"scalarization sees {rare} rare ones and temperature sampling {sampled};" in CLAIMS[name].note
+    for regime in (claims_variance.SMALL, claims_variance.LARGE):
+        mixture = Mixture.temperature_sampling(regime.sizes, 5)
+        assert regime.batch_size * mixture.sampling.min() < min(regime.sizes.values())  # no repeats within a batch
 
 
 def test_results_survive_their_file(tmp_path, monkeypatch):
