@@ -149,7 +149,7 @@ class EvaluationBatches(WithDomains):
         return cls(EndToEnd(datasets), names, domains)
 
     def _domain_ids(self, indices: Sequence[int]) -> list[int]:
-        return self._positions[indices].tolist()  # type: ignore[no-any-return]
+        return self._positions[np.asarray(indices)].tolist()  # type: ignore[no-any-return]
 
 
 def load(
