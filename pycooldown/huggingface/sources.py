@@ -10,6 +10,8 @@ from torch.utils.data import Dataset
 
 from pycooldown.schedules import Schedule
 
+_SPLITS = {"train", "validation", "valid", "val", "dev", "test"}  # names that data sets give their parts
+
 
 class Samples(Protocol):
     """A map-style dataset. Its `__getitems__`, which reads many samples at once, is used if it exists."""
@@ -74,12 +76,17 @@ def by_domain(dataset: Any, column: str | None) -> dict[str, Samples] | None:
         column: The column of a `datasets.Dataset` that has each sample's domain.
 
     Raises:
-        ValueError: If there is no such column, or a row has no domain in it.
+        ValueError: If there is no such column, a row has no domain in it, or the mapping is by split.
     """
     if isinstance(dataset, Mapping):
         if column is not None:
             raise ValueError(
                 f"domain_column = {column!r}, but the datasets are given by domain already; leave domain_column out"
+            )
+        if "train" in dataset and set(dataset) <= _SPLITS:
+            raise ValueError(
+                f"the dataset has the splits {sorted(dataset)}, which are no domains; pass one split, with "
+                "domain_column=..., or a dataset for each domain by name"
             )
         return {str(domain): part for domain, part in dataset.items()}
     if column is None:

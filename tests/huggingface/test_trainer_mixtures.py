@@ -359,6 +359,11 @@ def sort_by_first(data):
         (list(parts().values())[::-1], {}, "domain 'big' has 8 samples in train_dataset but 40 in the schedule"),
         (torch.utils.data.ConcatDataset(list(parts().values())[::-1]), {}, r"datasets of \[8, 16, 40\] samples, but"),
         (KnownSizes(dict(sorted(SIZES.items(), reverse=True))), {}, "has 'small' where the schedule has 'big'"),
+        (
+            {"train": Sequences(0, 40), "test": Sequences(40, 4)},
+            {},
+            r"the splits \['test', 'train'\], which are no dom",
+        ),
         (parts(), {"domain_column": "source"}, "given by domain already; leave domain_column out"),
         (Sequences(), {"domain_column": "source"}, "domain_column = 'source'; expected a column"),
         (iter([]), {}, "train_dataset is a list_iterator; expected map-style"),
