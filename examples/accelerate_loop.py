@@ -71,6 +71,8 @@ def main(folder, resume=False):
     for batch in loader:
         mixture = sampler.mixture(position.step)
         weights = torch.tensor(mixture.loss_weights, dtype=torch.float32, device=accelerator.device)
+        # The loss is a mean over this process's tokens, of which all have equally many here. For rows of unlike lengths
+        # pass num_items_in_batch, the tokens with a loss on all processes over their number.
         outputs = model(
             batch["tokens"], labels=batch["tokens"], domain_ids=batch["domain_ids"], domain_weights=weights,
             return_stats=True,

@@ -36,6 +36,7 @@ class Model(lightning.LightningModule):
         # global_step counts optimizer steps, which are the sampler's steps unless gradients are accumulated.
         weights = torch.tensor(self.sampler.mixture(self.global_step).loss_weights, dtype=torch.float32)
         logits = self.layers(tokens[:, :-1]).transpose(1, 2)
+        # A mean over this process's tokens. For rows of unlike lengths see the sum in plain_pytorch_ddp.py.
         loss, stats = self.loss(logits, tokens[:, 1:], domain_ids=domain_ids, domain_weights=weights.to(self.device))
         self.sums += torch.stack([stats.loss_sum, stats.token_count.double()])
         if (self.global_step + 1) % LOG_EVERY == 0:  # over several batches, as one may lack a rare domain

@@ -122,11 +122,15 @@ def domain_moments(
         projection: Size of the `CountSketch` the gradients are reduced to (relative error of a trace at most
             sqrt(2 / size)); ``None`` to keep all coordinates.
         seed: Seed of the choice of samples and of the projection.
+
+    Raises:
+        ValueError: If there are too few groups or samples, or the mixture has other sizes than the dataset.
     """
     if num_groups < 2 or group_size < 1:
         raise ValueError(
             f"num_groups = {num_groups}, group_size = {group_size}; expected at least 2 groups of 1 sample"
         )
+    _check_length(dataset, mixture)
     start = time.perf_counter()
     rng = np.random.default_rng(seed)
     vectorize = _vectorize(projection, seed)
@@ -175,6 +179,10 @@ def measure(
 
     Returns:
         One result for each mixture and allocation.
+
+    Raises:
+        ValueError: If an argument is out of its range, or a mixture has other domains than ``moments`` or other sizes
+            than the dataset.
     """
     if num_batches < 2:
         raise ValueError(f"num_batches = {num_batches}; expected at least 2, to have a variance")
@@ -187,6 +195,7 @@ def measure(
     for name, mixture in mixtures.items():
         if mixture.domains != moments.domains:
             raise ValueError(f"mixture {name!r} has other domains than moments; expected {list(moments.domains)}")
+        _check_length(dataset, mixture)
         for allocation in allocations:
             start = time.perf_counter()
             stream, norms = StreamingMoments(), []
@@ -269,6 +278,14 @@ def _per_sample(loss: Loss, model: torch.nn.Module, samples: list[Any]) -> torch
             "use reduction='none' and average over the tokens of a sample"
         )
     return losses
+
+
+def _check_length(dataset: Any, mixture: Mixture) -> None:
+    if len(dataset) != mixture.sizes.sum():
+        raise ValueError(
+            f"dataset has {len(dataset)} samples, but the mixture's sizes add up to {mixture.sizes.sum()}; expected "
+            "the mixture's domains laid end to end"
+        )
 
 
 def _fetch(dataset: Any, indices: Iterable[int]) -> list[Any]:

@@ -15,9 +15,10 @@ from pycooldown._extras import require
 require("train", "torch", "transformers", "accelerate", "tensorboard", "yaml")
 
 if TYPE_CHECKING:
-    from pycooldown.huggingface.batches import MicroBatches, PackedPairs, PackedText, WithDomains
+    from pycooldown.huggingface.batches import PackedPairs, PackedText, WithDomains
     from pycooldown.huggingface.fused_forward import FusedLoss, LossOutput
     from pycooldown.huggingface.fused_loss import fuse_loss
+    from pycooldown.huggingface.micro_batches import MicroBatches
     from pycooldown.huggingface.probe import Probe
     from pycooldown.huggingface.ranks import DataParallelRanks
     from pycooldown.huggingface.sft import MixtureSFTMixin
@@ -29,7 +30,7 @@ _HOME = {
     "DomainSums": "statistics",
     "FusedLoss": "fused_forward",
     "LossOutput": "fused_forward",
-    "MicroBatches": "batches",
+    "MicroBatches": "micro_batches",
     "MixtureSFTMixin": "sft",
     "MixtureTrainer": "trainer",
     "MixtureTrainerMixin": "trainer",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from tokenize import TokenError
 from typing import Any, NamedTuple
@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from transformers import TrainingArguments
 
+from pycooldown.huggingface.micro_batches import SeededBatch
 from pycooldown.huggingface.sources import EndToEnd, read_items
 from pycooldown.huggingface.sources import Samples as Samples
-from pycooldown.sampling.sampler import DomainBatchSampler
 
 Collator = Callable[[list[Any]], dict[str, torch.Tensor]]
 
@@ -36,9 +36,14 @@ class WithDomains(Dataset[DomainSample]):
     Args:
         dataset: The samples.
         sizes: (K,) samples of each domain.
+
+    Raises:
+        ValueError: If the dataset has another length than all domains together.
     """
 
     def __init__(self, dataset: Any, sizes: npt.NDArray[np.int64]) -> None:
+        if len(dataset) != np.sum(sizes):
+            raise ValueError(f"the dataset has {len(dataset)} samples, but sizes add up to {np.sum(sizes)}")
         self.dataset = dataset
         self._ends = np.cumsum(sizes)
 
@@ -51,7 +56,9 @@ class WithDomains(Dataset[DomainSample]):
         return int(self._ends[-1]) if self._ends.size else 0
 
     def __getitems__(self, indices: list[int]) -> list[DomainSample]:
-        """Return many items with one read."""
+        """Return many items with one read. A worker first takes the seed of its micro-batch, if it has one."""
+        if isinstance(indices, SeededBatch) and get_worker_info() is not None:
+            indices.seed_generators()
         samples = read_items(self.dataset, indices)
         return [DomainSample(*pair) for pair in zip(samples, self._domain_ids(indices), strict=True)]
 
@@ -82,8 +89,19 @@ class _CollateWithDomains:  # a class, as workers that are spawned must be able 
         samples, domain_ids = zip(*items, strict=True)
         batch = self.collate(list(samples))
         if "domain_ids" in batch:
+            _check_ids(batch["domain_ids"], domain_ids)
             return batch
         return {"domain_ids": _by_row(torch.tensor(domain_ids, dtype=torch.int64), samples, batch), **batch}
+
+
+def _check_ids(given: torch.Tensor, domain_ids: Sequence[int]) -> None:
+    """Raise ValueError if a collator's ids, one per sample in any order, are not the domains of these samples."""
+    if given.dim() == 1 and len(given) == len(domain_ids) and sorted(given.tolist()) != sorted(domain_ids):
+        raise ValueError(
+            f"the data_collator returns domain_ids = {given.tolist()[:8]} for samples of the domains "
+            f"{list(domain_ids[:8])}, counted in the order of the mixture's; rename the column domain_ids, or leave it "
+            "out, as the trainer adds these ids"
+        )
 
 
 def _by_row(domain_ids: torch.Tensor, samples: Sequence[Any], batch: Mapping[str, Any]) -> torch.Tensor:
@@ -101,53 +119,38 @@ def _by_row(domain_ids: torch.Tensor, samples: Sequence[Any], batch: Mapping[str
 
 
 class EvaluationBatches(WithDomains):
-    """Evaluation sets of some of a mixture's domains, end to end.
+    """Evaluation data of some of a mixture's domains, in the order in which they are given.
 
     Args:
-        datasets: A dataset for each domain to be evaluated, by name.
+        dataset: The samples.
+        names: The domain of each sample.
         domains: All domains of the mixture, in order.
 
     Raises:
-        ValueError: If a set is empty or its domain is not in the mixture.
+        ValueError: If a domain is not in the mixture.
     """
 
-    def __init__(self, datasets: Mapping[str, Samples], domains: Sequence[str]) -> None:
-        if unknown := sorted(set(datasets) - set(domains)):
+    def __init__(self, dataset: Any, names: Sequence[str], domains: Sequence[str]) -> None:
+        positions = {name: i for i, name in enumerate(domains)}
+        if unknown := sorted(set(names) - set(positions)):
             raise ValueError(f"eval_dataset names {unknown[0]!r}; expected domains of the mixture")
-        names = [name for name in domains if name in datasets]
-        sizes = np.array([len(datasets[name]) for name in names], dtype=np.int64)
-        if empty := [name for name, size in zip(names, sizes.tolist(), strict=True) if not size]:
+        super().__init__(dataset, np.array([len(names)]))
+        self._positions = np.array([positions[name] for name in names])
+
+    @classmethod
+    def by_domain(cls, datasets: Mapping[str, Samples], domains: Sequence[str]) -> EvaluationBatches:
+        """Return the datasets of domains, by name, end to end.
+
+        Raises:
+            ValueError: If one is empty, or its domain is not in the mixture.
+        """
+        if empty := [name for name, part in datasets.items() if not len(part)]:
             raise ValueError(f"eval_dataset of domain {empty[0]!r} is empty; leave it out")
-        super().__init__(EndToEnd({name: datasets[name] for name in names}), sizes)
-        self._positions = [list(domains).index(name) for name in names]
+        names = [name for name, part in datasets.items() for _ in range(len(part))]
+        return cls(EndToEnd(datasets), names, domains)
 
     def _domain_ids(self, indices: Sequence[int]) -> list[int]:
-        return [self._positions[i] for i in super()._domain_ids(indices)]
-
-
-class MicroBatches:
-    """The batches of a sampler, each cut into ``accumulation`` parts of equal size (to within one)."""
-
-    def __init__(self, sampler: DomainBatchSampler, accumulation: int) -> None:
-        self.sampler = sampler
-        self.accumulation = accumulation
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.sampler:
-            for part in range(self.accumulation):
-                begin, end = (len(batch) * i // self.accumulation for i in (part, part + 1))
-                yield batch[begin:end]
-
-
-def seed_micro_batch(seed: int, step: int, place: int) -> None:
-    """Seed torch's generators, so that dropout depends only on the micro-batch's place in the run.
-
-    Args:
-        seed: The run's seed.
-        step: Optimizer step.
-        place: Number of the micro-batch within the global batch, counted over all ranks.
-    """
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, place]).generate_state(1)[0]))
+        return self._positions[np.asarray(indices)].tolist()  # type: ignore[no-any-return]
 
 
 def load(
@@ -164,7 +167,7 @@ def load(
         persistent_workers=args.dataloader_persistent_workers and workers > 0,
         prefetch_factor=args.dataloader_prefetch_factor if workers else None,
         multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None) if workers else None,
-        # Workers are seeded from this generator, because a resumed run restores the state of the global one.
+        # The global generator is that of training.
         generator=torch.Generator().manual_seed(args.seed),
     )
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
+import numpy as np
+from torch.utils.data import ConcatDataset
 from transformers import TrainingArguments
 
 from pycooldown.huggingface.arguments import refuse
+from pycooldown.huggingface.sources import known_sizes
 from pycooldown.mixture import Mixture
 from pycooldown.sampling.sampler import AllocationName
 from pycooldown.schedules import AdaptiveSchedule, Schedule
@@ -20,7 +24,6 @@ _LENGTH_RATIO = 2.0
 def check_arguments(
     args: TrainingArguments,
     mixture: Mixture,
-    length: int,
     evaluation: Mapping[str, Any] | None,
     options: Mapping[str, Any] | None = None,
     *,
@@ -32,7 +35,6 @@ def check_arguments(
         args: The trainer's arguments. ``ignore_data_skip`` is set, since the loader itself continues in the right
             place.
         mixture: The first mixture of the schedule.
-        length: Samples of train_dataset.
         evaluation: Evaluation sets by domain.
         options: Further arguments of ``Trainer.__init__``.
         generates: Whether the trainer is a Seq2SeqTrainer.
@@ -44,7 +46,6 @@ def check_arguments(
         )
     refuse(args, options or {}, generates=generates)
     args.ignore_data_skip = True
-    check_length(length, mixture)
     if unknown := sorted(set(evaluation or {}) - set(mixture.domains)):
         raise ValueError(
             f"eval_dataset names {unknown[0]!r}; expected domains of the mixture, such as {mixture.domains[0]!r}"
@@ -90,13 +91,40 @@ def check_launcher(world_size: int) -> None:
         )
 
 
-def check_length(length: int, mixture: Mixture) -> None:
-    """Raise ValueError if a dataset cannot be the mixture's domains laid end to end."""
-    if length != mixture.sizes.sum():
-        raise ValueError(
-            f"train_dataset has {length} samples but the schedule's domains have {mixture.sizes.sum()}; expected the "
-            "domains laid end to end"
-        )
+def check_sizes(source: Any, mixture: Mixture) -> None:
+    """Raise ValueError if a dataset cannot be the mixture's domains laid end to end.
+
+    Args:
+        source: A map-style dataset. If it knows its domains (``sizes``), names, order and sizes are compared, otherwise
+            its length only.
+        mixture: The first mixture of the schedule.
+    """
+    expected = dict(zip(mixture.domains, mixture.sizes.tolist(), strict=True))
+    sizes = known_sizes(source)
+    if sizes is None:
+        if len(source) != sum(expected.values()):
+            raise ValueError(
+                f"train_dataset has {len(source)} samples but the schedule's domains have {sum(expected.values())}; "
+                "expected the domains laid end to end"
+            )
+        parts = np.diff(source.cumulative_sizes, prepend=0).tolist() if isinstance(source, ConcatDataset) else []
+        if sorted(parts) == sorted(expected.values()) and parts != list(expected.values()):
+            raise ValueError(
+                f"train_dataset concatenates datasets of {parts} samples, but the schedule's domains have "
+                f"{list(expected.values())}; expected the domains in the order of the schedule's"
+            )
+        return
+    for (domain, size), (other, count) in zip_longest(sizes.items(), expected.items(), fillvalue=("no domain", 0)):
+        if domain != other:
+            raise ValueError(
+                f"train_dataset has {domain!r} where the schedule has {other!r}; expected the same domains in the same "
+                "order"
+            )
+        if size != count:
+            raise ValueError(
+                f"domain {domain!r} has {size} samples in train_dataset but {count} in the schedule; make the schedule "
+                "from the sizes of the data, for example by a function of them: schedule=lambda sizes: ..."
+            )
 
 
 def check_max_steps(args: TrainingArguments, stop: str, num_steps: int | None) -> None:
@@ -114,7 +142,15 @@ def check_max_steps(args: TrainingArguments, stop: str, num_steps: int | None) -
     args.max_steps = num_steps
 
 
-"""Raise ValueError for an unknown unit of the mixture, or for lengths that the unit does not need."""
+def check_last_batch(args: TrainingArguments, size: int) -> None:
+    """Raise ValueError if what is left for the last batch of a pass is too little for all micro-batches."""
+    parts = args.world_size * args.gradient_accumulation_steps
+    if size < parts:
+        raise ValueError(
+            f"{size} samples are left for the last batch of the pass; expected at least {parts}, one for each of "
+            f"{args.world_size} processes x {args.gradient_accumulation_steps} micro-batches; take a batch size whose "
+            "last batch is larger, or fewer gradient_accumulation_steps"
+        )
 
 
 def check_unit(unit: str, tokens_per_sample: Mapping[str, float] | None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from pycooldown.huggingface.wrappers import inner_model
+from pycooldown.huggingface.wrappers import inner_model, passes_positions
 
 _LENGTHS = (5, 7)  # tokens of the two test documents
 
@@ -34,6 +34,8 @@ def leak(model: torch.nn.Module) -> str | None:
     inner: Any = inner_model(model)
     if not isinstance(inner, PreTrainedModel):
         return f"{type(model).__name__} is no model of transformers, so whether it separates documents is not known"
+    if not passes_positions(model):
+        return f"{type(model).__name__} does not pass position_ids on, so the documents in a row are read as one text"
     device = inner.device
     vocabulary = inner.config.get_text_config(decoder=True).vocab_size
     ids = torch.arange(1, 1 + sum(_LENGTHS), device=device)[None] * 5 % vocabulary

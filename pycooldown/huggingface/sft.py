@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from pycooldown.huggingface.batches import EvaluationBatches, seed_micro_batch
+from pycooldown.huggingface.batches import EvaluationBatches
+from pycooldown.huggingface.micro_batches import seed_micro_batch
 from pycooldown.huggingface.output_layer import next_tokens
 from pycooldown.huggingface.sources import EndToEnd, by_domain
 from pycooldown.huggingface.statistics import DomainSums
@@ -82,6 +83,9 @@ class MixtureSFTMixin(MixtureTrainerMixin):
             )
         if getattr(given, "label_smoothing_factor", 0.0):
             raise ValueError(f"label_smoothing_factor = {given.label_smoothing_factor}; expected 0 with SFTTrainer")
+        column, evaluated = kwargs.get("domain_column"), kwargs.get("eval_dataset")
+        if _has_column(evaluated, column):  # packing would drop the column
+            kwargs["eval_dataset"] = by_domain(evaluated, column)
         self._raw: dict[str, Any] = {}
         self._prepared: dict[str, Any] = {}
         super().__init__(*args, **kwargs)
@@ -126,7 +130,8 @@ class MixtureSFTMixin(MixtureTrainerMixin):
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Tokenize and pack each domain by itself."""
-        if isinstance(dataset, EvaluationBatches):
+        packed = "seq_lengths" in (getattr(dataset, "column_names", None) or ())
+        if isinstance(dataset, EvaluationBatches) or packed:  # packed again, a row would become one document
             return dataset
         if dataset is not self._concatenated:
             return super()._prepare_dataset(dataset, *args, **kwargs)
@@ -144,15 +149,25 @@ class MixtureSFTMixin(MixtureTrainerMixin):
         return EndToEnd(self._prepared) if self._prepared else source  # without preparation the source is used
 
     def _evaluation_set(self, dataset: Any) -> Any:
-        parts = None if isinstance(dataset, (EvaluationBatches, str)) else by_domain(dataset, None)
-        if parts is not None and not self._skip_prepare_dataset:
-            packing = self.args.packing if self.args.eval_packing is None else self.args.eval_packing
-            options = (self.processing_class, self.args, packing, self._formatting_func)
+        packing = self.args.packing if self.args.eval_packing is None else self.args.eval_packing
+        options = (self.processing_class, self.args, packing, self._formatting_func)
+        column = self.domain_column if _has_column(dataset, self.domain_column) else None
+        if isinstance(dataset, (EvaluationBatches, str)) or self._skip_prepare_dataset:
+            pass
+        elif column is not None and not packing and "input_ids" not in dataset.column_names:
+            dataset = self._prepare_dataset(dataset, *options, "eval")  # keeps the column, and the order
+        elif (column is not None and packing) or isinstance(dataset, Mapping):
+            parts = by_domain(dataset, column) or {}
             dataset = {name: self._prepare_dataset(part, *options, name) for name, part in parts.items()}
         return super()._evaluation_set(dataset)
 
     def _fuse(self, model: torch.nn.Module) -> None:
         self.fused: Any = _CausalTargets()  # the output layer is TRL's
+
+
+def _has_column(dataset: Any, column: str | None) -> bool:
+    """Return whether this is one `datasets.Dataset` with a column of domains."""
+    return column is not None and not isinstance(dataset, Mapping) and column in getattr(dataset, "column_names", ())
 
 
 def _concatenated(parts: dict[str, Any]) -> Any:

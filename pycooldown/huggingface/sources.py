@@ -10,6 +10,8 @@ from torch.utils.data import Dataset
 
 from pycooldown.schedules import Schedule
 
+_SPLITS = {"train", "validation", "valid", "val", "dev", "test"}  # names that data sets give their parts
+
 
 class Samples(Protocol):
     """A map-style dataset. Its `__getitems__`, which reads many samples at once, is used if it exists."""
@@ -74,12 +76,17 @@ def by_domain(dataset: Any, column: str | None) -> dict[str, Samples] | None:
         column: The column of a `datasets.Dataset` that has each sample's domain.
 
     Raises:
-        ValueError: If there is no such column, or a row has no domain in it.
+        ValueError: If there is no such column, a row has no domain in it, or the mapping is by split.
     """
     if isinstance(dataset, Mapping):
         if column is not None:
             raise ValueError(
                 f"domain_column = {column!r}, but the datasets are given by domain already; leave domain_column out"
+            )
+        if "train" in dataset and set(dataset) <= _SPLITS:
+            raise ValueError(
+                f"the dataset has the splits {sorted(dataset)}, which are no domains; pass one split, with "
+                "domain_column=..., or a dataset for each domain by name"
             )
         return {str(domain): part for domain, part in dataset.items()}
     if column is None:
@@ -90,14 +97,29 @@ def by_domain(dataset: Any, column: str | None) -> dict[str, Samples] | None:
             f"domain_column = {column!r}; expected a column of a datasets.Dataset, got {type(dataset).__name__}"
             + (f" with {names}" if names else "")
         )
+    labels, positions = np.unique(np.array(names_of_rows(dataset, column)), return_inverse=True)
+    return {
+        str(label): dataset.select(np.flatnonzero(positions == number)) for number, label in enumerate(labels.tolist())
+    }
+
+
+def names_of_rows(dataset: Any, column: str) -> list[str]:
+    """Return the domain of each row of a `datasets.Dataset`.
+
+    Raises:
+        ValueError: If a row has none.
+    """
     values = list(dataset[column])
     if None in values:
         raise ValueError(f"row {values.index(None)} has no {column!r}; expected the name of a domain in each row")
     to_name: Callable[[Any], str] = getattr(dataset.features[column], "int2str", str)
-    labels, positions = np.unique(np.array([to_name(value) for value in values]), return_inverse=True)
-    return {
-        str(label): dataset.select(np.flatnonzero(positions == number)) for number, label in enumerate(labels.tolist())
-    }
+    return [to_name(value) for value in values]
+
+
+def known_sizes(dataset: Any) -> dict[str, int] | None:
+    """Return the samples of each domain, in order, if a dataset of domains laid end to end knows them."""
+    sizes = getattr(dataset, "sizes", None)
+    return {str(domain): int(size) for domain, size in sizes.items()} if isinstance(sizes, Mapping) else None
 
 
 def lay_out(dataset: Any, domains: Sequence[str], column: str | None = None) -> Any:
@@ -141,8 +163,8 @@ def resolve(schedule: Schedule | Callable[[dict[str, int]], Schedule], sizes: di
     if not isinstance(schedule, Schedule) and callable(schedule):
         if sizes is None:
             raise ValueError(
-                "schedule is a function of the domains' sizes, but these are not known for a train_dataset laid end to "
-                "end; pass {domain: dataset}, or a datasets.Dataset and domain_column"
+                "schedule is a function of the domains' sizes, but this train_dataset does not know them; pass "
+                "{domain: dataset}, or a datasets.Dataset and domain_column"
             )
         made = schedule(sizes)
     if not isinstance(made, Schedule):

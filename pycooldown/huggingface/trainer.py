@@ -11,26 +11,28 @@ from transformers import ProgressCallback, Seq2SeqTrainer, Trainer, TrainingArgu
 from transformers.trainer_utils import TrainOutput
 
 from pycooldown.huggingface.arguments import refuse_method
-from pycooldown.huggingface.batches import MicroBatches, WithDomains, load
+from pycooldown.huggingface.batches import WithDomains, load
 from pycooldown.huggingface.callbacks import MixtureProgress
 from pycooldown.huggingface.checkpoints import seal, unseal
 from pycooldown.huggingface.checks import (
     check_arguments,
     check_learning,
-    check_length,
     check_max_steps,
     check_schedule,
+    check_sizes,
     check_unit,
 )
 from pycooldown.huggingface.document_attention import for_packed, leak
 from pycooldown.huggingface.fused_loss import fuse_loss, fused_loss_of
 from pycooldown.huggingface.learning import Learner
 from pycooldown.huggingface.lengths import given_lengths, measure_lengths
+from pycooldown.huggingface.micro_batches import MicroBatches
 from pycooldown.huggingface.probe import Probe
 from pycooldown.huggingface.resuming import agree_on_checkpoint, unnumber_cpu
-from pycooldown.huggingface.sources import EndToEnd, by_domain, lay_out, resolve
+from pycooldown.huggingface.sources import EndToEnd, by_domain, known_sizes, lay_out, resolve
 from pycooldown.huggingface.statistics import DomainSums
 from pycooldown.huggingface.trainer_sampler import SamplerPart, new_sampler
+from pycooldown.huggingface.wrappers import ignored_prefix, inner_model
 from pycooldown.sampling.sampler import AllocationName, StopRule
 from pycooldown.schedules import AdaptiveSchedule, Schedule
 
@@ -109,22 +111,23 @@ class MixtureTrainerMixin(SamplerPart):
         check_unit(mixture_unit, tokens_per_sample)
         parts = by_domain(train_dataset, domain_column)
         source = train_dataset if parts is None else EndToEnd(parts)
-        self.schedule = resolve(schedule, None if parts is None else source.sizes)
+        self.schedule = resolve(schedule, known_sizes(source))
         check_schedule(self.schedule)
         first = self.schedule.mixture(0)
         source = lay_out(source, first.domains)
+        check_sizes(source, first)
         named = eval_dataset if isinstance(eval_dataset, Mapping) else None
         if stop is not None:
             check_max_steps(args, stop, new_sampler(args, self.schedule, allocation, stop).num_steps)
         generates = isinstance(self, Seq2SeqTrainer)
-        check_arguments(args, first, len(source), named, {**kwargs, "model": model}, generates=generates)
+        check_arguments(args, first, named, {**kwargs, "model": model}, generates=generates)
         self.domains = first.domains
         self.domain_column = domain_column
         self.allocation, self.stop = allocation, stop
         self.mixture_unit = mixture_unit
         self.allow_non_finite_loss = allow_non_finite_loss
         self._changes = []
-        self._clipped, self._names, self.domain_values = [], {}, {}
+        self._names, self.domain_values = {}, {}
         self._learner = self._lengths = None
         if data_collator is not None:
             kwargs["data_collator"] = data_collator
@@ -143,7 +146,7 @@ class MixtureTrainerMixin(SamplerPart):
         if isinstance(source, EndToEnd):
             self.schedule = resolve(schedule, source.sizes)  # preparation may have changed the sizes
             first = self.schedule.mixture(0)
-            check_length(len(source), first)
+            check_sizes(source, first)
             source = EndToEnd({name: self._model_columns(part) for name, part in source.datasets.items()})
         self.train_dataset = WithDomains(self._model_columns(source), first.sizes)
         self.eval_dataset = self._evaluation_set(self.eval_dataset)
@@ -200,7 +203,7 @@ class MixtureTrainerMixin(SamplerPart):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this rank's micro-batches, which Accelerate does not shard again."""
-        micro_batches = MicroBatches(self.sampler, self.args.gradient_accumulation_steps)
+        micro_batches = MicroBatches(self.sampler, self.args.gradient_accumulation_steps, seed=self.args.seed)
         return load(self.train_dataset, micro_batches, self.data_collator, self.args)
 
     def call_model_init(self, trial: Any = None) -> torch.nn.Module:
@@ -224,6 +227,7 @@ class MixtureTrainerMixin(SamplerPart):
     def _fuse(self, model: torch.nn.Module) -> None:
         """Fuse a model's loss, unless the user or another trainer has fused it already."""
         self.fused = fused_loss_of(model) or fuse_loss(model)
+        self._prefix, self._count_is_checked = ignored_prefix(model), False
         factor, own = self.args.label_smoothing_factor, self.fused.label_smoothing
         if factor and own and factor != own:
             raise ValueError(
@@ -237,8 +241,8 @@ class MixtureTrainerMixin(SamplerPart):
             few += sorted({begin, (begin + end - 1) // 2})
         with torch.random.fork_rng([]):
             batch = self.data_collator(self.train_dataset.__getitems__(few))
-        positions = batch.get("position_ids")
-        if positions is not None and not getattr(self.model.config, "is_encoder_decoder", False):
+        positions, config = batch.get("position_ids"), getattr(inner_model(self.model), "config", None)
+        if positions is not None and not getattr(config, "is_encoder_decoder", False):
             self._leak = leak(self.model)
             for_packed(batch, self._leak)  # raises
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from pycooldown.huggingface.batches import EvaluationBatches
 from pycooldown.huggingface.document_attention import for_packed
 from pycooldown.huggingface.fused_forward import LossOutput
-from pycooldown.huggingface.sources import by_domain
+from pycooldown.huggingface.sources import names_of_rows
 from pycooldown.huggingface.statistics import DomainSums
 from pycooldown.huggingface.trainer_loss import Inputs, LossPart
 
@@ -70,7 +70,10 @@ class EvaluationPart(LossPart):
     def predict(
         self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test", **kw: Any
     ) -> Any:
-        """Return predictions, labels and metrics, as Trainer does, for a dataset or for datasets by domain."""
+        """Return predictions, labels and metrics, as Trainer does, for a dataset or for datasets by domain.
+
+        Predictions are in the order of the samples: of the dataset, or of the datasets one after another.
+        """
         dataset = self._evaluation_set(test_dataset)
         return super().predict(dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix, **kw)
 
@@ -171,19 +174,22 @@ class EvaluationPart(LossPart):
             return dataset
         if isinstance(dataset, str):
             raise ValueError(f"eval_dataset = {dataset!r}; expected a dataset, or datasets by domain")
-        column = None if isinstance(dataset, Mapping) or not hasattr(dataset, "column_names") else self.domain_column
-        if column is not None and column not in dataset.column_names:
-            column = None
-        parts = by_domain(dataset, column)
-        if parts is None:
+        if isinstance(dataset, Mapping):
+            parts = {str(name): self._model_columns(part) for name, part in dataset.items()}
+            return EvaluationBatches.by_domain(parts, self.domains)
+        column = self.domain_column
+        if column is None or column not in (getattr(dataset, "column_names", None) or ()):
             return dataset
-        return EvaluationBatches({name: self._model_columns(part) for name, part in parts.items()}, self.domains)
+        return EvaluationBatches(self._model_columns(dataset), names_of_rows(dataset, column), self.domains)
 
     def _model_columns(self, dataset: Any) -> Any:
         """Return a `datasets.Dataset` without the columns that the model does not take; other datasets unchanged."""
         if not hasattr(dataset, "remove_columns"):
             return dataset
-        return self._remove_unused_columns(dataset, description="by domain")
+        dataset = self._remove_unused_columns(dataset, description="by domain")
+        # The column of domains may have the name of an input, such as domain_ids.
+        named = self.args.remove_unused_columns and self.domain_column in dataset.column_names
+        return dataset.remove_columns(self.domain_column) if named else dataset
 
     def _get_collator_with_removed_columns(
         self, data_collator: Callable[..., Any], description: str | None = None

@@ -37,7 +37,8 @@ class LogPart(EvaluationPart):
     eval_dataset: Any
     domain_values: dict[str, Vector]
     newest_values: dict[str, Vector]
-    _clipped: list[torch.Tensor]
+    _clipped: torch.Tensor | int = 0  # steps since the last log whose gradients were clipped
+    _clippable = 0  # steps since the last log
     _names: dict[str, list[str]]  # of what is logged by domain: the same strings in each log
     _warned_of_lengths = False
 
@@ -69,6 +70,9 @@ class LogPart(EvaluationPart):
             if "eval_loss" in self.newest_values:
                 self._keep(domain_log.EVALUATION, {"eval_loss": self.newest_values["eval_loss"]})
         self.domain_values |= self.newest_values
+        if "train_samples_per_second" in logs:  # Trainer's own takes all batches for equally large
+            samples = sum(map(self.sampler.batch_size_at, range(self.state.max_steps)))
+            logs["train_samples_per_second"] = round(samples / logs["train_runtime"], 3)
         self.state.epoch = self.state.global_step / self.args.max_steps  # Trainer's own epoch restarts on resuming
         shown = self._bounded(logs)
         super().log(shown, start_time)
@@ -81,7 +85,9 @@ class LogPart(EvaluationPart):
         return self._note_clipping(super()._clip_grad_norm(model))
 
     def _note_clipping(self, norm: Any) -> Any:
-        self._clipped.append(torch.as_tensor(norm > self.args.max_grad_norm))
+        if norm is not None:  # DeepSpeed does not know it before its first step
+            self._clipped = self._clipped + torch.as_tensor(norm > self.args.max_grad_norm)
+            self._clippable += 1
         return norm
 
     def _watch_clipping(self) -> None:
@@ -127,9 +133,9 @@ class LogPart(EvaluationPart):
             for i in logged:
                 if not (name == "loss" and np.isnan(found[i]) and not seen.tokens[i]):
                     logs[self._name(name, i)] = entries[i].item()
-        if self._clipped:
-            logs["clip_fraction"] = torch.stack(self._clipped).float().mean().item()
-            self._clipped.clear()
+        if self._clippable:
+            logs["clip_fraction"] = int(self._clipped) / self._clippable
+            self._clipped = self._clippable = 0
         logs["effective_sample_fraction"] = 1 / variance_inflation(mixture)
         return logs if mixture.tau is None else {**logs, "tau": mixture.tau}
 

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from accelerate.utils import send_to_device
 
-from pycooldown.huggingface.batches import seed_micro_batch
 from pycooldown.huggingface.document_attention import for_packed
 from pycooldown.huggingface.fused_forward import FusedLoss
 from pycooldown.huggingface.learning import Learner
 from pycooldown.huggingface.lengths import token_weights
+from pycooldown.huggingface.micro_batches import seed_micro_batch
 from pycooldown.huggingface.statistics import DomainSums
 from pycooldown.mixture import Mixture, Vector
 from pycooldown.sampling.sampler import DomainBatchSampler
@@ -37,6 +38,8 @@ class LossPart(Base):  # type: ignore[misc]
     _lengths: Vector | None  # tokens of a sample, of a mixture of tokens
     _weights: tuple[Mixture, int, torch.Tensor, float | None] | None = None
     _leak: str | None = None  # how the model confuses documents in one row
+    _prefix = 0  # ignored labels that a wrapper puts before those of each row
+    _count_is_checked = False
     _micro_batch = 0  # place of the next one in the global batch
 
     def get_batch_samples(
@@ -90,7 +93,7 @@ class LossPart(Base):  # type: ignore[misc]
         learner = self._learner
         if learner is not None and learner.reference is not None:
             outputs = self._call(model, inputs, torch.ones_like(weights), reduction="none")
-            ids = self.fused.domains_of_targets(inputs["labels"], inputs["domain_ids"])
+            ids = self.fused.domains_of_targets(self._labels(inputs), inputs["domain_ids"])
             learner.add_excess(outputs.loss.detach(), for_packed(inputs, self._leak), ids)
             loss, part = (outputs.loss * scaled[ids]).sum(), 0
         else:
@@ -99,6 +102,8 @@ class LossPart(Base):  # type: ignore[misc]
         if outputs.aux_loss is not None:  # a mean over micro-batches
             loss = loss + outputs.aux_loss * (1 / self.args.gradient_accumulation_steps - part)
         stats = torch.stack([outputs.domain_stats.loss_sum, outputs.domain_stats.token_count.double()])
+        if not self._count_is_checked:
+            self._check_count(inputs, int(stats[1].sum()))
         self.sums.add(stats, scaled if self._domain_means else weights, step=step)
         if learner is not None:
             learner.add(stats)
@@ -123,22 +128,38 @@ class LossPart(Base):  # type: ignore[misc]
 
     def _targets(self, inputs: Inputs) -> torch.Tensor:
         """Return the labels to be predicted, (N, T), -100 where there is none."""
+        labels = self._labels(inputs)
+        if self.fused.shifts and inputs.get("shift_labels") is not None:
+            shifted: torch.Tensor = inputs["shift_labels"]
+            return shifted
+        return self.fused.targets(labels)
+
+    def _labels(self, inputs: Inputs) -> torch.Tensor:
+        """Return the labels (N, T) that reach the model inside its wrappers."""
         if "labels" not in inputs:
             raise ValueError(
                 f"the data_collator returns {sorted(inputs)}; expected 'labels' (N, T) among them, with -100 where a "
                 "token has no loss"
             )
-        if self.fused.shifts and inputs.get("shift_labels") is not None:
-            shifted: torch.Tensor = inputs["shift_labels"]
-            return shifted
-        return self.fused.targets(inputs["labels"])
+        return F.pad(inputs["labels"], (self._prefix, 0), value=-100) if self._prefix else inputs["labels"]
+
+    def _check_count(self, inputs: Inputs, seen: int) -> None:
+        """Raise ValueError if a micro-batch's loss has other tokens than those counted before, which divide it."""
+        counted = int((self._targets(inputs) != -100).sum())
+        if counted != seen:
+            raise ValueError(
+                f"the labels of a micro-batch have {counted} tokens with a loss, but {type(self.model).__name__} "
+                f"computes the loss of {seen}, so it changes the labels; let the data_collator set those to -100 that "
+                "have no loss"
+            )
+        self._count_is_checked = True
 
     def _count(self, inputs: Inputs) -> torch.Tensor:
         """Return the number of tokens with a loss, (), or by domain (K,) if the loss averages each domain's tokens."""
         counted = self._targets(inputs) != -100
         if not self._domain_means:
             return counted.sum()
-        ids = self.fused.domains_of_targets(inputs["labels"], inputs["domain_ids"])
+        ids = self.fused.domains_of_targets(self._labels(inputs), inputs["domain_ids"])
         return torch.bincount(ids[counted], minlength=len(self.sampler.domains))
 
     @property

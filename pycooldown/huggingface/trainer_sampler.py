@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from pycooldown.huggingface.checks import check_change
+from pycooldown.huggingface.checks import check_change, check_last_batch
 from pycooldown.huggingface.trainer_logs import LogPart
 from pycooldown.sampling.sampler import AllocationName, DomainBatchSampler, StopRule
 from pycooldown.schedules import Schedule
@@ -70,6 +70,7 @@ class SamplerPart(LogPart):
         """Set the length of training to that of the sampler's pass."""
         if self.stop is not None:
             self.args.max_steps = self.sampler.num_steps
+            check_last_batch(self.args, self.sampler.batch_size_at(self.args.max_steps - 1))
 
     def _new_sampler(self, state: Mapping[str, Any] | None = None) -> DomainBatchSampler:
         """Return a sampler at the start of the job, or in a saved state, with the changes that the user made.

@@ -38,10 +38,12 @@ class Trial(NamedTuple):
     Attributes:
         loss: The loss in the wrapper's output.
         labels: The labels that the model inside it received.
+        position_ids: The positions that it received.
     """
 
     loss: torch.Tensor
     labels: torch.Tensor | None
+    position_ids: torch.Tensor | None
 
 
 @torch.no_grad()
@@ -51,13 +53,13 @@ def try_wrapper(wrapper: torch.nn.Module, inner: Any, **options: Any) -> Trial:
     parameters = inspect.signature(wrapper.forward).parameters.values()
     if all(p.kind is not p.VAR_KEYWORD for p in parameters):
         inputs = {name: value for name, value in inputs.items() if name in {p.name for p in parameters}}
-    if options:
+    if "domain_weights" in options:
         options["domain_ids"] = labels.new_zeros(len(labels))
-    seen: list[torch.Tensor | None] = []
+    seen: list[dict[str, Any]] = [{}]
     forward, names = inner.forward, list(inspect.signature(inner.forward).parameters)
 
     def record(*args: Any, **kwargs: Any) -> Any:
-        seen.append({**dict(zip(names, args, strict=False)), **kwargs}.get("labels"))
+        seen.append({**dict(zip(names, args, strict=False)), **kwargs})
         return forward(*args, **kwargs)
 
     with torch.random.fork_rng([inner.device] if inner.device.type == "cuda" else []):
@@ -66,7 +68,32 @@ def try_wrapper(wrapper: torch.nn.Module, inner: Any, **options: Any) -> Trial:
             loss = getattr(wrapper(**inputs, labels=labels, **options), "loss", None)
     if not isinstance(loss, torch.Tensor):
         raise ValueError(f"the output of {type(wrapper).__name__} has no loss; {_WAY_OUT}")
-    return Trial(loss, seen[-1] if seen else None)
+    return Trial(loss, seen[-1].get("labels"), seen[-1].get("position_ids"))
+
+
+def ignored_prefix(model: torch.nn.Module) -> int:
+    """Return how many ignored labels a wrapper puts before those of each row, as prompt tuning does, by trial."""
+    model = getattr(model, "_orig_mod", model)  # inside torch.compile
+    inner: Any = inner_model(model)
+    if inner is model or passes_all(model):
+        return 0
+    seen, given = try_wrapper(model, inner).labels, few_tokens(inner)[1]
+    return 0 if seen is None else max(seen.shape[-1] - given.shape[-1], 0)
+
+
+def passes_positions(model: torch.nn.Module) -> bool:
+    """Return whether the model inside a wrapper receives position_ids unchanged, by trial."""
+    model = getattr(model, "_orig_mod", model)  # inside torch.compile
+    inner: Any = inner_model(model)
+    if inner is model or passes_all(model):
+        return True
+    labels = few_tokens(inner)[1]
+    given = (torch.arange(labels.shape[1], device=labels.device) % 3).expand(labels.shape)
+    try:
+        received = try_wrapper(model, inner, position_ids=given).position_ids
+    except TypeError:  # its forward does not take them
+        return False
+    return received is not None and torch.equal(received, given)
 
 
 def check_wrapper(wrapper: torch.nn.Module, inner: torch.nn.Module, before: Trial) -> None:

@@ -18,6 +18,10 @@ from pycooldown.recipes.schema import Recipe
 # Arguments that other keys of the recipe decide, and the way to set them.
 DECIDED = {
     "output_dir": "the run's folder is --output",
+    "do_train": "`train` always trains",
+    "do_eval": "set training.eval_every",
+    "do_predict": "set the section decoding to translate",
+    "local_rank": "the launcher decides it",
     "overwrite_output_dir": "a folder with another run is refused",
     "resume_from_checkpoint": "give --resume",
     "max_steps": "set training.steps",
@@ -59,10 +63,8 @@ def arguments(recipe: Recipe, output: Path, progress: bool) -> TrainingArguments
     training = recipe.training
     given = _checked(recipe)
     accumulation = training.accumulation
-    if "lr_scheduler_type" in given or "lr_scheduler_kwargs" in given:
-        decay = {"lr_scheduler_kwargs": None}
-    else:
-        decay = learning_rate_decay.arguments(training.decay)
+    another = "lr_scheduler_type" in given  # then kwargs of the recipe's decay do not fit
+    decay = {"lr_scheduler_kwargs": None} if another else learning_rate_decay.arguments(training.decay)
     if not {"bf16", "fp16"} & set(given) and recipe.model.dtype != "float16":
         given["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     values: dict[str, Any] = {

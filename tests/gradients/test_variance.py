@@ -175,6 +175,11 @@ def test_wrong_arguments_are_named(problem):
         measure(model, lambda m, s: loss(m, s).mean(), data, {"a": a}, batch_size=4)
     with pytest.raises(ValueError, match="'b' has other domains"):
         measure(model, loss, data, {"a": a, "b": b}, batch_size=2, num_batches=2)
+    other = Mixture.proportional({domain: size + 1 for domain, size in SIZES.items()})
+    with pytest.raises(ValueError, match=f"dataset has {len(data)} samples, but the mixture's sizes add up to"):
+        measure(model, loss, data, {"other": other}, batch_size=2)
+    with pytest.raises(ValueError, match="the mixture's sizes add up to"):
+        measure(model, loss, data, {"a": a, "other": other}, batch_size=2, num_batches=2)
     with pytest.raises(ValueError, match="num_batches = 1"):
         measure(model, loss, data, {"a": a}, batch_size=4, num_batches=1)
     with pytest.raises(ValueError, match="mixtures is empty"):

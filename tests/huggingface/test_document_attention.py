@@ -63,13 +63,13 @@ def collate(samples):
     return {name: torch.tensor([sample[name] for sample in samples]) for name in samples[0]}
 
 
-def trainer_of(tmp_path, kind, rows):
+def trainer_of(tmp_path, kind, rows, wrap=lambda model: model):
     sizes = {"a": 6, "b": 6}
     args = transformers.TrainingArguments(
         str(tmp_path), max_steps=1, per_device_train_batch_size=4, report_to="none", use_cpu=True, save_strategy="no"
     )
     return MixtureTrainer(
-        tiny(kind),
+        wrap(tiny(kind)),
         args,
         schedule=schedules.constant(Mixture.temperature_sampling(sizes, 1.0)),
         train_dataset={"a": rows, "b": rows},
@@ -82,6 +82,35 @@ def test_a_model_that_leaks_is_refused_with_the_way_out(tmp_path):
     with pytest.raises(ValueError, match=r"OPTForCausalLM attend to other documents.*mode=document.*intra_document"):
         trainer_of(tmp_path, "opt", Rows())
     trainer_of(tmp_path, "opt", Rows(restart=False)).train()  # one document in each row
+
+
+class ForgetsPositions(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, position_ids=None, **inputs):
+        return self.model(input_ids=input_ids, **inputs)
+
+
+def prompted(model):
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(model, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+
+
+def adapted(model):
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+
+
+@pytest.mark.filterwarnings("ignore:Position ids are not supported")
+@pytest.mark.parametrize(("wrap", "apart"), [(ForgetsPositions, False), (prompted, False), (adapted, True)])
+def test_a_wrapper_that_drops_positions_is_refused(tmp_path, wrap, apart):
+    if apart:
+        trainer_of(tmp_path, "llama", Rows(), wrap)
+        return
+    with pytest.raises(ValueError, match=r"does not pass position_ids on.*mode=document"):
+        trainer_of(tmp_path, "llama", Rows(), wrap)
 
 
 @pytest.mark.parametrize("mask", [None, [1] * 8, [1] * 7 + [0]])

@@ -86,6 +86,29 @@ def test_a_dataset_without_domains_has_one_loss(tmp_path, given):
     assert not [name for name in metrics if "/" in name]
 
 
+@pytest.mark.parametrize("kind", ["column", "by domain"])
+def test_predictions_are_in_the_order_of_the_samples(tmp_path, kind):
+    datasets = pytest.importorskip("datasets")
+    order = [45, 3, 60, 44, 2, 61, 1]  # of mid, big, small, ...
+    names = np.repeat(list(SIZES), list(SIZES.values()))
+
+    def samples(numbers):
+        return datasets.Dataset.from_list([{"input_ids": Sequences()[i], "language": str(names[i])} for i in numbers])
+
+    def collate_rows(found):
+        return collate([row["input_ids"] for row in found])
+
+    given = samples(order) if kind == "column" else {"small": samples([60, 59]), "big": samples([7, 5, 6])}
+    more = {"domain_column": "language"}
+    trainer = make_trainer(tmp_path, switching(), dataset=samples(range(VOCABULARY)), collator=collate_rows, more=more)
+    output = trainer.predict(given)
+    expected = order if kind == "column" else [60, 59, 7, 5, 6]
+    assert output.label_ids[:, 0].tolist() == [Sequences()[i][0] for i in expected]
+    for domain in ("big", "small"):
+        sums = token_losses([i for i in expected if names[i] == domain])
+        assert output.metrics[f"test_loss/{domain}"] == pytest.approx(sums[:, 0].sum() / sums[:, 1].sum(), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
@@ -134,7 +157,7 @@ def test_generation_in_a_seq2seq_trainer(tmp_path):
         schedule=schedules.constant(Mixture.proportional(PAIR_SIZES)),
         train_dataset=Pairs(),
         eval_dataset={"a": Pairs(6)},
-        data_collator=collate_pairs,
+        data_collator=lambda samples: inputs_of(collate_pairs(samples)),
         compute_metrics=lengths,
     )
     trainer.train()

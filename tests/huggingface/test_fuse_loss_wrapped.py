@@ -285,6 +285,7 @@ def nllb_moe(**options):
     return t.NllbMoeForConditionalGeneration(t.NllbMoeConfig(**SEQ2SEQ, **both, num_experts=4, dropout=0.0, **options))
 
 
+@pytest.mark.skipif(t.__version__.startswith("5.0."), reason="Switch's own losses of routers fail in transformers 5.0")
 def test_the_losses_of_routers_of_switch_transformers_are_kept():
     def build():
         torch.manual_seed(0)

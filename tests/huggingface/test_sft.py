@@ -44,7 +44,9 @@ def scalarized(sizes):
     return schedules.constant(Mixture.scalarization({domain: sizes[domain] for domain in SIZES}, 5.0))
 
 
-def make_sft(path, *, steps=3, accumulation=1, kind=MixtureSFTTrainer, learning_rate=0.0, more=None, **options):
+def make_sft(
+    path, *, steps=3, accumulation=1, kind=MixtureSFTTrainer, learning_rate=0.0, more=None, train=None, **options
+):
     args = trl.SFTConfig(
         output_dir=str(path),
         max_steps=steps,
@@ -60,7 +62,8 @@ def make_sft(path, *, steps=3, accumulation=1, kind=MixtureSFTTrainer, learning_
         **{"gradient_checkpointing": False, "max_length": 12, **options},
     )
     extra = {"schedule": scalarized, **(more or {})}
-    return kind(tiny_model(), args, train_dataset=sources(), processing_class=tokenizer(), **extra)
+    data = sources() if train is None else train
+    return kind(tiny_model(), args, train_dataset=data, processing_class=tokenizer(), **extra)
 
 
 def expected(trainer, step):
@@ -114,13 +117,31 @@ def test_sft_evaluates_by_domain_and_moves_the_weights(tmp_path):
     assert trainer.evaluate(sources())["eval_loss/en"] > 0
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_sft_evaluates_a_dataset_with_a_column_of_domains(tmp_path, packing):
+    rows = [{**row, "language": domain} for domain in ("sw", "en") for row in texts(domain)[:5]]
+    column = datasets.Dataset.from_list(rows).shuffle(seed=1)
+    more = {"eval_dataset": {d: datasets.Dataset.from_list(texts(d)[:5]) for d in SIZES}}
+    wanted = make_sft(tmp_path, more=more).evaluate()  # documents in packed rows have the losses that they have alone
+    trainer = make_sft(
+        tmp_path, packing=packing, more={"eval_dataset": column, "domain_column": "language"}, train=column
+    )
+    by_domain = make_sft(tmp_path, packing=packing, more=more)
+    for found in (by_domain.evaluate(), trainer.evaluate(), trainer.evaluate(column)):
+        for name in ("eval_loss", "eval_loss/en", "eval_loss/sw"):
+            assert found[name] == pytest.approx(wanted[name], rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"loss_type": "dft"}, "loss_type = 'dft'; expected 'nll'"),
         ({"label_smoothing_factor": 0.1}, r"label_smoothing_factor = 0\.1; expected 0"),
         ({"more": {"probe": object()}}, "probe is not supported with SFTTrainer"),
-        ({"more": {"schedule": scalarized(SIZES)}, "packing": True}, "the schedule's domains 42"),
+        (
+            {"more": {"schedule": scalarized(SIZES)}, "packing": True},
+            r"'en' has \d+ samples in train_dataset but 30 in the schedule",
+        ),
     ],
 )
 def test_what_sft_cannot_have_is_refused(tmp_path, options, message):

@@ -4,6 +4,7 @@ import inspect
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -309,6 +310,40 @@ def assert_resumed(trainer, uninterrupted):
     assert complete_checkpoint(trainer.args.output_dir)[0].endswith("checkpoint-8")
 
 
+def test_the_share_of_clipped_steps_is_that_since_the_last_log(tmp_path):
+    options = {"learning_rate": 0.0}  # so that the limit does not change the gradients
+    free = make_trainer(tmp_path, switching(), max_grad_norm=1e9, **options)
+    free.train()
+    norms = [entry["grad_norm"] for entry in free.state.log_history if "grad_norm" in entry]
+    limit = float(np.median(norms))
+    clipped = [norm > limit for norm in norms]
+    assert 0 < sum(clipped) < 6
+    trainer = make_trainer(tmp_path, switching(), max_grad_norm=limit, logging_steps=3, **options)
+    trainer.train()
+    logged = [entry["clip_fraction"] for entry in trainer.state.log_history if "clip_fraction" in entry]
+    assert logged == [sum(clipped[:3]) / 3, sum(clipped[3:]) / 3]
+
+
+def masked_at_random(samples):
+    """Take tokens out of the loss at random, by the generators of torch, NumPy and Python."""
+    batch = collate(samples)
+    shape = batch["labels"].shape
+    kept = (torch.rand(shape) < 0.7) & torch.from_numpy(np.random.rand(*shape) < 0.9)  # noqa: NPY002
+    return {**batch, "labels": batch["labels"].where(kept & torch.tensor(random.random() < 0.9), -100)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_random_numbers_of_collators_resume(tmp_path, workers):
+    options = {"steps": 4, "accumulation": 2, "collator": masked_at_random, "dataloader_num_workers": workers}
+    trainer = make_trainer(tmp_path, switching(), save_strategy="steps", save_steps=2, **options)
+    trainer.train()
+    resumed = make_trainer(tmp_path, switching(), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert losses(resumed) == losses(trainer)
+    counts = [entry["tokens/big"] for entry in trainer.state.log_history if "tokens/big" in entry]
+    assert len(set(np.diff(counts))) > 1
+
+
 @pytest.mark.parametrize(("damage", "workers"), [(damage_nothing, 0), (damage_nothing, 2), (seal_as_version_0_1, 0)])
 def test_resume_is_exact(tmp_path, uninterrupted, damage, workers):
     copies(uninterrupted[0], tmp_path, 6)
@@ -396,7 +431,7 @@ def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypa
     trainer = make_trainer(tmp_path, switching())
     monkeypatch.setenv("WORLD_SIZE", "2")  # torchrun sets it; Trainer ignores it without use_cpu or a GPU
     with pytest.raises(ValueError, match=r"torchrun started 2 processes but Trainer knows about 1.*pass use_cpu=True"):
-        check_arguments(trainer.args, switching().mixture(0), VOCABULARY, None)
+        check_arguments(trainer.args, switching().mixture(0), None)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers")
 from test_trainer import AS_LOGGED, SIZES, Sequences, losses, make_trainer, switching, tiny_model  # noqa: E402
 
 from pycooldown import DomainBatchSampler, Mixture, adaptive, schedules  # noqa: E402
-from pycooldown.huggingface import MixtureTrainer  # noqa: E402
+from pycooldown.huggingface import MicroBatches, MixtureTrainer  # noqa: E402
 
 FIRST = schedules.constant(Mixture.scalarization(SIZES, 5.0))
 SECOND = schedules.constant(Mixture.temperature_sampling(SIZES, 2.0))  # other draws and other loss weights
@@ -113,6 +113,14 @@ def test_a_ramp_trains_on_the_planned_batches_and_resumes_with_another_size(tmp_
         past.train(resume_from_checkpoint=str(tmp_path / "late" / "checkpoint-3"))
 
 
+def test_samples_per_second_count_the_samples_of_all_batches(tmp_path):
+    trainer = make_trainer(tmp_path, SECOND)
+    trainer.set_batch_size(24, from_step=2)
+    metrics = trainer.train().metrics
+    samples = metrics["train_samples_per_second"] * metrics["train_runtime"]
+    assert samples == pytest.approx(2 * 12 + 4 * 24, rel=0.01)  # both factors are rounded
+
+
 def test_the_loss_of_a_mixture_of_tokens_is_divided_by_the_tokens_of_its_batch(tmp_path):
     """The loss is divided by the expected number of tokens, so a larger batch does not weigh more."""
     lengths = {"big": 4.0, "mid": 5.0, "small": 6.0}
@@ -162,6 +170,20 @@ def test_a_rule_sets_the_length_of_training(tmp_path, stop):
     resumed.seen = {}
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert resumed.seen == {step: samples for step, samples in trainer.seen.items() if step > 0}
+
+
+def test_a_last_batch_that_is_too_small_for_its_micro_batches_is_refused_before_training(tmp_path):
+    more = {"stop": "all_exhausted_without_replacement"}  # 64 samples
+    with pytest.raises(ValueError, match=r"1 samples are left for the last batch .*at least 3, one for each of 1 proc"):
+        make_trainer(tmp_path, SECOND, batch_size=21, accumulation=3, steps=-1, more=more)
+    trainer = make_trainer(tmp_path, SECOND, batch_size=12, accumulation=3, steps=-1, more=more)  # 4 are left
+    trainer.train()
+    trainer = make_trainer(tmp_path, SECOND, batch_size=12, accumulation=3, steps=-1, more=more)
+    with pytest.raises(ValueError, match="1 samples are left"):
+        trainer.set_batch_size(17, from_step=1)  # 64 = 12 + 3 * 17 + 1
+    sampler = DomainBatchSampler(SECOND, batch_size=21, seed=0, stop="all_exhausted_without_replacement")
+    with pytest.raises(ValueError, match="a batch of 1 samples cannot be cut into 3 micro-batches"):
+        list(MicroBatches(sampler, 3))
 
 
 def test_changes_move_the_end_of_a_rule_before_training_only(tmp_path):

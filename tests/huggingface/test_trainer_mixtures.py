@@ -23,7 +23,7 @@ from test_trainer import (  # noqa: E402
 
 from pycooldown import DomainBatchSampler, Mixture, schedules  # noqa: E402
 from pycooldown.adaptive import FGLS, DoReMi, LearnedSchedule  # noqa: E402
-from pycooldown.huggingface import fuse_loss  # noqa: E402
+from pycooldown.huggingface import WithDomains, fuse_loss  # noqa: E402
 from pycooldown.huggingface.trainer_logs import LOGGED_DOMAINS  # noqa: E402
 
 torch.set_num_threads(1)
@@ -297,6 +297,7 @@ def column_of_names(datasets, kind):
         ("dict", False),
         ("dict", True),
         ("list", False),
+        ("end to end", True),
         ("in order", True),
         ("scattered", False),
         ("class labels", True),
@@ -311,6 +312,8 @@ def test_sources_by_domain_train_the_same(tmp_path, kind, by_sizes):
         options["dataset"] = dict(reversed(parts().items()))  # the schedule defines the order
     elif kind == "list":
         options["dataset"] = list(parts().values())
+    elif kind == "end to end":
+        options["dataset"] = KnownSizes(SIZES)
     else:
         datasets = pytest.importorskip("datasets")
         data = column_of_names(datasets, kind)
@@ -334,6 +337,14 @@ def test_sources_by_domain_train_the_same(tmp_path, kind, by_sizes):
         assert losses(trainer) == losses(expected)
 
 
+class KnownSizes(Sequences):
+    """Domains laid end to end, whose names and sizes are known as those of `TarDataset` are."""
+
+    def __init__(self, sizes):
+        super().__init__()
+        self.sizes = sizes
+
+
 def sort_by_first(data):
     return data.select(sorted(range(len(data)), key=lambda i: data[i]["input_ids"][0]))
 
@@ -344,6 +355,15 @@ def sort_by_first(data):
         ({"big": Sequences(0, 40)}, {}, "domain 'mid' is only in the schedule"),
         ({**parts(), "new": Sequences(0, 3)}, {}, "domain 'new' is only in train_dataset"),
         ([Sequences(0, 40)], {}, "lists 1 datasets; expected one for each of 3"),
+        ({**parts(), "big": Sequences(0, 39), "mid": Sequences(39, 17)}, {}, "'big' has 39 samples in .* but 40 in"),
+        (list(parts().values())[::-1], {}, "domain 'big' has 8 samples in train_dataset but 40 in the schedule"),
+        (torch.utils.data.ConcatDataset(list(parts().values())[::-1]), {}, r"datasets of \[8, 16, 40\] samples, but"),
+        (KnownSizes(dict(sorted(SIZES.items(), reverse=True))), {}, "has 'small' where the schedule has 'big'"),
+        (
+            {"train": Sequences(0, 40), "test": Sequences(40, 4)},
+            {},
+            r"the splits \['test', 'train'\], which are no dom",
+        ),
         (parts(), {"domain_column": "source"}, "given by domain already; leave domain_column out"),
         (Sequences(), {"domain_column": "source"}, "domain_column = 'source'; expected a column"),
         (iter([]), {}, "train_dataset is a list_iterator; expected map-style"),
@@ -352,6 +372,31 @@ def sort_by_first(data):
 def test_sources_that_do_not_fit_are_refused(tmp_path, dataset, more, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make_trainer(tmp_path, switching(), dataset=dataset, more=more)
+
+
+def test_sizes_that_do_not_add_up_to_the_dataset_are_refused():
+    with pytest.raises(ValueError, match="the dataset has 64 samples, but sizes add up to 60"):
+        WithDomains(Sequences(), np.array([40, 20]))
+
+
+def test_a_column_with_the_name_of_the_ids_does_not_replace_them(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    names = ["2", "10", "0"]  # the mixture's order is another one
+    data = datasets.Dataset.from_list([{"domain_ids": int(names[i % 3]), **rows(i, "")} for i in range(30)])
+    more = {"domain_column": "domain_ids"}
+    mixture = Mixture.proportional(dict.fromkeys(names, 10))
+    trainer = make_trainer(tmp_path, schedules.constant(mixture), dataset=data, collator=collate_rows, more=more)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["domain_ids"].tolist() == [int(i) % 3 for i in batch["input_ids"][:, 0]]
+
+
+def test_ids_of_a_collator_that_are_not_those_of_its_samples_are_refused(tmp_path):
+    def swapped(samples):
+        batch = collate(samples)
+        return {**batch, "domain_ids": (batch["input_ids"][:, 0] < SIZES["big"]).long()}
+
+    with pytest.raises(ValueError, match="rename the column domain_ids"):
+        make_trainer(tmp_path, switching(), collator=swapped).train()
 
 
 class HalfLearned:
@@ -373,7 +418,7 @@ class HalfLearned:
 @pytest.mark.parametrize(
     ("schedule", "error", "message"),
     [
-        (lambda sizes: switching(), ValueError, "function of the domains' sizes, but these are not known"),
+        (lambda sizes: switching(), ValueError, "function of the domains' sizes, but this train_dataset does not"),
         ("constant", TypeError, "schedule is a str; expected"),
         (HalfLearned(), TypeError, r"HalfLearned has update\(\) but not delay, statistics, needs, state_dict"),
     ],
@@ -444,3 +489,43 @@ def test_adapters_are_trained_and_resumed(tmp_path):
     assert losses(resumed) == losses(trainer)
     for name in changed:
         assert torch.equal(resumed.model.state_dict()[name], trainer.model.state_dict()[name])
+
+
+def test_the_loss_of_prompt_tuning_is_a_mean_over_all_its_tokens(tmp_path):
+    """Its virtual tokens predict the first token of each row too, so there are as many targets as tokens."""
+
+    def prompted():
+        peft = pytest.importorskip("peft")
+        config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+        return peft.get_peft_model(tiny_model(), config)
+
+    schedule = schedules.constant(Mixture.proportional(SIZES))
+    model = prompted()
+    trainer = make_trainer(tmp_path, schedule, model=model, learning_rate=0.0, steps=2, accumulation=2)
+    trainer.train()
+    trainer.fused.undo()
+    for step, loss in enumerate(losses(trainer)):
+        rows = [torch.tensor([Sequences()[i]]) for i in trainer.sampler.plan(step).indices.tolist()]
+        with torch.no_grad():
+            total = sum(float(model.eval()(input_ids=row, labels=row).loss) * row.shape[1] for row in rows)
+        assert loss == pytest.approx(total / sum(row.shape[1] for row in rows), **AS_LOGGED)
+
+
+class HidesLabels(torch.nn.Module):
+    """A wrapper that takes the first tokens of each row out of the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = tiny_model()
+        self.config = self.model.config
+
+    def forward(self, labels=None, **inputs):
+        hidden = None if labels is None else labels.clone().index_fill_(1, torch.arange(2), -100)
+        return self.model(labels=hidden, **inputs)
+
+
+def test_a_wrapper_that_changes_the_number_of_targets_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path, switching(), model=HidesLabels)
+    with pytest.raises(ValueError, match=r"HidesLabels computes the loss of .* it changes the labels"):
+        trainer.train()
+    assert trainer.state.global_step == 0

@@ -26,7 +26,7 @@ from pycooldown.recipes.history import Run  # noqa: E402
 from pycooldown.recipes.models import build_model, load_model  # noqa: E402
 from pycooldown.recipes.proxy import proxy_recipe  # noqa: E402
 from pycooldown.recipes.schema import Model  # noqa: E402
-from pycooldown.recipes.trainer_arguments import DECIDED  # noqa: E402
+from pycooldown.recipes.trainer_arguments import DECIDED, arguments  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -260,6 +260,7 @@ def test_training_starts_from_a_models_folder_or_with_an_adapter(user):
         ("trainer.learning_rate=1", "trainer.learning_rate is decided by other keys .*: set training"),
         ("trainer.use_liger_kernel=true", "trainer.use_liger_kernel: its forward"),
         ("trainer.logging_dir=charts", "trainer.logging_dir is decided by other keys .*: events for TensorBoard"),
+        ("trainer.do_eval=false", "trainer.do_eval is decided by other keys .*: set training.eval_every"),
         ("trainer.optim=adamm", "trainer: .*adamm"),
         ("data.domains=[large, none]", "data.domains has 'none'"),
         ("data.path=nowhere", "nowhere/manifest.json is missing"),
@@ -284,9 +285,16 @@ def test_arguments_of_trainer_pass_through(user):
     assert args.gradient_checkpointing
     assert args.optim == "sgd"
     assert not args.bf16  # the default on a CPU
-    assert set(DECIDED) - {"overwrite_output_dir", "warmup_ratio", "logging_dir"} <= set(vars(args)) | {
+    assert set(DECIDED) - {"overwrite_output_dir", "warmup_ratio", "logging_dir", "local_rank"} <= set(vars(args)) | {
         "logging_strategy"
     }
+
+
+def test_options_of_the_decay_alone_keep_the_decay(user):
+    given = "trainer={lr_scheduler_kwargs: {min_lr_rate: 0.5}}"
+    args = arguments(load_recipe("recipe.yaml", [given]), Path("run"), progress=False)
+    assert str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) == "cosine_with_min_lr"
+    assert args.lr_scheduler_kwargs == {"min_lr_rate": 0.5}
 
 
 def test_tokens_of_other_projects_are_trained_on(user):
