@@ -18,8 +18,7 @@ namespace {
 
 }  // namespace
 
-BlockStates::BlockStates(const std::string& path, std::size_t blocks)
-    : blocks_(blocks), size_(kCounters + 2 * blocks) {
+BlockStates::BlockStates(const std::string& path, std::size_t blocks) : blocks_(blocks), size_(kCounters + 2 * blocks) {
   const int descriptor = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
   if (descriptor < 0) fail(errno, path);
   struct stat status;

@@ -184,8 +184,7 @@ def check_change(old: Schedule, new: Schedule, from_step: int) -> None:
     if before.domains != after.domains or (before.sizes != after.sizes).any():
         raise ValueError(
             "the new schedule has other domains or sizes than the job's first one, but a trainer's dataset is fixed; "
-            "to "
-            "add data, use a DomainBatchSampler and your own loader"
+            "to add data, use a DomainBatchSampler and your own loader"
         )
 
 
