@@ -31,6 +31,7 @@ from pycooldown import DomainBatchSampler, Mixture, schedules
 from pycooldown.data import KnownFutureCache, TarDataset
 from pycooldown.data.cache.blocks import Blocks
 from pycooldown.data.cache.plan import BlockUses, forecast
+from pycooldown.gradients.moments import bootstrap
 
 pytest.importorskip("obstore")
 
@@ -54,9 +55,8 @@ RESULTS = {}
 def kept_memory():
     """Let glibc keep freed memory, in this process and in the workers that it starts."""
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # as <malloc.h> numbers them
-    glibc = ctypes.CDLL(None)
     for parameter, size in ((mmap_threshold, 1 << 25), (trim_threshold, 1 << 28), (top_pad, 1 << 26)):
-        assert glibc.mallopt(parameter, size) == 1
+        assert ctypes.CDLL(None).mallopt(parameter, size) == 1
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +114,6 @@ def shards(texts, server):
     return urls
 
 
-def local_dataset(server, shards):
-    """Return the data set of the server's files."""
-    _, bucket = server
-    return TarDataset({d: [str(bucket / "tar" / Path(url).name) for url in urls] for d, urls in shards.items()})
-
-
 def counts(server):
     with urllib.request.urlopen(f"{server[0]}/_counts") as reply:
         return tuple(map(int, reply.read().split()))
@@ -136,7 +130,7 @@ def rate(batches, size=len):
 
 
 def take_turns(loaders, size):
-    """Return samples a second of two loaders in their first pass and in each turn of their later epochs."""
+    """Return samples a second of loaders in each turn, of equally many samples; `TURNS` of them are a pass."""
     batches = {name: iter(loader) for name, loader in loaders.items()}
     rates = {name: [] for name in loaders}
     for _ in range((1 + REPEATS) * TURNS):
@@ -144,15 +138,13 @@ def take_turns(loaders, size):
             began = time.perf_counter()
             samples = sum(size(batch) for batch in itertools.islice(batches[name], STEPS // TURNS))
             rates[name].append(samples / (time.perf_counter() - began))
-    # All turns have as many samples, so that the rate of several is their harmonic mean.
-    first = {name: TURNS / np.reciprocal(turns[:TURNS]).sum() for name, turns in rates.items()}
-    return first, {name: np.array(turns[TURNS:]) for name, turns in rates.items()}
+    return {name: np.array(turns) for name, turns in rates.items()}
 
 
-def interval(ratios):
-    """Return the median of ratios and its 95 % interval."""
-    drawn = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
-    return np.median(ratios), *np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+def by_pass(rates):
+    """Return the rates of the first pass and of all later ones together: harmonic means of those of turns."""
+    passes = {"restarted": rates[:TURNS], "later epochs": rates[TURNS:]}
+    return {name: len(turns) / np.reciprocal(turns).sum() for name, turns in passes.items()}
 
 
 def note(name, rates, **more):
@@ -229,19 +221,18 @@ def test_cache(server, shards, tmp_path, block, form):
                 for _ in loader:
                     pass
                 continue
-            near = local_dataset(server, shards)
+            folder = server[1] / "tar"
+            near = TarDataset({d: [str(folder / Path(url).name) for url in urls] for d, urls in shards.items()})
             near_sampler = make_sampler(near, block, (1 + REPEATS) * STEPS)
             near_loader = DataLoader(wrap(near), batch_sampler=near_sampler, collate_fn=function, num_workers=1)
-            restarted, later = take_turns({"cache": loader, "local": near_loader}, size)
+            turns = take_turns({"cache": loader, "local": near_loader}, size)
             assert cache.statistics().requests == 0
     ratio = plan.bytes_fetched / plan.bytes_used
-    over_local = "{:.3f} [{:.3f}, {:.3f}]".format(*interval(later["cache"] / later["local"]))
-    epochs = {name: len(turns) / np.reciprocal(turns).sum() for name, turns in later.items()}
-    rates = {"first pass": first[0], "restarted": restarted["cache"], "later epochs": epochs["cache"]}
-    more = {"requests": plan.requests, "fetched_over_used": f"{ratio:.3f}"}
-    note(f"pycooldown {form}, blocks of {block}", rates, **more)
-    rates = {"restarted": restarted["local"], "later epochs": epochs["local"]}
-    note(f"  local files, in turns with it ({form}, {block})", rates, cache_over_local=over_local)
+    rates = {"first pass": first[0], **by_pass(turns["cache"])}
+    note(f"pycooldown {form}, blocks of {block}", rates, requests=plan.requests, fetched_over_used=f"{ratio:.3f}")
+    ratios = (turns["cache"] / turns["local"])[TURNS:]
+    over_local = "{:.3f} [{:.3f}, {:.3f}]".format(*bootstrap(lambda x: np.median(x, axis=-1), ratios))
+    note(f"  local files, in turns with it ({form}, {block})", by_pass(turns["local"]), cache_over_local=over_local)
     assert ratio <= 1.15
 
 
@@ -271,7 +262,6 @@ def test_litdata(server, texts, tmp_path, monkeypatch):
 
     if hasattr(downloader, "_OBSTORE_CLIENT_OPTIONS"):  # otherwise its client accepts only https
         monkeypatch.setitem(downloader._OBSTORE_CLIENT_OPTIONS, "allow_http", "true")
-
     _, bucket = server
     for domain, rows in texts.items():
         writer = Cache(str(bucket / "lit" / domain), chunk_bytes=SHARD_BYTES)

@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from pycooldown import Mixture, schedules
 from pycooldown.data import TarDataset, TokenDataset, token_sources
+from pycooldown.gradients.moments import bootstrap
 from pycooldown.huggingface import MixtureTrainer, PackedText
 
 pytestmark = pytest.mark.timeout(0)  # the suite's limit detects hangs, not slow machines
@@ -127,10 +128,8 @@ def model_of(vocabulary, length):
 
 def compared(mine, theirs):
     """Return our steps over theirs: the median of neighbours' ratios, its 95 % interval, and the minima's ratio."""
-    ratios = mine / theirs
-    drawn = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
-    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
-    return {"ratio": np.median(ratios), "low": low, "high": high, "least": mine.min() / theirs.min()}
+    ratio, low, high = bootstrap(lambda ratios: np.median(ratios, axis=-1), mine / theirs)
+    return {"ratio": ratio, "low": low, "high": high, "least": mine.min() / theirs.min()}
 
 
 @pytest.mark.parametrize("name", CASES)
