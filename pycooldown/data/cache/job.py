@@ -81,7 +81,7 @@ class CacheJob:
         # A schedule that learns is planned step by step, as soon as each is known.
         horizon = 1 if self.learns else 0
         options = {"limit": self.limit, "depth": self.depth, "prefetched": self.prefetched, "horizon": horizon}
-        return cache_actions(self._uses, start=start, stop=self.stop, held=held, **options)
+        return cache_actions(self._uses(), start=start, stop=self.stop, held=held, **options)
 
     def surplus(self, start: int, held: set[int]) -> list[int]:
         """Return the held blocks that exceed the limit: those whose first use from a step on is farthest.
@@ -102,10 +102,10 @@ class CacheJob:
 
     def _used_from(self, step: int) -> Iterator[int]:
         """Yield the blocks that each step uses, as far as the steps are known."""
+        uses = self._uses()
         with contextlib.suppress(LookupError):
             for number in range(step, self.stop):
-                yield from self._uses.at(number).tolist()
+                yield from uses.at(number).tolist()
 
-    @property
     def _uses(self) -> BlockUses:
         return BlockUses(self.sampler, self.dataset, self.blocks, ranks=self.ranks, world_size=self.world_size)
